@@ -1,0 +1,118 @@
+"""What a file can name: its own op and extern declarations first, then those of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from . import tree as t
+from .diagnostics import Span
+
+TRAITS = frozenset(
+    "elementwise commutative linear_in_x linear_in_weight idempotent random movement reduction"
+    " normalises barrier inplace_safe identity_in_eval".split()
+)
+ATTR_TYPES = frozenset("int int2 int3 ints float frac bool str dtype any".split())
+
+
+class Declarations(Protocol):
+    """The part of `vocabulary.Declarations` that the checker reads."""
+
+    def op(self, name: str) -> t.Op | None: ...
+    def extern(self, name: str) -> t.Extern | None: ...
+    def names(self) -> tuple[str, ...]: ...
+    def extern_names(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """The parts of one `op` declaration by name."""
+
+    decl: t.Op
+
+    @property
+    def name(self) -> str:
+        return self.decl.name.text
+
+    @cached_property
+    def params(self) -> dict[str, t.OpParam]:
+        return {i.name.text: i for i in self.decl.items if isinstance(i, t.OpParam)}
+
+    @cached_property
+    def attrs(self) -> dict[str, t.OpAttr]:
+        return {i.name.text: i for i in self.decl.items if isinstance(i, t.OpAttr)}
+
+    @cached_property
+    def dims(self) -> dict[str, t.Expr]:
+        return {i.name.text: i.value for i in self.decl.items if isinstance(i, t.OpDim)}
+
+    @cached_property
+    def costs(self) -> dict[str, t.Expr]:
+        return {i.name.text: i.value for i in self.decl.items if isinstance(i, t.OpCost)}
+
+    @cached_property
+    def traits(self) -> frozenset[str]:
+        items = [i for i in self.decl.items if isinstance(i, t.OpTrait)]
+        return frozenset(word.text for item in items for word in item.names)
+
+    @property
+    def inputs(self) -> tuple[t.Param, ...]:
+        return self.decl.inputs
+
+    @property
+    def fewest(self) -> int:
+        return sum(not (p.optional or p.variadic) for p in self.inputs)
+
+    @property
+    def most(self) -> int | None:
+        """The largest number of inputs, None if there is no limit."""
+        return None if any(p.variadic for p in self.inputs) else len(self.inputs)
+
+    @cached_property
+    def settings(self) -> tuple[str, ...]:
+        """What a keyword may name: inputs, parameters and attributes."""
+        return (*(p.name.text for p in self.inputs), *self.params, *self.attrs)
+
+
+class Known:
+    """Looks a name up in the file, then in the library."""
+
+    def __init__(self, file: t.File, library: Declarations) -> None:
+        self._library = library
+        self._ops = {op.name.text: op for op in file.all(t.Op)}
+        self._externs = {extern.name.text: extern for extern in file.all(t.Extern)}
+        self._facts: dict[str, OpFacts | None] = {}
+
+    def op(self, name: str) -> OpFacts | None:
+        if name not in self._facts:
+            found = self._ops.get(name) or self._library.op(name)
+            self._facts[name] = found and OpFacts(found)
+        return self._facts[name]
+
+    def extern(self, name: str) -> t.Extern | None:
+        return self._externs.get(name) or self._library.extern(name)
+
+    def is_op(self, name: str) -> bool:
+        return self.op(name) is not None
+
+    @cached_property
+    def op_names(self) -> tuple[str, ...]:
+        return (*self._ops, *self._library.names())
+
+    @cached_property
+    def extern_names(self) -> tuple[str, ...]:
+        return (*self._externs, *self._library.extern_names())
+
+    def facts(self, names: tuple[str, ...]) -> Iterator[OpFacts]:
+        """The declared ops among these names."""
+        for name in names:
+            found = self.op(name)
+            if found is not None:
+                yield found
+
+
+def tail(node: t.Attribute) -> Span:
+    """The place of `weight` in `c.weight`."""
+    return Span(node.span.source, node.span.end - len(node.name), node.span.end)

@@ -1,0 +1,215 @@
+"""Expressions and types: the part of the tree that rules, ops and pipelines share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Literal
+
+from .diagnostics import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """`span` is where the node stands; it takes no part in equality, so `parse(fmt(t)) == parse(t)` can be said."""
+
+    span: Span = field(kw_only=True, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Word(Node):
+    """A name with a place: what a definition binds or a reference points to."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_dimension(self) -> bool:
+        """UPPER names are dimensions and integers; lower names are values, ops and parameters."""
+        return self.text[0].isupper()
+
+
+# -- expressions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Expr(Node):
+    """Anything that has a value. `depth` is the height of the tree, capped by the parser."""
+
+    depth: int = field(kw_only=True, compare=False, repr=False, default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Name(Expr):
+    text: str
+
+    @property
+    def is_dimension(self) -> bool:
+        return self.text[0].isupper()
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Expr):
+    """An integer or a decimal, kept as written."""
+
+    text: str
+
+    @property
+    def value(self) -> int | float:
+        return int(self.text) if self.text.isdigit() else float(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Frac(Expr):
+    """`30%`: a share in 0..1, kept as the written percentage."""
+
+    percent: str
+
+    @property
+    def value(self) -> float:
+        return float(self.percent) / 100
+
+
+@dataclass(frozen=True, slots=True)
+class String(Expr):
+    """A string; `value` has its escapes resolved."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Expr):
+    """`none`, `true` or `false`."""
+
+    value: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple(Expr):
+    items: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class List(Expr):
+    items: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unary(Expr):
+    """`-x` or `not x`."""
+
+    op: str
+    operand: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Binary(Expr):
+    """Arithmetic `+ - * / // mod @ ^`, comparison `== != < <= > >= in`, logic `and or`."""
+
+    op: str
+    left: Expr
+    right: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Keyword(Node):
+    """`name = value` in a call; in a pattern, an attribute that is constrained or bound."""
+
+    name: Word
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Expr):
+    function: Expr
+    args: tuple[Expr, ...]
+    keywords: tuple[Keyword, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute(Expr):
+    """`c.weight`, or `padding.0` for an element of a tuple attribute."""
+
+    value: Expr
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Node):
+    start: Expr | None
+    stop: Expr | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscript(Expr):
+    value: Expr
+    items: tuple[Expr | Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantifier(Expr):
+    """`forall w in params(D): owned(w)`."""
+
+    kind: Literal["forall", "exists"]
+    variable: Word
+    domain: Expr
+    body: Expr
+
+
+# -- types ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DimRange(Node):
+    """`1..64`: any extent from `low` to `high`, both included."""
+
+    low: Expr
+    high: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class DimRest(Node):
+    """`...`: any number of further axes."""
+
+
+Dim = Expr | DimRange | DimRest
+
+
+@dataclass(frozen=True, slots=True)
+class Type(Node):
+    """`f[N, C, H, W]`, `int`, `frac`; `name` is None for the shape of a parameter `[O, I]`; `dims` None is no tensor."""
+
+    name: str | None
+    dims: tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Param(Node):
+    """A formal parameter of an op, an extern function, a rule or a pipeline."""
+
+    name: Word
+    type: Type
+    default: Expr | None
+    optional: bool = False
+    variadic: bool = False
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes directly below, in textual order."""
+    found: list[Node] = []
+    for f in fields(node):
+        value = getattr(node, f.name)
+        items = value if isinstance(value, tuple) else (value,)
+        found += [item for item in items if is_dataclass(item) and isinstance(item, Node)]
+    return found
+
+
+def walk(node: Node) -> list[Node]:
+    """The node and everything below it, parents first, without recursion."""
+    found, stack = [], [node]
+    while stack:
+        node = stack.pop()
+        found.append(node)
+        stack.extend(reversed(children(node)))
+    return found

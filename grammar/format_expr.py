@@ -1,0 +1,222 @@
+"""Canonical text of expressions, types and signatures, with as few parentheses as the grammar allows."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from . import tree as t
+from .layout import Bracket, Chain, Doc, Row, Text, outside, row
+
+ANY, OR, AND, NOT, COMPARE, SUM, PRODUCT, SIGN, POWER, POSTFIX = range(10)
+"""How tightly an expression binds; an operand that binds less tightly than its place asks for gets parentheses."""
+
+PLACES = {
+    "or": (OR, OR, AND), "and": (AND, AND, NOT), "+": (SUM, SUM, PRODUCT), "-": (SUM, SUM, PRODUCT),
+    "^": (POWER, POSTFIX, SIGN),
+}  # fmt: skip
+PLACES |= {op: (PRODUCT, PRODUCT, SIGN) for op in ("*", "/", "//", "@", "mod")}
+PLACES |= {op: (COMPARE, SUM, SUM) for op in ("==", "!=", "<", "<=", ">", ">=", "in")}
+"""Operator: how tightly the whole binds, and what its left and right operands must bind at least."""
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
+
+
+def quoted(text: str) -> str:
+    return f'"{text.translate(_ESCAPES)}"'
+
+
+def expression(expr: t.Expr) -> Doc:
+    """An expression that stands outside of brackets, where a line end would end the statement."""
+    return outside(doc(expr))
+
+
+def binding_power(expr: t.Expr) -> int:
+    if isinstance(expr, t.Quantifier):
+        return ANY
+    if isinstance(expr, t.Unary):
+        return SIGN if expr.op == "-" else NOT
+    return PLACES[expr.op][0] if isinstance(expr, t.Binary) else POSTFIX
+
+
+def operand(expr: t.Expr, least: int) -> Doc:
+    inner = doc(expr)
+    return inner if binding_power(expr) >= least else Bracket("(", (inner,), ")")
+
+
+@singledispatch
+def doc(node: t.Node) -> Doc:
+    raise TypeError(f"no text for {type(node).__name__}")
+
+
+@doc.register
+def _(node: t.Word) -> Doc:
+    return Text(node.text)
+
+
+@doc.register
+def _(node: t.Path) -> Doc:
+    return Text(str(node))
+
+
+@doc.register
+def _(node: t.Name) -> Doc:
+    return Text(node.text)
+
+
+@doc.register
+def _(node: t.Number) -> Doc:
+    return Text(node.text)
+
+
+@doc.register
+def _(node: t.Frac) -> Doc:
+    return Text(f"{node.percent}%")
+
+
+@doc.register
+def _(node: t.String) -> Doc:
+    return Text(quoted(node.value))
+
+
+@doc.register
+def _(node: t.Constant) -> Doc:
+    return Text({True: "true", False: "false", None: "none"}[node.value])
+
+
+@doc.register
+def _(node: t.Tuple) -> Doc:
+    return Bracket("(", tuple(map(doc, node.items)), ")")
+
+
+@doc.register
+def _(node: t.List) -> Doc:
+    return Bracket("[", tuple(map(doc, node.items)), "]")
+
+
+@doc.register
+def _(node: t.Unary) -> Doc:
+    sign = "-" if node.op == "-" else "not "
+    return row(sign, operand(node.operand, binding_power(node)))
+
+
+@doc.register
+def _(node: t.Binary) -> Doc:
+    """A run such as `a + b - c` is one chain: its lines break before each of its operators alike."""
+    whole, left, right = PLACES[node.op]
+    rest = [(node.op, operand(node.right, right))]
+    first = node.left
+    while left == whole and isinstance(first, t.Binary) and binding_power(first) == whole:
+        rest.append((first.op, operand(first.right, right)))
+        first = first.left
+    return Chain(operand(first, left), tuple(reversed(rest)))
+
+
+@doc.register
+def _(node: t.Keyword) -> Doc:
+    return row(f"{node.name} = ", doc(node.value))
+
+
+@doc.register
+def _(node: t.Rest) -> Doc:
+    return Text(f"{node.name}...")
+
+
+@doc.register
+def _(node: t.Call) -> Doc:
+    arguments = (*node.args, *node.keywords)
+    return row(operand(node.function, POSTFIX), Bracket("(", tuple(map(doc, arguments)), ")"))
+
+
+@doc.register
+def _(node: t.Attribute) -> Doc:
+    """`(p.0).1` keeps its parentheses, since `0.1` would be read as a number."""
+    inner = operand(node.value, POSTFIX)
+    if node.name.isdigit() and inner.flat[-1].isdigit() and _ends_in_number(node.value):
+        inner = Bracket("(", (inner,), ")")
+    return row(inner, f".{node.name}")
+
+
+def _ends_in_number(value: t.Expr) -> bool:
+    return isinstance(value, t.Number) or (isinstance(value, t.Attribute) and value.name.isdigit())
+
+
+@doc.register
+def _(node: t.Slice) -> Doc:
+    start, stop = (operand(part, OR) if part else Text("") for part in (node.start, node.stop))
+    return row(start, ":", stop)
+
+
+@doc.register
+def _(node: t.Subscript) -> Doc:
+    return row(operand(node.value, POSTFIX), Bracket("[", tuple(map(doc, node.items)), "]"))
+
+
+@doc.register
+def _(node: t.Quantifier) -> Doc:
+    domain = operand(node.domain, OR)
+    return row(f"{node.kind} {node.variable} in ", domain, ": ", doc(node.body))
+
+
+@doc.register
+def _(node: t.DimRange) -> Doc:
+    return row(doc(node.low), "..", doc(node.high))
+
+
+@doc.register
+def _(node: t.DimRest) -> Doc:
+    return Text("...")
+
+
+@doc.register
+def _(node: t.Type) -> Doc:
+    name = Text(node.name or "")
+    if node.dims is None:
+        return name
+    return row(name, Bracket("[", tuple(map(doc, node.dims)), "]"))
+
+
+@doc.register
+def _(node: t.Param) -> Doc:
+    mark = "?" if node.optional else "..." if node.variadic else ""
+    default = row(" = ", doc(node.default)) if node.default else Text("")
+    return row(f"{node.name}{mark}: ", doc(node.type), default)
+
+
+@doc.register
+def _(node: t.OpSet) -> Doc:
+    names = " | ".join(word.text for word in node.names)
+    return Text(names if len(node.names) == 1 else f"({names})")
+
+
+@doc.register
+def _(node: t.Slot) -> Doc:
+    same = node.theirs.text == node.ours.text
+    name = node.theirs.text if same else f"{node.theirs} = {node.ours}"
+    return Text(name + ("..." if node.variadic else ""))
+
+
+@doc.register
+def _(node: t.Signature) -> Doc:
+    call = Bracket("(", tuple(map(doc, node.slots)), ")")
+    return row(node.dotted, call, comma_list(" with ", node.fixed))
+
+
+@doc.register
+def _(node: t.Ref) -> Doc:
+    arguments = tuple(map(doc, (*node.args, *node.keywords)))
+    call = Bracket("(", arguments, ")") if arguments else Text("")
+    return row(node.rule.text, call, f" at {quoted(node.at)}" if node.at is not None else "")
+
+
+def comma_list(lead: str, nodes: tuple[t.Keyword | t.Ref | t.Word, ...]) -> Row:
+    """`lead a, b`, or nothing where there are no nodes. Stands outside of brackets."""
+    parts: list[Doc] = []
+    for node in nodes:
+        parts += [Text(", " if parts else lead), _listed(node)]
+    return Row(tuple(parts))
+
+
+def _listed(node: t.Keyword | t.Ref | t.Word) -> Doc:
+    if isinstance(node, t.Keyword):
+        return row(f"{node.name} = ", expression(node.value))
+    return doc(node)

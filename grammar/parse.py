@@ -1,0 +1,161 @@
+"""Text in, tree out. Every failure is a `LissomError`; hostile text is refused before it costs anything."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from lark import Lark
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
+
+from .build import Build
+from .diagnostics import SOURCE, Label, LissomError, Source, Span, fail
+from .lex import PostLexer
+from .tree import File
+
+MAX_BYTES = 1 << 20
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+_SHOWN = {
+    "_END": "the end of the statement", "NAME": "a name", "INT": "a number", "FLOAT": "a number", "FRAC": "a share like 30%",
+    "STRING": "a string", "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
+    "COMMA": "`,`", "COLON": "`:`", "EQUAL": "`=`", "DOT": "`.`", "COMPARE": "a comparison", "MINUS": "`-`", "PLUS": "`+`",
+    "STAR": "`*`", "TIMES": "`/`", "POWER": "`^`", "OPTIONAL": "`?`", "ELLIPSIS": "`...`", "VBAR": "`|`", "$END": "the end of the file",
+}  # fmt: skip
+
+
+def parse(text: str, name: str = "<text>") -> File:
+    """The tree of a rule file. Raises `LissomError` with E-codes for anything that is not the language."""
+    source = Source(name, text.removeprefix("\ufeff"))
+    _check_text(source)
+    token = SOURCE.set(source)
+    try:
+        return Build().transform(_lark().parse(source.text))
+    except UnexpectedInput as error:
+        raise _syntax_error(error, source) from None
+    except VisitError as error:
+        if isinstance(error.orig_exc, LissomError):
+            raise error.orig_exc from None
+        raise
+    finally:
+        SOURCE.reset(token)
+
+
+def parse_file(path: Path) -> File:
+    """Read and parse a `.lissom` file."""
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a rule file; refuses what cannot be read, is too large or is not UTF-8."""
+    place = Label(None, where=str(path))
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _too_large(place)
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise fail("E006", f"cannot read `{path}`: {error.strerror}", place) from None
+    except UnicodeDecodeError as error:
+        note = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise fail("E004", "the file is not UTF-8", place, note=note) from None
+
+
+@cache
+def _lark() -> Lark:
+    grammar = resources.files(__package__).joinpath("lissom.lark").read_text("utf-8")
+    return Lark(
+        grammar,
+        parser="lalr",
+        lexer="basic",
+        start="file",
+        propagate_positions=True,
+        maybe_placeholders=True,
+        postlex=PostLexer(),
+    )
+
+
+def _check_text(source: Source) -> None:
+    if len(source.text) > MAX_BYTES:
+        raise _too_large(Label(None, where=source.name))
+    found = _FORBIDDEN.search(source.text)
+    if found:
+        place = Label(Span(source, found.start(), found.end()), "here")
+        code = f"U+{ord(found.group()):04X}"
+        raise fail(
+            "E004", f"the character {code} may not stand in a rule file", place, help="delete it"
+        )
+
+
+def _too_large(place: Label) -> LissomError:
+    return fail(
+        "E002",
+        f"the file is larger than {MAX_BYTES >> 20} MiB",
+        place,
+        help="split it and `use` the parts",
+    )
+
+
+def _syntax_error(error: UnexpectedInput, source: Source) -> LissomError:
+    if isinstance(error, UnexpectedCharacters):
+        return _bad_character(error.pos_in_stream or 0, source)
+    if isinstance(error, UnexpectedToken):
+        return _bad_token(error, source)
+    end = Span(source, len(source.text), len(source.text))
+    return fail("E001", "the file ends too early", Label(end))
+
+
+def _bad_character(offset: int, source: Source) -> LissomError:
+    place = Label(Span(source, offset, offset + 1))
+    if source.text[offset] == '"':
+        hint = 'a string ends on its own line with `"`; its escapes are \\" \\\\ \\n \\t'
+        return fail("E005", "the string is never closed", place, help=hint)
+    return fail(
+        "E005",
+        f"`{source.text[offset]}` is not part of the language",
+        place,
+        help=_CHARACTER_HELP.get(source.text[offset], ""),
+    )
+
+
+_CHARACTER_HELP = {
+    "'": 'strings stand in double quotes: "..."',
+    "%": "a share is written without a space: 30%; the remainder is `mod`",
+    "!": "`!=` is the only use of `!`; negation is `not`",
+    "&": "write `and`",
+    "$": "names need no mark",
+}  # fmt: skip
+
+
+def _bad_token(error: UnexpectedToken, source: Source) -> LissomError:
+    token = error.token
+    start = token.start_pos or 0
+    place = Label(Span(source, start, max(token.end_pos or start, start)))
+    expected = sorted(
+        {_SHOWN.get(t, f"`{t.strip('_').lower()}`") for t in (error.accepts or error.expected)}
+    )
+    found = "the statement ends" if token.type in ("_END", "$END") else f"`{token}` is unexpected"
+    if not expected:
+        return fail("E001", f"{found} here", place)
+    return fail(
+        "E001",
+        f"{found} here",
+        place,
+        note=f"expected {_list(expected)}",
+        help=_token_help(token.type, str(token)),
+    )
+
+
+def _token_help(kind: str, text: str) -> str:
+    if kind == "EQUAL":
+        return "`=` binds a name; to compare write `==`, to change a weight `:=`"
+    if kind.startswith("_") and text.isidentifier():
+        return f"`{text}` is a reserved word; use another name"
+    return ""
+
+
+def _list(words: list[str]) -> str:
+    shown = words[:6] + ([f"{len(words) - 6} more"] if len(words) > 6 else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"

@@ -1,0 +1,1 @@
+"""lissom: compression rules as text, applied to trained PyTorch networks and verified."""
