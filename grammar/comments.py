@@ -27,7 +27,7 @@ Notes = Sequence[Comment]
 
 @dataclass
 class Around:
-    """The comments of one statement: on the lines before it, at the end of its last line, after its `{`, before its `}`."""
+    """The comments of one statement: before it, at its end, after its `{`, before its `}`."""
 
     before: list[Comment] = field(default_factory=list)
     after: Comment | None = None
@@ -60,7 +60,7 @@ class Comments:
 
 
 def attach(items: Sequence[Item], text: str) -> Comments:
-    """Give every comment of `text` to the statement on its line, else to the one that follows, else to the block's end."""
+    """Give each comment to the statement on its line, the one after it, or the block's end."""
     comments = Comments()
     found = list(_scan(text))
     braces = [start for start, comment in found if comment is None]
@@ -79,7 +79,7 @@ class _Text:
         return self.text.rfind("\n", 0, end) < start
 
     def brace_of(self, block: Block) -> int:
-        """Where the block opens: heads hold no braces, so it is the first one after the block's start."""
+        """Where the block opens: heads hold no braces, so it is the first one from its start."""
         return self.braces[bisect_left(self.braces, block.node.span.start)]
 
 

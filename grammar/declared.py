@@ -10,11 +10,13 @@ from typing import Protocol
 from . import tree as t
 from .diagnostics import Span
 
-TRAITS = frozenset(
-    "elementwise commutative linear_in_x linear_in_weight idempotent random movement reduction"
-    " normalises barrier inplace_safe identity_in_eval".split()
-)
-ATTR_TYPES = frozenset("int int2 int3 ints float frac bool str dtype any".split())
+TRAITS = frozenset((
+    "elementwise", "commutative", "linear_in_x", "linear_in_weight", "idempotent", "random",
+    "movement", "reduction", "normalises", "barrier", "inplace_safe", "identity_in_eval",
+))  # fmt: skip
+ATTR_TYPES = frozenset((
+    "int", "int2", "int3", "ints", "float", "frac", "bool", "str", "dtype", "any",
+))  # fmt: skip
 
 
 class Declarations(Protocol):

@@ -10,7 +10,7 @@ from .diagnostics import Span
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`span` is where the node stands; it takes no part in equality, so `parse(fmt(t)) == parse(t)` can be said."""
+    """`span` is where the node stands; it takes no part in equality."""
 
     span: Span = field(kw_only=True, compare=False, repr=False)
 
@@ -30,7 +30,7 @@ class Word(Node):
         return self.text[0].isupper()
 
 
-# -- expressions ---------------------------------------------------------------------------------------------------
+# -- expressions ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Quantifier(Expr):
     body: Expr
 
 
-# -- types ---------------------------------------------------------------------------------------------------------
+# -- types ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ Dim = Expr | DimRange | DimRest
 
 @dataclass(frozen=True, slots=True)
 class Type(Node):
-    """`f[N, C, H, W]`, `int`, `frac`; `name` is None for the shape of a parameter `[O, I]`; `dims` None is no tensor."""
+    """`f[N, C, H, W]`, `int`; without `name` the shape of a parameter, without `dims` no tensor."""
 
     name: str | None
     dims: tuple[Dim, ...] | None

@@ -1,7 +1,7 @@
-"""The canonical text of a rule file: `parse(format_file(tree)) == tree`, comments kept, formatting twice changes nothing.
+"""The canonical text of a rule file: same tree, same comments; a second run changes nothing.
 
-A block of one statement stays on one line if it fits and holds no comment; so does a list of rule names. Every other
-block has one statement on each line.
+A block of one statement stays on one line if it fits and holds no comment; so does a list of rule
+names. Every other block has one statement on each line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def format_text(text: str, name: str = "<text>") -> str:
 
 
 def format_file(file: t.File, source_text: str = "") -> str:
-    """Canonical text of `file`; comments are taken from `source_text`, the text the tree was parsed from."""
+    """Canonical text of `file`; comments come from `source_text`, which it was parsed from."""
     items = tuple(map(item, file.statements))
     comments = attach(items, source_text.removeprefix("\ufeff"))
     lines: list[str] = []

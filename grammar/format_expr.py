@@ -1,4 +1,4 @@
-"""Canonical text of expressions, types and signatures, with as few parentheses as the grammar allows."""
+"""Canonical text of expressions, types and signatures, with as few parentheses as can be."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from . import tree as t
 from .layout import Bracket, Chain, Doc, Row, Text, outside, row
 
 ANY, OR, AND, NOT, COMPARE, SUM, PRODUCT, SIGN, POWER, POSTFIX = range(10)
-"""How tightly an expression binds; an operand that binds less tightly than its place asks for gets parentheses."""
+"""How tightly an expression binds; an operand too loose for its place is put in parentheses."""
 
 PLACES = {
     "or": (OR, OR, AND), "and": (AND, AND, NOT), "+": (SUM, SUM, PRODUCT), "-": (SUM, SUM, PRODUCT),
     "^": (POWER, POSTFIX, SIGN),
 }  # fmt: skip
-PLACES |= {op: (PRODUCT, PRODUCT, SIGN) for op in ("*", "/", "//", "@", "mod")}
-PLACES |= {op: (COMPARE, SUM, SUM) for op in ("==", "!=", "<", "<=", ">", ">=", "in")}
-"""Operator: how tightly the whole binds, and what its left and right operands must bind at least."""
+PLACES |= dict.fromkeys(("*", "/", "//", "@", "mod"), (PRODUCT, PRODUCT, SIGN))
+PLACES |= dict.fromkeys(("==", "!=", "<", "<=", ">", ">=", "in"), (COMPARE, SUM, SUM))
+"""Operator: how tightly the whole binds, and its left and right operand must at least."""
 
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"})
 
@@ -101,7 +101,7 @@ def _(node: t.Unary) -> Doc:
 
 @doc.register
 def _(node: t.Binary) -> Doc:
-    """A run such as `a + b - c` is one chain: its lines break before each of its operators alike."""
+    """A run such as `a + b - c` is one chain: it breaks before any of its operators."""
     whole, left, right = PLACES[node.op]
     rest = [(node.op, operand(node.right, right))]
     first = node.left
@@ -131,13 +131,15 @@ def _(node: t.Call) -> Doc:
 def _(node: t.Attribute) -> Doc:
     """`(p.0).1` keeps its parentheses, since `0.1` would be read as a number."""
     inner = operand(node.value, POSTFIX)
-    if node.name.isdigit() and inner.flat[-1].isdigit() and _ends_in_number(node.value):
+    if node.name.isdigit() and _ends_in_integer(node.value):
         inner = Bracket("(", (inner,), ")")
     return row(inner, f".{node.name}")
 
 
-def _ends_in_number(value: t.Expr) -> bool:
-    return isinstance(value, t.Number) or (isinstance(value, t.Attribute) and value.name.isdigit())
+def _ends_in_integer(value: t.Expr) -> bool:
+    if isinstance(value, t.Number):
+        return value.text.isdigit()
+    return isinstance(value, t.Attribute) and value.name.isdigit()
 
 
 @doc.register

@@ -9,7 +9,7 @@ from functools import cached_property, singledispatch
 
 from . import tree as t
 from .format_expr import comma_list, doc, expression, quoted
-from .layout import Bracket, Doc, Overhang, Row, Text, row
+from .layout import Bracket, Doc, Overhang, Text, row
 from .lex import SOMETIMES
 
 ALIGNED = 50
@@ -32,7 +32,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Block(Item):
-    """A statement with a block: `doc` is what stands before the `{`; a blank line goes before the item `spaced`."""
+    """A statement with a block: `doc` stands before its `{`, a blank line before `spaced`."""
 
     items: tuple[Item, ...]
     inline: bool
@@ -60,7 +60,7 @@ def _line(node: t.Node, *parts: Doc | str) -> Item:
 def _block(
     node: t.Node, head: Doc | str, nodes: Sequence[t.Node], inline: bool | None = None
 ) -> Block:
-    """A block that stays on one line, if it fits, where it holds one statement; `inline` overrides that."""
+    """A block that may stay on one line where it holds one statement; `inline` overrides that."""
     items = tuple(map(item, nodes))
     return Block(node, row(head), items, len(items) <= 1 if inline is None else inline)
 
@@ -89,7 +89,7 @@ def _words(lead: str, words: Iterable[t.Word]) -> Doc:
     return comma_list(lead, tuple(words))
 
 
-# -- declarations --------------------------------------------------------------------------------------------------
+# -- declarations --------------------------------------------------------------------------------
 
 
 @item.register
@@ -146,7 +146,7 @@ def _(node: t.OpSpelling) -> Item:
     return _line(node, "spelling ", doc(node.signature))
 
 
-# -- rules ---------------------------------------------------------------------------------------------------------
+# -- rules ---------------------------------------------------------------------------------------
 
 
 @item.register
@@ -318,7 +318,7 @@ def _(node: t.Fact) -> Item:
     return _line(node, _words(f"{node.kind} ", node.names))
 
 
-# -- pipelines and tests -------------------------------------------------------------------------------------------
+# -- pipelines and tests -------------------------------------------------------------------------
 
 
 @item.register

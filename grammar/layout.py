@@ -1,4 +1,4 @@
-"""Lays text out on lines of at most 100 columns: what can break, where, and how a broken line goes on."""
+"""Lays text out on lines of at most 100 columns: what can break, and how a broken line goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FAR_RIGHT = 50
 
 
 class Doc:
-    """Text with places to break. `head` is what must stand on the line that the document begins on."""
+    """Text with places to break. `head` is how much must stand on the line that it begins on."""
 
     loose = False
     """Whether it breaks outside of its own brackets, where a line end would end the statement."""
@@ -42,7 +42,7 @@ class Text(Doc):
 
 @dataclass(frozen=True)
 class Overhang(Text):
-    """Text at the end of a statement that cannot be broken: it may stand out, and breaks nothing before it."""
+    """Unbreakable text that ends a statement: it may stand out, and breaks nothing before it."""
 
     @property
     def head(self) -> int:
@@ -154,7 +154,7 @@ def row(*parts: Doc | str) -> Row:
 
 
 def _head(parts: Sequence[Doc], tail: int) -> int:
-    """Columns needed before the first place where one of the parts, or what follows them, may break."""
+    """Columns needed before the first place where a part, or what follows the parts, may break."""
     total = 0
     for part in parts:
         total += part.head

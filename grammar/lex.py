@@ -1,8 +1,8 @@
 """The post-lexer: turns the raw tokens into what the LALR grammar reads.
 
-It ends statements (newlines count only outside brackets), retags the words that open a statement or join its parts, and
-stops early on text that is too deep or too long. Because it knows the block it stands in, a word such as `dim` is a
-keyword where an op item begins and a plain name everywhere else.
+It ends statements (newlines count only outside brackets), retags the words that open a statement or
+join its parts, and stops early on text that is too deep or too long. Because it knows the block it
+stands in, a word such as `dim` is a keyword where an op item begins and a plain name elsewhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from .diagnostics import SOURCE, Label, LissomError, Source, Span, did_you_mean,
 
 MAX_DEPTH = 64
 MAX_TOKENS = 40_000
+MAX_NAME = 100
 
 HARD = {
-    "and": "AND", "or": "OR", "not": "NOT", "mod": "MOD", "in": "IN", "forall": "FORALL", "exists": "EXISTS",
-    "none": "NONE", "true": "TRUE", "false": "FALSE", "pure": "PURE", "as": "_AS", "from": "_FROM", "of": "_OF",
-    "at": "_AT", "on": "_ON", "else": "_ELSE", "when": "_WHEN", "by": "_BY", "until": "_UNTIL", "order": "_ORDER",
+    "and": "AND", "or": "OR", "not": "NOT", "mod": "MOD", "in": "IN",
+    "forall": "FORALL", "exists": "EXISTS", "none": "NONE", "true": "TRUE", "false": "FALSE",
+    "pure": "PURE", "as": "_AS", "from": "_FROM", "of": "_OF", "at": "_AT", "on": "_ON",
+    "else": "_ELSE", "when": "_WHEN", "by": "_BY", "until": "_UNTIL", "order": "_ORDER",
     "within": "_WITHIN", "because": "_BECAUSE",
 }  # fmt: skip
 """Words that are never names."""
@@ -28,8 +30,8 @@ HARD = {
 FILE = ("use", "extern", "op", "exact", "approx", "lossless", "observe", "pipeline", "test")
 OP = ("param", "attr", "dim", "trait", "cost", "meaning", "spelling")
 RULE = (
-    "doc", "priority", "recursive", "on_shared", "match", "unless", "where", "let", "perturb", "rewrite", "train",
-    "ensure",
+    "doc", "priority", "recursive", "on_shared", "match", "unless", "where", "let", "perturb",
+    "rewrite", "train", "ensure",
 )  # fmt: skip
 PIPELINE = ("input", "data", "budget", "stage", "recover", "verify", "on_fail", "mode")
 STEP = ("once", "fixpoint", "each", "first", "try", "calibrate")
@@ -45,15 +47,16 @@ SOMETIMES = {
 """Blocks in which these words open a statement if a name follows them."""
 
 OPENS = {
-    "op": "op", "exact": "rule", "approx": "rule", "lossless": "rule", "observe": "rule", "match": "match",
-    "unless": "match", "rewrite": "rewrite", "ensure": "ensure", "verify": "ensure", "pipeline": "pipeline",
-    "stage": "step", "first": "step", "try": "step", "test": "test",
+    "op": "op", "exact": "rule", "approx": "rule", "lossless": "rule", "observe": "rule",
+    "match": "match", "unless": "match", "rewrite": "rewrite", "ensure": "ensure",
+    "verify": "ensure", "pipeline": "pipeline", "stage": "step", "first": "step", "try": "step",
+    "test": "test",
 }  # fmt: skip
 """The block that a statement's `{` opens; other braces hold expressions."""
 
 SECOND = {
-    "extern": ("fn",), "exact": ("rule",), "approx": ("rule",), "lossless": ("rule",), "observe": ("rule",),
-    "match": ("dim", "param", "value"), "recursive": ("decreasing",),
+    "extern": ("fn",), "exact": ("rule",), "approx": ("rule",), "lossless": ("rule",),
+    "observe": ("rule",), "match": ("dim", "param", "value"), "recursive": ("decreasing",),
 }  # fmt: skip
 """Words that may directly follow an opening word."""
 
@@ -78,7 +81,7 @@ OPENERS = {"LPAR": "RPAR", "LSQB": "RSQB"}
 
 @dataclass
 class State:
-    """Where the post-lexer stands: open brackets, open blocks, and the word that opened the present statement."""
+    """Where the post-lexer stands: open brackets and blocks, and how the statement opened."""
 
     source: Source
     brackets: list[Token] = field(default_factory=list)
@@ -101,13 +104,21 @@ class PostLexer:
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
         state = State(SOURCE.get())
-        tokens = list(_counted(state, stream))
-        for index, token in enumerate(tokens):
-            following = tokens[index + 1] if index + 1 < len(tokens) else None
+        token = None
+        for token, following in _with_next(_counted(state, stream)):
             yield from _step(state, token, following)
         _check_closed(state)
-        if not state.fresh and tokens:
-            yield Token.new_borrow_pos("_END", "", tokens[-1])
+        if not state.fresh and token is not None:
+            yield Token.new_borrow_pos("_END", "", token)
+
+
+def _with_next(tokens: Iterator[Token]) -> Iterator[tuple[Token, Token | None]]:
+    """Each token and the one after it, reading no further: the first error is the one reported."""
+    token = next(tokens, None)
+    while token is not None:
+        following = next(tokens, None)
+        yield token, following
+        token = following
 
 
 def _counted(state: State, stream: Iterator[Token]) -> Iterator[Token]:
@@ -178,6 +189,7 @@ def _bracket(state: State, token: Token) -> Token:
 
 
 def _word(state: State, token: Token, following: Token | None) -> Token:
+    _check_name(state, token)
     block = state.blocks[-1]
     if state.fresh and not state.brackets:
         return _first_word(state, token, following, block)
@@ -188,7 +200,7 @@ def _word(state: State, token: Token, following: Token | None) -> Token:
 
 
 def _joins(state: State, token: Token, following: Token | None) -> bool:
-    """Whether a word is the second keyword of its statement. `match dim D` has one, `match dim {` names the pattern."""
+    """A second keyword of its statement: `match dim D` has one, `match dim {` names the pattern."""
     if state.opening in SIGNED:
         return token.value == "with" and not state.brackets
     if not state.second or token.value not in SECOND.get(state.opening, ()):
@@ -221,7 +233,7 @@ def _retag(token: Token, kind: str) -> Token:
     return Token.new_borrow_pos(kind, token.value, token)
 
 
-# -- what can be wrong before the grammar sees it -----------------------------------------------------------------
+# -- what can be wrong before the grammar sees it ------------------------------------------------
 
 
 def _check_depth(state: State, token: Token) -> None:
@@ -233,6 +245,15 @@ def _check_depth(state: State, token: Token) -> None:
             place,
             help="name parts of it in `let`",
         )
+
+
+def _check_name(state: State, token: Token) -> None:
+    if len(token) > MAX_NAME:
+        message = f"a name has at most {MAX_NAME} characters, this one has {len(token)}"
+        raise fail("E005", message, Label(state.span(token)))
+    if token.startswith("__"):
+        hint = "names of attributes and parameters are those of the op's declaration"
+        raise fail("E005", "a name may not begin with `__`", Label(state.span(token)), help=hint)
 
 
 def _check_closed(state: State) -> None:

@@ -1,39 +1,42 @@
-"""Text in, tree out. Every failure is a `LissomError`; hostile text is refused before it costs anything."""
+"""Text in, tree out. Every failure is a `LissomError`; hostile text is refused early."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import resources
 from pathlib import Path
+from unicodedata import category
 
 from lark import Lark
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
+from . import tables
 from .build import Build
 from .diagnostics import SOURCE, Label, LissomError, Source, Span, fail
-from .lex import PostLexer
 from .tree import File
 
 MAX_BYTES = 1 << 20
-_FORBIDDEN = re.compile(
-    "[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
+_LONE_RETURN = re.compile(r"\r(?!\n)")
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories that a reader cannot see, or that change the order of what they see."""
+
 _SHOWN = {
-    "_END": "the end of the statement", "NAME": "a name", "INT": "a number", "FLOAT": "a number", "FRAC": "a share like 30%",
-    "STRING": "a string", "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
-    "COMMA": "`,`", "COLON": "`:`", "EQUAL": "`=`", "DOT": "`.`", "COMPARE": "a comparison", "MINUS": "`-`", "PLUS": "`+`",
-    "STAR": "`*`", "TIMES": "`/`", "POWER": "`^`", "OPTIONAL": "`?`", "ELLIPSIS": "`...`", "VBAR": "`|`", "$END": "the end of the file",
+    "_END": "the end of the statement", "$END": "the end of the file", "NAME": "a name",
+    "INT": "a number", "FLOAT": "a number", "FRAC": "a share like 30%", "STRING": "a string",
+    "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
+    "COMMA": "`,`", "COLON": "`:`", "EQUAL": "`=`", "DOT": "`.`", "COMPARE": "a comparison",
+    "MINUS": "`-`", "PLUS": "`+`", "STAR": "`*`", "TIMES": "`/`", "POWER": "`^`",
+    "OPTIONAL": "`?`", "ELLIPSIS": "`...`", "VBAR": "`|`",
 }  # fmt: skip
 
 
 def parse(text: str, name: str = "<text>") -> File:
-    """The tree of a rule file. Raises `LissomError` with E-codes for anything that is not the language."""
+    """The tree of a rule file. Raises `LissomError` with an E-code for any other text."""
     source = Source(name, text.removeprefix("\ufeff"))
     _check_text(source)
     token = SOURCE.set(source)
     try:
-        return Build().transform(_lark().parse(source.text))
+        return Build().transform(_parser().parse(source.text))
     except UnexpectedInput as error:
         raise _syntax_error(error, source) from None
     except VisitError as error:
@@ -64,29 +67,25 @@ def read_text(path: Path) -> str:
 
 
 @cache
-def _lark() -> Lark:
-    grammar = resources.files(__package__).joinpath("lissom.lark").read_text("utf-8")
-    return Lark(
-        grammar,
-        parser="lalr",
-        lexer="basic",
-        start="file",
-        propagate_positions=True,
-        maybe_placeholders=True,
-        postlex=PostLexer(),
-    )
+def _parser() -> Lark:
+    return tables.load()
 
 
 def _check_text(source: Source) -> None:
     if len(source.text) > MAX_BYTES:
         raise _too_large(Label(None, where=source.name))
-    found = _FORBIDDEN.search(source.text)
-    if found:
-        place = Label(Span(source, found.start(), found.end()), "here")
-        code = f"U+{ord(found.group()):04X}"
-        raise fail(
-            "E004", f"the character {code} may not stand in a rule file", place, help="delete it"
-        )
+    offset = _forbidden(source.text)
+    if offset is not None:
+        place = Label(Span(source, offset, offset + 1), "here")
+        message = f"the character U+{ord(source.text[offset]):04X} may not stand in a rule file"
+        raise fail("E004", message, place, help="delete it")
+
+
+def _forbidden(text: str) -> int | None:
+    """Where the first invisible character stands, other than tabs and line ends."""
+    found = [text.find(c) for c in set(text) if category(c) in _INVISIBLE and c not in "\t\r\n"]
+    lone = _LONE_RETURN.search(text)
+    return min([*found, lone.start()] if lone else found, default=None)
 
 
 def _too_large(place: Label) -> LissomError:
@@ -136,7 +135,11 @@ def _bad_token(error: UnexpectedToken, source: Source) -> LissomError:
     expected = sorted(
         {_SHOWN.get(t, f"`{t.strip('_').lower()}`") for t in (error.accepts or error.expected)}
     )
-    found = "the statement ends" if token.type in ("_END", "$END") else f"`{token}` is unexpected"
+    found = (
+        "the statement ends"
+        if token.type in ("_END", "$END")
+        else f"`{_short(token)}` is unexpected"
+    )
     if not expected:
         return fail("E001", f"{found} here", place)
     return fail(
@@ -154,6 +157,10 @@ def _token_help(kind: str, text: str) -> str:
     if kind.startswith("_") and text.isidentifier():
         return f"`{text}` is a reserved word; use another name"
     return ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _list(words: list[str]) -> str:

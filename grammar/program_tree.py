@@ -19,7 +19,7 @@ class Use(Node):
 
 @dataclass(frozen=True, slots=True)
 class Extern(Node):
-    """`extern fn`: a function that the host registers; its signature gives the shapes of what it returns."""
+    """`extern fn`: a function that the host registers; the shapes of its results are declared."""
 
     name: Word
     params: tuple[Param, ...]
@@ -64,9 +64,9 @@ class OpCost(Node):
 
 @dataclass(frozen=True, slots=True)
 class Slot(Node):
-    """One argument of a torch callable: its own name `theirs`, and the input, parameter or attribute `ours` it carries.
+    """One argument of a torch callable: its own name, and the input, parameter or attribute.
 
-    `ours` is `_` where the argument has no meaning for the op; `variadic` is an argument of any number of values.
+    `ours` is `_` where the argument has no meaning for the op; `variadic` takes any number.
     """
 
     theirs: Word
@@ -76,7 +76,7 @@ class Slot(Node):
 
 @dataclass(frozen=True, slots=True)
 class Signature(Node):
-    """`torch.nn.functional.hardtanh(input = x, min_val, max_val)`, with attributes that this spelling fixes."""
+    """`torch.nn.functional.hardtanh(input = x, min_val)` and attributes that a spelling fixes."""
 
     function: tuple[Word, ...]
     slots: tuple[Slot, ...]
@@ -96,7 +96,7 @@ class OpMeaning(Node):
 
 @dataclass(frozen=True, slots=True)
 class OpSpelling(Node):
-    """Another way in which a model may write the op: a module class, function, method or operator."""
+    """Another way to write the op in a model: a module class, function, method or operator."""
 
     signature: Signature
 
@@ -224,7 +224,7 @@ class Fires(Node):
 
 @dataclass(frozen=True, slots=True)
 class Silent(Node):
-    """`silent fold_bn on shared_conv() because "..."`: must not fire, for this reason (a guard's text or a code)."""
+    """`silent fold_bn on m() because "..."`: must not fire; why is a message or a code."""
 
     rule: Word
     model: Expr

@@ -24,7 +24,7 @@ class Rest(Node):
 
 @dataclass(frozen=True, slots=True)
 class OpPattern(Node):
-    """`y = conv2d(x, groups = 1) as c`. `repeat` is `?` (may be absent), `*` (a chain of any length) or empty."""
+    """`y = conv2d(x, groups = 1) as c`. `repeat`: `?` (may be absent), `*` (a chain) or empty."""
 
     targets: tuple[Word, ...]
     ops: OpSet
@@ -215,7 +215,7 @@ class Claim(Node):
 
 @dataclass(frozen=True, slots=True)
 class Fact(Node):
-    """What must hold before (`needs`), holds after (`provides`), no longer holds (`invalidates`), must not occur."""
+    """What must hold before, holds after, no longer holds, or must not occur (`forbids`)."""
 
     kind: Literal["needs", "provides", "invalidates", "forbids"]
     names: tuple[Word, ...]

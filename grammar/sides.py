@@ -14,7 +14,7 @@ Operand = str | t.Expr | t.Rest | None
 
 @dataclass(slots=True)
 class Step:
-    """One op on one side. `clone` is the handle that a build copies; `like` is what `from` names."""
+    """One op on one side. `clone` is the handle that a build copies, `like` what `from` names."""
 
     ops: tuple[str, ...]
     operands: list[Operand]
@@ -180,7 +180,7 @@ def _built_operand(result: Sides, arg: t.Expr, known: Known, handles: set[str]) 
 
 
 def is_op_call(arg: t.Expr, known: Known, handles: set[str]) -> bool:
-    """Whether an argument is a nested op, such as the pool in `flatten(adaptive_avg_pool2d(y, 1))`."""
+    """Whether an argument is a nested op, such as the pool in `flatten(avg_pool2d(y), 1)`."""
     if not isinstance(arg, t.Call) or not isinstance(arg.function, t.Name):
         return False
     name = arg.function.text

@@ -227,8 +227,9 @@ def _divide_term(
 def floordiv(top: Poly, bottom: Poly) -> Poly:
     """top // bottom for a positive bottom, in normal form.
 
-    Whole multiples of the divisor move out, and ((a // b) + r) // c becomes (a + r * b) // (b * c): it
-    holds for all integers with positive b and c, and is what makes successive strides multiply.
+    Whole multiples of the divisor move out, and ((a // b) + r) // c becomes
+    (a + r * b) // (b * c): it holds for all integers with positive b and c, and is what makes
+    successive strides multiply.
     """
     whole, rest = _split(top, bottom)
     if rest.is_zero:

@@ -1,7 +1,7 @@
-"""Which ops and extern functions exist: an index over vocabulary text that parses a statement when it is first asked for.
+"""Which ops and extern functions exist: an index over vocabulary text, parsed only where asked for.
 
-Statements of a vocabulary file start in column 0, so their names, and the torch names that an op goes by, are found by
-looking at the beginnings of lines. Nothing here needs torch.
+Statements of a vocabulary file start in column 0, so their names, and the torch names that an op
+goes by, are found by looking at the beginnings of lines. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Statement(NamedTuple):
         return self.source.text[self.start : self.end]
 
     def parse(self) -> t.File:
-        """The statement as a file of its own, with its line numbers kept by blank lines in front."""
+        """The statement as a file of its own; blank lines in front keep its line numbers."""
         blank = "\n" * (self.source.line_of(self.start) - 1)
         return parse(blank + self.text, self.source.name)
 
@@ -47,8 +47,8 @@ class _Statement(NamedTuple):
 class Declarations:
     """The ops and extern functions of vocabulary texts and of files that are parsed already.
 
-    Raises N003 if a name is declared twice. A syntax error inside a statement is raised when that statement is first
-    asked for.
+    Raises N003 if a name is declared twice. A syntax error inside a statement is raised when that
+    statement is first asked for.
     """
 
     def __init__(self, sources: Iterable[Source], extra: Iterable[t.File] = ()) -> None:
@@ -77,7 +77,7 @@ class Declarations:
         return self._names("extern")
 
     def spellings(self) -> dict[str, tuple[str, ...]]:
-        """For each torch name such as `torch.nn.functional.relu`, the ops that list it, in order of declaration."""
+        """For each torch name such as `torch.relu`, the ops that list it, in textual order."""
         found: dict[str, dict[str, None]] = {}
         for name in self.names():
             for dotted in self._functions(name):

@@ -1,0 +1,199 @@
+"""Builds expressions and types from lark's tree: one method for each rule of `lissom.lark`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lark import Token
+from lark.tree import Meta
+from lark.visitors import Transformer_NonRecursive, v_args
+
+from . import tree as t
+from .diagnostics import SOURCE, Label, Span, fail
+
+MAX_DEPTH = 64
+MAX_DIGITS = 18
+MAX_DECIMAL = 40
+_ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
+
+
+def span_of(meta: Meta) -> Span:
+    if meta.empty:
+        return Span(SOURCE.get(), 0, 0)
+    return Span(SOURCE.get(), meta.start_pos, meta.end_pos)
+
+
+def word(token: Token) -> t.Word:
+    return t.Word(str(token), span=token_span(token))
+
+
+def token_span(token: Token) -> Span:
+    start = token.start_pos or 0
+    return Span(SOURCE.get(), start, token.end_pos or start)
+
+
+def words(items: Sequence[Any]) -> tuple[t.Word, ...]:
+    return tuple(word(item) for item in items if isinstance(item, Token))
+
+
+def string_of(token: Token) -> str:
+    out, escaped = [], False
+    for char in str(token)[1:-1]:
+        if escaped or char != "\\":
+            out.append(_ESCAPES[char] if escaped else char)
+            escaped = False
+        else:
+            escaped = True
+    return "".join(out)
+
+
+def integer_of(token: Token) -> int:
+    return int(number_text(token, MAX_DIGITS))
+
+
+def number_text(token: Token, most: int = MAX_DECIMAL) -> str:
+    """The text of a number that is short enough to compute with and to print."""
+    if len(token) > most:
+        raise fail("E005", f"a number has at most {most} digits", Label(token_span(token)))
+    return str(token)
+
+
+def _depth(span: Span, *below: t.Node | None) -> int:
+    depth = 1 + max((_depth_of(node) for node in below), default=0)
+    if depth > MAX_DEPTH:
+        place = Label(span, "too deep")
+        raise fail(
+            "E002",
+            f"the expression is nested deeper than {MAX_DEPTH}",
+            place,
+            help="name parts of it in `let`",
+        )
+    return depth
+
+
+def _depth_of(node: t.Node | None) -> int:
+    if isinstance(node, t.Keyword):
+        return node.value.depth
+    if isinstance(node, t.Slice):
+        return max((part.depth for part in (node.start, node.stop) if part), default=0)
+    return node.depth if isinstance(node, t.Expr) else 0
+
+
+def only(kind: type, items: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(item for item in items if isinstance(item, kind))
+
+
+def collect(kind: Callable[..., t.Node]) -> Callable[..., t.Node]:
+    """A callback for a rule whose node holds nothing but the tuple of its children."""
+    return lambda self, meta, c: kind(tuple(c), span=span_of(meta))
+
+
+def single(kind: Callable[..., t.Node]) -> Callable[..., t.Node]:
+    """A callback for a rule whose node holds one name."""
+    return lambda self, meta, c: kind(word(c[0]), span=span_of(meta))
+
+
+@v_args(meta=True)
+class Expressions(Transformer_NonRecursive):
+    """Expressions and types."""
+
+    def name(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Name(str(c[0]), span=span_of(meta))
+
+    def integer(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Number(str(integer_of(c[0])), span=span_of(meta))
+
+    def float(self, meta: Meta, c: list[Any]) -> t.Expr:
+        number = t.Number(number_text(c[0]), span=span_of(meta))
+        if number.value == float("inf"):
+            raise fail("E005", "the number is too large for a float", Label(number.span))
+        return number
+
+    def frac(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Frac(number_text(c[0])[:-1], span=span_of(meta))
+
+    def string(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.String(string_of(c[0]), span=span_of(meta))
+
+    def constant(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Constant(
+            {"TRUE": True, "FALSE": False, "NONE": None}[c[0].type], span=span_of(meta)
+        )
+
+    def group(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return c[0]
+
+    def tuple(self, meta: Meta, c: list[Any]) -> t.Expr:
+        items = only(t.Expr, c)
+        return t.Tuple(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
+
+    def list(self, meta: Meta, c: list[Any]) -> t.Expr:
+        items = only(t.Expr, c)
+        return t.List(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
+
+    def unary(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Unary(str(c[0]), c[1], span=span_of(meta), depth=_depth(span_of(meta), c[1]))
+
+    def binary(self, meta: Meta, c: list[Any]) -> t.Expr:
+        left, op, right = c
+        return t.Binary(
+            str(op), left, right, span=span_of(meta), depth=_depth(span_of(meta), left, right)
+        )
+
+    def call(self, meta: Meta, c: list[Any]) -> t.Expr:
+        args, keywords = only(t.Expr, c[1:]), only(t.Keyword, c[1:])
+        depth = _depth(span_of(meta), c[0], *args, *keywords)
+        check_unique(keywords)
+        return t.Call(c[0], args, keywords, span=span_of(meta), depth=depth)
+
+    def keyword(self, meta: Meta, c: list[Any]) -> t.Keyword:
+        return t.Keyword(word(c[0]), c[1], span=span_of(meta))
+
+    def attribute(self, meta: Meta, c: list[Any]) -> t.Expr:
+        name = str(integer_of(c[1])) if c[1].type == "INT" else str(c[1])
+        return t.Attribute(c[0], name, span=span_of(meta), depth=_depth(span_of(meta), c[0]))
+
+    def subscript(self, meta: Meta, c: list[Any]) -> t.Expr:
+        return t.Subscript(c[0], tuple(c[1:]), span=span_of(meta), depth=_depth(span_of(meta), *c))
+
+    def slice(self, meta: Meta, c: list[Any]) -> t.Slice:
+        return t.Slice(c[0], c[1], span=span_of(meta))
+
+    def quantifier(self, meta: Meta, c: list[Any]) -> t.Expr:
+        kind, variable, _, domain, body = c
+        depth = _depth(span_of(meta), domain, body)
+        return t.Quantifier(
+            str(kind), word(variable), domain, body, span=span_of(meta), depth=depth
+        )  # type: ignore[arg-type]
+
+    def type(self, meta: Meta, c: list[Any]) -> t.Type:
+        bracket = SOURCE.get().text[meta.end_pos - 1] == "]"
+        dims = tuple(d for d in c[1:] if d is not None)
+        return t.Type(str(c[0]), dims if bracket else None, span=span_of(meta))
+
+    def bare_type(self, meta: Meta, c: list[Any]) -> t.Type:
+        return t.Type(None, tuple(d for d in c if d is not None), span=span_of(meta))
+
+    def dim_range(self, meta: Meta, c: list[Any]) -> t.DimRange:
+        return t.DimRange(c[0], c[1], span=span_of(meta))
+
+    def dim_rest(self, meta: Meta, c: list[Any]) -> t.DimRest:
+        return t.DimRest(span=span_of(meta))
+
+    def names(self, meta: Meta, c: list[Any]) -> tuple[t.Word, ...]:
+        return words(c)
+
+    dotted = target = names
+
+    def path(self, meta: Meta, c: list[Any]) -> t.Path:
+        return t.Path(words(c), span=span_of(meta))
+
+
+def check_unique(keywords: tuple[t.Keyword, ...]) -> None:
+    seen: dict[str, t.Keyword] = {}
+    for keyword in keywords:
+        first = seen.setdefault(keyword.name.text, keyword)
+        if first is not keyword:
+            places = Label(keyword.span, "given again"), Label(first.span, "given here")
+            raise fail("E007", f"`{keyword.name}` is given twice", *places)

@@ -1,0 +1,406 @@
+"""A rule as a system of equations between sizes: one for each choice among its alternatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice, product
+
+from . import tree as t
+from .declared import Known, OpFacts
+from .diagnostics import Label
+from .sides import Sides, Step
+from .symbolic import Poly, TooLarge, const
+from .terms import SCALAR, UNKNOWN, Term, Terms, declared_shape, dimension
+from .unify import Mismatch, Rest, Shape, Solver
+
+MAX_CHOICES = 8
+"""Alternatives multiply: a rule with more combinations is checked for the first ones."""
+
+_WIDTHS = {"int": 1, "int2": 2, "int3": 3}
+
+
+@dataclass(slots=True)
+class Instance:
+    """One step with the names of its declaration filled in."""
+
+    step: Step
+    facts: OpFacts
+    local: Terms
+    weights: dict[str, Term]
+    inputs: list[Shape]
+    results: list[Shape] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Fault:
+    """Two shapes that can never be equal, or a size that has two values."""
+
+    code: str
+    message: str
+    labels: tuple[Label, ...]
+
+
+@dataclass(slots=True)
+class Model:
+    """Both sides of a rule for one choice of ops. `reals` are the rule's parameters in floats."""
+
+    rule: t.Rule
+    sides: Sides
+    known: Known
+    ops: dict[int, str]
+    solver: Solver = field(default_factory=Solver)
+    left: list[Instance] = field(default_factory=list)
+    right: list[Instance] = field(default_factory=list)
+    before: dict[str, Shape] = field(default_factory=dict)
+    after: dict[str, Shape] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    topics: dict[object, Fault] = field(default_factory=dict)
+    reals: dict[str, float] = field(default_factory=dict)
+    terms: Terms = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terms = Terms(self.solver, self.known)
+
+    def build(self) -> Model:
+        self._params()
+        for pattern in self.sides.shapes:
+            if len(pattern.path.parts) == 1:
+                self._value_shape(pattern)
+        for step in ordered(self.sides.left):
+            self._match(step)
+        for pattern in self.sides.shapes:
+            if len(pattern.path.parts) == 2:
+                self._weight_shape(pattern)
+        self._special()
+        self.solver.settle()
+        self._contradictions()
+        self.solver.freeze()
+        self._lets()
+        self._perturb()
+        self._rewrite()
+        self.solver.settle()
+        return self
+
+    # -- the left side
+
+    def _params(self) -> None:
+        for param in self.rule.params:
+            name = param.name.text
+            if param.type.name == "int":
+                self.terms.names[name] = Term((), self.solver.fresh(name))
+            elif param.type.name in ("float", "frac"):
+                default = param.default
+                plain = isinstance(default, (t.Frac, t.Number))
+                self.reals[name] = float(default.value) if plain else 0.5
+                self.terms.names[name] = Term((), self.solver.fresh(name, 0))
+
+    def _special(self) -> None:
+        for clause in self.rule.all(t.MatchDim):
+            self.terms.names[clause.dim.text] = Term((), self.solver.fresh(clause.dim.text))
+        for clause in self.rule.all(t.MatchParam):
+            self.terms.names[clause.name.text] = Term((self.solver.rest(clause.name.text),))
+
+    def value(self, name: str) -> Shape:
+        """The shape of a matched value, unknown axes if no pattern says more."""
+        shape = self.before.setdefault(name, (self.solver.rest(("value", name)),))
+        self.terms.names.setdefault(name, Term(shape))
+        return shape
+
+    def _pattern_dims(self, type_: t.Type) -> Shape:
+        return declared_shape(self.terms, type_, {}, self.solver)
+
+    def _value_shape(self, pattern: t.ShapePattern) -> None:
+        if pattern.type.dims is None:
+            return
+        fault = Fault("P004", "the pattern can never match", (Label(pattern.type.span),))
+        self._unify(self.value(pattern.path.parts[0].text), self._pattern_dims(pattern.type), fault)
+
+    def _weight_shape(self, pattern: t.ShapePattern) -> None:
+        node, name = (word.text for word in pattern.path.parts)
+        term = self.terms.parts.get((node, name), UNKNOWN)
+        if pattern.type.dims is None:
+            return
+        shape = self._pattern_dims(pattern.type)
+        if term.shape is None:
+            self.terms.parts[node, name] = Term(shape, presence=const(1))
+            return
+        op = self.ops[id(self.sides.handles[node])]
+        facts = self.known.op(op)
+        declared = facts.params[name] if facts and name in facts.params else None
+        places = [Label(pattern.type.span, "the pattern says")]
+        places += [Label(declared.type.span, f"declared by `{op}`")] if declared else []
+        message = f"`{pattern.path}` never has this shape"
+        self._unify(term.shape, shape, Fault("S002", message, tuple(places)))
+
+    def _match(self, step: Step) -> None:
+        facts = self.known.op(self.ops.get(id(step), ""))
+        if facts is None or step.repeat:
+            for name in step.results:
+                self.value(name)
+            return
+        local = Terms(self.solver, self.known)
+        for attr in facts.attrs.values():
+            self._set_attr(local, attr, self._matched_attr(step, attr))
+            self._part(step, attr.name.text, local.names[attr.name.text])
+        weights = {}
+        for name, param in facts.params.items():
+            shape = declared_shape(local, param.type, {}, self.solver)
+            presence = self.solver.fresh(f"has_{name}", 0) if param.optional else const(1)
+            weights[name] = Term(shape, presence=presence)
+            self._part(step, name, weights[name])
+        found = self._apply(Instance(step, facts, local, weights, []), self.value, "P004")
+        self.left.append(found)
+        for name, shape in zip(step.results, found.results, strict=False):
+            self._unify(self.value(name), shape, _never(step))
+
+    def _part(self, step: Step, name: str, term: Term) -> None:
+        if step.handle:
+            self.terms.parts[step.handle, name] = term
+
+    def _matched_attr(self, step: Step, attr: t.OpAttr) -> Term:
+        """What the pattern says about an attribute; a fresh name gets new symbols."""
+        given = step.settings.get(attr.name.text)
+        width = _WIDTHS.get(attr.type.name or "", 0)
+        if isinstance(given, t.Name) and given.text not in self.terms.names:
+            term = self._new_attr(given.text, attr, width)
+            self.terms.names[given.text] = term
+            return term
+        if given is None:
+            return self._new_attr(attr.name.text, attr, width)
+        return _widened(self.terms.of(given), width)
+
+    def _new_attr(self, name: str, attr: t.OpAttr, width: int) -> Term:
+        low = _low(attr.default)
+        if width == 1:
+            return Term((), self.solver.fresh(name, low))
+        if width == 0:
+            return UNKNOWN
+        names = [f"{name}.{i}" for i in range(width)]
+        return Term(items=tuple(Term((), self.solver.fresh(n, low)) for n in names))
+
+    def _set_attr(self, local: Terms, attr: t.OpAttr, term: Term) -> None:
+        """`groups: int = G` makes the attribute and the dimension the same number."""
+        local.names[attr.name.text] = term
+        tied = isinstance(attr.default, t.Name) and attr.default.is_dimension
+        if tied and term.number is not None:
+            assert isinstance(attr.default, t.Name)
+            local.names.setdefault(attr.default.text, term)
+
+    def _contradictions(self) -> None:
+        for demand in self.solver.pending:
+            number = self.solver.resolve(demand.poly).constant
+            if number not in (None, 0) and demand.topic in self.topics:
+                fault = self.topics[demand.topic]
+                reason = f"two sizes that differ by {abs(number)} are asked to be equal"
+                self.faults.append(Fault(fault.code, fault.message, fault.labels))
+                self.faults[-1].message += f": {reason}"
+
+    # -- an op on either side
+
+    def _apply(self, inst: Instance, value: object, code: str) -> Instance:
+        """Match the inputs against the declaration and derive the results."""
+        assert callable(value)
+        facts, rests = inst.facts, {}
+        given = list(inputs_of(inst.step, facts))
+        spread = "elementwise" in facts.traits and len(given) > 1
+        for param, operand in given:
+            shape = value(operand) if isinstance(operand, str) else _literal_shape(operand)
+            inst.inputs.append(shape)
+            inst.local.names[param.name.text] = Term(shape)
+            if shape and param.type.dims is not None and not spread and not param.variadic:
+                declared = declared_shape(inst.local, param.type, rests, self.solver)
+                self._unify(shape, declared, self._bad_input(inst, operand, code))
+        for name, expr in facts.dims.items():
+            inst.local.names[name] = Term((), dimension(inst.local, expr, self.solver))
+        if spread:
+            inst.results = [self.solver.broadcast(inst.inputs, facts.name)]
+        else:
+            inst.results = [
+                self._result(inst, i, r, rests) for i, r in enumerate(facts.decl.results)
+            ]
+        return inst
+
+    def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:
+        step, name = inst.step, inst.facts.name
+        if code == "P004":
+            return _never(step)
+        shown = operand if isinstance(operand, str) and operand[0] != "%" else "the nested op"
+        place = Label(inst.facts.decl.inputs[0].span, "declared here")
+        message = f"`{shown}` does not fit as input of `{name}`"
+        return Fault(code, message, (Label(step.whole), place))
+
+    def _result(self, inst: Instance, index: int, type_: t.Type, rests: dict[str, Shape]) -> Shape:
+        variadic = any(p.variadic for p in inst.facts.inputs)
+        if type_.dims is not None and not variadic:
+            return declared_shape(inst.local, type_, rests, self.solver)
+        shapes = [str(list(map(str, self.solver.shape(s)))) for s in inst.inputs]
+        attrs = [str(inst.local.names.get(a, "")) for a in inst.facts.attrs]
+        return (self.solver.rest((inst.facts.name, index, *shapes, *attrs)),)
+
+    # -- the right side
+
+    def _lets(self) -> None:
+        for let in self.rule.all(t.Let):
+            for binding in let.bindings:
+                self._bind(binding)
+
+    def _bind(self, binding: t.Binding) -> None:
+        words = binding.targets
+        term = self.terms.of(binding.value, words[0].text if len(words) == 1 else "")
+        items = term.items if len(words) > 1 else (term,)
+        for word, item in zip(words, items or (UNKNOWN,) * len(words), strict=False):
+            if word.is_dimension and item.number is None:
+                item = Term((), self.solver.fresh(word.text))
+            self.terms.names[word.text] = item
+
+    def _perturb(self) -> None:
+        for clause in self.rule.all(t.Perturb):
+            for move in clause.moves:
+                if isinstance(move, t.Assign) and len(move.path.parts) == 2:
+                    self._assign(move)
+                elif isinstance(move, t.Effect):
+                    self.terms.of(move.call)
+
+    def _assign(self, move: t.Assign) -> None:
+        node, name = (word.text for word in move.path.parts)
+        target = self.terms.parts.get((node, name), UNKNOWN).shape
+        given = self.terms.of(move.value).shape
+        if target and given:
+            message = f"`{move.path}` would change its shape"
+            place = Label(move.value.span, "assigned here")
+            self._unify(given, target, Fault("S002", message, (place,)))
+
+    def _rewrite(self) -> None:
+        for step in self.sides.right:
+            self._make(step)
+        for target, source in self.sides.aliases.items():
+            self.after[target] = self.new_value(source)
+
+    def new_value(self, name: str) -> Shape:
+        """The shape of a value that a build reads."""
+        return self.after[name] if name in self.after else self.value(name)
+
+    def _make(self, step: Step) -> None:
+        facts = self.known.op(self._built_op(step))
+        if facts is None:
+            for name in step.results:
+                self.after[name] = (self.solver.rest(("built", name)),)
+            return
+        local = Terms(self.solver, self.known)
+        for attr in facts.attrs.values():
+            self._set_attr(local, attr, self._built_attr(step, attr))
+        weights = {name: self._built_weight(step, name) for name in facts.params}
+        found = self._apply(Instance(step, facts, local, weights, []), self.new_value, "S002")
+        self._check_weights(found)
+        self.right.append(found)
+        self.after |= dict(zip(step.results, found.results, strict=False))
+        if step.handle:
+            parts = {(step.handle, name): term for name, term in weights.items()}
+            self.terms.parts |= parts | {(step.handle, a): local.names[a] for a in facts.attrs}
+
+    def _built_op(self, step: Step) -> str:
+        source = self.sides.handles.get(step.clone)
+        return self.ops.get(id(source), step.ops[0]) if source else step.ops[0]
+
+    def _built_attr(self, step: Step, attr: t.OpAttr) -> Term:
+        given = step.settings.get(attr.name.text)
+        width = _WIDTHS.get(attr.type.name or "", 0)
+        if given is not None:
+            return _widened(self.terms.of(given), width)
+        if step.clone:
+            return self.terms.parts.get((step.clone, attr.name.text), UNKNOWN)
+        if isinstance(attr.default, t.Name) and attr.default.is_dimension:
+            return Term((), self.solver.fresh(attr.name.text)) if width else UNKNOWN
+        return _widened(Terms(self.solver, self.known).of(attr.default), width)
+
+    def _built_weight(self, step: Step, name: str) -> Term:
+        if name in step.settings:
+            return self.terms.of(step.settings[name])
+        if step.clone:
+            return self.terms.parts.get((step.clone, name), UNKNOWN)
+        return Term(presence=const(0))
+
+    def _check_weights(self, inst: Instance) -> None:
+        for name, param in inst.facts.params.items():
+            term, given = inst.weights[name], inst.step.settings.get(name)
+            if not term.shape:
+                continue
+            declared = declared_shape(inst.local, param.type, {}, self.solver)
+            place = Label(given.span if given else inst.step.whole, "given here")
+            message = f"`{name}` has not the shape that `{inst.facts.name}` declares"
+            labels = (place, Label(param.type.span, "declared here"))
+            self._unify(term.shape, declared, Fault("S002", message, labels))
+
+    def _unify(self, left: Shape, right: Shape, fault: Fault) -> None:
+        topic = len(self.topics)
+        self.topics[topic] = fault
+        try:
+            self.solver.unify(left, right, topic)
+        except Mismatch:
+            counts = [len(self.solver.shape(shape)) for shape in (left, right)]
+            message = f"{fault.message}: {counts[0]} axes against {counts[1]}"
+            self.faults.append(Fault(fault.code, message, fault.labels))
+        except TooLarge:
+            return
+
+
+def _never(step: Step) -> Fault:
+    return Fault("P004", "the pattern can never match", (Label(step.whole, "here"),))
+
+
+def _literal_shape(operand: object) -> Shape:
+    return SCALAR.shape or () if operand is not None else ()
+
+
+def _low(default: t.Expr) -> int:
+    """The smallest value worth trying: 0 for an attribute that is 0 by default, 1 otherwise."""
+    return 0 if isinstance(default, t.Number) and default.value == 0 else 1
+
+
+def _widened(term: Term, width: int) -> Term:
+    """A single number stands for a pair."""
+    if width > 1 and term.items is None and term.number is not None:
+        return Term(items=(Term((), term.number),) * width)
+    return term
+
+
+def inputs_of(step: Step, facts: OpFacts) -> Iterator[tuple[t.Param, object]]:
+    """(declared input, operand) pairs; a variadic input takes all that is left."""
+    params = list(facts.inputs)
+    for index, operand in enumerate(step.operands):
+        place = min(index, len(params) - 1)
+        if place >= 0 and not isinstance(operand, t.Rest):
+            yield params[place], operand
+
+
+def ordered(steps: list[Step]) -> list[Step]:
+    """Producers before readers; steps of a cycle keep their order."""
+    made = {name: step for step in steps for name in step.results}
+    done: list[Step] = []
+    waiting, seen = list(reversed(steps)), set()
+    while waiting:
+        step = waiting[-1]
+        needs = [made[n] for n in step.reads if n in made and id(made[n]) not in seen]
+        seen.add(id(step))
+        if needs:
+            waiting += [s for s in needs if id(s) not in seen]
+            continue
+        waiting.pop()
+        if all(step is not other for other in done):
+            done.append(step)
+    return done
+
+
+def choices(both: Sides) -> Iterator[dict[int, str]]:
+    """Each combination of the alternatives on the left, by the identity of the step."""
+    picks = [[(id(step), op) for op in step.ops] for step in both.left]
+    for combination in islice(product(*picks), MAX_CHOICES):
+        yield dict(combination)
+
+
+def models(rule: t.Rule, both: Sides, known: Known) -> list[Model]:
+    return [Model(rule, both, known, ops).build() for ops in choices(both)]
+
+
+__all__ = ["Fault", "Instance", "Model", "Poly", "Rest", "models"]

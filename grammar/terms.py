@@ -1,0 +1,370 @@
+"""What is known of an expression without a model: the shape of an array, the value of a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from . import tree as t
+from .arguments import pair
+from .declared import Known
+from .diagnostics import Label
+from .symbolic import (
+    Poly,
+    TooLarge,
+    const,
+    divide,
+    floordiv,
+    greatest,
+    least,
+    modulo,
+    power,
+    product,
+)
+from .unify import Axis, Mismatch, Rest, Shape, Solver
+
+_EINSUM = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """`shape` of an array, `number` of an integer, `items` of a tuple; all None if nothing is known.
+
+    `presence` is 1 for what is there, a symbol in {0, 1} for a weight that may be absent.
+    """
+
+    shape: Shape | None = None
+    number: Poly | None = None
+    items: tuple[Term, ...] | None = None
+    presence: Poly | None = None
+    word: str = ""
+
+
+UNKNOWN = Term()
+SCALAR = Term(shape=())
+
+
+@dataclass(slots=True)
+class Terms:
+    """The terms of one rule: `parts` those of `c.weight` and `c.stride`, `names` of all else."""
+
+    solver: Solver
+    known: Known
+    names: dict[str, Term] = field(default_factory=dict)
+    parts: dict[tuple[str, str], Term] = field(default_factory=dict)
+    labels: dict[object, tuple[str, Label]] = field(default_factory=dict)
+    broken: list[tuple[str, Label, str]] = field(default_factory=list)
+
+    def of(self, expr: t.Expr, hint: str = "") -> Term:
+        """`hint` names the symbol for an integer that only the weights decide."""
+        try:
+            found = _OF[type(expr)](self, expr)
+        except TooLarge:
+            return UNKNOWN
+        if hint and found is DATA:
+            return Term(number=self.solver.fresh(hint))
+        return UNKNOWN if found is DATA else found
+
+    def number(self, expr: t.Expr) -> Poly | None:
+        return self.of(expr).number
+
+    # -- leaves
+
+    def name(self, expr: t.Name) -> Term:
+        return self.names.get(expr.text, UNKNOWN)
+
+    def literal(self, expr: t.Number) -> Term:
+        return Term((), const(_exact(expr)))
+
+    def constant(self, expr: t.Constant) -> Term:
+        absent = expr.value is None
+        return Term(presence=const(0), word="none") if absent else Term(word=str(expr.value))
+
+    def tuple(self, expr: t.Tuple | t.List) -> Term:
+        return Term(items=tuple(self.of(item) for item in expr.items))
+
+    def attribute(self, expr: t.Attribute) -> Term:
+        if isinstance(expr.value, t.Name) and (expr.value.text, expr.name) in self.parts:
+            return self.parts[expr.value.text, expr.name]
+        base = self.of(expr.value)
+        if base.items is not None and expr.name.isdigit() and int(expr.name) < len(base.items):
+            return base.items[int(expr.name)]
+        return UNKNOWN
+
+    def unary(self, expr: t.Unary) -> Term:
+        inner = self.of(expr.operand)
+        if expr.op == "not":
+            return UNKNOWN
+        return Term(inner.shape, None if inner.number is None else -inner.number)
+
+    def binary(self, expr: t.Binary) -> Term:
+        left, right = self.of(expr.left), self.of(expr.right)
+        if expr.op == "or":
+            return self._either(left, right)
+        if expr.op not in _ARITHMETIC:
+            return UNKNOWN
+        if left.items is not None or right.items is not None:
+            return _paired(expr.op, left, right)
+        if left.number is not None and right.number is not None:
+            return Term((), _ARITHMETIC[expr.op](left.number, right.number))
+        if left.shape is None or right.shape is None:
+            return UNKNOWN
+        if expr.op == "@":
+            return self._matmul(expr, left.shape, right.shape)
+        shape = self.solver.broadcast((left.shape, right.shape), ("array", id(expr)))
+        return Term(shape, presence=const(1))
+
+    def _either(self, left: Term, right: Term) -> Term:
+        """`c.bias or 0` has the shape of the bias; a choice between numbers is left to the data."""
+        if left.shape is not None and left.number is None:
+            return Term(left.shape, presence=const(1))
+        return UNKNOWN if left.number is None and right.shape != () else DATA
+
+    def _matmul(self, expr: t.Binary, left: Shape, right: Shape) -> Term:
+        topic = ("matmul", expr.span.start)
+        self.labels[topic] = ("the inner sizes of `@` differ", Label(expr.span, "multiplied here"))
+        left, right = self.solver.shape(left), self.solver.shape(right)
+        if len(left) != 2 or len(right) not in (1, 2):
+            return UNKNOWN
+        a, b = left[-1], right[0]
+        if isinstance(a, Poly) and isinstance(b, Poly):
+            self.solver.equate(a, b, topic, 1)
+        return Term((left[0], *right[1:]), presence=const(1))
+
+    def subscript(self, expr: t.Subscript) -> Term:
+        base, index = self.of(expr.value), [self._index(item) for item in expr.items]
+        if base.shape is None:
+            return UNKNOWN
+        shape = self.solver.shape(base.shape)
+        if len(index) == 1 and isinstance(index[0], tuple):
+            return Term((*index[0], *shape[1:]), presence=const(1))
+        axes: list[Axis] = []
+        for position, item in enumerate(index):
+            if position >= len(shape) or isinstance(shape[position], Rest) or item is UNKNOWN:
+                return UNKNOWN
+            axes += _sliced(shape[position], item)
+        return Term((*axes, *shape[len(index) :]), presence=const(1))
+
+    def _index(self, item: t.Expr | t.Slice) -> object:
+        """None for one element, the size of a slice, or the shape of an index array."""
+        if isinstance(item, t.Slice):
+            if item.start is not None:
+                return UNKNOWN
+            stop = None if item.stop is None else self.number(item.stop)
+            return UNKNOWN if item.stop is not None and stop is None else _Stop(stop)
+        found = self.of(item)
+        return UNKNOWN if found.shape is None else found.shape or None
+
+    # -- calls
+
+    def call(self, expr: t.Call) -> Term:
+        name = expr.function.text if isinstance(expr.function, t.Name) else ""
+        args = [self.of(arg) for arg in expr.args]
+        special = _SPECIAL.get(name)
+        if special is not None:
+            return special(self, expr, args)
+        extern = self.known.extern(name)
+        if extern is None:
+            return UNKNOWN
+        return self._signature(expr, extern)
+
+    def _signature(self, expr: t.Call, extern: t.Extern) -> Term:
+        """Match the arguments against the declared shapes and give the declared results."""
+        local = Terms(self.solver, self.known)
+        rests: dict[str, Shape] = {}
+        given = pair(extern.params, expr.args, expr.keywords)[0]
+        for param, arg in given:
+            local.names[param.name.text] = self.of(arg)
+        for param in extern.params:
+            if param.default is not None:
+                local.names.setdefault(param.name.text, local.of(param.default))
+        for param, arg in given:
+            if param.type.dims is not None:
+                self._argument(local, param, arg, rests, extern.name.text)
+        terms = tuple(_result(local, result, rests) for result in extern.results)
+        return terms[0] if len(terms) == 1 else Term(items=terms)
+
+    def _argument(
+        self, local: Terms, param: t.Param, arg: t.Expr, rests: dict[str, Shape], owner: str
+    ) -> None:
+        shape = local.names[param.name.text].shape
+        if shape is None:
+            return
+        declared = declared_shape(local, param.type, rests, self.solver)
+        if shape == () and any(isinstance(axis, Rest) for axis in declared):
+            rests.setdefault("...", ())
+            return
+        topic = ("argument", arg.span.start, param.name.text)
+        message = f"`{param.name}` of `{owner}` has the wrong shape"
+        self.labels[topic] = (message, Label(arg.span, f"declared {param.type.span.text}"))
+        if shape == ():
+            return
+        try:
+            self.solver.unify(shape, declared, topic)
+        except Mismatch:
+            has = f"it has {len(self.solver.shape(shape))} axes"
+            self.broken.append((message, self.labels[topic][1], has))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """A slice `:n`, or `:` with None."""
+
+    size: Poly | None
+
+
+DATA = Term(word="data")
+"""An integer that only the weights decide."""
+
+
+def declared_shape(local: Terms, type_: t.Type, rests: dict[str, Shape], solver: Solver) -> Shape:
+    """The shape of a declared type; its dimension names live in `local`, `...` in `rests`."""
+    axes: list[Axis] = []
+    for dim in type_.dims or ():
+        if isinstance(dim, t.DimRest):
+            axes += rests.setdefault("...", (solver.rest(("declared", len(solver.made))),))
+        elif isinstance(dim, t.Expr):
+            axes.append(dimension(local, dim, solver))
+        else:
+            axes.append(solver.fresh("N"))
+    return tuple(axes)
+
+
+def dimension(local: Terms, dim: t.Expr, solver: Solver) -> Poly:
+    """The size that a dimension expression denotes; unbound names become new symbols."""
+    for name in (n for n in t.walk(dim) if isinstance(n, t.Name) and n.is_dimension):
+        if name.text not in local.names:
+            local.names[name.text] = Term((), solver.fresh(name.text))
+    found = local.number(dim)
+    return solver.fresh("N") if found is None else found
+
+
+def _result(local: Terms, type_: t.Type, rests: dict[str, Shape]) -> Term:
+    if type_.dims is not None:
+        shape = declared_shape(local, type_, rests, local.solver)
+        return Term(shape, presence=const(1))
+    return DATA if type_.name == "int" else UNKNOWN
+
+
+def _sliced(axis: Axis, item: object) -> list[Axis]:
+    if isinstance(item, _Stop):
+        return [axis if item.size is None else item.size]
+    return []
+
+
+def _exact(number: t.Number) -> int | Fraction:
+    return number.value if isinstance(number.value, int) else Fraction(number.text)
+
+
+def _floor(left: Poly, right: Poly) -> Poly | None:
+    return None if right.is_zero else floordiv(left, right)
+
+
+def _mod(left: Poly, right: Poly) -> Poly | None:
+    return None if right.is_zero else modulo(left, right)
+
+
+def _power(left: Poly, right: Poly) -> Poly | None:
+    exponent = right.constant
+    return power(left, exponent) if isinstance(exponent, int) else None
+
+
+_ARITHMETIC: dict[str, Callable[[Poly, Poly], Poly | None]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": divide,
+    "//": _floor, "mod": _mod, "^": _power, "@": lambda a, b: None,
+}  # fmt: skip
+
+
+def _paired(op: str, left: Term, right: Term) -> Term:
+    """Arithmetic on pairs, element by element; a number counts for each."""
+    count = len(left.items or right.items or ())
+    pairs = zip(_spread(left, count), _spread(right, count), strict=False)
+    items = []
+    for a, b in pairs:
+        known = a.number is not None and b.number is not None
+        items.append(Term((), _ARITHMETIC[op](a.number, b.number)) if known else UNKNOWN)
+    return Term(items=tuple(items))
+
+
+def _spread(term: Term, count: int) -> tuple[Term, ...]:
+    return term.items if term.items is not None else (term,) * count
+
+
+# -- functions whose result the type language cannot say -------------------------------------------
+
+
+def _size(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
+    """size(w, axis): the extent of one axis."""
+    named = {k.name.text: terms.of(k.value) for k in expr.keywords}
+    axis = (args[1] if len(args) > 1 else named.get("axis", Term(number=const(0)))).number
+    shape = args[0].shape if args else None
+    place = axis.constant if axis is not None else None
+    if shape is None or not isinstance(place, int):
+        return UNKNOWN
+    axes = terms.solver.shape(shape)
+    before = axes[:place] if place >= 0 else axes[place:]
+    if not -len(axes) <= place < len(axes) or any(isinstance(a, Rest) for a in before):
+        return UNKNOWN
+    found = axes[place]
+    return Term((), found) if isinstance(found, Poly) else UNKNOWN
+
+
+def _numel(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
+    shape = terms.solver.shape(args[0].shape) if args and args[0].shape is not None else None
+    if shape is None or any(isinstance(axis, Rest) for axis in shape):
+        return UNKNOWN
+    return Term((), product(axis for axis in shape if isinstance(axis, Poly)))
+
+
+def _extreme(choose: Callable[..., Poly]) -> Callable[[Terms, t.Call, list[Term]], Term]:
+    def result(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
+        numbers = [arg.number for arg in args if arg.number is not None]
+        return Term((), choose(*numbers)) if len(numbers) == len(args) > 0 else UNKNOWN
+
+    return result
+
+
+def _filled(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
+    """zeros(O, I), ones(O), kaiming(O, I): the arguments are the shape."""
+    sizes = [arg.number if arg.number is not None else terms.solver.fresh("N") for arg in args]
+    return Term(tuple(sizes), presence=const(1))
+
+
+def _einsum(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
+    equation = expr.args[0] if expr.args else None
+    text = equation.value.replace(" ", "") if isinstance(equation, t.String) else ""
+    if not _EINSUM.fullmatch(text):
+        return UNKNOWN
+    inputs, output = text.split("->")
+    sizes: dict[str, Poly] = {}
+    topic = ("einsum", expr.span.start)
+    label = Label(expr.span, "in this equation")
+    terms.labels[topic] = ("one letter of the equation stands for two sizes", label)
+    for letters, arg in zip(inputs.split(","), args[1:], strict=False):
+        if arg.shape is None:
+            return UNKNOWN
+        axes = tuple(sizes.setdefault(x, terms.solver.fresh(x.upper())) for x in letters)
+        try:
+            terms.solver.unify(arg.shape, axes, topic)
+        except Mismatch:
+            has = f"`{letters}` names {len(letters)} axes"
+            terms.broken.append(("an operand of `einsum` has another number of axes", label, has))
+            return UNKNOWN
+    if not set(output) <= set(sizes):
+        return UNKNOWN
+    return Term(tuple(sizes[x] for x in output), presence=const(1))
+
+
+_SPECIAL: dict[str, Callable[[Terms, t.Call, list[Term]], Term]] = {
+    "size": _size, "numel": _numel, "min": _extreme(least), "max": _extreme(greatest),
+    "zeros": _filled, "ones": _filled, "kaiming": _filled, "einsum": _einsum,
+}  # fmt: skip
+_OF: dict[type, Callable[[Terms, t.Expr], Term]] = {
+    t.Name: Terms.name, t.Number: Terms.literal, t.Constant: Terms.constant, t.Tuple: Terms.tuple,
+    t.List: Terms.tuple, t.Attribute: Terms.attribute, t.Unary: Terms.unary, t.Binary: Terms.binary,
+    t.Subscript: Terms.subscript, t.Call: Terms.call,
+    t.Frac: lambda terms, e: Term((), const(Fraction(e.percent) / 100)),
+    t.String: lambda terms, e: Term(word=e.value), t.Quantifier: lambda terms, e: UNKNOWN,
+}  # type: ignore[dict-item, attr-defined]  # fmt: skip

@@ -1,0 +1,15 @@
+"""Every numeric function a rule may call, by the name it has in rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import channels, lowrank, separable, tensors
+
+MODULES = (tensors, channels, separable, lowrank)
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__.rstrip("_"): function for module in MODULES for function in module.FUNCTIONS
+}
+"""Small modules each export a tuple `FUNCTIONS`; a new module is added to `MODULES`."""

@@ -1,0 +1,216 @@
+"""The general numeric functions that rules may call: pure, float64 inside, rounded once at the end.
+
+Weights come back in the dtype they came in. A result may share memory with an argument but never
+writes to it; whoever stores one makes the copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..grammar.diagnostics import fail
+
+Number = int | float
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor without history, in float64 if it is floating."""
+    detached = tensor.detach()
+    return detached.double() if detached.is_floating_point() else detached
+
+
+def finite(name: str, weight: Tensor) -> Tensor:
+    """`weight` in float64. Raises K002 for inf and nan, which no decomposition survives."""
+    widened = wide(weight)
+    bad = int((~torch.isfinite(widened)).sum())
+    if bad:
+        raise fail(
+            "K002",
+            f"`{name}` got a tensor with {bad} of {widened.numel()} values infinite or nan",
+            help="repair the weights, or leave this layer out with `at`",
+        )
+    return widened
+
+
+def require(held: bool, name: str, message: str, fix: str = "") -> None:
+    """Raises K001: the numeric function `name` got an argument outside its domain."""
+    if not held:
+        raise fail("K001", f"`{name}`: {message}", help=fix)
+
+
+# -- decomposition ---------------------------------------------------------------------------------
+
+
+def svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`w [..., M, N] = u [..., M, R] @ diag(s [..., R]) @ v [..., R, N]`, R = min(M, N), s falling.
+
+    The entry of largest magnitude in each column of `u` is positive: of the two valid signs, the
+    linear algebra library may return either. Raises K002 unless all of `w` is finite.
+    """
+    u, s, v = torch.linalg.svd(finite("svd", w), full_matrices=False)
+    sign = pivot_sign(u)
+    return (u * sign).to(w.dtype), s.to(w.dtype), (v * sign.mT).to(w.dtype)
+
+
+def pivot_sign(columns: Tensor) -> Tensor:
+    """+1 or -1 for each column, `[..., 1, R]`: the sign of its largest entry."""
+    pivot = columns.abs().argmax(dim=-2, keepdim=True)
+    return torch.where(columns.gather(-2, pivot) < 0, -1.0, 1.0).to(columns.dtype)
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+def einsum(equation: str, *xs: Tensor) -> Tensor:
+    """Einstein summation; the dtype is the one of the first operand."""
+    return torch.einsum(equation, *map(wide, xs)).to(xs[0].dtype)
+
+
+def matvec(w: Tensor, x: Tensor | Number) -> Tensor | Number:
+    """`w [O, I] @ x [I]`. A number is a constant vector; 0 gives 0, so `bias or 0` may be x."""
+    if isinstance(x, Tensor):
+        return (wide(w) @ wide(x)).to(w.dtype)
+    return 0 if x == 0 else (wide(w).sum(dim=1) * x).to(w.dtype)
+
+
+def scale(w: Tensor | None, gain: Tensor | Number, axis: int = 0) -> Tensor | None:
+    """Slice i of `w` along `axis` times `gain[i]`; a number scales everything, none stays none."""
+    if w is None:
+        return None
+    if not isinstance(gain, Tensor) or gain.ndim == 0:
+        return (wide(w) * gain).to(w.dtype)
+    require(
+        gain.ndim == 1 and -w.ndim <= axis < w.ndim and gain.numel() == w.shape[axis],
+        "scale",
+        f"{list(gain.shape)} factors do not fit axis {axis} of {list(w.shape)}",
+    )
+    shape = [1] * w.ndim
+    shape[axis] = -1
+    return (wide(w) * wide(gain).reshape(shape)).to(w.dtype)
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+
+
+def diag(x: Tensor) -> Tensor:
+    """The square matrix with `x [N]` on its diagonal."""
+    return torch.diag(x.detach())
+
+
+def transpose(x: Tensor) -> Tensor:
+    """`[O, I]` as `[I, O]`."""
+    return x.detach().T
+
+
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same elements in the same order under another shape; -1 is what is left."""
+    return x.detach().reshape(tuple(shape))
+
+
+def concat(*xs: Tensor, axis: int = 0) -> Tensor:
+    return torch.cat([x.detach() for x in xs], dim=axis)
+
+
+def zeros(*shape: int) -> Tensor:
+    """Zeros in float64; what they are assigned to gives them its dtype."""
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def ones(*shape: int) -> Tensor:
+    """Ones in float64; what they are assigned to gives them its dtype."""
+    return torch.ones(shape, dtype=torch.float64)
+
+
+def numel(w: Tensor) -> int:
+    return w.numel()
+
+
+def inverse_dims(p: Sequence[int], q: Sequence[int]) -> bool:
+    """Whether permuting axes by `p`, then by `q`, changes nothing; -1 is the last axis."""
+    rank = len(p)
+    return len(q) == rank and all(p[axis % rank] % rank == i for i, axis in enumerate(q))
+
+
+# -- numbers one by one ----------------------------------------------------------------------------
+
+
+def sqrt(x: Tensor | Number) -> Tensor | float:
+    return _each(torch.sqrt, x)
+
+
+def exp(x: Tensor | Number) -> Tensor | float:
+    return _each(torch.exp, x)
+
+
+def log(x: Tensor | Number) -> Tensor | float:
+    return _each(torch.log, x)
+
+
+def _each(function: Callable[[Tensor], Tensor], x: Tensor | Number) -> Tensor | float:
+    """`function` in float64; a tensor keeps its dtype, a number gives a number."""
+    if isinstance(x, Tensor):
+        return function(wide(x)).to(x.dtype)
+    return function(torch.tensor(x, dtype=torch.float64)).item()
+
+
+def abs_(x: Tensor | Number) -> Tensor | Number:
+    return abs(x.detach() if isinstance(x, Tensor) else x)
+
+
+def round_up(x: Number, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `x`, to within rounding of `x`."""
+    require(multiple >= 1, "round_up", f"{multiple} is not a positive multiple")
+    steps = x / multiple
+    whole = round(steps)
+    near = abs(steps - whole) <= 1e-9 * max(1.0, abs(steps))
+    return multiple * (whole if near else int(-(-x // multiple)))
+
+
+# -- reductions ------------------------------------------------------------------------------------
+
+
+def min_(*xs: Tensor | Sequence[Number] | Number) -> Number:
+    """The least of the numbers, or of the elements of one tensor or tuple; nan if one is nan."""
+    return _extreme("min", torch.amin, xs)
+
+
+def max_(*xs: Tensor | Sequence[Number] | Number) -> Number:
+    """The greatest of the numbers, or of the elements of one tensor or tuple; nan if one is nan."""
+    return _extreme("max", torch.amax, xs)
+
+
+def _extreme(
+    name: str, best: Callable[[Tensor], Tensor], xs: tuple[Tensor | Sequence[Number] | Number, ...]
+) -> Number:
+    """Numbers go through float64 only if one of them is a float: integers stay exact."""
+    found = xs[0] if len(xs) == 1 else xs
+    values = (
+        found.detach() if isinstance(found, Tensor) else torch.tensor(found, dtype=_kind(found))
+    )
+    require(values.numel() > 0, name, "there is nothing to compare")
+    return best(values).item()
+
+
+def _kind(numbers: Sequence[Number] | Number) -> torch.dtype:
+    listed = numbers if isinstance(numbers, Sequence) else (numbers,)
+    return torch.int64 if all(isinstance(n, int) for n in listed) else torch.float64
+
+
+def sum_(x: Tensor, axis: int | None = None) -> Tensor | Number:
+    """The sum of all elements as a number, or along one axis as a tensor of the dtype of `x`."""
+    return wide(x).sum().item() if axis is None else wide(x).sum(dim=axis).to(x.dtype)
+
+
+def mean(x: Tensor, axis: int | None = None) -> Tensor | Number:
+    """The mean of all elements as a number, or along one axis as a tensor of the dtype of `x`."""
+    return wide(x).mean().item() if axis is None else wide(x).mean(dim=axis).to(x.dtype)
+
+
+FUNCTIONS = (
+    svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
+    sqrt, exp, log, abs_, round_up, min_, max_, sum_, mean,
+)  # fmt: skip
+"""Rules call them by these names; a trailing underscore only keeps Python's own name free."""

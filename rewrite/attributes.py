@@ -1,0 +1,125 @@
+"""Attribute values as torch callers write them, brought to one form for each declared type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from .opspec import AttrSpec
+
+
+class Unreadable(Exception):
+    """A call that is not canonical; its text is the reason. Never leaves the reader."""
+
+
+def plain(value: Any) -> Any:
+    """Containers of fx and torch as tuples, at every depth."""
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value
+
+
+def has_node(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(has_node(item) for item in value)
+    if isinstance(value, slice):
+        return any(has_node(item) for item in (value.start, value.stop, value.step))
+    return isinstance(value, fx.Node)
+
+
+def read_attr(spec: AttrSpec, value: Any) -> Any:
+    """`value` in the form of the declared type. Raises `Unreadable`."""
+    value = plain(value)
+    found = _READ.get(spec.type, _any)(spec, value)
+    if found is _NO:
+        raise Unreadable(
+            f"{spec.name} is {value!r}, the op takes {_SHOWN.get(spec.type, spec.type)}"
+        )
+    return found
+
+
+_NO: Any = object()
+_SHOWN = {
+    "int": "one whole number",
+    "int2": "two whole numbers",
+    "int3": "three whole numbers",
+    "ints": "whole numbers",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a word",
+}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, fx.Node)) and not isinstance(value, bool)
+
+
+def _int(spec: AttrSpec, value: Any) -> Any:
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    return value if _is_int(value) else _NO
+
+
+def _several(spec: AttrSpec, value: Any) -> Any:
+    """A tuple of fixed length; an axis may be None where torch keeps its size (adaptive pooling)."""
+    width = spec.width or 1
+    items = value if isinstance(value, tuple) else (value,)
+    items = items * width if len(items) == 1 else items
+    fits = len(items) == width and all(item is None or _is_int(item) for item in items)
+    return items if fits else _NO
+
+
+def _ints(spec: AttrSpec, value: Any) -> Any:
+    items = value if isinstance(value, tuple) else (value,)
+    if spec.dim is not None and len(items) != 1:
+        return _NO
+    return items if all(map(_is_int, items)) else _NO
+
+
+def _float(spec: AttrSpec, value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if number else _NO
+
+
+def _of(kind: type) -> Callable[[AttrSpec, Any], Any]:
+    return lambda spec, value: value if isinstance(value, kind) else _NO
+
+
+def _any(spec: AttrSpec, value: Any) -> Any:
+    return value
+
+
+_READ: dict[str, Callable[[AttrSpec, Any], Any]] = {
+    "int": _int,
+    "int2": _several,
+    "int3": _several,
+    "ints": _ints,
+    "float": _float,
+    "bool": _of(bool),
+    "str": _of(str),
+    "dtype": _of(torch.dtype),
+}
+
+
+def numeric_padding(padding: str, kernel: tuple[int, ...], attrs: dict[str, Any]) -> Any:
+    """`same` or `valid` of a convolution as numbers. Raises `Unreadable` where both ends would differ.
+
+    torch pads `dilation * (kernel - 1)` in all for `same`, the odd one at the end.
+    """
+    if padding == "valid":
+        return _as_wide((0,) * len(kernel), attrs["dilation"])
+    dilation = attrs["dilation"]
+    each = dilation if isinstance(dilation, tuple) else (dilation,)
+    total = [d * (k - 1) for d, k in zip(each, kernel, strict=True)]
+    if padding != "same" or any(n % 2 for n in total):
+        raise Unreadable(f"padding {padding!r} adds {total} in all, which does not split in halves")
+    return _as_wide(tuple(n // 2 for n in total), dilation)
+
+
+def _as_wide(numbers: tuple[int, ...], like: Any) -> Any:
+    return numbers if isinstance(like, tuple) else numbers[0]

@@ -1,0 +1,149 @@
+"""From a trained model to a graph of its modules that is proven to compute the same.
+
+>>> captured = capture(model, (torch.rand(1, 3, 224, 224),))  # doctest: +SKIP
+>>> captured.module(torch.rand(8, 3, 224, 224))               # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from .capture_attempts import Attempt, Trial, by_export, by_trace
+from .capture_checks import check_model, hook_notes
+from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
+from .proof import eager_output, one_line, run_eager
+from .tracer import Specialised
+
+_MOST_OPAQUE = 16
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model.
+
+    `module` runs alone and owns its weights; `how` is "trace", "export" or "trace with opaque leaves"; `inputs` and
+    `kwargs` are the example; `specialised` is what was taken from it; `opaque` are module paths kept as one node, each
+    with its reason; `proved` are the cases on which the graph equals the eager model bit for bit.
+    """
+
+    module: fx.GraphModule
+    how: str
+    inputs: tuple[Any, ...]
+    specialised: tuple[Specialised, ...] = ()
+    opaque: tuple[str, ...] = ()
+    notes: tuple[Diagnostic, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    proved: tuple[str, ...] = ()
+
+
+def capture(model: nn.Module, inputs: Any, *, second: Any = None) -> Captured:
+    """Capture `model` on an example: a tuple of positional inputs, or a dict of inputs by name.
+
+    The graph must equal the eager model bit for bit on `inputs` and on `second` (by default the example with twice the
+    batch). A larger image is tried too; a graph that only holds at the example's size says so in `notes`.
+
+    Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004 cannot be captured,
+    M005 the graph differs from the model, M006 it rests on a value that `second` contradicts, M008 unfit parameters.
+    """
+    check_model(model)
+    case = as_case(inputs)
+    check_bindable(model, case)
+    with torch.inference_mode(False), torch.no_grad():
+        work = _own_copy(model)
+        expected, notes = eager_output(work, case)
+        notes += hook_notes(work)
+        more, warnings = _more_trials(work, case, second)
+        attempt = _first_that_holds(work, [Trial(case, expected), *more])
+    return Captured(
+        attempt.module,
+        attempt.how,
+        case.args,
+        attempt.specialised,
+        attempt.opaque,
+        (*notes, *warnings, *attempt.notes),
+        case.kwargs,
+        attempt.proved,
+    )
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError, RecursionError) as error:
+        raise fail(
+            "M004",
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            note="capture works on a copy, so that the given model is never changed",
+            help="store computed tensors as buffers, and drop locks, files and generators",
+        ) from error
+
+
+def _more_trials(
+    model: nn.Module, case: Case, second: Any
+) -> tuple[list[Trial], list[Diagnostic]]:
+    """Trials beyond the example, and M009 if the model itself runs at no other batch size."""
+    if second is not None:
+        other = as_case(second, "the second example")
+        check_bindable(model, other)
+        return [Trial(other, run_eager(model, other))], []
+    trials, warnings = [], []
+    batch, image = doubled(case), enlarged(case)
+    if batch is not None:
+        outcome = _try_eager(model, batch)
+        trials += [Trial(batch, outcome)] if not isinstance(outcome, Diagnostic) else []
+        warnings += [outcome] if isinstance(outcome, Diagnostic) else []
+    if image is not None:
+        outcome = _try_eager(model, image)
+        trials += [] if isinstance(outcome, Diagnostic) else [Trial(image, outcome, False)]
+    return trials, warnings
+
+
+def _try_eager(model: nn.Module, case: Case) -> Any:
+    """The model's output on `case`, or the warning that it has none."""
+    try:
+        return case.run(model)
+    except Exception as error:
+        return Diagnostic(
+            "M009",
+            "the capture could only be proven at one batch size",
+            notes=(f"on {case.label} the model itself fails: {one_line(error)}",),
+            helps=("give inputs that the model accepts as `second=`",),
+            severity="warning",
+        )
+
+
+def _first_that_holds(model: nn.Module, trials: list[Trial]) -> Attempt:
+    """Trace, then export, then tracing around the modules to blame; raises the trace's own diagnostic."""
+    traced = by_trace(model, trials, {})
+    if isinstance(traced, Attempt):
+        return traced
+    exported = by_export(model, trials)
+    if isinstance(exported, Attempt):
+        return exported
+    opaque: dict[str, str] = {}
+    failure = traced
+    while len(opaque) < _MOST_OPAQUE:
+        path = _blamed(failure.site, opaque)
+        if not path:
+            break
+        opaque[path] = failure.diagnostic.message
+        outcome = by_trace(model, trials, opaque)
+        if isinstance(outcome, Attempt):
+            return outcome
+        failure = outcome
+    found = traced.diagnostic
+    notes = (*found.notes, f"torch.export does not help: {exported.diagnostic.message}")
+    raise LissomError(replace(found, notes=notes))
+
+
+def _blamed(site: str, opaque: dict[str, str]) -> str:
+    """The module to keep whole next: the one that failed, or its parent if that is whole already."""
+    while site in opaque:
+        site = site.rpartition(".")[0]
+    return site

@@ -1,0 +1,78 @@
+"""Models that are refused before anything is run, and hooks worth a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from .capture_leaves import has_hooks, is_parametrized
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise M001 for a model in training mode, M008 for state that rules cannot handle."""
+    for path, module in model.named_modules():
+        if module.training:
+            raise _training(path, module)
+    for kind, state in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for path, tensor in state:
+            reason = _unfit(tensor, kind)
+            if reason:
+                raise _refused(kind, path, reason)
+
+
+def _training(path: str, module: nn.Module) -> LissomError:
+    where = f"`{path}` ({type(module).__name__})" if path else "the model"
+    return fail(
+        "M001",
+        f"{where} is in training mode",
+        Label(None, where=path),
+        note="dropout and batch statistics make a training forward differ from call to call",
+        help="call model.eval() first",
+    )
+
+
+def _refused(kind: str, path: str, reason: str) -> LissomError:
+    remedy = {
+        "lazy": "run the model once so that its lazy parameters get their shapes",
+        "on the meta device": "load real weights first",
+        "quantised": "capture the float model; integers are what the compression makes",
+        "sparse": f"replace `{path}` by its to_dense()",
+        "complex": f"store `{path}` as two real tensors (torch.view_as_real)",
+    }
+    return fail("M008", f"{kind} `{path}` is {reason}", Label(None, where=path), help=remedy[reason])
+
+
+def _unfit(tensor: torch.Tensor, kind: str) -> str:
+    if is_lazy(tensor):
+        return "lazy"
+    if tensor.is_meta:
+        return "on the meta device"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout is not torch.strided and tensor.layout is not torch._mkldnn:
+        return "sparse"
+    return "complex" if tensor.is_complex() and kind == "parameter" else ""
+
+
+def hook_notes(model: nn.Module) -> Iterator[Diagnostic]:
+    """M007 for every module that keeps its hooks by staying one opaque node."""
+    for path, module in model.named_modules():
+        if has_hooks(module):
+            yield _hooked(path, module)
+
+
+def _hooked(path: str, module: nn.Module) -> Diagnostic:
+    what = "parametrizations" if is_parametrized(module) else "hooks"
+    whole = f"`{path}` has {what} and stays one opaque node" if path else f"the model has {what}"
+    return Diagnostic(
+        "M007",
+        whole,
+        (Label(None, where=path),),
+        ("they keep running after capture, but no rule looks inside",),
+        (f"remove the {what} before capturing to let rules see the module",),
+        "warning",
+    )

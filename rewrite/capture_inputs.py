@@ -1,0 +1,146 @@
+"""Example inputs: how they bind to forward, and how a second example is made from the first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..grammar.diagnostics import fail
+from .capture_values import rebuild, tensors
+from .tracer import Recorder, Specialised
+
+_PLAIN = (int, float, bool, str, type(None))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments for one call of a model, and a name for them in messages."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    label: str = "the example"
+
+    def fresh(self) -> Case:
+        """A copy that a model may write to. A tensor given twice becomes two tensors."""
+        return self.map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf)
+
+    def map(self, change: Callable[[Any], Any], label: str = "") -> Case:
+        args = tuple(rebuild(arg, change) for arg in self.args)
+        kwargs = {name: rebuild(value, change) for name, value in self.kwargs.items()}
+        return Case(args, kwargs, label or self.label)
+
+    def run(self, model: nn.Module) -> Any:
+        """Call a model on a copy of this case, without gradients."""
+        fresh = self.fresh()
+        with torch.no_grad():
+            # Not `model(...)`: a GraphModule's own call prints a traceback for errors that are expected here.
+            return nn.Module.__call__(model, *fresh.args, **fresh.kwargs)
+
+
+def as_case(inputs: Any, label: str = "the example") -> Case:
+    """A tuple or list is positional, a mapping goes by name, a single tensor is one argument."""
+    if isinstance(inputs, Mapping):
+        return Case((), dict(inputs), label)
+    if isinstance(inputs, torch.Tensor):
+        return Case((inputs,), {}, label)
+    return Case(tuple(inputs), {}, label)
+
+
+def doubled(case: Case) -> Case | None:
+    """Twice the batch: the first axis that the tensors share, the second half with other values in it."""
+    sizes = [tensor.shape[0] for tensor in tensors(case.args, case.kwargs) if tensor.dim()]
+    if not sizes:
+        return None
+
+    def double(leaf: Any) -> Any:
+        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == sizes[0]
+        return torch.cat([leaf, leaf.flip(-1)]) if batched else leaf
+
+    return case.map(double, f"batch {2 * sizes[0]}")
+
+
+def enlarged(case: Case) -> Case | None:
+    """Larger images, by a multiple of 32 so that strides still fit; None without a 4-d float input."""
+    images = [t for t in tensors(case.args, case.kwargs) if t.dim() == 4 and t.is_floating_point()]
+    if len(images) != 1 or 0 in images[0].shape:
+        return None
+    height, width = (size + 32 * -(-size // 128) for size in images[0].shape[-2:])
+
+    def enlarge(leaf: Any) -> Any:
+        return _tile(leaf, height, width) if leaf is images[0] else leaf
+
+    return case.map(enlarge, f"size {height}x{width}")
+
+
+def _tile(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    rows, columns = (-(-new // old) for new, old in zip((height, width), image.shape[-2:]))
+    return image.repeat(1, 1, rows, columns)[..., :height, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A case whose values have placeholders in a recorder's graph, and what of it the graph holds fixed."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    fixed: tuple[Specialised, ...]
+
+
+def bind(recorder: Recorder, case: Case) -> Bound:
+    """Give every parameter of forward a placeholder."""
+    signature = inspect.signature(recorder.root.forward)
+    arguments = signature.bind(*case.args, **case.kwargs)
+    given = set(arguments.arguments)
+    arguments.apply_defaults()
+    fixed: list[Specialised] = []
+    for name, parameter in signature.parameters.items():
+        value = arguments.arguments[name]
+        fixed += _fixed(name, value, name in given)
+        target, default = _spelling(parameter)
+        arguments.arguments[name] = recorder.placeholder(target, default, value)
+    return Bound(arguments.args, arguments.kwargs, tuple(fixed))
+
+
+def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dict[fx.Node, Any]:
+    """The value of every placeholder for a copy of `case`, as `fx.Interpreter.run(initial_env=...)` wants them."""
+    fresh = case.fresh()
+    arguments = inspect.signature(forward).bind(*fresh.args, **fresh.kwargs)
+    arguments.apply_defaults()
+    found = graph.find_nodes(op="placeholder")
+    return {node: arguments.arguments[str(node.target).lstrip("*")] for node in found}
+
+
+def check_bindable(model: nn.Module, case: Case) -> None:
+    """Raise M004 if the inputs do not fit the signature of forward."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*case.args, **case.kwargs)
+    except TypeError as error:
+        raise fail(
+            "M004",
+            f"{case.label} does not fit `{type(model).__name__}.forward`: {error}",
+            note=f"its signature is forward{signature}",
+            help="pass a tuple of positional inputs, or a dict of inputs by name",
+        ) from None
+
+
+def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
+    """The placeholder's target and its default, if any."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    default = parameter.default
+    if default is parameter.empty:
+        return stars + parameter.name, ()
+    return stars + parameter.name, (default if isinstance(default, _PLAIN) else None,)
+
+
+def _fixed(name: str, value: Any, given: bool) -> Iterator[Specialised]:
+    """Flags, names and absent inputs decide what forward does; a graph can hold only one decision."""
+    if isinstance(value, (bool, str, type(None))):
+        why = f"argument `{name}` is {'fixed to' if given else 'left at'} {value!r}"
+        yield Specialised(why, name, "", value)
+

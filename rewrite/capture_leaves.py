@@ -1,0 +1,86 @@
+"""Which modules stay one node of the captured graph."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import torch
+from torch import nn
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+# Overriding one of these does not change what forward computes.
+_HARMLESS = {
+    "extra_repr",
+    "reset_parameters",
+    "state_dict",
+    "train",
+    "eval",
+    "_load_from_state_dict",
+    "_save_to_state_dict",
+    "_get_name",
+    "in_features",
+    "out_features",
+    "in_channels",
+    "out_channels",
+}
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """True for torch.nn's own modules, and for subclasses of them that change nothing forward uses."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    base = _torch_base(type(module))
+    if base is None or issubclass(base, _CONTAINERS) or "forward" in module.__dict__:
+        return False
+    return not _overrides(type(module), base)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """True if hooks, or parametrizations, are attached to the module itself.
+
+    Hooks that a library puts on its own models are part of its forward and do not count.
+    """
+    hooks = (hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values())
+    return any(not _is_own(hook, module) for hook in hooks) or is_parametrized(module)
+
+
+def _is_own(hook: object, module: nn.Module) -> bool:
+    function = inspect.unwrap(getattr(hook, "func", hook))
+    package = (getattr(function, "__module__", None) or "").partition(".")[0]
+    installed = getattr(sys.modules.get(package), "__file__", None) or ""
+    return package == type(module).__module__.partition(".")[0] and "-packages" in installed
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    return "parametrizations" in module._modules
+
+
+def _torch_base(kind: type) -> type | None:
+    """The first class in the resolution order that torch.nn itself defines, nn.Module excluded."""
+    for base in inspect.getmro(kind):
+        if base is nn.Module:
+            return None
+        if base.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
+            return base
+    return None
+
+
+def _overrides(kind: type, base: type) -> bool:
+    """True if a class below `base` redefines one of its methods or attributes."""
+    own = set(dir(base)).union(*(inspect.get_annotations(each) for each in inspect.getmro(base)))
+    for between in inspect.getmro(kind)[: inspect.getmro(kind).index(base)]:
+        if any(name in own and _matters(name) for name in vars(between)):
+            return True
+    return False
+
+
+def _matters(name: str) -> bool:
+    dunder = name.startswith("__") and name.endswith("__")
+    return name not in _HARMLESS and (not dunder or name in ("__call__", "__getattr__"))

@@ -1,0 +1,104 @@
+"""The few entry points that torch does not report to a function mode, redirected while a trace runs."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .capture_ops import Call
+from .capture_scalars import traced_choices
+from .capture_values import leaves, without_traces
+
+if TYPE_CHECKING:
+    from .tracer import Recorder
+
+
+@contextmanager
+def recording(recorder: Recorder) -> Iterator[None]:
+    """Send module calls, autograd functions, scripted functions and `len` of a tensor to the recorder."""
+    with (
+        traced_choices(),
+        _replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
+        _replaced(torch.autograd.Function, "apply", lambda _: _apply(recorder)),
+        _replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
+        _replaced(builtins, "len", lambda eager: _length(recorder, eager)),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    saved = vars(owner)[name]
+    setattr(owner, name, make(saved))
+    try:
+        yield
+    finally:
+        setattr(owner, name, saved)
+
+
+def _module_call(recorder: Recorder, eager: Any) -> Any:
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not recorder.open:
+            return eager(module, *args, **kwargs)
+        return recorder.module_call(module, eager, args, kwargs)
+
+    return call
+
+
+def _apply(recorder: Recorder) -> Any:
+    eager = vars(torch.autograd.Function)["apply"].__func__
+
+    def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        # A function that calls back into the model, such as checkpointing, is traced through.
+        callbacks = any(callable(leaf) for _, leaf in leaves((args, kwargs)))
+        if not recorder.open or callbacks:
+            return eager(kind, *args, **kwargs)
+        return _opaque(recorder, _named(MethodType(eager, kind), kind.__name__), args, kwargs)
+
+    return classmethod(apply)
+
+
+def _scripted(recorder: Recorder, eager: Any) -> Any:
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if not recorder.open:
+            return eager(function, *args, **kwargs)
+        return _opaque(recorder, _named(MethodType(eager, function), function.name), args, kwargs)
+
+    return call
+
+
+@cache
+def _named(method: MethodType, name: str) -> Callable[..., Any]:
+    """A function of its own for a bound method, since fx finds the code of a node's target by its name."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _opaque(recorder: Recorder, target: Any, args: Any, kwargs: Any) -> Any:
+    """One node for a function that torch runs on its own."""
+
+    def alone() -> Any:
+        return target(*without_traces(args), **without_traces(kwargs))
+
+    with torch._C.DisableTorchFunction():
+        return recorder.record(Call("call_function", target, args, kwargs), alone)
+
+
+def _length(recorder: Recorder, eager: Any) -> Any:
+    def length(value: Any) -> Any:
+        if recorder.open and isinstance(value, torch.Tensor) and value.dim():
+            return value.shape[0]
+        return eager(value)
+
+    return length

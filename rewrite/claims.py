@@ -1,0 +1,94 @@
+"""The claims of a rule's `ensure`, measured at one site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from ..grammar import tree as t
+from .construct import Plan, Planned
+from .cost import calls_costs, plan_costs
+from .evaluate import Scope, shown
+from .journal import Costs, Verdict
+from .local import Env, load, run_nodes, run_plan
+from .site import Site
+from .spec import TensorSpec
+from .state import State
+from .verify import relative_error, site_error
+
+_COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+
+
+def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
+    """One verdict for each claim of `ensure`; facts such as `needs recover` belong to the pipeline."""
+    scope = site.scope
+    scope.facts.update(before=before(state, site), after=after(state, site, plan))
+    samples = [0]
+    scope.facts["error"] = lambda value: _error(state, site, plan, value, samples)
+    scope.facts["equal"] = lambda value: _equal(state, site, plan, value)
+    return tuple(_claim(scope, claim, samples) for claim in site.rule.claims)
+
+
+def before(state: State, site: Site) -> Costs:
+    return calls_costs(state.module, site.calls)
+
+
+def after(state: State, site: Site, plan: Plan) -> Costs:
+    """The planned ops, and matched ones that stay because others read them."""
+    removed = {call.node for call in site.removed}
+    kept = calls_costs(state.module, [call for call in site.calls if call.node not in removed])
+    new = plan_costs(plan)
+    return Costs(new.params + kept.params, new.bytes + kept.bytes, new.macs + kept.macs, new.ops + kept.ops)
+
+
+def _claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
+    """A comparison reports both sides; `within` bounds a measured difference."""
+    samples[0] = 0
+    text = " ".join(claim.span.text.split())
+    found, allowed, holds = _judge(scope, claim)
+    how = "tested" if samples[0] else "proved"
+    return Verdict(text, how, holds, samples[0], found, allowed, "" if holds else f"{shown(found)} against {shown(allowed)}")
+
+
+def _judge(scope: Scope, claim: t.Claim) -> tuple[Any, Any, bool]:
+    condition = claim.condition
+    if claim.within is not None:
+        found, allowed = scope.number(condition), scope.number(claim.within)
+        return found, allowed, found <= allowed
+    if isinstance(condition, t.Binary) and condition.op in _COMPARISONS:
+        found, allowed = scope.number(condition.left), scope.number(condition.right)
+        judged = scope.child({"_left": found, "_right": allowed})
+        return found, allowed, bool(judged.number(_named(condition)))
+    found = scope.number(condition)
+    return None, None, found == 0 if isinstance(found, float) else bool(found)
+
+
+def _named(condition: t.Binary) -> t.Binary:
+    """The comparison with its sides evaluated already."""
+    left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
+    return t.Binary(condition.op, left, right, span=condition.span)
+
+
+def _error(state: State, site: Site, plan: Plan, value: Any, samples: list[int]) -> float:
+    error, count = site_error(state, site, plan)
+    samples[0] = count
+    return max(error(name) for name in _names(site, value))
+
+
+def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
+    """The largest relative difference between the perturbed original and the rewrite, on recorded inputs."""
+    tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
+    env: Env = dict(state.samples.values(state.module, tensors))
+    left = run_nodes(state.module, [call.node for call in site.calls], env, plan.moved, None)
+    right = run_plan(plan, env, None)
+    names = _names(site, value)
+    return max(relative_error(left[site.outputs[n]], load(plan.outputs[n], right)) for n in names)
+
+
+def _names(site: Site, value: Any) -> list[str]:
+    """The outputs that `error(y)` means; by now `y` stands for what the rewrite made of it."""
+    if isinstance(value, (fx.Node, Planned)):
+        chosen = [name for name in site.outputs if site.scope.names[name] is value]
+        return chosen or list(site.outputs)
+    return list(site.outputs)

@@ -1,0 +1,212 @@
+"""Writing a verified plan into the graph. The only place that changes the model; by now nothing can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .construct import Plan, Planned
+from .effects import mutates
+from .emit import Emitted, emit
+from .evaluate import ParamRef
+from .site import Site
+from .spec import TensorSpec
+from .state import State
+
+
+def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
+    """The layers and calls of a plan, with weights rounded to their final precision. Changes nothing."""
+    return {planned: _emit(state, planned) for planned in plan.ops}
+
+
+def _emit(state: State, planned: Planned) -> Emitted:
+    params = {name: _rounded(planned, value) for name, value in planned.params.items()}
+    inputs = tuple(_stand_in(value) for value in planned.inputs)
+    inputs += (None,) * (len(planned.op.inputs) - len(inputs))
+    return emit(planned.op, inputs, params, planned.attrs, _origin_layer(state, planned))
+
+
+def _rounded(planned: Planned, value: Tensor | ParamRef | None) -> Tensor | None:
+    if isinstance(value, ParamRef):
+        return value.tensor.detach()
+    if value is None or not value.is_floating_point():
+        return value
+    return value.to(planned.dtype).contiguous()
+
+
+def _stand_in(value: Any) -> Any:
+    """Planned inputs have no node yet; a tensor without memory carries their shape."""
+    if isinstance(value, tuple):
+        return tuple(map(_stand_in, value))
+    if isinstance(value, Planned):
+        return torch.empty(value.specs[0].shape, dtype=value.specs[0].dtype, device="meta")
+    return value
+
+
+def _origin_layer(state: State, planned: Planned) -> nn.Module | None:
+    node = planned.origin.node if planned.origin is not None else None
+    if node is None or node.op != "call_module":
+        return None
+    return state.module.get_submodule(str(node.target))
+
+
+# -- placing -------------------------------------------------------------------------------------------------------
+
+
+def insertion_point(site: Site, plan: Plan, inputs: Iterable[fx.Node]) -> fx.Node | None:
+    """The node in front of which the new ops can stand: behind all they read, before all that reads them."""
+    inside = {call.node for call in site.calls}
+    users = [user for node in site.outputs.values() for user in node.users if user not in inside]
+    last = site.calls[-1].node
+    first = min(users, key=lambda node: node._sort_key, default=last)
+    point = min(first, last, key=lambda node: node._sort_key)
+    fits = all(node._sort_key < point._sort_key for node in inputs)
+    return point if fits else None
+
+
+# -- committing ----------------------------------------------------------------------------------------------------
+
+
+def commit(state: State, site: Site, plan: Plan, emitted: dict[Planned, Emitted], point: fx.Node, shrinks: bool) -> list[fx.Node]:
+    """Inserts the plan before `point`, redirects the outputs and removes what nothing reads. Returns the new nodes.
+
+    `shrinks`: the site has fewer ops than before, so a rule that matches its own result still ends.
+    """
+    _drop_layers(state, site)
+    heirs = _heritage(site, "" if shrinks else site.rule.name)
+    new: dict[Planned, fx.Node] = {}
+    for planned in plan.ops:
+        new[planned] = _insert(state, site, planned, emitted[planned], new, point, heirs)
+    for name, node in site.outputs.items():
+        node.replace_all_uses_with(_node_of(plan.outputs[name], new))
+    _erase(state, [call.node for call in site.removed])
+    return list(new.values())
+
+
+def _node_of(value: Any, new: dict[Planned, fx.Node]) -> fx.Node:
+    return new[value] if isinstance(value, Planned) else value
+
+
+def _insert(
+    state: State, site: Site, planned: Planned, emitted: Emitted, new: dict[Planned, fx.Node], point: fx.Node, heirs: dict[str, Any]
+) -> fx.Node:
+    given = tuple(_with_nodes(value, new) for value in planned.inputs)
+    emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
+    place = planned.origin.node if planned.origin is not None else site.calls[0].node
+    path = fresh_path(state, str(place.meta.get("site") or ""), site.rule.name)
+    node = emitted.insert(state.module, point, path)
+    spec = planned.specs[0] if len(planned.specs) == 1 else planned.specs
+    node.meta.update(heirs, val=spec, site=path if node.op == "call_module" else path.rpartition(".")[0], source=place.meta.get("source"))
+    for held in node.all_input_nodes:
+        _describe_weight(state, held, node)
+    state.view.add(node)
+    return node
+
+
+def _describe_weight(state: State, held: fx.Node, reader: fx.Node) -> None:
+    """`get_attr` nodes that came with a functional call are new nodes too."""
+    if held.op == "get_attr" and "val" not in held.meta:
+        owner, _, name = str(held.target).rpartition(".")
+        tensor = getattr(state.module.get_submodule(owner), name)
+        held.meta.update(val=TensorSpec(tuple(tensor.shape), tensor.dtype), site=owner, source=reader.meta.get("source"))
+        state.view.add(held)
+
+
+def _with_nodes(value: Any, new: dict[Planned, fx.Node]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_nodes(item, new) for item in value)
+    return _node_of(value, new) if isinstance(value, Planned) else value
+
+
+def _heritage(site: Site, rule: str) -> dict[str, Any]:
+    """What new nodes inherit: the rules in their ancestry, and the nodes of the captured model they stand for."""
+    nodes = [call.node for call in site.calls]
+    rules = {name for node in nodes for name in node.meta.get("rules", ())} | ({rule} if rule else set())
+    origins = {name for node in nodes for name in node.meta.get("origins", (node.name,))}
+    return {"rules": tuple(sorted(rules)), "origins": tuple(sorted(origins))}
+
+
+def fresh_path(state: State, site: str, rule: str) -> str:
+    """`<site>.<rule>_<n>`; beside the site where its layer lives on. Never a path that exists."""
+    base, stem = (site, rule) if not _holds_layer(state.module, site) else (site.rpartition(".")[0], f"{rule}_{site.rpartition('.')[2]}")
+    while True:
+        name = f"{stem}_{state.count(f'{base}.{stem}')}"
+        path = f"{base}.{name}" if base else name
+        if not _exists(state.module, path):
+            return path
+
+
+def _holds_layer(module: nn.Module, path: str) -> bool:
+    """Whether something that computes lives at `path`; a bare container does not."""
+    return _exists(module, path) and type(module.get_submodule(path)) is not nn.Module
+
+
+def _exists(module: nn.Module, path: str) -> bool:
+    owner: Any = module
+    for part in path.split(".") if path else ():
+        if not isinstance(owner, nn.Module) or not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return isinstance(owner, nn.Module) if path else True
+
+
+# -- removing ------------------------------------------------------------------------------------------------------
+
+
+def _drop_layers(state: State, site: Site) -> None:
+    """Frees the paths of layers that only removed nodes use."""
+    leaving = {call.node for call in site.removed}
+    for node in leaving:
+        if node.op != "call_module":
+            continue
+        paths = [path for call in site.removed if call.node is node for path in call.params.values() if path]
+        others = {reader for path in paths for reader, held in state.view.owners(path) if held == path} - leaving
+        if not others and not _called_elsewhere(state, node, leaving):
+            state.module.delete_submodule(str(node.target))
+
+
+def _called_elsewhere(state: State, node: fx.Node, leaving: set[fx.Node]) -> bool:
+    """Layers without weights have no owners to ask; their op's nodes tell."""
+    call = state.view.call(node)
+    if call is None or any(call.params.values()):
+        return False
+    return any(other.target == node.target and other not in leaving for other in state.view.calls_of(call.op.name))
+
+
+def _erase(state: State, nodes: list[fx.Node]) -> None:
+    """Erases matched nodes, then whatever only they read and does nothing else."""
+    waiting = sorted(nodes, key=lambda node: node._sort_key)
+    while waiting:
+        node = waiting.pop()
+        if node.users or node._erased or node.op in ("placeholder", "output"):
+            continue
+        feeders = node.all_input_nodes
+        was_effect = mutates(node, state.module) if _reachable(state, node) else False
+        state.view.forget(node)
+        state.module.graph.erase_node(node)
+        if was_effect and node in state.mutations:
+            state.mutations.remove(node)
+        waiting += [feeder for feeder in feeders if feeder.op == "get_attr" or _is_part(feeder)]
+        _drop_weight(state, node)
+
+
+def _reachable(state: State, node: fx.Node) -> bool:
+    return node.op != "call_module" or _exists(state.module, str(node.target))
+
+
+def _is_part(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
+
+
+def _drop_weight(state: State, node: fx.Node) -> None:
+    """A weight whose last `get_attr` went is no longer part of the model."""
+    if node.op != "get_attr":
+        return
+    path = str(node.target)
+    owner, _, name = path.rpartition(".")
+    if any(held == path for _, held in state.view.owners(path)):
+        return
+    delattr(state.module.get_submodule(owner), name)

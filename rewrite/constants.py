@@ -1,0 +1,245 @@
+"""Values that do not depend on the input, computed once and stored.
+
+A weight that forward derives from parameters (weight standardisation, a gathered position bias) becomes a parameter of
+its own, so that rules see `conv2d(x, weight)`. The stored value is the one the same calls give, so nothing changes in
+any bit. Left alone: what reads a random number or uninitialised memory, what anything writes to, plain views of a
+parameter (which would break the tie to it), and values more than four times larger than what they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .capture_graph import aliased, is_pure, written
+from .spec import spec_of
+
+_GROWTH = 4
+_SMALL_BYTES = 1 << 20
+_UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+_CONTRACTIONS = ("conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d")
+_CONTRACTIONS += ("conv_transpose3d", "batch_norm", "layer_norm", "group_norm", "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """One stored value: the path it is stored under, and the names of the nodes that computed it."""
+
+    path: str
+    nodes: tuple[str, ...]
+
+
+def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
+    """Replace computed constants of a captured module by `get_attr` nodes, in place, bit for bit equal."""
+    found = _Constants(module)
+    folded = [item for node in found.frontier() for item in _fold(module, found, node)]
+    if folded or found.replaced:
+        _drop_dead(module.graph, found.values)
+        drop_unused_state(module)
+        module.recompile()
+    return tuple(folded)
+
+
+class _Constants:
+    """The constant nodes of a graph and their values."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.values: dict[fx.Node, Any] = {}
+        self.sources: dict[fx.Node, frozenset[fx.Node]] = {}
+        self.replaced = 0
+        touched = _touched(module.graph)
+        with torch.no_grad():
+            for node in module.graph.nodes:
+                if node not in touched and self._foldable(node):
+                    self._evaluate(node)
+        self.storages = {
+            _address(value): node for node, value in self.values.items() if node.op == "get_attr"
+        }
+
+    def _foldable(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return True
+        if node.op not in ("call_function", "call_method") or not is_pure(node):
+            return False
+        if _name(node) in _UNINITIALISED:
+            return False
+        return all(source in self.values for source in node.all_input_nodes)
+
+    def _evaluate(self, node: fx.Node) -> None:
+        before = torch.get_rng_state()
+        value = _compute(self.module, node, self.values)
+        if not torch.equal(before, torch.get_rng_state()):
+            torch.set_rng_state(before)
+            return
+        if node.op != "get_attr" or isinstance(value, torch.Tensor):
+            self.values[node] = value
+            own = (node,) if node.op == "get_attr" else ()
+            parts = (self.sources[source] for source in node.all_input_nodes)
+            self.sources[node] = frozenset(own).union(*parts)
+
+    def frontier(self) -> Iterator[fx.Node]:
+        """Computed constant tensors that something which is not constant uses."""
+        for node, value in list(self.values.items()):
+            outside = any(user not in self.values for user in node.users)
+            if node.op != "get_attr" and outside and isinstance(value, torch.Tensor):
+                yield node
+
+
+def _touched(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose memory something writes to: the targets, and what those are views of."""
+    todo = [target for node in graph.nodes for target in written(node)]
+    seen: set[fx.Node] = set()
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += aliased(node)
+    return seen
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _compute(module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return _attribute(module, str(node.target))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)
+    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _fold(module: fx.GraphModule, found: _Constants, node: fx.Node) -> Iterator[Folded]:
+    value = found.values[node]
+    origin = found.storages.get(_address(value)) if value.numel() else None
+    if origin is not None:
+        found.replaced += _use_origin(node, value, origin, found.values[origin])
+        return
+    sources = found.sources[node]
+    if not _affordable(value, [found.values[source] for source in sources]):
+        return
+    path = _fresh_path(module, node)
+    _store(module, path, value, [found.values[source] for source in sources])
+    with module.graph.inserting_before(node):
+        stored = module.graph.get_attr(path)
+    stored.meta.update(
+        val=spec_of(value),
+        site=node.meta.get("site", ""),
+        source=node.meta.get("source", ""),
+        mutates=(),
+    )
+    _redirect(node, stored, found.values)
+    yield Folded(path, tuple(_ancestors(node)))
+
+
+def _use_origin(node: fx.Node, value: torch.Tensor, origin: fx.Node, whole: torch.Tensor) -> int:
+    """A call that only hands a parameter on (`contiguous`, `to` its own dtype) is the parameter."""
+    same = value.shape == whole.shape and value.stride() == whole.stride()
+    if not same or value.dtype != whole.dtype or value.data_ptr() != whole.data_ptr():
+        return 0
+    _redirect(node, origin, {})
+    return 1
+
+
+def _redirect(node: fx.Node, new: fx.Node, constants: Iterable[fx.Node]) -> None:
+    """Let every user that stays read `new` instead of `node`."""
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in constants)
+
+
+def _affordable(value: torch.Tensor, sources: list[torch.Tensor]) -> bool:
+    given = sum(source.numel() * source.element_size() for source in sources)
+    return value.numel() * value.element_size() <= max(_GROWTH * given, _SMALL_BYTES)
+
+
+def _fresh_path(module: nn.Module, node: fx.Node) -> str:
+    site = node.meta.get("site", "")
+    stem = f"{site}.folded_{_role(node)}" if site else f"folded_{_role(node)}"
+    path, count = stem, 1
+    while _exists(module, path):
+        count += 1
+        path = f"{stem}_{count}"
+    return path
+
+
+def _role(node: fx.Node) -> str:
+    """`weight` or `bias` if the value is used as one, else `constant`."""
+    for user in node.users:
+        if _name(user) in _CONTRACTIONS and node in user.args[1:3]:
+            return "weight" if user.args[1] is node else "bias"
+        if _name(user) in _CONTRACTIONS and node in user.kwargs.values():
+            return next(key for key, arg in user.kwargs.items() if arg is node)
+    return "constant"
+
+
+def _exists(module: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(module, name):
+            return False
+        module = getattr(module, name)
+    return True
+
+
+def _store(module: nn.Module, path: str, value: torch.Tensor, sources: list[torch.Tensor]) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(module, parent):
+            module.add_module(parent, nn.Module())
+        module = getattr(module, parent)
+    trained = any(isinstance(source, nn.Parameter) for source in sources)
+    # Only a weight or bias becomes a parameter: attention picks another kernel for a bias table that wants gradients.
+    if trained and "folded_constant" not in name and value.is_floating_point():
+        wants = any(source.requires_grad for source in sources)
+        module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=wants))
+    else:
+        module.register_buffer(name, value.clone())
+
+
+def _ancestors(node: fx.Node) -> Iterator[str]:
+    """Names of the computing nodes behind a constant, itself first."""
+    todo, seen = [node], set()
+    while todo:
+        at = todo.pop()
+        if at not in seen and at.op != "get_attr":
+            seen.add(at)
+            yield at.name
+            todo += at.all_input_nodes
+
+
+def _drop_dead(graph: fx.Graph, constants: Iterable[fx.Node]) -> None:
+    for node in reversed(list(constants)):
+        if not node.users:
+            graph.erase_node(node)
+
+
+def drop_unused_state(module: fx.GraphModule) -> None:
+    """Delete parameters, buffers and submodules that no node refers to."""
+    ops = ("get_attr", "call_module")
+    used = {str(node.target) for node in module.graph.nodes if node.op in ops}
+    for path in [name for name, _ in _state(module)]:
+        parts = path.split(".")
+        if not any(".".join(parts[: end + 1]) in used for end in range(len(parts))):
+            owner = module.get_submodule(".".join(parts[:-1]))
+            delattr(owner, parts[-1])
+    module.delete_all_unused_submodules()
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+

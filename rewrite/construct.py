@@ -1,0 +1,226 @@
+"""A rule's right side at one site: the ops to build and the weights to move, as values. Nothing is changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Label, fail
+from .evaluate import ParamRef
+from .opspec import OpSpec
+from .site import Site
+from .spec import TensorSpec
+from .state import State
+from .call import Call
+
+_ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul"}
+
+
+@dataclass(eq=False, slots=True)
+class Planned:
+    """One op to build. Parameters are float64 results of the rule, or references that pass a weight on unchanged."""
+
+    op: OpSpec
+    inputs: tuple[Any, ...]
+    params: dict[str, Tensor | ParamRef | None]
+    attrs: dict[str, Any]
+    origin: Call | None
+    source: t.Node
+    dtype: torch.dtype
+    specs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes of inputs and parameters by declared name."""
+        given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
+        specs = {name: _spec(value) for name, value in (*given.items(), *self.params.items())}
+        return {name: spec.shape if isinstance(spec, TensorSpec) else None for name, spec in specs.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters that are new numbers."""
+        return {name: value for name, value in self.params.items() if isinstance(value, Tensor)}
+
+
+@dataclass(slots=True)
+class Plan:
+    """What an application would do: ops in the order of building, the new value of each output, moved weights."""
+
+    ops: list[Planned] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    moved: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Constructor:
+    """Evaluates `perturb` and `rewrite` at one site."""
+
+    def __init__(self, state: State, site: Site) -> None:
+        self.state = state
+        self.site = site
+        self.scope = site.scope
+        self.plan = Plan()
+        self.origin: Call | None = None
+
+    def run(self) -> Plan:
+        for clause in self.site.rule.source.all(t.Perturb, t.Rewrite):
+            if isinstance(clause, t.Perturb):
+                self._perturb(clause)
+            else:
+                self._rewrite(clause)
+        return self.plan
+
+    def _perturb(self, clause: t.Perturb) -> None:
+        for move in clause.moves:
+            target = self._weight(move)
+            assert isinstance(move, t.Assign)
+            value = self.scope.number(move.value)
+            _check_shape(move, value, target)
+            self.scope.plain(target)
+            self.plan.moved[target.path] = value
+
+    def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
+        if isinstance(move, t.Assign) and len(move.path.parts) == 2:
+            call = self.scope.names.get(move.path.parts[0].text)
+            ref = self.scope.param(call, move.path.parts[1].text) if isinstance(call, Call) else None
+            if ref is not None:
+                return ref
+        raise fail("R002", "this version can only move the weights of matched ops", Label(move.span))
+
+    # -- building -------------------------------------------------------------------------------------------------
+
+    def _rewrite(self, clause: t.Rewrite) -> None:
+        for step in clause.steps:
+            if not isinstance(step, t.Build) or len(step.targets) != 1:
+                raise fail("R002", "this version can only build single values", Label(step.span))
+            self._build(step)
+
+    def _build(self, step: t.Build) -> None:
+        self.origin = self._origin(step)
+        value = self.graph_value(step.value)
+        name = step.targets[0].text
+        if name in self.site.rule.outputs:
+            self.plan.outputs[name] = value
+        self.scope.names[name] = value
+        if step.handle is not None:
+            self.scope.names[step.handle.text] = value
+
+    def _origin(self, step: t.Build) -> Call | None:
+        call = None if step.origin is None else self.scope.names.get(step.origin.text)
+        return call if isinstance(call, Call) else None
+
+    def graph_value(self, expr: t.Expr) -> Any:
+        """A node, a planned op or a scalar."""
+        if isinstance(expr, t.Call) and isinstance(expr.function, t.Name):
+            planned = self._op_call(expr, expr.function)
+            if planned is not None:
+                return planned
+        if isinstance(expr, t.Binary) and expr.op in _ARITHMETIC:
+            return self._arithmetic(expr)
+        return self.scope.value(expr)
+
+    def _arithmetic(self, expr: t.Binary) -> Any:
+        left, right = self.graph_value(expr.left), self.graph_value(expr.right)
+        if not any(isinstance(value, (fx.Node, Planned)) for value in (left, right)):
+            return self.scope.value(expr)
+        op = self.state.vocabulary[_ARITHMETIC[expr.op]]
+        return self._plan(op, (self.scope.plain(left), self.scope.plain(right)), {}, {}, expr)
+
+    def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
+        """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with changes."""
+        like = self.scope.names.get(function.text)
+        if isinstance(like, Call):
+            return self._clone(expr, like)
+        if function.text not in self.state.vocabulary:
+            return None
+        inputs = tuple(self.graph_value(arg) for arg in expr.args)
+        if not any(isinstance(value, (fx.Node, Planned)) for value in inputs):
+            return None
+        op = self.state.vocabulary[function.text]
+        params, attrs = self._settings(op, expr.keywords)
+        attrs.update(zip(op.attrs, inputs[len(op.inputs) :], strict=False))
+        return self._plan(op, inputs[: len(op.inputs)], params, attrs, expr)
+
+    def _clone(self, expr: t.Call, like: Call) -> Planned:
+        params, attrs = self._settings(like.op, expr.keywords)
+        kept = {name: self.scope.param(like, name) for name in like.params}
+        inputs = tuple(self.graph_value(arg) for arg in expr.args) or like.inputs
+        self.origin = self.origin or like
+        return self._plan(like.op, inputs, {**kept, **params}, {**like.attrs, **attrs}, expr)
+
+    def _settings(self, op: OpSpec, keywords: Sequence[t.Keyword]) -> tuple[dict[str, Any], dict[str, Any]]:
+        params: dict[str, Any] = {}
+        attrs: dict[str, Any] = {}
+        names = {param.name for param in op.params}
+        for keyword in keywords:
+            value = self.scope.value(keyword.value)
+            if keyword.name.text in names:
+                params[keyword.name.text] = value
+            elif keyword.name.text in op.attrs:
+                attrs[keyword.name.text] = self.scope.plain(value)
+            else:
+                raise fail("T003", f"op `{op.name}` has no `{keyword.name}`", Label(keyword.span))
+        return params, attrs
+
+    def _plan(self, op: OpSpec, inputs: tuple[Any, ...], params: dict[str, Any], attrs: dict[str, Any], at: t.Node) -> Planned:
+        for value in params.values():
+            if isinstance(value, ParamRef):
+                self.scope.plain(value)
+        full = {param.name: params.get(param.name) for param in op.params}
+        specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
+        weights = {name: _spec(value) for name, value in full.items()}
+        given = [name for name, spec in (*specs.items(), *weights.items()) if spec is not None]
+        attrs = op.fill(attrs, given, {n: s.shape for n, s in (*specs.items(), *weights.items()) if isinstance(s, TensorSpec)})
+        planned = Planned(op, inputs, full, attrs, self.origin, at, self._dtype(specs))
+        planned.specs = op.specs(_in_dtype(specs, planned.dtype), _in_dtype(weights, planned.dtype), attrs)
+        self.plan.ops.append(planned)
+        return planned
+
+    def _dtype(self, specs: dict[str, Any]) -> torch.dtype:
+        """New weights take the precision of the op they come from, else of what they are applied to."""
+        origin = self.origin
+        if origin is not None:
+            refs = [self.scope.param(origin, name) for name in origin.params]
+            found = [ref.tensor.dtype for ref in refs if ref is not None and ref.tensor.is_floating_point()]
+            if found:
+                return found[0]
+        floating = [s.dtype for s in specs.values() if isinstance(s, TensorSpec) and s.dtype.is_floating_point]
+        return floating[0] if floating else torch.get_default_dtype()
+
+
+def _spec(value: Any) -> Any:
+    """What a planned op knows of an operand or parameter before it runs."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    if isinstance(value, Planned):
+        return value.specs[0]
+    if isinstance(value, ParamRef):
+        value = value.tensor
+    if isinstance(value, Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    return tuple(_spec(item) for item in value) if isinstance(value, tuple) else value
+
+
+def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Specs with the double-precision results of the rule counted in the precision they will be rounded to."""
+    return {
+        n: TensorSpec(s.shape, dtype) if isinstance(s, TensorSpec) and s.dtype == torch.float64 else s
+        for n, s in specs.items()
+    }
+
+
+def construct(state: State, site: Site) -> Plan:
+    """The plan of a site. Raises `LissomError` where the rule's right side cannot be computed."""
+    return Constructor(state, site).run()
+
+
+def _check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
+    if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
+        return
+    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    note = f"it is {shape}, the weight is {list(target.shape)}"
+    raise fail("R003", f"`{move.path}` keeps its shape when it is perturbed", Label(move.span), note=note)

@@ -1,0 +1,69 @@
+"""The one cost model: parameters, bytes and multiply-accumulates, from op declarations and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, fx
+
+from .call import Call, tensor_at
+from .construct import Plan, Planned
+from .evaluate import ParamRef
+from .journal import Costs
+from .view import View
+
+SKIPPED = ("placeholder", "output", "get_attr")
+
+
+def model_costs(module: fx.GraphModule, view: View) -> Costs:
+    """Costs of a whole model at its example inputs; tied parameters count once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    nodes = [node for node in module.graph.nodes if node.op not in SKIPPED]
+    macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
+    return _sum(tensors.values(), macs, len(nodes))
+
+
+def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:
+    """Costs of matched ops."""
+    calls = list(calls)
+    paths = dict.fromkeys(path for call in calls for path in call.params.values() if path is not None)
+    tensors = [tensor_at(module, path) for path in paths]
+    return _sum(tensors, sum(map(call_macs, calls)), len(calls))
+
+
+def plan_costs(plan: Plan) -> Costs:
+    """Costs of the ops that a plan would build."""
+    weights = [_in_precision(planned, value) for planned in plan.ops for value in planned.params.values()]
+    tensors = [weight for weight in weights if weight is not None]
+    params = sum(size for size, floating, _ in tensors if floating)
+    return Costs(params, sum(count for _, _, count in tensors), sum(map(_planned_macs, plan.ops)), len(plan.ops))
+
+
+def call_macs(call: Call) -> int:
+    """Multiply-accumulates of one call at its recorded shapes; 0 where the op declares none."""
+    return call.op.macs(call.op.bind(call.shapes(), call.attrs)) if "macs" in call.op._costs else 0
+
+
+def _planned_macs(planned: Planned) -> int:
+    if "macs" not in planned.op._costs:
+        return 0
+    return planned.op.macs(planned.op.bind(planned.shapes, planned.attrs))
+
+
+def _in_precision(planned: Planned, value: Tensor | ParamRef | None) -> tuple[int, bool, int] | None:
+    """Numbers, whether they are floating, and bytes of a planned weight once it is stored."""
+    if value is None:
+        return None
+    if isinstance(value, ParamRef):
+        tensor = value.tensor
+        return tensor.numel(), tensor.is_floating_point(), tensor.numel() * tensor.element_size()
+    size = planned.dtype.itemsize if value.is_floating_point() else value.element_size()
+    return value.numel(), value.is_floating_point(), value.numel() * size
+
+
+def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:
+    tensors = list(tensors)
+    params = sum(t.numel() for t in tensors if t.is_floating_point())
+    return Costs(params, sum(t.numel() * t.element_size() for t in tensors), macs, ops)
+
+

@@ -1,0 +1,182 @@
+"""One application of one rule: find, examine, plan, verify, commit - or a reason why not. Every step before the commit
+works on values, so there is nothing to undo.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span
+from .claims import after, before, check_claims
+from .commit import commit, emit_plan, insertion_point
+from .construct import Plan, Planned, construct
+from .emit import Emitted
+from .evaluate import shown
+from .journal import Applied, Costs, Refused, Verdict
+from .match import GUARDS, PLAN, Bindings, Miss, Search, rarest
+from .pattern import PatternOp
+from .rule import Rule
+from .site import Site, examine, owners_miss
+from .state import State
+from .verify import check_exact, check_shapes, plan_inputs
+
+
+@dataclass(slots=True)
+class Ready:
+    """A site with its plan, verified and waiting to be committed."""
+
+    site: Site
+    plan: Plan
+    emitted: dict[Planned, Emitted]
+    point: fx.Node
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def saving(self) -> int:
+        """Parameters saved: what `order by saving` ranks by."""
+        return self.before.params - self.after.params
+
+
+def anchor(state: State, rule: Rule) -> PatternOp:
+    """The pattern op with the fewest candidates in this graph."""
+    return rarest(rule.pattern, state.counts(rule.pattern))
+
+
+def candidates(state: State, rule: Rule) -> list[fx.Node]:
+    """The nodes that may anchor a match, in graph order."""
+    op = anchor(state, rule)
+    if op.ops is None:
+        return [node for node in state.module.graph.nodes if state.view.call(node) is not None]
+    if len(op.ops) == 1:
+        return list(state.view.calls_of(next(iter(op.ops))))
+    found = {node for name in op.ops for node in state.view.calls_of(name)}
+    return sorted(found, key=lambda node: node._sort_key)
+
+
+def find(state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> Site | Miss:
+    """The first site of `rule` anchored at `node`, or the nearest miss."""
+    search = Search(rule.pattern, state.view)
+    best: Miss | None = None
+    for bindings in search.at(start or anchor(state, rule), node, Bindings(names=dict(rule.args))):
+        found = _fenced(rule, bindings) or examine(state, rule, bindings)
+        if isinstance(found, Site):
+            return found
+        best = found if best is None or found.rank > best.rank else best
+    best = best or search.miss
+    return best or Miss(0, 0, lambda: "no match", rule.source.name.span, node)
+
+
+def _fenced(rule: Rule, bindings: Bindings) -> Miss | None:
+    """A rule does not match what it made itself, unless it says why that ends."""
+    if rule.recursive:
+        return None
+    own = next((c.node for c in bindings.calls() if rule.name in c.node.meta.get("rules", ())), None)
+    if own is None:
+        return None
+    text = f"{own.name} was made by this rule; `recursive decreasing ...` would allow it"
+    return Miss(GUARDS, 0, lambda: text, rule.source.name.span, own, "L001")
+
+
+def prepare(state: State, site: Site) -> Ready | Miss:
+    """Plans and verifies. A budget that does not hold is a miss; a rewrite that is not equal is an error of the rule."""
+    plan = construct(state, site)
+    unowned = owners_miss(state, site)
+    if unowned is not None:
+        return unowned
+    shapes = check_shapes(site, plan)
+    if not shapes.holds:
+        raise _unsound(site, shapes, "S001")
+    point = insertion_point(site, plan, plan_inputs(plan))
+    if point is None:
+        text = "a result is read before everything it needs exists"
+        return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "R005")
+    emitted = emit_plan(state, plan)
+    exact = check_exact(state, site, plan, emitted) if state.verify else ()
+    for verdict in exact:
+        if not verdict.holds:
+            raise _unsound(site, verdict, "V101")
+    claims = check_claims(state, site, plan) if state.verify else ()
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    if broken is not None:
+        return _broken(site, broken)
+    costs = before(state, site), after(state, site, plan)
+    return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims))
+
+
+def rule_span(site: Site) -> Span:
+    return site.rule.source.name.span
+
+
+def _broken(site: Site, verdict: Verdict) -> Miss:
+    span = next(c.span for c in site.rule.claims if " ".join(c.span.text.split()) == verdict.claim)
+    text = f"`{verdict.claim}` does not hold: {verdict.detail}"
+    return Miss(PLAN, 0, lambda: text, span, site.calls[0].node, "B001")
+
+
+def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
+    """The rule promised equality and broke it: the author must know at once, with the place and the numbers."""
+    numbers = "" if verdict.worst is None else f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}; "
+    bound = ", ".join(f"{name} = {shown(value)}" for name, value in describe(site).items())
+    labels = (
+        Label(site.rule.source.name.span, "this rule"),
+        Label(None, where=f"{site.name} ({site.calls[0].node.meta.get('source') or 'no source line'})"),
+    )
+    notes = (f"{verdict.claim}: {numbers}{verdict.detail}", f"at this site {bound}")
+    help_ = "the rewrite half of a rule must be exact; put what is approximate into `perturb`"
+    return LissomError(Diagnostic(code, f"`{site.rule.name}` does not compute the same", labels, notes, (help_,)))
+
+
+def describe(site: Site) -> dict[str, str]:
+    """Scalar bindings of a site, for people and for the certificate."""
+    kinds = (int, float, str, bool, tuple)
+    names = site.scope.names
+    return {name: shown(value) for name, value in names.items() if isinstance(value, kinds) and len(shown(value)) < 40}
+
+
+def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Node]:
+    """Commits a prepared site and writes it down. Returns the new nodes."""
+    site = ready.site
+    name, place = site.name, str(site.rule.source.name.span)
+    removed = tuple(str(call.node.meta.get("site") or call.node.name) for call in site.removed)
+    origins = tuple(sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))}))
+    started = time.perf_counter()
+    bindings = describe(site)
+    shrinks = ready.after.ops < ready.before.ops
+    new = commit(state, site, ready.plan, ready.emitted, ready.point, shrinks)
+    added = tuple(str(node.meta.get("site") or node.name) for node in new)
+    seconds += time.perf_counter() - started
+    event = Applied(
+        stage, site.rule.label, name, place, removed, added, origins, ready.before, ready.after, ready.verdicts, bindings, seconds
+    )  # fmt: skip
+    state.journal.add(event)
+    return new
+
+
+def attempt(state: State, stage: str, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> list[fx.Node] | Miss:
+    """Tries a rule at one anchor: the new nodes, or the reason why nothing happened."""
+    begun = time.perf_counter()
+    found = find(state, rule, node, start)
+    if isinstance(found, Site):
+        found = prepare(state, found)
+    if isinstance(found, Ready):
+        return apply(state, stage, found, time.perf_counter() - begun)
+    return found
+
+
+def refuse(state: State, stage: str, rule: Rule, node: fx.Node, miss: Miss) -> None:
+    """Writes down why a candidate was left."""
+    where = miss.node if miss.node is not None else node
+    site = str(where.meta.get("site") or where.name)
+    place = str(miss.span) if miss.span is not None else ""
+    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place))
+
+
+def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """Those nodes that are still in the graph."""
+    return [node for node in nodes if not node._erased]

@@ -1,0 +1,120 @@
+"""The journal: one list of events that explain, plan, report, certificate and bisect all read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is known about one claim, how, and how well.
+
+    `how` is "proved", "tested" or "not checked"; `worst` is the largest difference seen and `tolerance` what was allowed,
+    in the unit of the claim.
+    """
+
+    claim: str
+    how: str
+    holds: bool
+    samples: int = 0
+    worst: float | None = None
+    tolerance: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Sizes of a site or a model: numbers of parameters, their bytes in memory, multiply-accumulates, ops."""
+
+    params: int
+    bytes: int
+    macs: int
+    ops: int
+
+    def __sub__(self, other: Costs) -> Costs:
+        return Costs(
+            self.params - other.params, self.bytes - other.bytes, self.macs - other.macs, self.ops - other.ops
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One rewrite that was committed."""
+
+    stage: str
+    rule: str
+    site: str
+    place: str
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+    origins: tuple[str, ...]
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+    bindings: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One candidate that was left as it was, and why."""
+
+    stage: str
+    rule: str
+    site: str
+    code: str
+    reason: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A warning or remark about the run as a whole."""
+
+    stage: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StageEnd:
+    """What a stage did to the whole model. `kept` is False where it was rolled back."""
+
+    stage: str
+    kept: bool
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+Event = Applied | Refused | Note | StageEnd
+
+
+@dataclass
+class Journal:
+    """Events in the order in which they happened."""
+
+    events: list[Event] = field(default_factory=list)
+    tried: Counter[str] = field(default_factory=Counter)
+
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def sites(self, rule: str) -> int:
+        """How often a rule was applied."""
+        return sum(event.rule == rule for event in self.of(Applied))
+
+    def misses(self, rule: str) -> Counter[str]:
+        """Why candidates of a rule were left, most frequent first."""
+        return Counter(event.reason for event in self.of(Refused) if event.rule == rule)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [{"event": type(event).__name__.lower(), **asdict(event)} for event in self.events]

@@ -1,0 +1,264 @@
+"""Finding a rule's left side in the live graph. A miss is a value: how far it got, why, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Span
+from .pattern import Pattern, PatternOp, Step
+from .call import Call
+from .view import View
+
+STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
+"""How far a candidate came: the ranking key of near misses."""
+
+
+@dataclass(slots=True)
+class Miss:
+    """Why a candidate did not match. `text` is built only when someone looks."""
+
+    stage: int
+    step: int
+    text: Callable[[], str]
+    span: Span | None
+    node: fx.Node | None
+    code: str = ""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (self.stage, self.step)
+
+
+@dataclass(slots=True)
+class Bindings:
+    """What pattern names stand for. Values are nodes or Python scalars; `ops` maps pattern ops to their calls."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    ops: dict[int, Call] = field(default_factory=dict)
+    chains: dict[int, list[Call]] = field(default_factory=dict)
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def copy(self) -> Bindings:
+        return Bindings(dict(self.values), dict(self.ops), dict(self.chains), dict(self.names))
+
+    def calls(self) -> list[Call]:
+        """Every matched call, in no particular order."""
+        return list(self.ops.values()) + [call for chain in self.chains.values() for call in chain]
+
+
+class Search:
+    """One search of one pattern over one view. Keeps the nearest miss of the present candidate."""
+
+    def __init__(self, pattern: Pattern, view: View) -> None:
+        self.pattern = pattern
+        self.view = view
+        self.miss: Miss | None = None
+
+    def at(self, anchor: PatternOp, node: fx.Node, start: Bindings) -> Iterator[Bindings]:
+        """All structural matches with `anchor` bound to `node`."""
+        self.miss = None
+        return self.complete(self.pattern.order(anchor), 0, start, node)
+
+    def complete(
+        self, steps: tuple[Step, ...], index: int, bindings: Bindings, node: fx.Node | None = None
+    ) -> Iterator[Bindings]:
+        if index == len(steps):
+            yield bindings
+            return
+        step = steps[index]
+        for bound in self._reach(step, bindings, node):
+            yield from self.complete(steps, index + 1, bound)
+
+    def missed(self, stage: int, step: int, text: Callable[[], str], span: Span | None, node: fx.Node | None) -> None:
+        if self.miss is None or (stage, step) > self.miss.rank:
+            self.miss = Miss(stage, step, text, span, node)
+
+    # -- reaching one op ------------------------------------------------------------------------------------------
+
+    def _reach(self, step: Step, bindings: Bindings, node: fx.Node | None) -> Iterator[Bindings]:
+        if step.how == "anchor":
+            assert node is not None
+            yield from self._bind(step.op, node, bindings)
+        elif step.how == "producer":
+            yield from self._reach_producer(step, bindings)
+        else:
+            yield from self._reach_consumer(step, bindings)
+
+    def _reach_producer(self, step: Step, bindings: Bindings) -> Iterator[Bindings]:
+        value = bindings.values[step.via]
+        found = False
+        if isinstance(value, fx.Node):
+            producer = _producer(step.op, value)
+            for bound in self._bind_repeated(step.op, producer, bindings):
+                found = True
+                yield bound
+        elif step.op.fixed:
+            self.missed(STRUCTURE, len(bindings.ops), lambda: f"`{step.via}` is the constant {value}", step.op.source.span, None)
+        if step.op.repeat and not (found and step.op.repeat == "*"):
+            yield from self._absent(step.op, bindings)
+
+    def _reach_consumer(self, step: Step, bindings: Bindings) -> Iterator[Bindings]:
+        value = bindings.values[step.via]
+        users = list(value.users) if isinstance(value, fx.Node) else []
+        for user in users:
+            yield from self._bind_repeated(step.op, user, bindings)
+        if not users and step.op.fixed:
+            self.missed(STRUCTURE, len(bindings.ops), lambda: f"nothing reads `{step.via}`", step.op.source.span, None)
+        if step.op.repeat:
+            yield from self._absent(step.op, bindings)
+
+    def _absent(self, op: PatternOp, bindings: Bindings) -> Iterator[Bindings]:
+        """An optional op that is not there: its result and its operand are the same value."""
+        target, operand = op.targets[0], op.reads[0]
+        bound = bindings.copy()
+        known = bound.values.get(target, bound.values.get(operand))
+        if bound.values.setdefault(target, known) is not bound.values.setdefault(operand, known):
+            return
+        yield bound
+
+    def _bind_repeated(self, op: PatternOp, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
+        if op.repeat != "*":
+            yield from self._bind(op, node, bindings)
+            return
+        chain = self._chain(op, node)
+        if chain:
+            bound = bindings.copy()
+            bound.chains[op.index] = chain
+            bound.values[op.targets[0]] = chain[-1].node
+            operand = chain[0].inputs[0]
+            if bound.values.setdefault(op.reads[0], operand) is operand:
+                yield bound
+
+    def _chain(self, op: PatternOp, node: fx.Node) -> list[Call]:
+        """The longest run of such ops that ends (seen from its reader) or begins at `node`."""
+        here = self.view.call(node)
+        if not _is(op, here):
+            return []
+        run = [here]
+        while _is(op, call := self._single(run[0].inputs[0])):
+            run.insert(0, call)
+        while len(run[-1].node.users) == 1 and _is(op, call := self.view.call(next(iter(run[-1].node.users)))):
+            run.append(call)
+        return run
+
+    def _single(self, value: Any) -> Call | None:
+        return self.view.call(value) if isinstance(value, fx.Node) and len(value.users) == 1 else None
+
+    # -- binding one op -------------------------------------------------------------------------------------------
+
+    def _bind(self, op: PatternOp, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
+        depth = len(bindings.ops)
+        call = self.view.call(node)
+        if call is None:
+            self.missed(STRUCTURE, depth, lambda: self.view.why_opaque(node), op.source.ops.span, node)
+            return
+        if op.ops is not None and call.op.name not in op.ops:
+            self.missed(STRUCTURE, depth, lambda: f"{_wanted(op)} expected, found {call.op.name}", op.source.ops.span, node)
+            return
+        if any(other is call for other in bindings.ops.values()):
+            return
+        yield from self._bind_operands(op, call, bindings)
+
+    def _bind_operands(self, op: PatternOp, call: Call, bindings: Bindings) -> Iterator[Bindings]:
+        for operands in _orders(call):
+            bound = bindings.copy()
+            bound.ops[op.index] = call
+            if self._targets(op, call, bound) and self._operands(op, call, operands, bound):
+                yield bound
+
+    def _targets(self, op: PatternOp, call: Call, bound: Bindings) -> bool:
+        if len(op.targets) == 1 and call.op.results == 1:
+            return _unify(bound, op.targets[0], call.node)
+        parts = {user.args[1]: user for user in call.node.users if _is_part(user)}
+        return all(_unify(bound, name, parts.get(index)) for index, name in enumerate(op.targets) if name != "_")
+
+    def _operands(self, op: PatternOp, call: Call, operands: tuple[Any, ...], bound: Bindings) -> bool:
+        for index, wanted in enumerate(op.operands):
+            if isinstance(wanted, t.Rest):
+                return _unify(bound, wanted.name.text, tuple(operands[index:]))
+            found = operands[index] if index < len(operands) else None
+            if not _operand(bound, wanted, found):
+                self.missed(
+                    STRUCTURE, len(bound.ops), lambda f=found, w=wanted: f"operand is {_show(f)}", wanted.span, call.node
+                )  # fmt: skip
+                return False
+        rest = operands[len(op.operands) :]
+        if any(value is not None for value in rest):
+            self.missed(STRUCTURE, len(bound.ops), lambda: f"{call.op.name} has further inputs", op.source.span, call.node)
+            return False
+        return True
+
+
+def _is(op: PatternOp, call: Call | None) -> bool:
+    return call is not None and (op.ops is None or call.op.name in op.ops)
+
+
+def _wanted(op: PatternOp) -> str:
+    return " or ".join(sorted(op.ops or ()))
+
+
+def _producer(op: PatternOp, value: fx.Node) -> fx.Node:
+    """The node that makes `value`; a part of a tuple is made by the node that makes the tuple."""
+    if len(op.targets) > 1 and _is_part(value):
+        whole = value.args[0]
+        assert isinstance(whole, fx.Node)
+        return whole
+    return value
+
+
+def _is_part(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem" and type(node.args[1]) is int
+
+
+def _orders(call: Call) -> Iterator[tuple[Any, ...]]:
+    """The operands, flattened; both orders where the op commutes and the order can matter."""
+    operands = operands_of(call)
+    yield operands
+    if len(operands) >= 2 and "commutative" in call.op.traits and operands[0] is not operands[1]:
+        yield (operands[1], operands[0], *operands[2:])
+
+
+def operands_of(call: Call) -> tuple[Any, ...]:
+    """A call's inputs with variadic ones spread out."""
+    if not any(type(value) is tuple for value in call.inputs):
+        return call.inputs
+    return tuple(leaf for value in call.inputs for leaf in (value if type(value) is tuple else (value,)))
+
+
+def _operand(bound: Bindings, wanted: t.Expr, found: Any) -> bool:
+    if isinstance(wanted, t.Name):
+        return wanted.text == "_" or _unify(bound, wanted.text, found)
+    value = literal(wanted)
+    return not isinstance(found, fx.Node) and type(found) in (int, float, bool) and found == value
+
+
+def literal(expr: t.Expr) -> Any:
+    """The value of a number literal, a signed one included; None for anything else."""
+    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number):
+        return -expr.operand.value
+    return expr.value if isinstance(expr, (t.Number, t.Frac, t.String, t.Constant)) else None
+
+
+def _unify(bound: Bindings, name: str, value: Any) -> bool:
+    if value is None:
+        return False
+    if name not in bound.values:
+        bound.values[name] = value
+        return True
+    known = bound.values[name]
+    return known is value or (not isinstance(known, fx.Node) and not isinstance(value, fx.Node) and known == value)
+
+
+def _show(value: Any) -> str:
+    return value.name if isinstance(value, fx.Node) else str(value)
+
+
+def rarest(pattern: Pattern, counts: Mapping[str, int]) -> PatternOp:
+    """The pattern op with the fewest candidates in this graph: the anchor of the search."""
+    everything = sum(counts.values())
+    return min(pattern.anchors(), key=lambda op: everything if op.ops is None else sum(counts.get(n, 0) for n in op.ops))

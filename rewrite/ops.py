@@ -1,0 +1,188 @@
+"""The op vocabulary of a session: which torch spellings are which op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch import fx, nn
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Span
+from ..grammar.vocabulary import Declarations, library_sources
+from .callables import IN_PLACE_OPERATORS, in_place_variant, is_module, lookup, resolve
+from .opspec import AttrSpec, Env, InputSpec, OpSpec, ParamSpec, op_spec
+from .spell import Reader
+
+__all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", "op_spec"]
+
+
+@dataclass(slots=True)
+class _Spelled:
+    """The (torch name, op name) pairs of one callable, and their readers once someone needs them."""
+
+    names: list[tuple[str, str]] = field(default_factory=list)
+    in_place: bool = False
+    readers: tuple[Reader, ...] | None = None
+
+
+class Vocabulary:
+    """Ops by name, and readers by function, method or module class. Declarations are parsed when first needed.
+
+    `own` maps torch names used in declarations to callables or module classes that the host program adds. Raises N003
+    for a name declared twice and T003 for a torch name that does not exist.
+    """
+
+    def __init__(self, declarations: Declarations, own: Mapping[str, Any] | None = None) -> None:
+        self.declarations = declarations
+        self._own = dict(own or {})
+        self._specs: dict[str, OpSpec] = {}
+        self._functions: dict[Any, _Spelled] = {}
+        self._methods: dict[str, _Spelled] = {}
+        self._classes: dict[type, _Spelled] = {}
+        self._bases: dict[type, type | str] = {}
+        for dotted, names in declarations.spellings().items():
+            self._add(dotted, names)
+
+    @classmethod
+    def library(cls) -> Vocabulary:
+        """The ops that lissom ships."""
+        return _library()
+
+    @classmethod
+    def from_files(
+        cls, files: Iterable[t.File], own: Mapping[str, Any] | None = None
+    ) -> Vocabulary:
+        """The library and the ops of these files."""
+        return cls(Declarations(library_sources(), files), own)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    def __getitem__(self, name: str) -> OpSpec:
+        found = self.get(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def get(self, name: str) -> OpSpec | None:
+        """The compiled declaration of an op, or None."""
+        if name not in self._specs:
+            decl = self.declarations.op(name)
+            if decl is None:
+                return None
+            self._specs[name] = op_spec(decl, self._own)
+        return self._specs[name]
+
+    def names(self) -> tuple[str, ...]:
+        return self.declarations.names()
+
+    # -- readers -----------------------------------------------------------------------------------
+
+    def readers(self, node: fx.Node, root: fx.GraphModule) -> tuple[Reader, ...] | str:
+        """What can read a node, in order of declaration; or why nothing can."""
+        if node.op == "call_function":
+            found = self._functions.get(node.target)
+        elif node.op == "call_method":
+            found = self._methods.get(str(node.target))
+        elif node.op == "call_module":
+            return self.module_readers(root.get_submodule(str(node.target)))
+        else:
+            return f"a {node.op} is no op"
+        return self._compiled(found) if found else f"no op is declared for {shown(node)}"
+
+    def module_readers(self, module: nn.Module) -> tuple[Reader, ...] | str:
+        """What can read a module of this exact class, or of a subclass that computes the same."""
+        base = self._base(type(module))
+        return base if isinstance(base, str) else self._compiled(self._classes[base])
+
+    def candidates(self, node: fx.Node, root: fx.GraphModule) -> tuple[str, ...]:
+        """The names of the ops that a node may turn out to be, without reading it."""
+        if node.op == "call_function":
+            found = self._functions.get(node.target)
+        elif node.op == "call_method":
+            found = self._methods.get(str(node.target))
+        elif node.op == "call_module":
+            base = self._base(type(root.get_submodule(str(node.target))))
+            found = None if isinstance(base, str) else self._classes[base]
+        else:
+            found = None
+        return tuple(name for _, name in found.names) if found else ()
+
+    def _base(self, kind: type) -> type | str:
+        if kind not in self._bases:
+            self._bases[kind] = _readable_base(kind, self._classes)
+        return self._bases[kind]
+
+    def _compiled(self, found: _Spelled) -> tuple[Reader, ...]:
+        if found.readers is None:
+            found.readers = tuple(
+                Reader(self[name], signature, found.in_place)
+                for dotted, name in found.names
+                for signature in self[name].signatures
+                if signature.dotted == dotted
+            )
+        return found.readers
+
+    def _add(self, dotted: str, names: tuple[str, ...]) -> None:
+        found = lookup(dotted, self._own)
+        if found is None:
+            found = resolve(dotted, self._own, self._span(dotted, names[0]))
+        pairs = [(dotted, name) for name in names]
+        if is_module(found):
+            self._classes.setdefault(found, _Spelled()).names += pairs
+            return
+        root, _, method = dotted.rpartition(".")
+        in_place = root == "operator" and method in IN_PLACE_OPERATORS
+        self._function(found, pairs, in_place)
+        variant = in_place_variant(dotted)
+        if variant is not None:
+            self._function(variant, pairs, in_place=True)
+        if root == "Tensor":
+            self._methods.setdefault(method, _Spelled()).names += pairs
+            self._methods.setdefault(f"{method}_", _Spelled(in_place=True)).names += pairs
+
+    def _span(self, dotted: str, name: str) -> Span:
+        """Where an op names a torch callable; parses the op, so it is for errors only."""
+        return next(s.span for s in self[name].signatures if s.dotted == dotted)
+
+    def _function(self, function: Any, pairs: list[tuple[str, str]], in_place: bool) -> None:
+        spelled = self._functions.setdefault(function, _Spelled(in_place=in_place))
+        known = {name for _, name in spelled.names}
+        spelled.names += [pair for pair in pairs if pair[1] not in known]
+
+
+@cache
+def _library() -> Vocabulary:
+    return Vocabulary(Declarations(library_sources()))
+
+
+_HARMLESS = frozenset("extra_repr reset_parameters __init__ __module__ __doc__ __slots__".split())
+_HARMLESS |= {"__annotations__", "__parameters__", "__orig_bases__", "_version", "__constants__"}
+
+
+def _readable_base(kind: type, known: Mapping[type, Any]) -> type | str:
+    """The class whose reader may read `kind`: itself, or the one it adds nothing to that `forward` would use."""
+    for base in kind.__mro__:
+        if base in known:
+            return base
+        changed = sorted((vars(base).keys() & _inherited(base)) - _HARMLESS)
+        if changed and any(above in known for above in base.__mro__):
+            return f"the class {kind.__name__} overrides {changed[0]} of its base"
+    return f"no op is declared for the module class {kind.__name__}"
+
+
+def _inherited(kind: type) -> set[str]:
+    return {name for above in kind.__mro__[1:] if above is not object for name in vars(above)}
+
+
+def shown(node: fx.Node) -> str:
+    """What a node calls, as people write it."""
+    if node.op == "call_method":
+        return f"the method {node.target}"
+    target: Any = node.target
+    space = getattr(target, "__module__", None) or ""
+    name = getattr(target, "__name__", str(target))
+    return f"{space.removeprefix('_')}.{name}".removeprefix(".")

@@ -1,0 +1,114 @@
+"""A rule's left side, compiled once: which ops, how they hang together, and in which order to look for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Label, fail
+
+
+@dataclass(frozen=True, slots=True)
+class PatternOp:
+    """One line `y = conv2d(x, groups = 1) as c`. `ops` is None where any op will do."""
+
+    index: int
+    source: t.OpPattern
+    ops: frozenset[str] | None
+    targets: tuple[str, ...]
+    operands: tuple[t.Expr | t.Rest, ...]
+    reads: tuple[str, ...]
+
+    @property
+    def repeat(self) -> str:
+        return self.source.repeat
+
+    @property
+    def fixed(self) -> bool:
+        """Whether exactly one node matches it."""
+        return not self.source.repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How to reach one pattern op from those already bound."""
+
+    op: PatternOp
+    how: Literal["anchor", "producer", "consumer"]
+    via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """The statements of one `match` or `unless` block."""
+
+    ops: tuple[PatternOp, ...]
+    shapes: tuple[t.ShapePattern, ...]
+    sites: tuple[t.SitePattern, ...]
+    produced: Mapping[str, PatternOp]
+    _orders: dict[int, tuple[Step, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def anchors(self) -> list[PatternOp]:
+        """Ops that a search can start from, in textual order."""
+        return [op for op in self.ops if op.fixed]
+
+    def order(self, anchor: PatternOp) -> tuple[Step, ...]:
+        """The steps that bind every op, starting at `anchor`; computed once."""
+        if anchor.index not in self._orders:
+            self._orders[anchor.index] = tuple(_order(self, [Step(anchor, "anchor")]))
+        return self._orders[anchor.index]
+
+    @property
+    def reach(self) -> int:
+        """How many edges away from the anchor a matched node can be (chains counted as one)."""
+        return len(self.ops)
+
+
+def compile_pattern(statements: Sequence[t.Pattern], given: Iterable[str] = ()) -> Pattern:
+    """The pattern of a block; `given` names values that are bound before it (in `unless`)."""
+    sources = [s for s in statements if isinstance(s, t.OpPattern)]
+    ops = tuple(_compile_op(index, source) for index, source in enumerate(sources))
+    produced = {target: op for op in ops for target in op.targets}
+    shapes = tuple(s for s in statements if isinstance(s, t.ShapePattern))
+    sites = tuple(s for s in statements if isinstance(s, t.SitePattern))
+    return Pattern(ops, shapes, sites, produced)
+
+
+def _compile_op(index: int, source: t.OpPattern) -> PatternOp:
+    names = frozenset(word.text for word in source.ops.names)
+    reads = tuple(o.text for o in source.operands if isinstance(o, t.Name) and o.text != "_")
+    targets = tuple(word.text for word in source.targets)
+    return PatternOp(index, source, None if "_" in names else names, targets, source.operands, reads)
+
+
+def steps_from(pattern: Pattern, bound: Iterable[str]) -> list[Step]:
+    """The steps that bind every op when the values in `bound` are known already."""
+    return _order(pattern, [], set(bound))
+
+
+def _order(pattern: Pattern, steps: list[Step], bound: set[str] | None = None) -> list[Step]:
+    values = set(bound or ())
+    for step in steps:
+        values.update(step.op.targets, step.op.reads)
+    while len(steps) < len(pattern.ops):
+        step = _next_step(pattern, {step.op.index for step in steps}, values)
+        steps.append(step)
+        values.update(step.op.targets, step.op.reads)
+    return steps
+
+
+def _next_step(pattern: Pattern, done: set[int], values: set[str]) -> Step:
+    """Producers first: a value has one producer but any number of readers."""
+    waiting = [op for op in pattern.ops if op.index not in done]
+    for op in waiting:
+        via = next((name for name in op.targets if name in values), None)
+        if via:
+            return Step(op, "producer", via)
+    for op in waiting:
+        via = next((name for name in op.reads if name in values), None)
+        if via:
+            return Step(op, "consumer", via)
+    place = Label(waiting[0].source.span, "shares no value with the ops above")
+    raise fail("P001", "the pattern is not connected", place)

@@ -1,0 +1,239 @@
+"""Evidence that a captured graph is the model: equal outputs, bit for bit, on every case tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..grammar.diagnostics import Diagnostic, Label, fail
+from .capture_inputs import Case, environment
+from .capture_values import children, is_structure, path_text, tensors
+from .tracer import is_model_file, place
+
+_BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
+
+
+def first_difference(expected: Any, actual: Any, at: str = "") -> str | None:
+    """Where and how two results differ, None if they are the same. NaN equals NaN; nothing else is forgiven."""
+    if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
+        return _tensor_difference(expected, actual, at or "the output")
+    if is_structure(expected) and type(expected) is type(actual):
+        return _structure_difference(expected, actual, at)
+    if type(expected) is not type(actual):
+        return f"{at or 'the output'} is a {_kind(actual)} instead of a {_kind(expected)}"
+    known = isinstance(expected, (int, float, str, bool, type(None)))
+    if known and expected != actual and not (expected != expected and actual != actual):
+        return f"{at or 'the output'} is {actual!r} instead of {expected!r}"
+    return None
+
+
+def _structure_difference(expected: Any, actual: Any, at: str) -> str | None:
+    ours, theirs = list(children(expected)), list(children(actual))
+    if [step for step, _ in ours] != [step for step, _ in theirs]:
+        return f"{at or 'the output'} has {len(theirs)} parts, not the expected {len(ours)}"
+    for (step, left), (_, right) in zip(ours, theirs, strict=True):
+        found = first_difference(left, right, at + path_text((step,)))
+        if found:
+            return found
+    return None
+
+
+def _tensor_difference(expected: torch.Tensor, actual: torch.Tensor, at: str) -> str | None:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return f"{at} is {_shape(actual)} instead of {_shape(expected)}"
+    if torch.equal(expected, actual):
+        return None
+    off = ~((expected == actual) | ((expected != expected) & (actual != actual)))
+    if not off.any():
+        return None
+    count, total = int(off.sum()), off.numel()
+    return f"{at} differs in {count} of {total} values, {_largest(expected, actual)}"
+
+
+def _largest(expected: torch.Tensor, actual: torch.Tensor) -> str:
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    gap = (expected.to(wide) - actual.to(wide)).abs().nan_to_num(nan=float("inf"))
+    return f"at most by {float(gap.max()):.3g}"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+# -- the eager model itself -------------------------------------------------------------------------
+
+
+def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
+    """Run a model twice. Raises M003 if it changes its own state, M002 if it disagrees with itself.
+
+    Returns the output, and a warning for every attribute that only the first call sets (a cache).
+    """
+    start = _state(model)
+    first = run_eager(model, case)
+    settled = _state(model)
+    second = run_eager(model, case)
+    changed = _changed(settled, _state(model))
+    if changed:
+        raise _mutates(*changed[0])
+    difference = first_difference(first, second)
+    if difference:
+        raise fail(
+            "M002",
+            "the model is not deterministic: two calls on the same input disagree",
+            note=f"in the second call {difference}",
+            help="call model.eval(), and remove random numbers from forward or pass them as an input",
+        )
+    return first, [_cache(path, name) for path, name in _changed(start, settled)]
+
+
+def run_eager(model: nn.Module, case: Case) -> Any:
+    """The output of the eager model. Raises M004 with the model's own line if it fails."""
+    try:
+        return case.run(model)
+    except Exception as error:
+        raise fail(
+            "M004",
+            f"the model itself fails on {case.label}: {type(error).__name__}: {one_line(error)}",
+            Label(None, where=innermost(error)),
+            help="check that model(*inputs) runs before capturing it",
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def innermost(error: BaseException) -> str:
+    """`file.py:line` of the last frame of a traceback that is neither torch nor this package."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        if is_model_file(trace.tb_frame.f_code.co_filename):
+            found = place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
+# -- where a graph goes wrong -----------------------------------------------------------------------
+
+
+class _Watch(fx.Interpreter):
+    """Runs a graph and remembers the node it is at."""
+
+    def __init__(self, module: fx.GraphModule, seen: dict[str, list[Any]] | None = None) -> None:
+        super().__init__(module)
+        self.seen, self.at, self.diverging = seen or {}, None, None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.at = n
+        result = super().run_node(n)
+        expected = self.seen.get(str(n.target)) if n.op == "call_module" else None
+        if expected and self.diverging is None and expected.pop(0) != _digest(result):
+            self.diverging = n
+        return result
+
+
+def failing_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.Node | None:
+    """The node at which a graph raises on `case`."""
+    watch = _Watch(module)
+    try:
+        _interpret(watch, model, case)
+    except Exception:
+        return watch.at
+    return None
+
+
+def diverging_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.Node | None:
+    """The first submodule call whose result differs from the one in the eager model."""
+    seen: dict[str, list[Any]] = {}
+    called = {node.target for node in module.graph.nodes if node.op == "call_module"}
+    hooks = [
+        part.register_forward_hook(lambda _, __, out, path=path: _note(seen, path, out))
+        for path, part in model.named_modules()
+        if path in called
+    ]
+    try:
+        case.run(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    watch = _Watch(module, seen)
+    _interpret(watch, model, case)
+    return watch.diverging
+
+
+def _note(seen: dict[str, list[Any]], path: str, output: Any) -> None:
+    seen.setdefault(path, []).append(_digest(output))
+
+
+def _digest(value: Any) -> list[Any]:
+    return [
+        (tuple(t.shape), float(t.double().sum()), float(t.double().abs().sum()))
+        for t in tensors(value)
+        if not t.is_complex()
+    ]
+
+
+def _interpret(watch: _Watch, model: nn.Module, case: Case) -> None:
+    with torch.no_grad():
+        watch.run(initial_env=environment(watch.module.graph, model.forward, case))
+
+
+def _state(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """A fingerprint of every attribute of every module; tensors by identity and version counter."""
+    return {
+        (path, name): _print(value)
+        for path, module in model.named_modules()
+        for name, value in _attributes(module)
+    }
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module._parameters.items()
+    yield from module._buffers.items()
+    for name, value in module.__dict__.items():
+        if name not in _BOOKKEEPING and not name.endswith("_hooks"):
+            yield name, value
+
+
+def _print(value: Any, depth: int = 3) -> Any:
+    if isinstance(value, torch.Tensor):
+        return id(value), value._version
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return repr(value)
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return type(value), tuple(_print(item, depth - 1) for item in value)
+    if depth and isinstance(value, dict):
+        return tuple((repr(key), _print(item, depth - 1)) for key, item in value.items())
+    return id(value)
+
+
+def _changed(before: dict[Any, Any], after: dict[Any, Any]) -> list[tuple[str, str]]:
+    keys = dict.fromkeys([*before, *after])
+    return [key for key in keys if before.get(key, keys) != after.get(key, keys)]
+
+
+def _mutates(path: str, name: str) -> Exception:
+    owner = f"`{path}`" if path else "the model"
+    return fail(
+        "M003",
+        f"forward changes `{name}` of {owner}",
+        Label(None, where=f"{path}.{name}".strip(".")),
+        note="a graph would freeze the value that the capture saw",
+        help=f"return what changes `{name}` needs as an output, or update it outside of forward",
+    )
+
+
+def _cache(path: str, name: str) -> Diagnostic:
+    return Diagnostic(
+        "M003",
+        f"the first call sets `{name}`; later calls leave it alone, so it is taken for a cache",
+        (Label(None, where=f"{path}.{name}".strip(".")),),
+        severity="warning",
+    )

@@ -1,0 +1,153 @@
+"""Questions that rules ask about the graph: who owns a weight, in which mode a layer is, what something costs.
+
+Each is called as `question(scope, *args)`. They read the state and never change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..grammar.diagnostics import Label, fail
+from .call import Call
+from .construct import Planned
+from .cost import calls_costs, model_costs
+from .evaluate import ParamRef, Scope
+from .journal import Costs
+from .spec import TensorSpec
+
+
+def owned(scope: Scope, *refs: Any) -> bool:
+    """Whether each weight has one reader only; absent weights own themselves."""
+    return all(not _foreign(scope, ref) for ref in _params(refs))
+
+
+def sharers(scope: Scope, *refs: Any) -> str:
+    """The sites that also read the weights."""
+    found = {node.meta.get("site") or node.name for ref in _params(refs) for node in _foreign(scope, ref)}
+    return ", ".join(sorted(found)) or "nobody"
+
+
+def _params(refs: tuple[Any, ...]) -> list[ParamRef]:
+    return [ref for ref in refs if isinstance(ref, ParamRef)]
+
+
+def _foreign(scope: Scope, ref: ParamRef) -> list[fx.Node]:
+    return [node for node in scope.state.readers(ref.path) if node is not ref.call.node]
+
+
+def calls(scope: Scope, call: Call) -> int:
+    """How many nodes run the layer of `call`."""
+    paths = [path for path in call.params.values() if path is not None]
+    return max((len(scope.state.readers(path)) for path in paths), default=1)
+
+
+def mode(scope: Scope, call: Call) -> str:
+    """`train` if the op behaves as in training, else `eval`."""
+    return "train" if call.attrs.get("training") else "eval"
+
+
+def known(scope: Scope, value: Any) -> bool:
+    return value is not None
+
+
+def constant(scope: Scope, value: Any) -> bool:
+    """Whether a matched operand is a number rather than a tensor of the graph."""
+    return not isinstance(value, (fx.Node, Planned))
+
+
+def numel(scope: Scope, value: Any) -> int:
+    if isinstance(value, ParamRef):
+        return value.tensor.numel()
+    if isinstance(value, Tensor):
+        return value.numel()
+    spec = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return torch.Size(spec.shape).numel() if isinstance(spec, TensorSpec) else 1
+
+
+def rank(scope: Scope, value: fx.Node) -> int:
+    """The number of axes of a value."""
+    return len(value.meta["val"].shape)
+
+
+def shape(scope: Scope, value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, ParamRef) else value.meta["val"].shape
+
+
+def dtype(scope: Scope, value: Any) -> str:
+    found = value.tensor.dtype if isinstance(value, ParamRef) else value.meta["val"].dtype
+    return str(found).removeprefix("torch.")
+
+
+def moments(scope: Scope, call: Call) -> Tensor | None:
+    """Second moments E[u u^T] of what multiplies the weight of a linear layer or convolution, in float64.
+
+    `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution. None without data.
+    """
+    state = scope.state
+    if state.samples.generated:
+        return None
+    node = call.inputs[0]
+    value = state.samples.values(state.module, [node])[node].double()
+    rows = value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
+    return rows.T @ rows / rows.shape[0]
+
+
+def _patches(call: Call, value: Tensor) -> Tensor:
+    weight = call.tensor("weight")
+    assert weight is not None
+    settings = {key: call.attrs[key] for key in ("dilation", "padding", "stride")}
+    patches = torch.nn.functional.unfold(value, tuple(weight.shape[2:]), **settings)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def cost(field: str) -> Callable[..., Any]:
+    """`macs(before)`, `params(after)`, `bytes(model)`, `ops(c)`."""
+
+    def ask(scope: Scope, what: Any) -> int:
+        return getattr(_costs(scope, what), field)
+
+    return ask
+
+
+def _costs(scope: Scope, what: Any) -> Costs:
+    state = scope.state
+    if isinstance(what, Call):
+        return calls_costs(state.module, [what])
+    if isinstance(what, ParamRef):
+        return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
+    if what == "model":
+        return model_costs(state.module, state.view)
+    if what in scope.facts:
+        return scope.facts[what]
+    raise fail("R004", f"the cost of `{what}` is not known here", Label(None), help="before, after, model or an op")
+
+
+def error(scope: Scope, value: Any) -> float:
+    """Relative L2 error of a matched value at this site, or of the model's outputs."""
+    return scope.facts["error"](value)
+
+
+def equal(scope: Scope, value: Any) -> float:
+    """The largest relative difference of a value before and after the rewrite; 0 is bit for bit."""
+    return scope.facts["equal"](value)
+
+
+def drift(scope: Scope, value: Any) -> float:
+    """Relative L2 distance of the model's outputs from those of the original model."""
+    return scope.facts["drift"](value)
+
+
+def drop(scope: Scope, metric: Any) -> float:
+    """How far a metric fell below the original model's; negative if it rose."""
+    return scope.facts["drop"](metric)
+
+
+QUESTIONS: Mapping[str, Callable[..., Any]] = {
+    "owned": owned, "sharers": sharers, "calls": calls, "mode": mode, "known": known, "constant": constant, "numel": numel,
+    "rank": rank, "shape": shape, "dtype": dtype, "moments": moments, "error": error, "equal": equal, "drift": drift, "drop": drop,
+    "params": cost("params"), "macs": cost("macs"), "bytes": cost("bytes"), "ops": cost("ops"),
+}  # fmt: skip

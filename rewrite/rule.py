@@ -1,0 +1,118 @@
+"""A rule compiled for the engine: pattern, guards, the values it defines anew, and its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Label, did_you_mean, fail
+from ..grammar.fragment import parse_expression
+from .pattern import Pattern, Step, compile_pattern, steps_from
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One rule with its arguments bound. `order` is its place in the program: it breaks ties of priority."""
+
+    source: t.Rule
+    args: Mapping[str, Any]
+    pattern: Pattern
+    unless: tuple[tuple[Pattern, tuple[Step, ...]], ...]
+    outputs: frozenset[str]
+    at: str | None = None
+    order: int = 0
+    parsed: dict[str, t.Expr] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.source.name.text
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    @property
+    def label(self) -> str:
+        """The rule with its arguments, as a program writes it."""
+        given = ", ".join(f"{key} = {value}" for key, value in self.args.items() if value is not None)
+        return f"{self.name}({given})" if given else self.name
+
+    @cached_property
+    def priority(self) -> int:
+        clause = self.source.one(t.Priority)
+        return clause.value if clause else 0
+
+    @cached_property
+    def recursive(self) -> bool:
+        return self.source.one(t.Recursive) is not None
+
+    @cached_property
+    def on_shared(self) -> str:
+        clause = self.source.one(t.OnShared)
+        return clause.policy.text if clause else "skip"
+
+    @cached_property
+    def claims(self) -> tuple[t.Claim, ...]:
+        return tuple(c for e in self.source.all(t.Ensure) for c in e.items if isinstance(c, t.Claim))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the rule's text: what a certificate names."""
+        return hashlib.sha256(self.source.span.text.encode()).hexdigest()
+
+    def message(self, text: str) -> t.Expr:
+        """The parsed `{expr}` of a guard message."""
+        if text not in self.parsed:
+            self.parsed[text] = parse_expression(text)
+        return self.parsed[text]
+
+
+def compile_rule(source: t.Rule, args: Mapping[str, Any], at: str | None = None, order: int = 0) -> Rule:
+    """The rule for the engine. Raises where the rule needs parts of the language that have no engine yet."""
+    _check_supported(source)
+    statements = [s for match in source.all(t.Match) for s in match.patterns]
+    pattern = compile_pattern(statements)
+    known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
+    unless = tuple(_unless(clause, known) for clause in source.all(t.Unless))
+    built = {w.text for r in source.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build) for w in s.targets}
+    outputs = frozenset(built & set(pattern.produced))
+    return Rule(source, _arguments(source, args), pattern, unless, outputs, at, order)
+
+
+def _unless(clause: t.Unless, known: set[str]) -> tuple[Pattern, tuple[Step, ...]]:
+    pattern = compile_pattern(clause.patterns)
+    return pattern, tuple(steps_from(pattern, known))
+
+
+def _arguments(source: t.Rule, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Declared defaults, overridden by what the program gives."""
+    defaults = {p.name.text: p.default.value for p in source.params if hasattr(p.default, "value")}
+    unknown = [name for name in args if name not in {p.name.text for p in source.params}]
+    if unknown:
+        known = [p.name.text for p in source.params]
+        hint = next(iter(did_you_mean(unknown[0], known)), f"known: {', '.join(known) or 'none'}")
+        raise fail("T004", f"`{source.name}` has no parameter `{unknown[0]}`", Label(source.name.span), help=hint)
+    bound = {**defaults, **args}
+    missing = [p.name.text for p in source.params if p.name.text not in bound]
+    if missing:
+        raise fail("T004", f"`{source.name}` needs `{missing[0]}`", Label(source.name.span))
+    return bound
+
+
+_LATER: Sequence[tuple[type, str]] = (
+    (t.MatchDim, "matching channel dimensions"), (t.MatchParam, "matching parameters"), (t.MatchValue, "matching values by site"),
+    (t.Store, "storing parameters in another form"), (t.Attach, "observers"), (t.Exit, "exits"), (t.Train, "training"),
+)  # fmt: skip
+
+
+def _check_supported(source: t.Rule) -> None:
+    for node in t.walk(source):
+        for kind, what in _LATER:
+            if isinstance(node, kind):
+                place = Label(node.span, "needed by this")
+                raise fail("R002", f"rule `{source.name}` needs {what}, which this version cannot apply", place)
+

@@ -1,0 +1,179 @@
+"""Values that flow through the model: example inputs, calibration data, and what they give at each node.
+
+Recording runs the graph once for many nodes and keeps only what was asked for, within a memory bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_map
+
+from ..grammar.diagnostics import Label, did_you_mean, fail
+
+Batches = Sequence[tuple[Any, Any]]
+Source = Callable[[str], Iterable[tuple[Any, Any]]]
+
+MEMORY = 1 << 30
+"""Bytes of recorded activations that may be kept at a time."""
+
+SITE_SAMPLES = 32
+"""Samples on which the error of one site is measured; the whole model is measured on all."""
+
+
+class Samples:
+    """What the user gave to run the model on.
+
+    `inputs` is one example batch (positional). `source(split)` yields batches `(x, y)`; None where no data was given.
+    """
+
+    def __init__(self, inputs: tuple[Any, ...], source: Source | None = None) -> None:
+        self.inputs = inputs
+        self.source = source
+        self.named: dict[str, Batches] = {}
+        self._values: dict[fx.Node, Tensor] = {}
+
+    def define(self, name: str, split: str, count: int | None, place: Label) -> None:
+        """`data calib = sample("train", 512)`: the first `count` samples of a split under a name."""
+        if self.source is None:
+            return
+        try:
+            batches = list(self.source(split))
+        except (ValueError, KeyError) as error:
+            raise fail("D001", f"there is no data split `{split}`", place, note=str(error)) from None
+        self.named[name] = batches if count is None else _first(batches, count)
+
+    def batches(self, name: str | None, place: Label) -> Batches:
+        """The batches under a name. Raises D002 where the user gave no data."""
+        if self.source is None:
+            hint = "pass `data=` to lissom.compile, or define data(split) in the model file"
+            raise fail("D002", "this needs data, and none was given", place, help=hint)
+        if name is None or name not in self.named:
+            hint = next(iter(did_you_mean(name or "", self.named)), f"declared: {', '.join(self.named) or 'none'}")
+            raise fail("D003", f"no data is called `{name}`", place, help=hint)
+        return self.named[name]
+
+    @property
+    def calibration(self) -> list[tuple[Any, ...]]:
+        """Model inputs to measure sites on: calibration data if declared, else the example inputs."""
+        batches = self.named.get("calib") or next(iter(self.named.values()), None)
+        if not batches:
+            return [self.inputs]
+        return [as_args(x) for x, _ in _first(batches, SITE_SAMPLES)]
+
+    @property
+    def generated(self) -> bool:
+        """Whether sites are measured on the example inputs for want of data."""
+        return not self.named
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Drops recorded values: the graph has changed in value."""
+        self._values.clear()
+
+    def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+        """What `nodes` hold when the model runs on the calibration inputs, batches concatenated along axis 0."""
+        missing = [node for node in nodes if node not in self._values]
+        if missing:
+            self._make_room()
+            self._values.update(record(module, missing, self.calibration))
+        return {node: self._values[node] for node in nodes}
+
+    def prefetch(self, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
+        """Records many nodes in one pass, as many as the memory bound holds."""
+        wanted, used = [], 0
+        for node in dict.fromkeys(nodes):
+            used += _bytes(node) * max(1, SITE_SAMPLES // max(1, _batch(self.inputs)))
+            if used > MEMORY:
+                break
+            wanted.append(node)
+        if wanted:
+            self.values(module, wanted)
+
+    def _make_room(self) -> None:
+        if sum(t.numel() * t.element_size() for t in self._values.values() if isinstance(t, Tensor)) > MEMORY:
+            self._values.clear()
+
+
+def as_args(x: Any) -> tuple[Any, ...]:
+    """A batch's inputs as positional arguments."""
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+
+
+def _first(batches: Batches, count: int) -> Batches:
+    """The first `count` samples; the last batch is cut."""
+    out: list[tuple[Any, Any]] = []
+    for x, y in batches:
+        size = _batch(as_args(x))
+        if count <= 0:
+            break
+        take = min(size, count)
+        whole = take == size
+        out.append((x, y) if whole else (_cut(x, size, take), _cut(y, size, take)))
+        count -= take
+    return out
+
+
+def _cut(value: Any, size: int, take: int) -> Any:
+    def cut(t: Any) -> Any:
+        return t[:take] if isinstance(t, Tensor) and t.dim() and t.shape[0] == size else t
+
+    return tree_map(cut, value)
+
+
+def _batch(args: tuple[Any, ...]) -> int:
+    return next((int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim()), 1)
+
+
+def _bytes(node: fx.Node) -> int:
+    spec = node.meta.get("val")
+    return 4 * torch.Size(spec.shape).numel() if hasattr(spec, "shape") else 0
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps what the wanted nodes give."""
+
+    def __init__(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> None:
+        super().__init__(module)
+        self.wanted = frozenset(wanted)
+        self.last = max(self.wanted, key=lambda node: node._sort_key, default=None)
+        self.kept: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.kept[n] = value.clone() if isinstance(value, Tensor) else value
+        if n is self.last:
+            raise _Enough
+        return value
+
+
+class _Enough(Exception):
+    """The last wanted node has run."""
+
+
+def record(module: fx.GraphModule, nodes: Sequence[fx.Node], batches: Sequence[tuple[Any, ...]]) -> dict[fx.Node, Any]:
+    """Runs the graph on each batch up to the last of `nodes`; tensors of all batches are concatenated."""
+    runs = [_run(module, nodes, args) for args in batches]
+    return {node: _joined([run[node] for run in runs]) for node in nodes}
+
+
+def _run(module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]) -> dict[fx.Node, Any]:
+    recorder = _Recorder(module, nodes)
+    with torch.no_grad():
+        try:
+            recorder.run(*args)
+        except _Enough:
+            return recorder.kept
+    return recorder.kept
+
+
+def _joined(values: list[Any]) -> Any:
+    if len(values) == 1 or not isinstance(values[0], Tensor) or values[0].dim() == 0:
+        return values[0]
+    same = all(v.shape[1:] == values[0].shape[1:] for v in values)
+    return torch.cat(values) if same else values[0]

@@ -1,0 +1,95 @@
+"""Who shares memory with whom: parameters that are tied, and values that an in-place op would change for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .call import tensor_at
+
+_LONGEST_CHAIN = 64
+
+
+def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
+    """The same for tensors that share memory: the address, or the storage object where there is none (meta, empty)."""
+    storage = tensor.untyped_storage()
+    address = storage.data_ptr()
+    return ("address", address) if address else ("storage", storage._cdata)
+
+
+class Owners:
+    """Storage -> the (node, path) pairs that read it. One walk over the graph, then kept by `add` and `forget`."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        self._root = root
+        self._readers: dict[Any, dict[tuple[fx.Node, str], None]] = {}
+        self._of_node: dict[fx.Node, list[Any]] = {}
+        for node in root.graph.nodes:
+            self.add(node)
+
+    def add(self, node: fx.Node) -> None:
+        if node.op not in ("call_module", "get_attr") or node in self._of_node:
+            return
+        keys = []
+        for path, tensor in _held(self._root, node):
+            key = storage_key(tensor)
+            self._readers.setdefault(key, {})[node, path] = None
+            keys.append((key, path))
+        self._of_node[node] = keys
+
+    def forget(self, node: fx.Node) -> None:
+        for key, path in self._of_node.pop(node, ()):
+            self._readers[key].pop((node, path), None)
+
+    def of(self, path: str) -> tuple[tuple[fx.Node, str], ...]:
+        return tuple(self._readers.get(storage_key(tensor_at(self._root, path)), ()))
+
+
+def _held(root: nn.Module, node: fx.Node) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter and buffer that a node reads, under each path it is reached by."""
+    target = str(node.target)
+    if node.op == "get_attr":
+        found = root
+        for part in target.split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.Tensor):
+            yield target, found
+        return
+    module = root.get_submodule(target)
+    for held in (module.named_parameters, module.named_buffers):
+        for name, tensor in held(remove_duplicate=False):
+            yield f"{target}.{name}", tensor
+
+
+def overwrites_others(node: fx.Node, shares_input: Any) -> str:
+    """Why the in-place op `node` is more than a function of its input; "" if it is not.
+
+    It is one only if nothing else can see the memory it writes: each value from the written one up to the one that
+    allocated the memory has a single reader. `shares_input(node)` says whether a result may be its input's memory.
+    """
+    written = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    for _ in range(_LONGEST_CHAIN):
+        if not isinstance(written, fx.Node):
+            return "it overwrites what is no single value"
+        if written.op in ("placeholder", "get_attr"):
+            return f"it overwrites `{written.name}`, which the model does not own"
+        if len(written.users) != 1:
+            return f"it overwrites `{written.name}`, which others read too"
+        if not shares_input(written):
+            return ""
+        inputs = written.all_input_nodes
+        if len(inputs) != 1:
+            return "" if not inputs else _several(written, inputs)
+        written = inputs[0]
+    return "it overwrites the end of a chain of views that is too long to follow"
+
+
+def _several(view: fx.Node, inputs: list[fx.Node]) -> str:
+    """A view of several values: harmless only if all of them are made for it alone."""
+    others = [n for n in inputs if n.op in ("placeholder", "get_attr") or len(n.users) != 1]
+    if others:
+        return f"it overwrites `{view.name}`, which may share memory with `{others[0].name}`"
+    return ""

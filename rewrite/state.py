@@ -1,0 +1,60 @@
+"""The working state of one compilation: the graph, its index, what the user gave, and the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from .effects import mutations
+from .evaluate import Scope
+from .journal import Journal
+from .ops import Vocabulary
+from .pattern import Pattern
+from .samples import Samples
+from .view import View
+
+
+@dataclass
+class State:
+    """Everything that a rule application reads or changes. `module` is the compiler's own copy of the model."""
+
+    module: fx.GraphModule
+    vocabulary: Vocabulary
+    functions: Mapping[str, Callable[..., Any]]
+    questions: Mapping[str, Callable[..., Any]]
+    samples: Samples
+    journal: Journal
+    verify: bool = True
+    seed: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reset(self.module)
+
+    def reset(self, module: fx.GraphModule) -> None:
+        """Goes on with another graph, after a capture or a rollback."""
+        self.module = module
+        self.view = View(module, self.vocabulary)
+        self.mutations = mutations(module)
+
+    def scope(self, names: Mapping[str, Any]) -> Scope:
+        """What names mean at one site."""
+        return Scope(names, self.functions, self.questions, self)
+
+    def readers(self, path: str) -> list[fx.Node]:
+        """The nodes that read the storage of a parameter, each once."""
+        return list(dict.fromkeys(node for node, _ in self.view.owners(path)))
+
+    def counts(self, pattern: Pattern) -> dict[str, int]:
+        """How often each op that the pattern names occurs in the graph."""
+        names = {name for op in pattern.ops for name in op.ops or ()}
+        return {name: len(self.view.calls_of(name)) for name in names}
+
+    def count(self, key: str) -> int:
+        """0, 1, 2 ... for each key: makes fresh names."""
+        number = self.counters.get(key, 0)
+        self.counters[key] = number + 1
+        return number

@@ -1,0 +1,183 @@
+"""Strategies: in which order sites are tried. `once`, `fixpoint`, `each .. order by .. until ..`, `first`, `try`."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..grammar.diagnostics import Label, fail
+from .engine import Ready, alive, anchor, apply, attempt, candidates, find, prepare, refuse
+from .match import Miss
+from .pattern import PatternOp
+from .rule import Rule
+from .site import Site
+from .state import State
+
+CAP_PER_NODE = 10
+CAP_LEAST = 1000
+"""Applications allowed in one `fixpoint`: ten for each node, at least a thousand."""
+
+
+@dataclass
+class Runner:
+    """Runs steps of one stage. `allowed(site)` may veto a site (a saved plan does); `applied` counts rewrites."""
+
+    state: State
+    stage: str
+    allowed: Callable[[Rule, fx.Node], bool] = lambda rule, node: True
+    applied: int = 0
+    recent: list[str] = field(default_factory=list)
+
+    # -- once -----------------------------------------------------------------------------------------------------
+
+    def once(self, rules: Sequence[Rule]) -> int:
+        """Every site present at entry, at most once, in graph order."""
+        before = self.applied
+        for rule in rules:
+            nodes = candidates(self.state, rule)
+            start = anchor(self.state, rule)
+            self._prefetch(rule, nodes, start)
+            for node in nodes:
+                if not node._erased:
+                    self._try(rule, node, start)
+        return self.applied - before
+
+    def _try(self, rule: Rule, node: fx.Node, start: PatternOp) -> list[fx.Node] | None:
+        self.state.journal.tried[rule.label] += 1
+        result = attempt(self.state, self.stage, rule, node, start)
+        if isinstance(result, Miss):
+            refuse(self.state, self.stage, rule, node, result)
+            return None
+        self.applied += 1
+        return result
+
+    def _prefetch(self, rule: Rule, nodes: Sequence[fx.Node], start: PatternOp) -> None:
+        """Approximate rules measure what sites see: one pass through the model serves them all."""
+        if rule.kind != "approx":
+            return
+        inputs: list[fx.Node] = [i for node in nodes for i in node.all_input_nodes if i.op != "get_attr"]
+        self.state.samples.prefetch(self.state.module, inputs)
+
+    # -- fixpoint -------------------------------------------------------------------------------------------------
+
+    def fixpoint(self, rules: Sequence[Rule], limit: int | None = None) -> int:
+        """Applies the rules until none matches. Each node is tried again only when something near it changed."""
+        work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
+        cap = limit or max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
+        before = self.applied
+        while (node := work.pop()) is not None:
+            for rule, start in work.rules_for(node):
+                self.state.journal.tried[rule.label] += 1
+                near = work.near(node, rule)
+                result = attempt(self.state, self.stage, rule, node, start)
+                if isinstance(result, Miss):
+                    work.missed(rule, node, result)
+                    continue
+                self._count(rule, cap, limit is not None)
+                work.push([*near, *result, *(user for new in result for user in new.users)])
+                break
+        work.report(self)
+        return self.applied - before
+
+    def _count(self, rule: Rule, cap: int, asked: bool) -> None:
+        self.applied += 1
+        self.recent = [*self.recent[-63:], rule.name]
+        if self.applied > cap and not asked:
+            cycle = ", ".join(f"{name} ({count} of the last {len(self.recent)})" for name, count in Counter(self.recent).most_common())
+            place = Label(rule.source.name.span, "still applying")
+            hint = "make one direction `once`, or declare `recursive decreasing ...`"
+            raise fail("L004", f"stage `{self.stage}` did not come to an end after {cap} rewrites", place, note=f"looping: {cycle}", help=hint)
+
+    # -- each -----------------------------------------------------------------------------------------------------
+
+    def each(self, rule: Rule, rank: Callable[[Ready], float], done: Callable[[], bool]) -> int:
+        """Applies the best site, ranks the rest again, until `done` or no site is left."""
+        before = self.applied
+        start = anchor(self.state, rule)
+        waiting = candidates(self.state, rule)
+        self._prefetch(rule, waiting, start)
+        while waiting and not done():
+            ready = [(node, found) for node in alive(waiting) if (found := self._ready(rule, node, start)) is not None]
+            waiting = [node for node, _ in ready]
+            if not ready:
+                break
+            node, best = max(ready, key=lambda item: rank(item[1]))
+            waiting.remove(node)
+            apply(self.state, self.stage, best, 0.0)
+            self.applied += 1
+        return self.applied - before
+
+    def _ready(self, rule: Rule, node: fx.Node, start: PatternOp) -> Ready | None:
+        self.state.journal.tried[rule.label] += 1
+        found = find(self.state, rule, node, start)
+        if isinstance(found, Site):
+            found = prepare(self.state, found)
+        if isinstance(found, Miss):
+            refuse(self.state, self.stage, rule, node, found)
+            return None
+        return found
+
+
+class _Worklist:
+    """Nodes to try, in graph order, each at most once at a time."""
+
+    def __init__(self, state: State, rules: Sequence[Rule]) -> None:
+        self.state = state
+        self.starts = [(rule, anchor(state, rule)) for rule in rules]
+        self.reach = max((rule.pattern.reach for rule in rules), default=1)
+        self.heap: list[tuple[tuple[int, ...], int, fx.Node]] = []
+        self.waiting: set[fx.Node] = set()
+        self.misses: dict[tuple[Rule, fx.Node], Miss] = {}
+        self.serial = 0
+        names = frozenset().union(*(start.ops or frozenset() for _, start in self.starts))
+        self.names = None if any(start.ops is None for _, start in self.starts) else names
+        self.push(list(state.module.graph.nodes))
+
+    def push(self, nodes: Sequence[fx.Node]) -> None:
+        for node in nodes:
+            if node in self.waiting or node._erased or not self._wanted(node):
+                continue
+            self.waiting.add(node)
+            self.serial += 1
+            heapq.heappush(self.heap, (node._sort_key, self.serial, node))
+
+    def _wanted(self, node: fx.Node) -> bool:
+        call = self.state.view.call(node)
+        return call is not None and (self.names is None or call.op.name in self.names)
+
+    def pop(self) -> fx.Node | None:
+        while self.heap:
+            node = heapq.heappop(self.heap)[2]
+            self.waiting.discard(node)
+            if not node._erased:
+                return node
+        return None
+
+    def rules_for(self, node: fx.Node) -> list[tuple[Rule, PatternOp]]:
+        call = self.state.view.call(node)
+        if call is None:
+            return []
+        return [(rule, start) for rule, start in self.starts if start.ops is None or call.op.name in start.ops]
+
+    def near(self, node: fx.Node, rule: Rule) -> list[fx.Node]:
+        """Nodes whose own match may depend on `node`: those within the reach of the patterns."""
+        found, edge = {node: None}, [node]
+        for _ in range(self.reach):
+            edge = [other for n in edge for other in (*n.all_input_nodes, *n.users) if other not in found]
+            found.update(dict.fromkeys(edge))
+        return list(found)
+
+    def missed(self, rule: Rule, node: fx.Node, miss: Miss) -> None:
+        self.misses[rule, node] = miss
+
+    def report(self, runner: Runner) -> None:
+        """Only the last miss of a node that still stands is news."""
+        for (rule, node), miss in self.misses.items():
+            if not node._erased:
+                refuse(runner.state, runner.stage, rule, node, miss)
+
+

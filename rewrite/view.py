@@ -1,0 +1,150 @@
+"""The index over a traced graph: each node as a canonical op, each op's nodes, each parameter's readers.
+
+The graph itself is the carrier and is never normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx
+
+from .attributes import Unreadable
+from .call import Call
+from .capture_leaves import has_hooks
+from .ops import Vocabulary
+from .sharing import Owners, overwrites_others
+from .spec import TensorSpec
+
+__all__ = ["Call", "View"]
+
+
+class View:
+    """The canonical reading of a `GraphModule`.
+
+    A node is read when it is first asked for, and again whenever its arguments have changed since. After inserting or
+    erasing nodes call `add` and `forget`; both are O(1). Settings of modules (`training` among them) are read once:
+    a changed module needs `forget` and `add` of its nodes.
+    """
+
+    def __init__(self, root: fx.GraphModule, vocabulary: Vocabulary | None = None) -> None:
+        self.root = root
+        self.vocabulary = vocabulary or Vocabulary.library()
+        self._read: dict[fx.Node, tuple[Any, Any, Call | str]] = {}
+        self._by_op: dict[str, dict[fx.Node, None]] = {}
+        self._unsorted: set[str] = set()
+        self._names: dict[Any, tuple[str, ...]] = {}
+        self._owners: Owners | None = None
+        for node in root.graph.nodes:
+            self._index(node)
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def call(self, node: fx.Node) -> Call | None:
+        """The node as an op; None where it is opaque."""
+        found = self._reading(node)
+        return found if isinstance(found, Call) else None
+
+    def why_opaque(self, node: fx.Node) -> str:
+        """The reason that `call` is None; "" if it is not."""
+        found = self._reading(node)
+        return found if isinstance(found, str) else ""
+
+    def calls_of(self, op_name: str) -> tuple[fx.Node, ...]:
+        """The nodes that are this op, in graph order."""
+        nodes = self._by_op.get(op_name, {})
+        if op_name in self._unsorted:
+            nodes = self._by_op[op_name] = dict.fromkeys(sorted(nodes))
+            self._unsorted.discard(op_name)
+        return tuple(node for node in nodes if self._is(node, op_name))
+
+    def projection(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        """For the node that takes result k out of an op with several results: that op's node and k."""
+        if node.op != "call_function" or getattr(node.target, "__name__", "") != "getitem":
+            return None
+        source, index = node.args
+        if not isinstance(source, fx.Node) or not isinstance(index, int):
+            return None
+        return (source, index) if self._gives_several(source) else None
+
+    def owners(self, path: str) -> tuple[tuple[fx.Node, str], ...]:
+        """All (node, path) pairs that read the storage of the parameter or buffer at `path`, tied ones included."""
+        if self._owners is None:
+            self._owners = Owners(self.root)
+        return self._owners.of(path)
+
+    # -- keeping up --------------------------------------------------------------------------------
+
+    def add(self, node: fx.Node) -> None:
+        """Take in a node that was inserted."""
+        for name in self._index(node):
+            self._unsorted.add(name)
+        if self._owners is not None:
+            self._owners.add(node)
+
+    def forget(self, node: fx.Node) -> None:
+        """Drop a node that is about to be erased, or whose module changed."""
+        self._read.pop(node, None)
+        for name in self._candidates(node):
+            self._by_op.get(name, {}).pop(node, None)
+        if self._owners is not None:
+            self._owners.forget(node)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _index(self, node: fx.Node) -> tuple[str, ...]:
+        names = self._candidates(node)
+        for name in names:
+            self._by_op.setdefault(name, {})[node] = None
+        return names
+
+    def _candidates(self, node: fx.Node) -> tuple[str, ...]:
+        key = node.op, node.target
+        names = self._names.get(key)
+        if names is None:
+            names = self._names[key] = self.vocabulary.candidates(node, self.root)
+        return names
+
+    def _is(self, node: fx.Node, op_name: str) -> bool:
+        found = self._reading(node)
+        return isinstance(found, Call) and found.op.name == op_name
+
+    def _reading(self, node: fx.Node) -> Call | str:
+        args, kwargs = node.args, node.kwargs
+        known = self._read.get(node)
+        if known is None or known[0] is not args or known[1] is not kwargs:
+            known = self._read[node] = (args, kwargs, self._read_node(node))
+        found = known[2]
+        # Whether an in-place op is a plain function depends on the readers of others, so it is never remembered.
+        if isinstance(found, Call) and found.in_place:
+            return overwrites_others(node, self._shares_input) or found
+        return found
+
+    def _read_node(self, node: fx.Node) -> Call | str:
+        if node.op == "call_module" and has_hooks(self.root.get_submodule(str(node.target))):
+            return f"the module {node.target} has hooks or parametrizations"
+        if self.projection(node) is not None:
+            return f"it takes one result of `{node.args[0]}`"
+        readers = self.vocabulary.readers(node, self.root)
+        if isinstance(readers, str):
+            return readers
+        reasons = []
+        for reader in readers:
+            try:
+                return reader.read(node, self.root)
+            except Unreadable as reason:
+                reasons.append(f"not `{reader.op.name}`: {reason}")
+        return "; ".join(dict.fromkeys(reasons))
+
+    def _gives_several(self, node: fx.Node) -> bool:
+        if "val" in node.meta:
+            return not isinstance(node.meta["val"], TensorSpec)
+        call = self.call(node)
+        return call is not None and call.op.results != 1
+
+    def _shares_input(self, node: fx.Node) -> bool:
+        """Whether the result may be memory of an input. What is opaque may do anything."""
+        found = self._read.get(node) or (None, None, self._read_node(node))
+        call = found[2]
+        return not isinstance(call, Call) or call.in_place or "alias" in call.op.traits
