@@ -1,12 +1,14 @@
-"""How many public models are captured, proven bit for bit, with every executed convolution and linear layer visible.
+"""How many public models are captured, proven bit for bit, with every executed convolution and
+linear layer visible.
 
     python benchmarks/capture.py [timm] [torchvision] [transformers] [detection]
         [--only WORD] [--seconds 300] [--out results.jsonl] [--table results.jsonl]
 
-Every model is built with random weights in a forked process of its own, with a time limit. The table is printed as
-Markdown. "visible" counts modules of type Conv* or Linear that run in the eager model: as a `call_module` node, or as
-a convolution or linear function whose weight is a `get_attr` node. "plain fx" is `torch.fx.symbolic_trace`, counted
-as captured if it equals the eager model bit for bit at the example and at twice the batch.
+Every model is built with random weights in a forked process of its own, with a time limit. The
+table is printed as Markdown. "visible" counts modules of type Conv* or Linear that run in the eager
+model: as a `call_module` node, or as a convolution or linear function whose weight is a `get_attr`
+node. "plain fx" is `torch.fx.symbolic_trace`, counted as captured if it equals the eager model bit
+for bit at the example and at twice the batch.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from torch import fx, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import capture_models
+import capture_transformers
 import torchvision_cpu
 
 from lissom.rewrite.capture import Captured, capture
@@ -37,7 +40,7 @@ from lissom.rewrite.proof import first_difference
 _SETS = {
     "torchvision": capture_models.torchvision_entries,
     "timm": capture_models.timm_entries,
-    "transformers": capture_models.transformers_entries,
+    "transformers": capture_transformers.transformers_entries,
     "detection": capture_models.detection_entries,
 }
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -95,7 +98,8 @@ def _report(row: dict[str, Any], out: str | None) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-# -- one model --------------------------------------------------------------------------------------
+# -- one model
+# --------------------------------------------------------------------------------------
 
 
 def _in_own_process(build: capture_models.Build, seconds: int) -> dict[str, Any]:
@@ -189,14 +193,19 @@ def _plain_fx(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
         return False
 
 
-# -- the table --------------------------------------------------------------------------------------
+# -- the table
+# --------------------------------------------------------------------------------------
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table, one line per set and kind, and one line for every model that is not captured whole."""
+    """The table, one line per set and kind, and one line for every model that is not captured
+    whole.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        label = row["set"] if row["set"] in ("timm", "transformers") else f"{row['set']}, {row['kind']}"
+        label = (
+            row["set"] if row["set"] in ("timm", "transformers") else f"{row['set']}, {row['kind']}"
+        )
         groups.setdefault(label, []).append(row)
     head = (
         "| set | models | proven | all layers visible | by trace / export / opaque | plain fx "
@@ -232,7 +241,8 @@ def _exceptions(rows: list[dict[str, Any]]) -> Iterable[str]:
         if "error" in row:
             yield f"- {row['name']}: {' '.join(row['error'].split())[:300]}"
         elif row["visible"] < row["weighted"]:
-            yield f"- {row['name']}: {row['visible']} of {row['weighted']} visible, not {row['hidden']}"
+            missing = ", ".join(row["hidden"])
+            yield f"- {row['name']}: {row['visible']} of {row['weighted']} visible, not {missing}"
 
 
 if __name__ == "__main__":

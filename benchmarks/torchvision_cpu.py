@@ -1,8 +1,9 @@
 """Import a torchvision wheel whose compiled library does not load beside this torch.
 
-A torchvision wheel built for CUDA imports next to a CPU-only torch as soon as the operators that its Python side
-describes are declared. Models then build, run and can be captured; the box operators themselves have no kernel, so
-whole detection models do not run. Does nothing where the real operators are present.
+A torchvision wheel built for CUDA imports next to a CPU-only torch as soon as the operators that
+its Python side describes are declared. Models then build, run and can be captured; the box
+operators themselves have no kernel, so whole detection models do not run. Does nothing where the
+real operators are present.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def check_argument(
     wanted = declared_kind(param.type)
     if wanted.name == "frac" and not _is_share(report, expr, param.name.text):
         return
-    if accepts(wanted, kind, clause):
+    absent = kind.name == "none" and param.default is expr
+    if absent or accepts(wanted, kind, clause):
         return
     places = Label(expr.span, f"this is {kind}"), Label(param.span, "declared here")
     report.error("T001", f"`{owner}` takes {wanted} as `{param.name}`", *places)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from . import tree as t
-from .diagnostics import Span
+from .diagnostics import Diagnostic, LissomError, Span
 
 TRAITS = frozenset((
-    "elementwise", "commutative", "linear_in_x", "linear_in_weight", "idempotent", "random",
-    "movement", "reduction", "normalises", "barrier", "inplace_safe", "identity_in_eval",
+    "alias", "barrier", "broadcasts", "commutative", "elementwise", "idempotent", "inplace_safe",
+    "linear_in_weight", "linear_in_x", "many", "movement", "normalises", "pooling", "random",
+    "reduction", "resize",
 ))  # fmt: skip
 ATTR_TYPES = frozenset((
     "int", "int2", "int3", "ints", "float", "frac", "bool", "str", "dtype", "any",
@@ -84,17 +85,30 @@ class Known:
     def __init__(self, file: t.File, library: Declarations) -> None:
         self._library = library
         self._ops = {op.name.text: op for op in file.all(t.Op)}
-        self._externs = {extern.name.text: extern for extern in file.all(t.Extern)}
+        self._own_externs = tuple(e.name.text for e in file.all(t.Extern))
+        self._externs: dict[str, t.Extern | None] = {e.name.text: e for e in file.all(t.Extern)}
+        self.broken: list[Diagnostic] = []
         self._facts: dict[str, OpFacts | None] = {}
 
     def op(self, name: str) -> OpFacts | None:
         if name not in self._facts:
-            found = self._ops.get(name) or self._library.op(name)
-            self._facts[name] = found and OpFacts(found)
+            found = self._ops.get(name) or self._read(self._library.op, name)
+            self._facts[name] = OpFacts(found) if isinstance(found, t.Op) else None
         return self._facts[name]
 
     def extern(self, name: str) -> t.Extern | None:
-        return self._externs.get(name) or self._library.extern(name)
+        if name not in self._externs:
+            found = self._read(self._library.extern, name)
+            self._externs[name] = found if isinstance(found, t.Extern) else None
+        return self._externs[name]
+
+    def _read(self, look_up: Callable[[str], object], name: str) -> object:
+        """A declaration of the library; what is wrong with its text is kept in `broken`."""
+        try:
+            return look_up(name)
+        except LissomError as error:
+            self.broken += error.diagnostics
+            return None
 
     def is_op(self, name: str) -> bool:
         return self.op(name) is not None
@@ -105,7 +119,7 @@ class Known:
 
     @cached_property
     def extern_names(self) -> tuple[str, ...]:
-        return (*self._externs, *self._library.extern_names())
+        return (*self._own_externs, *self._library.extern_names())
 
     def facts(self, names: tuple[str, ...]) -> Iterator[OpFacts]:
         """The declared ops among these names."""

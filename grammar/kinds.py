@@ -128,7 +128,7 @@ class Kinds:
         if expr.op in ("==", "!=", "in"):
             return self._same(expr, left, right)
         if expr.op in ("and", "or"):
-            return left if left.name in ("param", "tensor") and expr.op == "or" else BOOL
+            return _choice(left, right) if expr.op == "or" else BOOL
         left, right = self._operand(expr.left, left), self._operand(expr.right, right)
         if expr.op in ("<", "<=", ">", ">="):
             return self._ordered(expr, left, right)
@@ -205,6 +205,15 @@ def _family(kind: Kind) -> str:
     return kind.name if kind.name in ("str", "node", "bool") else ""
 
 
+def _choice(left: Kind, right: Kind) -> Kind:
+    """`a or b` is a condition, or the first of two things that is there."""
+    if left.name in ("param", "tensor"):
+        return left
+    if left == right or {left.name, right.name} <= NUMBERS:
+        return left if left == right else NUMBER
+    return BOOL if BOOL in (left, right) and ANY not in (left, right) else ANY
+
+
 def _combined(op: str, left: Kind, right: Kind) -> Kind:
     names = {left.name, right.name}
     if "any" in names or op == "@":
@@ -217,7 +226,7 @@ def _combined(op: str, left: Kind, right: Kind) -> Kind:
 
 _ROLES = {
     "value": Kind("value"), "values": Kind("values"), "node": Kind("node"), "built": Kind("node"),
-    "weight": Kind("param"), "dim": INT,
+    "weight": Kind("param"), "dim": INT, "class": Kind("dim"),
 }  # fmt: skip
 _OF: dict[type, Callable[[Kinds, t.Expr], Kind]] = {
     t.Name: Kinds.name, t.Constant: Kinds.constant, t.Number: Kinds.number, t.Tuple: Kinds.tuple,

@@ -70,7 +70,7 @@ class Names:
 
     def _bind_special(self, clause: t.MatchDim | t.MatchParam | t.MatchValue) -> None:
         if isinstance(clause, t.MatchDim):
-            self._bind(clause.dim, "dim")
+            self._bind(clause.dim, "class")
             if clause.domain.text not in DOMAINS:
                 message = f"`{clause.domain}` is no kind of dimension"
                 label = Label(clause.domain.span, f"known: {', '.join(DOMAINS)}")

@@ -10,14 +10,14 @@ from . import tree as t
 from .declared import Known, OpFacts
 from .diagnostics import Label
 from .sides import Sides, Step
-from .symbolic import Poly, TooLarge, const
-from .terms import SCALAR, UNKNOWN, Term, Terms, declared_shape, dimension
-from .unify import Mismatch, Rest, Shape, Solver
+from .symbolic import TooLarge, const
+from .terms import SCALAR, UNKNOWN, Term, Terms, declared_shape, dimension, dimension_names
+from .unify import Mismatch, Shape, Solver
 
 MAX_CHOICES = 8
 """Alternatives multiply: a rule with more combinations is checked for the first ones."""
 
-_WIDTHS = {"int": 1, "int2": 2, "int3": 3}
+_WIDTHS = {"int": 1, "bool": 1, "int2": 2, "int3": 3}
 
 
 @dataclass(slots=True)
@@ -43,7 +43,10 @@ class Fault:
 
 @dataclass(slots=True)
 class Model:
-    """Both sides of a rule for one choice of ops. `reals` are the rule's parameters in floats."""
+    """Both sides of a rule for one choice of ops.
+
+    `reals` are the rule's parameters in floats, `flags` the symbols that are 0 or 1.
+    """
 
     rule: t.Rule
     sides: Sides
@@ -57,13 +60,15 @@ class Model:
     faults: list[Fault] = field(default_factory=list)
     topics: dict[object, Fault] = field(default_factory=dict)
     reals: dict[str, float] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
     terms: Terms = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = Terms(self.solver, self.known)
+        self.terms = Terms(self.solver, self.known, is_rule=True)
 
     def build(self) -> Model:
         self._params()
+        self._names()
         for pattern in self.sides.shapes:
             if len(pattern.path.parts) == 1:
                 self._value_shape(pattern)
@@ -94,6 +99,13 @@ class Model:
                 plain = isinstance(default, (t.Frac, t.Number))
                 self.reals[name] = float(default.value) if plain else 0.5
                 self.terms.names[name] = Term((), self.solver.fresh(name, 0))
+
+    def _names(self) -> None:
+        """Sizes that the rule names get their symbols first, so that messages show these names."""
+        for pattern in self.sides.shapes:
+            for dim in pattern.type.dims or ():
+                for name in dimension_names(dim):
+                    dimension(self.terms, name, self.solver)
 
     def _special(self) -> None:
         for clause in self.rule.all(t.MatchDim):
@@ -147,6 +159,7 @@ class Model:
         for name, param in facts.params.items():
             shape = declared_shape(local, param.type, {}, self.solver)
             presence = self.solver.fresh(f"has_{name}", 0) if param.optional else const(1)
+            self.flags |= presence.symbols
             weights[name] = Term(shape, presence=presence)
             self._part(step, name, weights[name])
         found = self._apply(Instance(step, facts, local, weights, []), self.value, "P004")
@@ -171,11 +184,13 @@ class Model:
         return _widened(self.terms.of(given), width)
 
     def _new_attr(self, name: str, attr: t.OpAttr, width: int) -> Term:
-        low = _low(attr.default)
+        low = 0 if attr.type.name == "bool" else _low(attr.default)
         if width == 1:
-            return Term((), self.solver.fresh(name, low))
+            symbol = self.solver.fresh(name, low)
+            self.flags |= symbol.symbols if attr.type.name == "bool" else set()
+            return Term((), symbol)
         if width == 0:
-            return UNKNOWN
+            return SCALAR if attr.type.name in ("float", "any") else UNKNOWN
         names = [f"{name}.{i}" for i in range(width)]
         return Term(items=tuple(Term((), self.solver.fresh(n, low)) for n in names))
 
@@ -401,6 +416,3 @@ def choices(both: Sides) -> Iterator[dict[int, str]]:
 
 def models(rule: t.Rule, both: Sides, known: Known) -> list[Model]:
     return [Model(rule, both, known, ops).build() for ops in choices(both)]
-
-
-__all__ = ["Fault", "Instance", "Model", "Poly", "Rest", "models"]

@@ -28,6 +28,7 @@ class Step:
     shared: bool = False
     repeat: str = ""
     words: tuple[t.Word, ...] = ()
+    keywords: dict[str, Span] = field(default_factory=dict)
 
     @property
     def is_wildcard(self) -> bool:
@@ -115,6 +116,7 @@ def _pattern_step(pattern: t.OpPattern) -> Step:
         shared=pattern.shared,
         repeat=pattern.repeat,
         words=pattern.targets,
+        keywords={k.name.text: k.span for k in pattern.attrs},
     )
 
 
@@ -149,6 +151,7 @@ def _call_step(result: Sides, call: t.Call, known: Known, handles: set[str]) -> 
     facts = known.op(ops[0])
     step = Step(ops, [], {k.name.text: k.value for k in call.keywords}, (), call.function.span,
                 call.span, clone=clone)  # fmt: skip
+    step.keywords = {k.name.text: k.span for k in call.keywords}
     count = input_count(facts, call.args)
     for arg in call.args[:count]:
         step.operands.append(_built_operand(result, arg, known, handles))

@@ -30,7 +30,7 @@ class Symbol:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Apply:
     """`floor(a, b)` is a // b; `min` and `max` take any number of arguments."""
 
@@ -38,6 +38,10 @@ class Apply:
     args: tuple[Poly, ...]
 
     def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def text(self) -> str:
         if self.function != "floor":
             return f"{self.function}({', '.join(map(str, self.args))})"
         top, bottom = self.args
@@ -89,6 +93,8 @@ class Poly:
         return frozenset(found)
 
     def __add__(self, other: Poly | int) -> Poly:
+        if not self.terms:
+            return as_poly(other)
         sums = dict(self.terms)
         for monomial, coefficient in as_poly(other).terms:
             sums[monomial] = sums.get(monomial, 0) + coefficient
@@ -138,16 +144,22 @@ def _plain(number: Number) -> Number:
 
 def _order(term: tuple[Monomial, Number]) -> tuple[int, list[str]]:
     monomial, _ = term
-    return -sum(power for _, power in monomial), [str(atom) for atom, _ in monomial]
+    return -sum(power for _, power in monomial), [_name(atom) for atom, _ in monomial]
+
+
+def _name(atom: Atom) -> str:
+    return atom.name if isinstance(atom, Symbol) else atom.text
 
 
 def _times(left: Monomial, right: Monomial) -> Monomial:
+    if not left or not right:
+        return left or right
     powers = dict(left)
     for atom, power in right:
         powers[atom] = powers.get(atom, 0) + power
     if max(powers.values(), default=0) > MAX_TERMS:
         raise TooLarge
-    return tuple(sorted(powers.items(), key=lambda item: str(item[0])))
+    return tuple(sorted(powers.items(), key=lambda item: _name(item[0])))
 
 
 def const(number: Number) -> Poly:
@@ -217,11 +229,18 @@ def _divide_term(
         powers[atom] = powers.get(atom, 0) - exponent
         if powers[atom] < 0:
             return None
-    ratio = Fraction(top[1]) / Fraction(bottom[1])
-    if ratio.denominator != 1 and isinstance(top[1], int):
+    ratio = _ratio(top[1], bottom[1])
+    if ratio is None:
         return None
-    monomial = tuple(sorted(((a, p) for a, p in powers.items() if p), key=lambda i: str(i[0])))
+    monomial = tuple(sorted(((a, p) for a, p in powers.items() if p), key=lambda i: _name(i[0])))
     return monomial, _plain(ratio)
+
+
+def _ratio(top: Number, bottom: Number) -> Number | None:
+    """top / bottom; None where whole numbers leave a remainder."""
+    if isinstance(top, int) and isinstance(bottom, int):
+        return None if top % bottom else top // bottom
+    return Fraction(top) / Fraction(bottom)
 
 
 def floordiv(top: Poly, bottom: Poly) -> Poly:
@@ -283,7 +302,7 @@ def common(poly: Poly, keep: Callable[[str], bool] = lambda name: True) -> Poly:
         powers = dict(monomial)
         shared = {atom: min(p, powers.get(atom, 0)) for atom, p in shared.items()}
     kept = {a: p for a, p in shared.items() if p and isinstance(a, Symbol) and keep(a.name)}
-    return Poly(((tuple(sorted(kept.items(), key=lambda i: str(i[0]))), 1),))
+    return Poly(((tuple(sorted(kept.items(), key=lambda i: _name(i[0]))), 1),))
 
 
 def linear_in(poly: Poly, name: str) -> tuple[Poly, Poly] | None:

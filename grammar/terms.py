@@ -56,6 +56,7 @@ class Terms:
     parts: dict[tuple[str, str], Term] = field(default_factory=dict)
     labels: dict[object, tuple[str, Label]] = field(default_factory=dict)
     broken: list[tuple[str, Label, str]] = field(default_factory=list)
+    is_rule: bool = False
 
     def of(self, expr: t.Expr, hint: str = "") -> Term:
         """`hint` names the symbol for an integer that only the weights decide."""
@@ -79,8 +80,9 @@ class Terms:
         return Term((), const(_exact(expr)))
 
     def constant(self, expr: t.Constant) -> Term:
-        absent = expr.value is None
-        return Term(presence=const(0), word="none") if absent else Term(word=str(expr.value))
+        if expr.value is None:
+            return Term(presence=const(0), word="none")
+        return Term((), const(int(expr.value)))
 
     def tuple(self, expr: t.Tuple | t.List) -> Term:
         return Term(items=tuple(self.of(item) for item in expr.items))
@@ -89,9 +91,20 @@ class Terms:
         if isinstance(expr.value, t.Name) and (expr.value.text, expr.name) in self.parts:
             return self.parts[expr.value.text, expr.name]
         base = self.of(expr.value)
-        if base.items is not None and expr.name.isdigit() and int(expr.name) < len(base.items):
-            return base.items[int(expr.name)]
-        return UNKNOWN
+        if not expr.name.isdigit():
+            return UNKNOWN
+        place = int(expr.name)
+        if base.items is not None:
+            return base.items[place] if place < len(base.items) else UNKNOWN
+        return self._axis(base, place)
+
+    def _axis(self, term: Term, place: int) -> Term:
+        """`key.1` in an op: the extent of axis 1 of an input."""
+        axes = self.solver.shape(term.shape or ())[: place + 1]
+        if len(axes) <= place or not all(isinstance(axis, Poly) for axis in axes):
+            return UNKNOWN
+        found = axes[place]
+        return Term((), found) if isinstance(found, Poly) else UNKNOWN
 
     def unary(self, expr: t.Unary) -> Term:
         inner = self.of(expr.operand)
@@ -234,11 +247,24 @@ def declared_shape(local: Terms, type_: t.Type, rests: dict[str, Shape], solver:
 
 def dimension(local: Terms, dim: t.Expr, solver: Solver) -> Poly:
     """The size that a dimension expression denotes; unbound names become new symbols."""
-    for name in (n for n in t.walk(dim) if isinstance(n, t.Name) and n.is_dimension):
+    for name in dimension_names(dim):
         if name.text not in local.names:
             local.names[name.text] = Term((), solver.fresh(name.text))
+            if local.is_rule:
+                solver.named |= local.names[name.text].number.symbols  # type: ignore[union-attr]
     found = local.number(dim)
     return solver.fresh("N") if found is None else found
+
+
+def dimension_names(dim: t.Node) -> list[t.Name]:
+    """The dimensions in an expression. The usual forms are read directly: `walk` is much slower."""
+    if isinstance(dim, t.Name):
+        return [dim] if dim.is_dimension else []
+    if isinstance(dim, t.Binary):
+        return dimension_names(dim.left) + dimension_names(dim.right)
+    if isinstance(dim, t.Number):
+        return []
+    return [n for n in t.walk(dim) if isinstance(n, t.Name) and n.is_dimension]
 
 
 def _result(local: Terms, type_: t.Type, rests: dict[str, Shape]) -> Term:

@@ -46,6 +46,7 @@ class Solver:
     values: dict[str, Poly] = field(default_factory=dict)
     rests: dict[str, Shape] = field(default_factory=dict)
     lows: dict[str, int] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
     given: frozenset[str] = frozenset()
     frozen: bool = False
     pending: list[Demand] = field(default_factory=list)
@@ -68,9 +69,9 @@ class Solver:
         return self.made.setdefault(key, Rest(f"rest{len(self.made)}"))
 
     def free(self, poly: Poly) -> list[str]:
-        """The symbols that may still be solved for, generated ones first."""
+        """The symbols that may still be solved for; those that the rule names come last."""
         names = [n for n in poly.symbols if n not in self.given]
-        return sorted(names, key=lambda n: (n[-1].isdigit() is False, n))
+        return sorted(names, key=lambda n: (n in self.named, n))
 
     def freeze(self) -> None:
         """From now on everything known so far is given."""
@@ -119,9 +120,13 @@ class Solver:
         return len(self.pending) < before
 
     def _solve(self, demand: Demand) -> bool:
-        poly = self._simplified(demand.poly)
-        if poly.is_zero:
+        poly = self.resolve(demand.poly)
+        if poly.is_zero or self._isolate(poly):
             return True
+        simpler = self._simplified(poly)
+        return simpler is not poly and self._isolate(simpler)
+
+    def _isolate(self, poly: Poly) -> bool:
         for name in self.free(poly):
             parts = linear_in(poly, name)
             if parts is None:
@@ -134,13 +139,12 @@ class Solver:
 
     def _simplified(self, poly: Poly) -> Poly:
         """Without the positive factors that all terms share: G * Q - G * M asks for Q = M."""
-        poly = self.resolve(poly)
         shared = common(poly, lambda name: self.lows.get(name, 1) >= 1)
-        return divide(poly, shared) or poly
+        return poly if shared.constant == 1 else divide(poly, shared) or poly
 
     def _divide(self, demand: Demand) -> bool:
         """a * v = b with one free v: v is b // a, and the rest of the division must vanish."""
-        poly = self._simplified(demand.poly)
+        poly = self._simplified(self.resolve(demand.poly))
         names = self.free(poly)
         parts = linear_in(poly, names[0]) if len(names) == 1 else None
         if parts is None:

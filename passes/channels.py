@@ -64,9 +64,9 @@ def per_channel(constant: Tensor | Number, channels: int, axis: int, rank: int) 
     return constant.detach().reshape(-1).expand(channels) if fits else None
 
 
-def repeat(x: Tensor, times: int) -> Tensor:
+def spread(x: Tensor, times: int) -> Tensor:
     """Each element `times` in a row, `[N * times]`: how `flatten` lays out channels."""
     return x.detach().repeat_interleave(times)
 
 
-FUNCTIONS = (scale_transposed, scale_inputs, response, per_channel, repeat)
+FUNCTIONS = (scale_transposed, scale_inputs, response, per_channel, spread)

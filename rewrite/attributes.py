@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from .opspec import AttrSpec
+from .dims import Evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class AttrSpec:
+    """A setting. `dim` is the dimension that is the same number, if the declared default is one."""
+
+    name: str
+    type: str
+    default: Evaluate
+    needs: frozenset[str]
+    dim: str | None
+
+    @property
+    def width(self) -> int | None:
+        """How many numbers an `int2` or `int3` has."""
+        return int(self.type[3]) if self.type in ("int2", "int3") else None
 
 
 class Unreadable(Exception):
@@ -21,6 +38,17 @@ def plain(value: Any) -> Any:
         return tuple(plain(item) for item in value)
     if isinstance(value, slice):
         return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value
+
+
+def numbers(value: Any) -> Any:
+    """A value with nodes that compute sizes replaced by the numbers they had in the example."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    if isinstance(value, tuple):
+        return tuple(numbers(item) for item in value)
+    if isinstance(value, slice):
+        return slice(numbers(value.start), numbers(value.stop), numbers(value.step))
     return value
 
 
@@ -66,7 +94,9 @@ def _int(spec: AttrSpec, value: Any) -> Any:
 
 
 def _several(spec: AttrSpec, value: Any) -> Any:
-    """A tuple of fixed length; an axis may be None where torch keeps its size (adaptive pooling)."""
+    """A tuple of fixed length; an axis may be None where torch keeps its size (adaptive
+    pooling).
+    """
     width = spec.width or 1
     items = value if isinstance(value, tuple) else (value,)
     items = items * width if len(items) == 1 else items
@@ -94,6 +124,17 @@ def _any(spec: AttrSpec, value: Any) -> Any:
     return value
 
 
+_DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool complex64 complex128"
+_BY_NAME = {name: getattr(torch, name) for name in _DTYPES.split()}
+
+
+def _dtype(spec: AttrSpec, value: Any) -> Any:
+    """In a declaration a dtype is written as its name."""
+    if isinstance(value, str):
+        return _BY_NAME.get(value, _NO)
+    return value if isinstance(value, torch.dtype) else _NO
+
+
 _READ: dict[str, Callable[[AttrSpec, Any], Any]] = {
     "int": _int,
     "int2": _several,
@@ -102,12 +143,13 @@ _READ: dict[str, Callable[[AttrSpec, Any], Any]] = {
     "float": _float,
     "bool": _of(bool),
     "str": _of(str),
-    "dtype": _of(torch.dtype),
+    "dtype": _dtype,
 }
 
 
 def numeric_padding(padding: str, kernel: tuple[int, ...], attrs: dict[str, Any]) -> Any:
-    """`same` or `valid` of a convolution as numbers. Raises `Unreadable` where both ends would differ.
+    """`same` or `valid` of a convolution as numbers. Raises `Unreadable` where both ends would
+    differ.
 
     torch pads `dilation * (kernel - 1)` in all for `same`, the odd one at the end.
     """

@@ -10,6 +10,7 @@ from torch import fx
 
 from ..grammar.diagnostics import Label, fail
 from .opspec import OpSpec
+from .shapes import shape_of
 from .spec import TensorSpec, spec_of
 
 
@@ -17,10 +18,10 @@ from .spec import TensorSpec, spec_of
 class Call:
     """A node read as an op.
 
-    inputs: in declared order: a node, a number, a tuple of those (variadic), None (optional and absent).
-    params: declared name -> dotted path in `root`, None where the parameter is absent.
-    attrs: every declared attribute; an `int2` is a pair. In data movement a size may be the node that computes it.
-    in_place: written as an in-place op, whose input nobody else reads.
+    inputs: in declared order: a node, a number, a tuple of those (variadic), None (optional and
+    absent). params: declared name -> dotted path in `root`, None where the parameter is absent.
+    attrs: every declared attribute; an `int2` is a pair. In data movement a size may be the node
+    that computes it. in_place: written as an in-place op, whose input nobody else reads.
     """
 
     op: OpSpec
@@ -37,7 +38,10 @@ class Call:
         return None if path is None else tensor_at(self.root, path)
 
     def input_specs(self) -> dict[str, Any]:
-        """Declared input -> its spec, number, tuple of those, or None. Raises S002 if a node has no recorded value."""
+        """Declared input -> its spec, number, tuple of those, or None.
+
+        Raises S002 if a node has no recorded value.
+        """
         declared = zip(self.op.inputs, self.inputs, strict=True)
         return {spec.name: _spec(value, self.node) for spec, value in declared}
 
@@ -47,7 +51,7 @@ class Call:
     def shapes(self) -> dict[str, Any]:
         """Shapes of all inputs and parameters by declared name, as `OpSpec.bind` takes them."""
         specs = {**self.input_specs(), **self.param_specs()}
-        return {name: _shape(spec) for name, spec in specs.items()}
+        return {name: shape_of(spec) for name, spec in specs.items()}
 
 
 def tensor_at(root: torch.nn.Module, path: str) -> torch.Tensor:
@@ -68,11 +72,3 @@ def _spec(value: Any, reader: fx.Node) -> Any:
             "S002", f"the shape of what `{reader.name}` reads is not known", place, help=help_
         )
     return value.meta["val"]
-
-
-def _shape(spec: Any) -> Any:
-    if isinstance(spec, tuple):
-        return tuple(_shape(item) for item in spec)
-    if isinstance(spec, TensorSpec):
-        return spec.shape
-    return None if spec is None else ()

@@ -55,7 +55,7 @@ _FORBIDDEN = frozenset(
         "apply_ map_ map2_ backward register_hook register_post_accumulate_grad_hook "
         "retain_grad requires_grad_ storage untyped_storage storage_type data_ptr "
         "const_data_ptr set_ set set_data numpy share_memory_ is_shared record_stream "
-        "module_load from_file _print __array__ __array_wrap__ __deepcopy__ __dlpack__ "
+        "module_load _print __array__ __array_wrap__ __deepcopy__ __dlpack__ "
         "__dlpack_device__ __format__ __reduce_ex__ __repr__ __setstate__ autocast "
         "get_gradients"
     )

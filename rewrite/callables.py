@@ -1,4 +1,6 @@
-"""Which torch callable a dotted name in a declaration stands for: an allow-list, never an import of what a file names."""
+"""Which torch callable a dotted name in a declaration stands for: an allow-list, never an import
+of what a file names.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ _ROOTS: dict[str, Any] = {
     "operator": operator,
     "Tensor": torch.Tensor,
 }
-IN_PLACE_OPERATORS = frozenset(
-    "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift".split()
-)
+_RENAMED = {"operator.modulo": operator.mod}
+"""Names that hold a word of the language, `mod`."""
+
+_AUGMENTED = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
+IN_PLACE_OPERATORS = frozenset(f"i{name}" for name in _AUGMENTED.split(" "))
 
 
 @functools.cache
@@ -34,13 +38,13 @@ def _allowed() -> frozenset[int]:
 def lookup(dotted: str, own: Mapping[str, Any]) -> Any | None:
     """The function, module class or (for `Tensor.name`) method descriptor of a dotted name.
 
-    `own` are names that the host program adds. None for a name outside torch's tensor functions, nn.Module classes,
-    arithmetic operators and tensor methods.
+    `own` are names that the host program adds. None for a name outside torch's tensor functions,
+    nn.Module classes, arithmetic operators and tensor methods.
     """
-    if dotted in own:
-        return own[dotted]
+    if dotted in own or dotted in _RENAMED:
+        return own.get(dotted) or _RENAMED[dotted]
     root, _, name = dotted.rpartition(".")
-    found = getattr(_ROOTS.get(root), name, None) if not name.startswith("__") else None
+    found = getattr(_ROOTS.get(root), name, None)
     return found if found is not None and _is_compute(found, root, name) else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from ..grammar.diagnostics import Diagnostic, LissomError, fail
 from .capture_attempts import Attempt, Trial, by_export, by_trace
 from .capture_checks import check_model, hook_notes
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
@@ -27,9 +27,10 @@ _MOST_OPAQUE = 16
 class Captured:
     """A captured model.
 
-    `module` runs alone and owns its weights; `how` is "trace", "export" or "trace with opaque leaves"; `inputs` and
-    `kwargs` are the example; `specialised` is what was taken from it; `opaque` are module paths kept as one node, each
-    with its reason; `proved` are the cases on which the graph equals the eager model bit for bit.
+    `module` runs alone and owns its weights; `how` is "trace", "export" or "trace with opaque
+    leaves"; `inputs` and `kwargs` are the example; `specialised` is what was taken from it;
+    `opaque` are module paths kept as one node, each with its reason; `proved` are the cases on
+    which the graph equals the eager model bit for bit.
     """
 
     module: fx.GraphModule
@@ -45,11 +46,13 @@ class Captured:
 def capture(model: nn.Module, inputs: Any, *, second: Any = None) -> Captured:
     """Capture `model` on an example: a tuple of positional inputs, or a dict of inputs by name.
 
-    The graph must equal the eager model bit for bit on `inputs` and on `second` (by default the example with twice the
-    batch). A larger image is tried too; a graph that only holds at the example's size says so in `notes`.
+    The graph must equal the eager model bit for bit on `inputs` and on `second` (by default the
+    example with twice the batch). A larger image is tried too; a graph that only holds at the
+    example's size says so in `notes`.
 
-    Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004 cannot be captured,
-    M005 the graph differs from the model, M006 it rests on a value that `second` contradicts, M008 unfit parameters.
+    Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004
+    cannot be captured, M005 the graph differs from the model, M006 it rests on a value that
+    `second` contradicts, M008 unfit parameters.
     """
     check_model(model)
     case = as_case(inputs)
@@ -74,7 +77,7 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None) -> Captured:
 
 def _own_copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, _computed_attributes(model))
     except (RuntimeError, TypeError, RecursionError) as error:
         raise fail(
             "M004",
@@ -84,9 +87,17 @@ def _own_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _more_trials(
-    model: nn.Module, case: Case, second: Any
-) -> tuple[list[Trial], list[Diagnostic]]:
+def _computed_attributes(model: nn.Module) -> dict[int, Any]:
+    """Copies of tensors with a gradient history, which deepcopy refuses (weight_norm keeps one)."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+
+
+def _more_trials(model: nn.Module, case: Case, second: Any) -> tuple[list[Trial], list[Diagnostic]]:
     """Trials beyond the example, and M009 if the model itself runs at no other batch size."""
     if second is not None:
         other = as_case(second, "the second example")
@@ -119,7 +130,9 @@ def _try_eager(model: nn.Module, case: Case) -> Any:
 
 
 def _first_that_holds(model: nn.Module, trials: list[Trial]) -> Attempt:
-    """Trace, then export, then tracing around the modules to blame; raises the trace's own diagnostic."""
+    """Trace, then export, then tracing around the modules to blame; raises the trace's own
+    diagnostic.
+    """
     traced = by_trace(model, trials, {})
     if isinstance(traced, Attempt):
         return traced
@@ -143,7 +156,9 @@ def _first_that_holds(model: nn.Module, trials: list[Trial]) -> Attempt:
 
 
 def _blamed(site: str, opaque: dict[str, str]) -> str:
-    """The module to keep whole next: the one that failed, or its parent if that is whole already."""
+    """The module to keep whole next: the one that failed, or its parent if that is whole
+    already.
+    """
     while site in opaque:
         site = site.rpartition(".")[0]
     return site

@@ -1,4 +1,6 @@
-"""One way of capturing, tried and proven: the outcome is an attempt that holds, or a failure that says where."""
+"""One way of capturing, tried and proven: the outcome is an attempt that holds, or a failure that
+says where.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..grammar.diagnostics import Diagnostic, Label
-from .capture_graph import build, copy_of, guards_module
+from .capture_graph import build, copy_of, guards_module, move_hooks
 from .capture_inputs import Case, bind
 from .capture_lowering import Untraceable
 from .constants import fold_constants
@@ -17,10 +19,17 @@ from .proof import diverging_node, failing_node, first_difference, innermost, on
 from .relift import exported
 from .tracer import Guard, Recorder, Specialised
 
+_REMEDY = (
+    "move this code into a submodule of its own, which then stays one opaque node, "
+    "or capture the part of the model that does not need it"
+)
+
 
 @dataclass(frozen=True)
 class Trial:
-    """A case with the eager model's output. A trial that is not required only limits what is claimed."""
+    """A case with the eager model's output. A trial that is not required only limits what is
+    claimed.
+    """
 
     case: Case
     expected: Any
@@ -41,7 +50,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a way of capturing does not hold, and the path of the module that is to blame ("" if none is known)."""
+    """Why a way of capturing does not hold, and the path of the module that is to blame ("" if none
+    is known).
+    """
 
     site: str
     diagnostic: Diagnostic
@@ -66,8 +77,12 @@ class Verdict:
     failure: Failure | None = None
 
 
-def by_trace(model: nn.Module, trials: Sequence[Trial], opaque: dict[str, str]) -> Attempt | Failure:
-    """Trace `model` on the first trial's case; `opaque` maps paths of modules to keep whole to the reason."""
+def by_trace(
+    model: nn.Module, trials: Sequence[Trial], opaque: dict[str, str]
+) -> Attempt | Failure:
+    """Trace `model` on the first trial's case; `opaque` maps paths of modules to keep whole to the
+    reason.
+    """
     recorder = Recorder(model, frozenset(opaque))
     bound = bind(recorder, trials[0].case.fresh())
     try:
@@ -77,6 +92,7 @@ def by_trace(model: nn.Module, trials: Sequence[Trial], opaque: dict[str, str]) 
     whole, where = copy_of(graph)
     module = build(model, graph)
     fold_constants(module)
+    move_hooks(model, module)
     guards = tuple(Guard(where[guard.node], guard.about) for guard in recorder.guards.values())
     verdict = judge(Candidate(model, module, whole, guards), trials)
     if verdict.failure:
@@ -103,9 +119,7 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
     verdict = judge(Candidate(model, module, module.graph), trials)
     if verdict.failure:
         return verdict.failure
-    return Attempt(
-        module, "export", lifted.fixed, (), tuple(verdict.notes), tuple(verdict.proved)
-    )
+    return Attempt(module, "export", lifted.fixed, (), tuple(verdict.notes), tuple(verdict.proved))
 
 
 def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
@@ -121,7 +135,7 @@ def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
             f"{owner} cannot be traced: {reason}",
             (Label(None, where=_where(site, innermost(error) or recorder.last_source)),),
             (),
-            (remedy,) if remedy else (),
+            (remedy or _REMEDY,),
         ),
     )
 
@@ -168,7 +182,8 @@ def _contradicted(candidate: Candidate, case: Case) -> list[Guard]:
     try:
         values = case.run(module)
     except Exception:
-        # The graph does not even run on this case, which the comparison of outputs reports with its node.
+        # The graph does not even run on this case, which the comparison of outputs reports with its
+        # node.
         return []
     return [
         guard
@@ -177,9 +192,7 @@ def _contradicted(candidate: Candidate, case: Case) -> list[Guard]:
     ]
 
 
-def _failure(
-    trial: Trial, difference: str, node: fx.Node | None, broken: list[Guard]
-) -> Failure:
+def _failure(trial: Trial, difference: str, node: fx.Node | None, broken: list[Guard]) -> Failure:
     if broken:
         about = broken[0].about
         message = f"the capture rests on a value that {trial.case.label} contradicts"

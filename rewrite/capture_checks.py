@@ -43,7 +43,9 @@ def _refused(kind: str, path: str, reason: str) -> LissomError:
         "sparse": f"replace `{path}` by its to_dense()",
         "complex": f"store `{path}` as two real tensors (torch.view_as_real)",
     }
-    return fail("M008", f"{kind} `{path}` is {reason}", Label(None, where=path), help=remedy[reason])
+    return fail(
+        "M008", f"{kind} `{path}` is {reason}", Label(None, where=path), help=remedy[reason]
+    )
 
 
 def _unfit(tensor: torch.Tensor, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 from torch import fx, nn
@@ -10,23 +11,31 @@ from .tracer import Guard
 
 _WRITING = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
 _WRITING += ("iand", "ior", "ixor", "ilshift", "irshift")
+_ROOT_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+_ROOT_HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 
 
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The inputs of a node whose memory it changes. They are kept by position, which survives copies of a graph."""
+    """The inputs of a node whose memory it changes. They are kept by position, which survives
+    copies of a graph.
+    """
     inputs = node.all_input_nodes
-    return tuple(inputs[index] for index in node.meta.get("mutates", ()))
+    if "mutates" not in node.meta:
+        return tuple(inputs) if _looks_writing(node) else ()
+    return tuple(inputs[index] for index in node.meta["mutates"])
 
 
 def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The inputs of a node that its value may share memory with; all of them where nothing was observed."""
+    """The inputs of a node that its value may share memory with; all of them where nothing was
+    observed.
+    """
     inputs = node.all_input_nodes
     return tuple(inputs[index] for index in node.meta.get("aliases", range(len(inputs))))
 
 
 def is_pure(node: fx.Node) -> bool:
     """True if a node of a captured graph may go when nothing uses its value."""
-    if node.op in ("placeholder", "output") or node.meta.get("hooks"):
+    if node.op in ("placeholder", "output") or node.meta.get("effect"):
         return False
     if "mutates" in node.meta:
         return not node.meta["mutates"]
@@ -34,9 +43,11 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def _looks_writing(node: fx.Node) -> bool:
-    """For nodes that no trace observed: torch marks writing by a trailing underscore, `out=` and `inplace=True`."""
-    if node.op == "call_module":
-        return True
+    """For nodes that no trace observed: torch marks writing by a trailing underscore, `out=` and
+    `inplace=True`.
+    """
+    if node.op not in ("call_function", "call_method"):
+        return node.op == "call_module"
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return True
@@ -55,12 +66,22 @@ def eliminate_dead(graph: fx.Graph) -> None:
 
 
 def build(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A module with exactly the parameters, buffers and submodules of `root` that `graph` refers to."""
+    """A module with exactly the parameters, buffers and submodules of `root` that `graph` refers
+    to.
+    """
     eliminate_dead(graph)
     graph.lint()
     module = fx.GraphModule(root, graph, class_name=type(root).__name__)
     module.train(False)
     return module
+
+
+def move_hooks(root: nn.Module, module: fx.GraphModule) -> None:
+    """Give the captured module the hooks of the model itself, which no node of the graph can
+    run.
+    """
+    for name in _ROOT_HOOKS:
+        setattr(module, name, copy.copy(getattr(root, name)))
 
 
 def copy_of(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

@@ -38,7 +38,8 @@ class Case:
         """Call a model on a copy of this case, without gradients."""
         fresh = self.fresh()
         with torch.no_grad():
-            # Not `model(...)`: a GraphModule's own call prints a traceback for errors that are expected here.
+            # Not `model(...)`: a GraphModule's own call prints a traceback for errors that are
+            # expected here.
             return nn.Module.__call__(model, *fresh.args, **fresh.kwargs)
 
 
@@ -52,7 +53,9 @@ def as_case(inputs: Any, label: str = "the example") -> Case:
 
 
 def doubled(case: Case) -> Case | None:
-    """Twice the batch: the first axis that the tensors share, the second half with other values in it."""
+    """Twice the batch: the first axis that the tensors share, the second half with other values in
+    it.
+    """
     sizes = [tensor.shape[0] for tensor in tensors(case.args, case.kwargs) if tensor.dim()]
     if not sizes:
         return None
@@ -65,7 +68,9 @@ def doubled(case: Case) -> Case | None:
 
 
 def enlarged(case: Case) -> Case | None:
-    """Larger images, by a multiple of 32 so that strides still fit; None without a 4-d float input."""
+    """Larger images, by a multiple of 32 so that strides still fit; None without a 4-d float
+    input.
+    """
     images = [t for t in tensors(case.args, case.kwargs) if t.dim() == 4 and t.is_floating_point()]
     if len(images) != 1 or 0 in images[0].shape:
         return None
@@ -78,13 +83,17 @@ def enlarged(case: Case) -> Case | None:
 
 
 def _tile(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    rows, columns = (-(-new // old) for new, old in zip((height, width), image.shape[-2:]))
+    rows, columns = (
+        -(-new // old) for new, old in zip((height, width), image.shape[-2:], strict=True)
+    )
     return image.repeat(1, 1, rows, columns)[..., :height, :width].contiguous()
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A case whose values have placeholders in a recorder's graph, and what of it the graph holds fixed."""
+    """A case whose values have placeholders in a recorder's graph, and what of it the graph holds
+    fixed.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -107,7 +116,9 @@ def bind(recorder: Recorder, case: Case) -> Bound:
 
 
 def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dict[fx.Node, Any]:
-    """The value of every placeholder for a copy of `case`, as `fx.Interpreter.run(initial_env=...)` wants them."""
+    """The value of every placeholder for a copy of `case`, as `fx.Interpreter.run(initial_env=...)`
+    wants them.
+    """
     fresh = case.fresh()
     arguments = inspect.signature(forward).bind(*fresh.args, **fresh.kwargs)
     arguments.apply_defaults()
@@ -139,8 +150,9 @@ def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
 
 
 def _fixed(name: str, value: Any, given: bool) -> Iterator[Specialised]:
-    """Flags, names and absent inputs decide what forward does; a graph can hold only one decision."""
+    """Flags, names and absent inputs decide what forward does; a graph can hold only one
+    decision.
+    """
     if isinstance(value, (bool, str, type(None))):
         why = f"argument `{name}` is {'fixed to' if given else 'left at'} {value!r}"
         yield Specialised(why, name, "", value)
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from functools import cache
 
 import torch
 from torch import nn
@@ -33,7 +34,9 @@ _HARMLESS = {
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """True for torch.nn's own modules, and for subclasses of them that change nothing forward uses."""
+    """True for torch.nn's own modules, and for subclasses of them that change nothing forward
+    uses.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         return True
     base = _torch_base(type(module))
@@ -55,6 +58,8 @@ def _is_own(hook: object, module: nn.Module) -> bool:
     function = inspect.unwrap(getattr(hook, "func", hook))
     package = (getattr(function, "__module__", None) or "").partition(".")[0]
     installed = getattr(sys.modules.get(package), "__file__", None) or ""
+    if package == "torch":
+        return False
     return package == type(module).__module__.partition(".")[0] and "-packages" in installed
 
 
@@ -72,6 +77,7 @@ def _torch_base(kind: type) -> type | None:
     return None
 
 
+@cache
 def _overrides(kind: type, base: type) -> bool:
     """True if a class below `base` redefines one of its methods or attributes."""
     own = set(dir(base)).union(*(inspect.get_annotations(each) for each in inspect.getmro(base)))

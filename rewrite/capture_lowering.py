@@ -21,11 +21,15 @@ AddNode = Callable[[str, Any, Any, Any, Any], fx.Node]
 
 
 class Untraceable(Exception):
-    """The trace cannot write something down; the text says what and, after a newline, what may help."""
+    """The trace cannot write something down; the text says what and, after a newline, what may
+    help.
+    """
 
 
 class Lowering:
-    """Turns values into node arguments, adding `get_attr` and item nodes where they are first needed."""
+    """Turns values into node arguments, adding `get_attr` and item nodes where they are first
+    needed.
+    """
 
     def __init__(self, root: nn.Module, add_node: AddNode) -> None:
         self.root, self._add = root, add_node
@@ -71,7 +75,9 @@ class Lowering:
         return self.once(key, make)
 
     def _constant(self, tensor: torch.Tensor) -> str:
-        """A tensor that was not made by the recorded calls becomes a buffer of the captured module."""
+        """A tensor that was not made by the recorded calls becomes a buffer of the captured
+        module.
+        """
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             raise Untraceable("calls torch.vmap or torch.func on recorded tensors")
         name = f"constant_{len(self._held)}"
@@ -85,7 +91,9 @@ class Lowering:
     # -- arguments -----------------------------------------------------------------------------
 
     def lower(self, value: Any) -> Any:
-        """`value` as an fx argument. Raises `Untraceable` for an object that a graph cannot hold."""
+        """`value` as an fx argument. Raises `Untraceable` for an object that a graph cannot
+        hold.
+        """
         if isinstance(value, torch.Tensor):
             return self.tensor_node(value)
         if is_traced(value):
@@ -110,7 +118,9 @@ class Lowering:
         raise Untraceable(f"passes a `{type(value).__name__}` object to a recorded call")
 
     def emit(self, value: Any) -> Any:
-        """A result of the model as an output argument: like `lower`, but containers keep their class."""
+        """A result of the model as an output argument: like `lower`, but containers keep their
+        class.
+        """
         if not is_structure(value):
             return self._result(value)
         items = [(step, self.emit(item)) for step, item in children(value)]
@@ -149,7 +159,9 @@ def _part(spec: Any, step: Step) -> Any:
 
 
 def _state_paths(root: nn.Module) -> dict[int, str]:
-    """Parameters, buffers and plain tensor attributes by identity; the first path of a shared one."""
+    """Parameters, buffers and plain tensor attributes by identity; the first path of a shared
+    one.
+    """
     paths: dict[int, str] = {}
     for prefix, module in root.named_modules():
         dot = f"{prefix}." if prefix else ""

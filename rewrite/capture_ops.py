@@ -1,4 +1,6 @@
-"""How a call that torch reports is written in the graph: operators as operators, methods as methods."""
+"""How a call that torch reports is written in the graph: operators as operators, methods as
+methods.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Kind = Literal["call_function", "call_method", "call_module"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call as the graph spells it. `forced`: its result is a definite Python value that the model reads."""
+    """A call as the graph spells it. `forced`: its result is a definite Python value that the model
+    reads.
+    """
 
     kind: Kind
     target: Any
@@ -24,7 +28,8 @@ class Call:
     forced: bool = False
 
 
-# Methods behind Python's operators. `x + y` and `x.add(y)` reach torch as the same call; the operator is kept.
+# Methods behind Python's operators. `x + y` and `x.add(y)` reach torch as the same call; the
+# operator is kept.
 _OPERATORS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,

@@ -1,4 +1,6 @@
-"""The few entry points that torch does not report to a function mode, redirected while a trace runs."""
+"""The few entry points that torch does not report to a function mode, redirected while a trace
+runs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Send module calls, autograd functions, scripted functions and `len` of a tensor to the recorder."""
+    """Send module calls, autograd functions, scripted functions and `len` of a tensor to the
+    recorder.
+    """
     with (
         traced_choices(),
         _replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
@@ -76,7 +80,9 @@ def _scripted(recorder: Recorder, eager: Any) -> Any:
 
 @cache
 def _named(method: MethodType, name: str) -> Callable[..., Any]:
-    """A function of its own for a bound method, since fx finds the code of a node's target by its name."""
+    """A function of its own for a bound method, since fx finds the code of a node's target by its
+    name.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)

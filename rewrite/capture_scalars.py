@@ -1,8 +1,9 @@
 """Numbers that remember how they were computed.
 
-A size read from a tensor during a trace is an `int` in every respect (so model code, `isinstance` and torch's own
-argument parsers take it as one), yet arithmetic on it is written down and replayed for other sizes. Wherever Python
-forces a definite answer (a comparison, `int()`, a dictionary key), the answer is kept as a *guard*.
+A size read from a tensor during a trace is an `int` in every respect (so model code, `isinstance`
+and torch's own argument parsers take it as one), yet arithmetic on it is written down and replayed
+for other sizes. Wherever Python forces a definite answer (a comparison, `int()`, a dictionary key),
+the answer is kept as a *guard*.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Book(Protocol):
 
 
 class _Traced:
-    """Shared half of traced numbers. `_make` builds the graph node when something first needs it."""
+    """Shared half of traced numbers. `_make` builds the graph node when something first needs
+    it.
+    """
 
     _book: Book
     _make: Callable[[], fx.Node]

@@ -30,7 +30,9 @@ class Origin:
 
 
 class OriginTable:
-    """Tensor object -> origin. Holds no tensor alive, so a trace needs no more memory than a plain forward."""
+    """Tensor object -> origin. Holds no tensor alive, so a trace needs no more memory than a plain
+    forward.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[weakref.ref[torch.Tensor], Origin]] = {}
@@ -81,7 +83,9 @@ def path_text(steps: tuple[Step, ...]) -> str:
 
 
 def remake(value: Any, items: list[Any]) -> Any:
-    """A structure like `value` with `items` in place of its direct parts, in the order of `children`."""
+    """A structure like `value` with `items` in place of its direct parts, in the order of
+    `children`.
+    """
     if isinstance(value, dict):
         pairs = zip(value, items, strict=True)
         if type(value) is dict or is_dataclass(value):
@@ -96,7 +100,9 @@ def remake(value: Any, items: list[Any]) -> Any:
 
 
 def rebuild(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`value` with `change` applied to every leaf; a structure in which nothing changes is returned as it is."""
+    """`value` with `change` applied to every leaf; a structure in which nothing changes is returned
+    as it is.
+    """
     if isinstance(value, slice):
         return slice(change(value.start), change(value.stop), change(value.step))
     if not is_structure(value):

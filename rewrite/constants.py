@@ -1,9 +1,10 @@
 """Values that do not depend on the input, computed once and stored.
 
-A weight that forward derives from parameters (weight standardisation, a gathered position bias) becomes a parameter of
-its own, so that rules see `conv2d(x, weight)`. The stored value is the one the same calls give, so nothing changes in
-any bit. Left alone: what reads a random number or uninitialised memory, what anything writes to, plain views of a
-parameter (which would break the tie to it), and values more than four times larger than what they come from.
+A weight that forward derives from parameters (weight standardisation, a gathered position bias)
+becomes a parameter of its own, so that rules see `conv2d(x, weight)`. The stored value is the one
+the same calls give, so nothing changes in any bit. Left alone: what reads a random number or
+uninitialised memory, what anything writes to, plain views of a parameter (which would break the tie
+to it), and values more than four times larger than what they come from.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ _CONTRACTIONS += ("conv_transpose3d", "batch_norm", "layer_norm", "group_norm", 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """One stored value: the path it is stored under, and the names of the nodes that computed it."""
+    """One stored value: the path it is stored under, and the names of the nodes that computed
+    it.
+    """
 
     path: str
     nodes: tuple[str, ...]
 
 
 def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
-    """Replace computed constants of a captured module by `get_attr` nodes, in place, bit for bit equal."""
+    """Replace computed constants of a captured module by `get_attr` nodes, in place, bit for bit
+    equal.
+    """
     found = _Constants(module)
     folded = [item for node in found.frontier() for item in _fold(module, found, node)]
     if folded or found.replaced:
@@ -134,8 +139,9 @@ def _fold(module: fx.GraphModule, found: _Constants, node: fx.Node) -> Iterator[
     sources = found.sources[node]
     if not _affordable(value, [found.values[source] for source in sources]):
         return
-    path = _fresh_path(module, node)
-    _store(module, path, value, [found.values[source] for source in sources])
+    role = _role(node)
+    path = _fresh_path(module, node, role)
+    _store(module, path, _as_state(value, role, [found.values[source] for source in sources]))
     with module.graph.inserting_before(node):
         stored = module.graph.get_attr(path)
     stored.meta.update(
@@ -167,9 +173,8 @@ def _affordable(value: torch.Tensor, sources: list[torch.Tensor]) -> bool:
     return value.numel() * value.element_size() <= max(_GROWTH * given, _SMALL_BYTES)
 
 
-def _fresh_path(module: nn.Module, node: fx.Node) -> str:
-    site = node.meta.get("site", "")
-    stem = f"{site}.folded_{_role(node)}" if site else f"folded_{_role(node)}"
+def _fresh_path(module: nn.Module, node: fx.Node, role: str) -> str:
+    stem = f"{node.meta.get('site', '')}.folded_{role}".lstrip(".")
     path, count = stem, 1
     while _exists(module, path):
         count += 1
@@ -195,19 +200,28 @@ def _exists(module: Any, path: str) -> bool:
     return True
 
 
-def _store(module: nn.Module, path: str, value: torch.Tensor, sources: list[torch.Tensor]) -> None:
+def _as_state(value: torch.Tensor, role: str, sources: list[torch.Tensor]) -> torch.Tensor:
+    """A parameter if the value is a weight or bias made of parameters, else a tensor for a buffer.
+
+    Other tables become buffers because attention picks another kernel for a bias that wants
+    gradients.
+    """
+    trained = [source for source in sources if isinstance(source, nn.Parameter)]
+    if role == "constant" or not trained or not value.is_floating_point():
+        return value.clone()
+    return nn.Parameter(value.clone(), requires_grad=any(s.requires_grad for s in trained))
+
+
+def _store(module: nn.Module, path: str, value: torch.Tensor) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         if not hasattr(module, parent):
             module.add_module(parent, nn.Module())
         module = getattr(module, parent)
-    trained = any(isinstance(source, nn.Parameter) for source in sources)
-    # Only a weight or bias becomes a parameter: attention picks another kernel for a bias table that wants gradients.
-    if trained and "folded_constant" not in name and value.is_floating_point():
-        wants = any(source.requires_grad for source in sources)
-        module.register_parameter(name, nn.Parameter(value.clone(), requires_grad=wants))
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
     else:
-        module.register_buffer(name, value.clone())
+        module.register_buffer(name, value)
 
 
 def _ancestors(node: fx.Node) -> Iterator[str]:
@@ -242,4 +256,3 @@ def drop_unused_state(module: fx.GraphModule) -> None:
 def _state(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
-

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
+from .attributes import read_attr
 from .evaluate import ParamRef
 from .opspec import OpSpec
 from .site import Site
@@ -142,7 +143,8 @@ class Constructor:
             return None
         op = self.state.vocabulary[function.text]
         params, attrs = self._settings(op, expr.keywords)
-        attrs.update(zip(op.attrs, inputs[len(op.inputs) :], strict=False))
+        given = zip(op.attrs, inputs[len(op.inputs) :], strict=False)
+        attrs.update((name, read_attr(op.attrs[name], value)) for name, value in given)
         return self._plan(op, inputs[: len(op.inputs)], params, attrs, expr)
 
     def _clone(self, expr: t.Call, like: Call) -> Planned:
@@ -161,7 +163,7 @@ class Constructor:
             if keyword.name.text in names:
                 params[keyword.name.text] = value
             elif keyword.name.text in op.attrs:
-                attrs[keyword.name.text] = self.scope.plain(value)
+                attrs[keyword.name.text] = read_attr(op.attrs[keyword.name.text], self.scope.plain(value))
             else:
                 raise fail("T003", f"op `{op.name}` has no `{keyword.name}`", Label(keyword.span))
         return params, attrs

@@ -1,7 +1,8 @@
-"""Dimension expressions over integers: compiled to closures, solved for the dimensions of actual shapes.
+"""Dimension expressions over integers: compiled to closures, solved for the dimensions of actual
+shapes.
 
-A declaration such as `x: f[N, G * C, H, W]` and the shape (2, 8, 5, 5) give equations; with G known, they say what N,
-C, H and W are. Nothing is executed as text.
+A declaration such as `x: f[N, G * C, H, W]` and the shape (2, 8, 5, 5) give equations; with G
+known, they say what N, C, H and W are. Nothing is executed as text.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ REST = "..."
 """The key under which a scope keeps the axes that `...` stands for."""
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
-    "mod": operator.mod, "^": operator.pow, "==": operator.eq, "!=": operator.ne, "<": operator.lt,
-    "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//":
+    operator.floordiv, "mod": operator.mod, "^": operator.pow, "==": operator.eq, "!=":
+    operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "and": lambda a, b: a and b, "or": lambda a, b: a or b,
 }  # fmt: skip
 _UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "not": operator.not_}
@@ -42,7 +43,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def compiled(expr: t.Expr) -> Evaluate:
-    """A function from a scope to the value of `expr`. Raises T001 for what an op declaration cannot hold."""
+    """A function from a scope to the value of `expr`.
+
+    Raises T001 for what an op declaration cannot hold.
+    """
     build = _BUILDERS.get(type(expr))
     if build is None:
         raise _unsupported(expr)
@@ -128,7 +132,9 @@ def _unsupported(expr: t.Expr) -> LissomError:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One declared axis: a closure for its extent, and the dimension it is if it is nothing else."""
+    """One declared axis: a closure for its extent, and the dimension it is if it is nothing
+    else.
+    """
 
     expr: t.Expr
     evaluate: Evaluate
@@ -184,12 +190,17 @@ def _axis(dim: t.Dim) -> Axis:
     return Axis(dim, compiled(dim), names_of(dim), alone)
 
 
-def unify(pairs: Iterable[tuple[ShapeSpec, Shape]], scope: Scope) -> None:
-    """Add to `scope` every dimension that the shapes determine. Raises S002 where they disagree."""
+def unify(
+    pairs: Iterable[tuple[ShapeSpec, Shape]], scope: Scope, broadcasting: bool = False
+) -> None:
+    """Add to `scope` every dimension that the shapes determine. Raises S002 where they disagree.
+
+    `broadcasting`: what `...` stands for in one shape broadcasts with what it is in another.
+    """
     waiting: list[tuple[Axis, int]] = []
     for spec, shape in pairs:
         _check_rank(spec, shape)
-        _unify_rest(spec, shape, scope)
+        _unify_rest(spec, shape, scope, broadcasting)
         last = len(shape) - len(spec.after)
         sizes = (*shape[: len(spec.before)], *shape[last:]) if spec.rest else shape
         for axis, size in zip(spec.before + spec.after, sizes, strict=True):
@@ -208,14 +219,16 @@ def _check_rank(spec: ShapeSpec, shape: Shape) -> None:
     raise fail("S002", message, *labels, note=f"its shape is {list(shape)}")
 
 
-def _unify_rest(spec: ShapeSpec, shape: Shape, scope: Scope) -> None:
+def _unify_rest(spec: ShapeSpec, shape: Shape, scope: Scope, broadcasting: bool) -> None:
     if not spec.rest:
         return
     found = shape[len(spec.before) : len(shape) - len(spec.after)]
     known = scope.setdefault(REST, found)
-    if known != found:
+    together = broadcast((known, found)) if broadcasting else (known if known == found else None)
+    if together is None:
         message = f"`...` is {list(known)} elsewhere and {list(found)} in `{spec.owner}`"
         raise fail("S002", message, *(Label(axis.expr.span) for axis in spec.before[:1]))
+    scope[REST] = together
 
 
 def _solve(waiting: list[tuple[Axis, int]], scope: Scope) -> None:
@@ -249,7 +262,9 @@ def _disagree(axis: Axis, size: int, scope: Scope) -> LissomError:
 
 
 def _invert(expr: t.Expr, name: str, value: int, scope: Scope, axis: Axis) -> int:
-    """The value of `name` for which `expr` is `value`; `name` occurs in it once, below `*`, `+` or `-`."""
+    """The value of `name` for which `expr` is `value`; `name` occurs in it once, below `*`, `+` or
+    `-`.
+    """
     while not isinstance(expr, t.Name):
         if not isinstance(expr, t.Binary) or expr.op not in ("*", "+", "-"):
             raise _disagree(axis, value, scope)

@@ -1,4 +1,6 @@
-"""Writing a new op into the graph: as a torch.nn layer where it has weights, as its meaning otherwise."""
+"""Writing a new op into the graph: as a torch.nn layer where it has weights, as its meaning
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,19 @@ from torch import fx, nn
 
 from ..grammar.diagnostics import Label, fail
 from .layers import build_layer
+from .meaning import Writer
 from .opspec import OpSpec
 from .spec import TensorSpec
-from .spell import meaning_of, run_meaning
 
 Params = Mapping[str, torch.Tensor | None]
 
 
 @dataclass(slots=True)
 class Emitted:
-    """An op that can be run on tensors before it is inserted. `layer` is None if it is a function call."""
+    """An op that can be run on tensors before it is inserted.
+
+    `layer` is None if it is a function call.
+    """
 
     op: OpSpec
     inputs: tuple[Any, ...]
@@ -29,48 +34,51 @@ class Emitted:
     layer: nn.Module | None
 
     def run(self, *inputs: Any) -> Any:
-        """Compute the op; `inputs` are tensors or numbers in the declared order (a tuple where variadic)."""
-        if self.layer is not None:
-            return self.layer(*inputs)
-        names = (spec.name for spec in self.op.inputs)
-        return run_meaning(self.op, dict(zip(names, inputs, strict=True)), self.params, self.attrs)
+        """Compute the op; `inputs` are tensors or numbers in the declared order (a tuple where
+        variadic).
+        """
+        given = dict(zip((spec.name for spec in self.op.inputs), inputs, strict=True))
+        if self.layer is None:
+            return self.op.run(given, self.params, self.attrs)
+        args, kwargs = self._writer().arguments({**given, **self.attrs})
+        return self.layer(*args, **kwargs)
 
     def insert(self, root: fx.GraphModule, before: fx.Node, path: str) -> fx.Node:
         """Write the call in front of `before`. Its layer or parameters are kept at `path`.
 
-        Raises E301 if something is at `path` already: torch.fx would silently go on using the old module.
+        Raises E301 if something is at `path` already: torch.fx would silently go on using the old
+        module.
         """
         has_state = self.layer is not None or any(p is not None for p in self.params.values())
         if has_state:
             _check_free(root, path)
+        operands = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=True))
         with root.graph.inserting_before(before):
-            if self.layer is not None:
-                _add_module(root, path, self.layer)
-                node = root.graph.call_module(path, self._operands())
-            else:
-                node = self._insert_function(root, path, has_state)
-        return node
+            if self.layer is None:
+                return self._insert_function(root, path if has_state else "", operands)
+            _add_module(root, path, self.layer)
+            return root.graph.call_module(
+                path, *self._writer().arguments({**operands, **self.attrs})
+            )
 
-    def _operands(self) -> tuple[Any, ...]:
-        operands = list(self.inputs)
-        while operands and operands[-1] is None:
-            operands.pop()
-        return tuple(operands)
+    def _writer(self) -> Writer:
+        found = None if self.layer is None else self.op.writer_of(type(self.layer))
+        return found or self.op.writer
 
-    def _insert_function(self, root: fx.GraphModule, path: str, has_state: bool) -> fx.Node:
-        if has_state:
+    def _insert_function(
+        self, root: fx.GraphModule, path: str, operands: dict[str, Any]
+    ) -> fx.Node:
+        if path:
             _add_module(root, path, _holder(self.params))
         held = {
             name: None if tensor is None else root.graph.get_attr(f"{path}.{name}")
             for name, tensor in self.params.items()
         }
-        names = (spec.name for spec in self.op.inputs)
-        meaning = meaning_of(self.op)
-        values = {**dict(zip(names, self.inputs, strict=True)), **held, **self.attrs}
-        args, kwargs = meaning.arguments(values)
-        if meaning.method:
-            return root.graph.call_method(meaning.name, args, kwargs)
-        return root.graph.call_function(meaning.function, args, kwargs)
+        writer = self.op.writer
+        args, kwargs = writer.arguments({**operands, **held, **self.attrs})
+        if writer.is_method:
+            return root.graph.call_method(writer.name, args, kwargs)
+        return root.graph.call_function(writer.function, args, kwargs)
 
 
 def emit(
@@ -82,9 +90,10 @@ def emit(
 ) -> Emitted:
     """How a new call of `op` is written.
 
-    `inputs` as in `Call.inputs`; `params` by declared name, absent ones may be left out; `attrs` that are left out take
-    their defaults, those named after a dimension from the shapes. `like` is the module the new one stands in for.
-    Raises S002 if shapes contradict the declaration, T003 for a name that the op does not declare.
+    `inputs` as in `Call.inputs`; `params` by declared name, absent ones may be left out; `attrs`
+    that are left out take their defaults, those named after a dimension from the shapes. `like` is
+    the module the new one stands in for. Raises S002 if shapes contradict the declaration, T003
+    for a name that the op does not declare.
     """
     _check_names(op, {**params, **attrs})
     tensors = {spec.name: params.get(spec.name) for spec in op.params}
@@ -104,7 +113,7 @@ def _layer(
     like: nn.Module | None,
     inputs: tuple[Any, ...],
 ) -> nn.Module | None:
-    if op.own or not op.params:
+    if not op.params:
         return None
     return build_layer(op.name, params, attrs, like, _rank(inputs))
 

@@ -183,15 +183,23 @@ def _check_arity(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], where: 
 
 def _require_targets(root: fx.GraphModule, graph: fx.Graph) -> None:
     """Every path the graph uses must be a tensor or a module, never another attribute."""
-    modules = {path for path, _ in root.named_modules(remove_duplicate=False)}
-    tensors = {path for path, _ in root.named_parameters(remove_duplicate=False)}
-    tensors |= {path for path, _ in root.named_buffers(remove_duplicate=False)}
     for node in graph.nodes:
-        known = {"get_attr": tensors, "call_module": modules}.get(node.op)
-        if known is not None and node.target not in known:
-            raise fail(
-                "A026",
-                f"node `{node.name}` uses `{node.target}`, which is no registered tensor or module",
-                Label(None, where=f"node {node.name}"),
-                help="register a plain tensor with module.register_buffer, then save again",
-            )
+        if node.op not in ("get_attr", "call_module") or _is_registered(root, node):
+            continue
+        raise fail(
+            "A026",
+            f"node `{node.name}` uses `{node.target}`, which is no registered tensor or module",
+            Label(None, where=f"node {node.name}"),
+            help="register a plain tensor with module.register_buffer, then save again",
+        )
+
+
+def _is_registered(root: torch.nn.Module, node: fx.Node) -> bool:
+    *parents, name = str(node.target).split(".")
+    owner: torch.nn.Module | None = root
+    for parent in parents:
+        owner = owner._modules.get(parent) if owner is not None else None
+    if owner is None:
+        return False
+    found = owner._modules if node.op == "call_module" else owner._parameters | owner._buffers
+    return found.get(name) is not None

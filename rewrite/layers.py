@@ -20,19 +20,19 @@ def build_layer(
     like: nn.Module | None,
     rank: int | None,
 ) -> nn.Module | None:
-    """The layer that computes the op with these very tensors; None where torch.nn has none, or not this variant.
+    """The layer that computes the op with these very tensors; None where torch.nn has none, or not
+    this variant.
 
-    `like` gives the class where several compute the same (BatchNorm1d, 2d, 3d), the training flag and which parameters
-    are trained; without it the `rank` of the input decides the class.
+    `like` gives the class where several compute the same (BatchNorm1d, 2d, 3d), the training flag
+    and which parameters are trained; without it the `rank` of the input decides the class.
     """
     kind = _class_of(op_name, like, rank)
-    if kind is None or (
-        kind is nn.LayerNorm and params["bias"] is not None and params["weight"] is None
-    ):
+    if kind is None:
         return None
     layer = _BUILD[op_name](kind, params, attrs)
     for name, tensor in params.items():
         _put(layer, name, tensor, like)
+    _count_batches(layer, like)
     layer.train(attrs.get("training", like is not None and like.training))
     return layer
 
@@ -56,8 +56,19 @@ def _put(layer: nn.Module, name: str, tensor: torch.Tensor | None, like: nn.Modu
     held._parameters[own] = None if tensor is None else _parameter(tensor, name, like)
 
 
+def _count_batches(layer: nn.Module, like: nn.Module | None) -> None:
+    """The batch counter of a normalisation is no parameter of the op: it goes on from `like`."""
+    counter = layer._buffers.get("num_batches_tracked")
+    if counter is not None:
+        known = getattr(like, "num_batches_tracked", None)
+        fresh = known.clone() if isinstance(known, torch.Tensor) else torch.tensor(0)
+        layer._buffers["num_batches_tracked"] = fresh
+
+
 def _place(layer: nn.Module, name: str) -> str:
-    """Where `out_proj_weight` is kept: `out_proj.weight`, if the layer has no parameter of that very name."""
+    """Where `out_proj_weight` is kept: `out_proj.weight`, if the layer has no parameter of that
+    very name.
+    """
     if name in layer._parameters or name in layer._buffers:
         return name
     child = next((c for c, _ in layer.named_children() if name.startswith(f"{c}_")), None)
@@ -70,7 +81,8 @@ def _parameter(tensor: torch.Tensor, name: str, like: nn.Module | None) -> nn.Pa
     return nn.Parameter(tensor.detach(), requires_grad=wanted and tensor.is_floating_point())
 
 
-# -- one builder for each family; parameters are allocated on `meta` and then replaced ------------------
+# -- one builder for each family; parameters are allocated on `meta` and then replaced
+# ------------------
 
 
 def _conv(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
@@ -102,18 +114,14 @@ def _embedding(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
 
 def _with_statistics(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
     width = next((len(tensor) for tensor in params.values() if tensor is not None), 1)
-    tracked = params["running_mean"] is not None
-    layer = kind(
+    return kind(
         width,
         eps=attrs["eps"],
         momentum=attrs["momentum"],
         affine=params["weight"] is not None,
-        track_running_stats=tracked,
+        track_running_stats=params["running_mean"] is not None,
         device="meta",
     )
-    if tracked:
-        layer.num_batches_tracked = torch.tensor(0)
-    return layer
 
 
 def _layer_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
@@ -141,6 +149,17 @@ def _weight(params: Params) -> torch.Tensor:
     return weight
 
 
+def _attention(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
+    return kind(
+        attrs["embed_dim"],
+        attrs["num_heads"],
+        dropout=attrs["dropout"],
+        bias=params["in_proj_bias"] is not None,
+        batch_first=attrs["batch_first"],
+        device="meta",
+    )
+
+
 _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "conv1d": (nn.Conv1d,),
     "conv2d": (nn.Conv2d,),
@@ -156,6 +175,7 @@ _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "rms_norm": (nn.RMSNorm,),
     "group_norm": (nn.GroupNorm,),
     "prelu": (nn.PReLU,),
+    "multihead_attention": (nn.MultiheadAttention,),
 }
 _BUILD: dict[str, Build] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
@@ -166,4 +186,5 @@ _BUILD: dict[str, Build] = {
     "embedding": _embedding,
     "group_norm": _group_norm,
     "prelu": _prelu,
+    "multihead_attention": _attention,
 }

@@ -14,7 +14,6 @@ from .call import tensor_at
 from .emit import Emitted
 from .evaluate import ParamRef
 from .spec import TensorSpec
-from .spell import run_meaning
 
 Env = dict[Any, Any]
 
@@ -101,7 +100,7 @@ def run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
     inputs = dict.fromkeys((spec.name for spec in planned.op.inputs), None)
     inputs |= {spec.name: load(value, env) for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)}
     params = {name: _param(planned, value, dtype) for name, value in planned.params.items()}
-    return run_meaning(planned.op, inputs, params, planned.attrs)
+    return planned.op.run(inputs, params, planned.attrs)
 
 
 def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env:
@@ -110,7 +109,7 @@ def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env
     with torch.no_grad():
         for planned in plan.ops:
             inputs = tuple(load(value, env) for value in planned.inputs)
-            missing = len(planned.op.inputs) - len(inputs) if emitted[planned].layer is None else 0
+            missing = len(planned.op.inputs) - len(inputs)
             env[planned] = emitted[planned].run(*inputs, *(None,) * missing)
     return env
 

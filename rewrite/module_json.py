@@ -15,6 +15,8 @@ from .value_json import MAX_DEPTH, fields, is_path_part, malformed, require_path
 
 # -- tree to JSON ----------------------------------------------------------------------------------
 
+_MAX_PLACES = 1_000_000
+
 
 def walk(root: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
     """Parents before children: (path, module, path it was first met at or None). Shared ones are
@@ -137,6 +139,30 @@ def _require_free(module: nn.Module, name: str, path: str) -> None:
 def _require_complete(built: dict[str, nn.Module], slots: dict[str, list[Placed]]) -> None:
     if slots:
         raise malformed(f"has tensors of `{next(iter(slots))}`, which is no module", "graph.json")
+    _require_bounded(built[""])
     for path, module in built.items():
         if any(tensor.is_meta for tensor in layer_tensors(module).values()):
             raise malformed(f"leaves out a tensor of `{path}`", "graph.json")
+
+
+def _require_bounded(root: nn.Module) -> None:
+    """Refuse trees that sharing makes endless, too deep to recurse over, or too many places to
+    visit: a shared module counts at each of its places, as `state_dict` and `eval` visit it there.
+    """
+    level = [(root, 1)]
+    places = 0
+    for _ in range(MAX_DEPTH + 1):
+        below: dict[int, tuple[nn.Module, int]] = {}
+        for child, count in _children(level):
+            below[id(child)] = (child, count + below.get(id(child), (child, 0))[1])
+        level = list(below.values())
+        places += sum(count for _, count in level)
+        if not level or places > _MAX_PLACES:
+            break
+    if level:
+        raise malformed("nests or shares its modules without end", "graph.json")
+
+
+def _children(level: list[tuple[nn.Module, int]]) -> Iterator[tuple[nn.Module, int]]:
+    for module, count in level:
+        yield from ((child, count) for child in module._modules.values() if child is not None)

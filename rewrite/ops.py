@@ -12,8 +12,9 @@ from torch import fx, nn
 from ..grammar import tree as t
 from ..grammar.diagnostics import Span
 from ..grammar.vocabulary import Declarations, library_sources
+from .attributes import AttrSpec
 from .callables import IN_PLACE_OPERATORS, in_place_variant, is_module, lookup, resolve
-from .opspec import AttrSpec, Env, InputSpec, OpSpec, ParamSpec, op_spec
+from .opspec import Env, InputSpec, OpSpec, ParamSpec, op_spec
 from .spell import Reader
 
 __all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", "op_spec"]
@@ -21,7 +22,9 @@ __all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", 
 
 @dataclass(slots=True)
 class _Spelled:
-    """The (torch name, op name) pairs of one callable, and their readers once someone needs them."""
+    """The (torch name, op name) pairs of one callable, and their readers once someone needs
+    them.
+    """
 
     names: list[tuple[str, str]] = field(default_factory=list)
     in_place: bool = False
@@ -29,10 +32,12 @@ class _Spelled:
 
 
 class Vocabulary:
-    """Ops by name, and readers by function, method or module class. Declarations are parsed when first needed.
+    """Ops by name, and readers by function, method or module class. Declarations are parsed when
+    first needed.
 
-    `own` maps torch names used in declarations to callables or module classes that the host program adds. Raises N003
-    for a name declared twice and T003 for a torch name that does not exist.
+    `own` maps torch names used in declarations to callables or module classes that the host
+    program adds. Raises N003 for a name declared twice and T003 for a torch name that does not
+    exist.
     """
 
     def __init__(self, declarations: Declarations, own: Mapping[str, Any] | None = None) -> None:
@@ -159,12 +164,14 @@ def _library() -> Vocabulary:
     return Vocabulary(Declarations(library_sources()))
 
 
-_HARMLESS = frozenset("extra_repr reset_parameters __init__ __module__ __doc__ __slots__".split())
+_HARMLESS = {"extra_repr", "reset_parameters", "__init__", "__module__", "__doc__", "__slots__"}
 _HARMLESS |= {"__annotations__", "__parameters__", "__orig_bases__", "_version", "__constants__"}
 
 
 def _readable_base(kind: type, known: Mapping[type, Any]) -> type | str:
-    """The class whose reader may read `kind`: itself, or the one it adds nothing to that `forward` would use."""
+    """The class whose reader may read `kind`: itself, or the one it adds nothing to that `forward`
+    would use.
+    """
     for base in kind.__mro__:
         if base in known:
             return base

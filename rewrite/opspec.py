@@ -1,23 +1,44 @@
-"""An op declaration, compiled: its inputs, parameters and attributes, and what its dimensions say about shapes."""
+"""An op declaration, compiled: its inputs, parameters and attributes, and what its dimensions say
+about shapes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import fx, nn
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label, LissomError, fail
-from .dims import REST, Evaluate, Scope, Shape, ShapeSpec, broadcast, compiled, names_of, shape_spec
-from .dims import unify
-from .spec import TensorSpec
+from ..grammar.diagnostics import Label, fail
+from .attributes import AttrSpec, numbers
+from .dims import (
+    Evaluate,
+    Scope,
+    Shape,
+    ShapeSpec,
+    broadcast,
+    compiled,
+    names_of,
+    shape_spec,
+    unify,
+)
+from .layers import build_layer
+from .meaning import Writer
+from .shapes import each_shape, leaves, on_meta, shape_of
+from .spec import TensorSpec, spec_of
 
-if TYPE_CHECKING:
-    from .call import Call
+
+class Specs(Protocol):
+    """What `OpSpec.result_specs` needs of a call."""
+
+    attrs: dict[str, Any]
+
+    def input_specs(self) -> dict[str, Any]: ...
+
+    def param_specs(self) -> dict[str, TensorSpec | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +61,6 @@ class ParamSpec:
     shape: ShapeSpec | None
 
 
-@dataclass(frozen=True, slots=True)
-class AttrSpec:
-    """A setting. `dim` is the dimension that is the same number, if the declared default is one."""
-
-    name: str
-    type: str
-    default: Evaluate
-    needs: frozenset[str]
-    dim: str | None
-
-    @property
-    def width(self) -> int | None:
-        """How many numbers an `int2` or `int3` has."""
-        return int(self.type[3]) if self.type in ("int2", "int3") else None
-
-
 class Env(dict[str, int]):
     """Dimension name -> size, with the shapes and attributes it was solved from in `scope`."""
 
@@ -66,7 +71,10 @@ class Env(dict[str, int]):
 
 @dataclass(frozen=True, eq=False)
 class OpSpec:
-    """One `op` statement. `results` is 0 where their number depends on the attributes (trait `many`)."""
+    """One `op` statement.
+
+    `results` is 0 where their number depends on the attributes (trait `many`).
+    """
 
     decl: t.Op
     name: str
@@ -92,6 +100,16 @@ class OpSpec:
         """The meaning and all spellings, in textual order."""
         kinds = (t.OpMeaning, t.OpSpelling)
         return tuple(item.signature for item in self.decl.items if isinstance(item, kinds))
+
+    @cached_property
+    def writer(self) -> Writer:
+        """How the meaning is called."""
+        return Writer(self.meaning, self.role, self.own)
+
+    def writer_of(self, kind: type[Any]) -> Writer | None:
+        """How a layer of this class is called; None if no spelling names the class."""
+        writers = (Writer(s, self.role, self.own) for s in self.signatures if "nn." in s.dotted)
+        return next((writer for writer in writers if writer.function is kind), None)
 
     @cached_property
     def role(self) -> dict[str, str]:
@@ -128,8 +146,9 @@ class OpSpec:
     ) -> dict[str, Any]:
         """`attrs` with every default filled in, in declared order.
 
-        `given` names the inputs and parameters that are present. A default that is a dimension is solved from `shapes`;
-        without them it is 1, which is what torch takes when a call leaves out `groups`.
+        `given` names the inputs and parameters that are present. A default that is a dimension is
+        solved from `shapes`; without them it is 1, which is what torch takes when a call leaves
+        out `groups`.
         """
         present = set(given)
         scope: Scope = {s.name: s.name in present or None for s in (*self.inputs, *self.params)}
@@ -154,8 +173,8 @@ class OpSpec:
     def bind(self, shapes: Mapping[str, Any], attrs: Mapping[str, Any]) -> Env:
         """The size of every dimension that the shapes of inputs and parameters determine.
 
-        `shapes` maps names of inputs and parameters to shapes (None: absent). Raises S002 where they contradict the
-        declaration or each other.
+        `shapes` maps names of inputs and parameters to shapes (None: absent). Raises S002 where
+        they contradict the declaration or each other.
         """
         scope = self._attr_scope(attrs)
         pairs = []
@@ -163,7 +182,7 @@ class OpSpec:
             shape = shapes.get(spec.name)
             if shape is not None and spec.shape is not None and self._binds(spec):
                 pairs.append((spec.shape, tuple(shape)))
-        unify(pairs, scope)
+        unify(pairs, scope, broadcasting="broadcasts" in self.traits)
         scope |= {name: shape for name, shape in shapes.items() if shape is not None}
         for name, evaluate, needs in self._dims:
             if needs <= scope.keys():
@@ -171,7 +190,10 @@ class OpSpec:
         return Env(scope)
 
     def _binds(self, spec: InputSpec | ParamSpec) -> bool:
-        """Operands of an elementwise op broadcast: their shapes need not agree. Variadic ones are tuples of shapes."""
+        """Operands of an elementwise op broadcast: their shapes need not agree.
+
+        Variadic ones are tuples of shapes.
+        """
         if isinstance(spec, InputSpec) and spec.variadic:
             return False
         return "elementwise" not in self.traits or len(self.inputs) == 1
@@ -189,7 +211,7 @@ class OpSpec:
     ) -> tuple[Shape, ...] | None:
         """The shapes of the results as declared; None where the declaration does not say them."""
         if "elementwise" in self.traits and len(self.inputs) > 1:
-            found = broadcast(s for i in self.inputs for s in _flat(shapes.get(i.name)))
+            found = broadcast(s for i in self.inputs for s in each_shape(shapes.get(i.name)))
             return found if found is None else (found,) * self.results
         if not self.results or any(output is None for output in self._outputs):
             return None
@@ -200,7 +222,10 @@ class OpSpec:
         return found_shapes if all(isinstance(n, int) for s in found_shapes for n in s) else None
 
     def cost(self, name: str, env: Env) -> int:
-        """A declared cost such as `macs`; 0 where the op declares none. Raises S002 if a dimension is missing."""
+        """A declared cost such as `macs`; 0 where the op declares none.
+
+        Raises S002 if a dimension is missing.
+        """
         if name not in self._costs:
             return 0
         evaluate, needs = self._costs[name]
@@ -216,57 +241,77 @@ class OpSpec:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def result_specs(self, call: Call) -> tuple[TensorSpec, ...]:
+    def result_specs(self, call: Specs) -> tuple[TensorSpec, ...]:
         """Shape and dtype of each result, from `meta["val"]` of the inputs.
 
-        The declaration answers where it can; otherwise the meaning runs on meta tensors. Raises S002 if an input has no
-        recorded value, or if the shapes do not fit the op.
+        The declaration answers where it can; otherwise the meaning runs on meta tensors. Raises
+        S002 if an input has no recorded value, or if the shapes do not fit the op.
         """
         return self.specs(call.input_specs(), call.param_specs(), call.attrs)
 
     def specs(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
     ) -> tuple[TensorSpec, ...]:
-        """As `result_specs`, from specs by declared name (numbers and None stand for themselves)."""
-        shapes = {name: _shape_of(spec) for name, spec in (*inputs.items(), *params.items())}
-        dtypes = self._dtypes(inputs)
+        """As `result_specs`, from specs by declared name (numbers and None stand for
+        themselves).
+        """
+        shapes = {name: shape_of(spec) for name, spec in (*inputs.items(), *params.items())}
+        dtypes = self._dtypes(inputs, params, attrs)
         if dtypes is not None:
             found = self.output_shapes(shapes, attrs)
             if found is not None:
                 return tuple(map(TensorSpec, found, dtypes))
         return self._run_on_meta(inputs, params, attrs)
 
-    def _dtypes(self, inputs: Mapping[str, Any]) -> tuple[torch.dtype, ...] | None:
-        """Result dtypes where they follow from one shared floating dtype; None where torch has to be asked."""
-        found = {s.dtype for v in inputs.values() for s in _leaves(v) if isinstance(s, TensorSpec)}
-        plain = all(
-            isinstance(s, (TensorSpec, bool, int, float))
-            for v in inputs.values()
-            for s in _leaves(v)
-        )
-        kinds = {kind.name for kind in self.decl.results}
-        if len(found) != 1 or not plain or not kinds <= {"f", "t"}:
+    def _dtypes(
+        self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
+    ) -> tuple[torch.dtype, ...] | None:
+        """Result dtypes where they follow from the one floating dtype of all operands, else
+        None.
+        """
+        if attrs.get("dtype") is not None or not self.results:
             return None
-        dtype = next(iter(found))
-        return (dtype,) * len(self.decl.results) if dtype.is_floating_point else None
+        values = {spec.name: inputs.get(spec.name) for spec in self.inputs if spec.kind in "ft"}
+        found = {
+            leaf.dtype if isinstance(leaf, TensorSpec) else type(leaf)
+            for value in (*values.values(), *params.values())
+            for leaf in leaves(value)
+        } - {bool, int, float}
+        dtype = next(iter(found), None)
+        if len(found) != 1 or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            return None
+        by_kind = {"f": dtype, "t": dtype, "b": torch.bool, "i": torch.int64}
+        return tuple(by_kind[kind.name or "t"] for kind in self.decl.results)
+
+    def run(
+        self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
+    ) -> Any:
+        """Compute the op by its meaning, on tensors by declared name."""
+        settings = {name: numbers(value) for name, value in attrs.items()}
+        args, kwargs = self.writer.arguments({**inputs, **params, **settings})
+        if not self.writer.is_module:
+            return self.writer.function(*args, **kwargs)
+        layer = build_layer(self.name, params, settings, None, None)
+        if layer is None:
+            raise fail("N001", f"`{self.name}` cannot be built", Label(self.meaning.span))
+        return layer(*args, **kwargs)
 
     def _run_on_meta(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
     ) -> tuple[TensorSpec, ...]:
-        from .spell import run_meaning
-        from .spec import spec_of
-
         with torch.no_grad():
-            result = run_meaning(self, _meta(inputs), _meta(params), attrs)
-        found = spec_of(result)
-        return tuple(found) if isinstance(found, (tuple, list)) else (found,)  # type: ignore[return-value]
+            found = spec_of(self.run(on_meta(inputs), on_meta(params), attrs))
+        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 
 # -- reading a declaration -------------------------------------------------------------------------
 
 
 def op_spec(decl: t.Op, own: Mapping[str, Any] | None = None) -> OpSpec:
-    """Compile a declaration. `own` are torch names that the host program adds (see `callables.resolve`)."""
+    """Compile a declaration.
+
+    `own` are torch names that the host program adds (see `callables.resolve`).
+    """
     inputs = tuple(
         InputSpec(
             p.name.text, p.type.name or "t", p.optional, p.variadic, shape_spec(p.name.text, p.type)
@@ -290,54 +335,3 @@ def _attr(attr: t.OpAttr) -> AttrSpec:
     dim = default.text if isinstance(default, t.Name) and default.is_dimension else None
     needs = names_of(default)
     return AttrSpec(attr.name.text, attr.type.name or "any", compiled(default), needs, dim)
-
-
-# -- values ----------------------------------------------------------------------------------------
-
-
-def numbers(value: Any) -> Any:
-    """An attribute value with nodes that compute sizes replaced by the numbers they had in the example."""
-    if isinstance(value, fx.Node):
-        return value.meta.get("val")
-    if isinstance(value, tuple):
-        return tuple(numbers(item) for item in value)
-    if isinstance(value, slice):
-        return slice(numbers(value.start), numbers(value.stop), numbers(value.step))
-    return value
-
-
-def _leaves(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return (
-        [leaf for item in value for leaf in _leaves(item)] if isinstance(value, tuple) else [value]
-    )
-
-
-def _flat(shape: Any) -> list[Shape]:
-    """The shapes in what `shapes` holds for an input: none, one, or a tuple of them."""
-    if shape is None:
-        return []
-    if shape and all(isinstance(item, tuple) for item in shape):
-        return list(shape)
-    return [shape]
-
-
-def _shape_of(spec: Any) -> Any:
-    if isinstance(spec, TensorSpec):
-        return spec.shape
-    if isinstance(spec, tuple):
-        return tuple(_shape_of(item) for item in spec)
-    return None if spec is None else ()
-
-
-def _meta(specs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _on_meta(spec) for name, spec in specs.items()}
-
-
-def _on_meta(spec: Any) -> Any:
-    if isinstance(spec, tuple):
-        return tuple(_on_meta(item) for item in spec)
-    if isinstance(spec, TensorSpec):
-        return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
-    return spec

@@ -17,7 +17,9 @@ _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 
 
 def first_difference(expected: Any, actual: Any, at: str = "") -> str | None:
-    """Where and how two results differ, None if they are the same. NaN equals NaN; nothing else is forgiven."""
+    """Where and how two results differ, None if they are the same. NaN equals NaN; nothing else is
+    forgiven.
+    """
     if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
         return _tensor_difference(expected, actual, at or "the output")
     if is_structure(expected) and type(expected) is type(actual):
@@ -67,7 +69,8 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-# -- the eager model itself -------------------------------------------------------------------------
+# -- the eager model itself
+# -------------------------------------------------------------------------
 
 
 def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
@@ -88,7 +91,7 @@ def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
             "M002",
             "the model is not deterministic: two calls on the same input disagree",
             note=f"in the second call {difference}",
-            help="call model.eval(), and remove random numbers from forward or pass them as an input",
+            help="call model.eval(), and pass random numbers as an input",
         )
     return first, [_cache(path, name) for path, name in _changed(start, settled)]
 
@@ -120,7 +123,8 @@ def innermost(error: BaseException) -> str:
     return found
 
 
-# -- where a graph goes wrong -----------------------------------------------------------------------
+# -- where a graph goes wrong
+# -----------------------------------------------------------------------
 
 
 class _Watch(fx.Interpreter):
@@ -186,27 +190,32 @@ def _interpret(watch: _Watch, model: nn.Module, case: Case) -> None:
 
 
 def _state(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """A fingerprint of every attribute of every module; tensors by identity and version counter."""
+    """A fingerprint of every attribute of every module.
+
+    Parameters and buffers go by identity and version counter. Other tensors go by value: a module
+    that recomputes an attribute in every call (weight_norm, a stored attention map) is only at
+    fault if a later call can see it.
+    """
     return {
-        (path, name): _print(value)
+        (path, name): value
         for path, module in model.named_modules()
         for name, value in _attributes(module)
     }
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    yield from module._parameters.items()
-    yield from module._buffers.items()
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        yield name, (id(tensor), None if tensor is None else tensor._version)
     for name, value in module.__dict__.items():
         if name not in _BOOKKEEPING and not name.endswith("_hooks"):
-            yield name, value
+            yield name, _print(value)
 
 
 def _print(value: Any, depth: int = 3) -> Any:
-    if isinstance(value, torch.Tensor):
-        return id(value), value._version
     if isinstance(value, (int, float, str, bool, type(None))):
         return repr(value)
+    if isinstance(value, torch.Tensor):
+        return repr(_digest(value))
     if depth and isinstance(value, (list, tuple, set, frozenset)):
         return type(value), tuple(_print(item, depth - 1) for item in value)
     if depth and isinstance(value, dict):

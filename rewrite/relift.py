@@ -1,7 +1,8 @@
 """torch.export's graph, lifted back to calls of the model's own modules.
 
-Export follows data flow that a trace on values cannot (vmap, symbolic sizes), but dissolves modules into ATen calls.
-Every call knows the modules it ran under, so the calls of one leaf module become that module again.
+Export follows data flow that a trace on values cannot (vmap, symbolic sizes), but dissolves modules
+into ATen calls. Every call knows the modules it ran under, so the calls of one leaf module become
+that module again.
 """
 
 from __future__ import annotations
@@ -50,30 +51,41 @@ def exported(model: nn.Module, case: Case) -> Lifted:
     _Transfer(recorder, program, bound).run()
     _lift(recorder.graph, model)
     _observe(model, recorder.graph, case)
-    return Lifted(recorder.graph, bound.fixed)
+    return Lifted(recorder.graph, (*bound.fixed, *_numbers(recorder.graph)))
+
+
+def _numbers(graph: fx.Graph) -> Iterator[Specialised]:
+    """Export takes the numbers among the arguments as they are."""
+    for node in graph.find_nodes(op="placeholder"):
+        value = node.meta["val"]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            why = f"argument `{node.target}` is fixed to {value!r}"
+            yield Specialised(why, node.name, "", value)
 
 
 def _export(model: nn.Module, case: Case) -> ExportedProgram:
     fresh = case.fresh()
     arguments = inspect.signature(model.forward).bind(*fresh.args, **fresh.kwargs)
     arguments.apply_defaults()
-    args, kwargs = arguments.args, arguments.kwargs
-    sizes: Any = _symbolic(args)
-    if kwargs:
-        names = list(inspect.signature(model.forward).parameters)
-        sizes = dict(zip(names, sizes, strict=False)) | _symbolic(kwargs)
-    return torch.export.export(model, args, kwargs, dynamic_shapes=sizes, strict=False)
+    sizes = {name: _symbolic(value) for name, value in arguments.arguments.items()}
+    return torch.export.export(
+        model, arguments.args, arguments.kwargs, dynamic_shapes=sizes, strict=False
+    )
 
 
 def _symbolic(values: Any) -> Any:
     def every_axis(leaf: Any) -> Any:
-        return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+        return (
+            dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+        )
 
     return pytree.tree_map(every_axis, values)
 
 
 class _Transfer:
-    """Copies an exported graph behind the placeholders of forward, with state under its original paths."""
+    """Copies an exported graph behind the placeholders of forward, with state under its original
+    paths.
+    """
 
     def __init__(self, recorder: Recorder, program: ExportedProgram, bound: Bound) -> None:
         self.recorder, self.program = recorder, program
@@ -108,6 +120,9 @@ class _Transfer:
         stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
         known = [path for path in stack if not path.startswith("_empty")]
         new.meta.update(site=known[-1] if known else "", source=_source(node), mutates=())
+        # vmap's bookkeeping calls have no users, but the calls between them only work in their
+        # order.
+        new.meta["effect"] = "_functorch" in (getattr(node.target, "__module__", None) or "")
         new.meta["stack"] = list((node.meta.get("nn_module_stack") or {}).items())
         self.where[node] = new
 
@@ -117,7 +132,8 @@ class _Transfer:
                 raise Untraceable(f"torch.export reports that forward changes `{spec.target}`")
         flat = [self.where.get(item, item) for item in node.args[0]]
         structure = pytree.tree_unflatten(flat, self.program.call_spec.out_spec)
-        self.recorder.graph.output(self.recorder.lowering.emit(structure))
+        output = self.recorder.graph.output(self.recorder.lowering.emit(structure))
+        output.meta.update(site="", source="", mutates=())
 
 
 def _attribute(root: Any, path: str) -> Any:
@@ -136,7 +152,8 @@ def _source(node: fx.Node) -> str:
     return own[-1] if own else ""
 
 
-# -- lifting ----------------------------------------------------------------------------------------
+# -- lifting
+# ----------------------------------------------------------------------------------------
 
 
 def _lift(graph: fx.Graph, root: nn.Module) -> None:

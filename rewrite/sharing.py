@@ -1,4 +1,6 @@
-"""Who shares memory with whom: parameters that are tied, and values that an in-place op would change for others."""
+"""Who shares memory with whom: parameters that are tied, and values that an in-place op would
+change for others.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,19 @@ _LONGEST_CHAIN = 64
 
 
 def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
-    """The same for tensors that share memory: the address, or the storage object where there is none (meta, empty)."""
+    """The same for tensors that share memory: the address, or the storage object where there is
+    none (meta, empty).
+    """
     storage = tensor.untyped_storage()
     address = storage.data_ptr()
     return ("address", address) if address else ("storage", storage._cdata)
 
 
 class Owners:
-    """Storage -> the (node, path) pairs that read it. One walk over the graph, then kept by `add` and `forget`."""
+    """Storage -> the (node, path) pairs that read it.
+
+    One walk over the graph, then kept by `add` and `forget`.
+    """
 
     def __init__(self, root: fx.GraphModule) -> None:
         self._root = root
@@ -67,8 +74,9 @@ def _held(root: nn.Module, node: fx.Node) -> Iterator[tuple[str, torch.Tensor]]:
 def overwrites_others(node: fx.Node, shares_input: Any) -> str:
     """Why the in-place op `node` is more than a function of its input; "" if it is not.
 
-    It is one only if nothing else can see the memory it writes: each value from the written one up to the one that
-    allocated the memory has a single reader. `shares_input(node)` says whether a result may be its input's memory.
+    It is one only if nothing else can see the memory it writes: each value from the written one up
+    to the one that allocated the memory has a single reader. `shares_input(node)` says whether a
+    result may be its input's memory.
     """
     written = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
     for _ in range(_LONGEST_CHAIN):

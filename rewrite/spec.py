@@ -19,7 +19,9 @@ class TensorSpec:
 
 
 def spec_of(value: object) -> object:
-    """`value` with every tensor replaced by its `TensorSpec`; structure and plain scalars are kept."""
+    """`value` with every tensor replaced by its `TensorSpec`; structure and plain scalars are
+    kept.
+    """
     if isinstance(value, TensorSpec):
         return value
     if isinstance(value, torch.Tensor):

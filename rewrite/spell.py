@@ -1,9 +1,7 @@
-"""Reading a node through a signature, and writing an op through its meaning."""
+"""Reading a node through a signature."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +11,8 @@ from torch import fx, nn
 from ..grammar import tree as t
 from .attributes import Unreadable, has_node, numeric_padding, read_attr
 from .call import Call, tensor_at
-from .callables import resolve
 from .dims import compiled
+from .meaning import forward_names
 from .opspec import OpSpec
 from .spec import TensorSpec
 
@@ -22,9 +20,14 @@ _ABSENT: Any = object()
 
 
 def _from_batch(module: Any) -> bool:
-    """What F.batch_norm and F.instance_norm get told: normalise with the statistics of this batch."""
+    """What F.batch_norm and F.instance_norm get told: normalise with the statistics of this
+    batch.
+    """
     return module.training or module.running_mean is None
 
+
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+"""Keywords that torch takes for its own, as numpy spells them."""
 
 _COMPUTED: dict[str, Callable[[Any], Any]] = {"uses_batch_statistics": _from_batch}
 """Arguments that torch's own `forward` computes from the module."""
@@ -35,7 +38,8 @@ class Reader:
 
     def __init__(self, op: OpSpec, signature: t.Signature, in_place: bool) -> None:
         self.op, self.signature, self.in_place = op, signature, in_place
-        # An argument without meaning for the op is kept under its own name, so that `with` can ask for its value.
+        # An argument without meaning for the op is kept under its own name, so that `with` can ask
+        # for its value.
         self.ours = tuple(_key(slot) for slot in signature.slots)
         self.by_name = {
             slot.theirs.text: key for slot, key in zip(signature.slots, self.ours, strict=True)
@@ -43,10 +47,11 @@ class Reader:
         spread = [i for i, slot in enumerate(signature.slots) if slot.variadic]
         self.spread = spread[0] if spread else None
         fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}
-        self.fixed = {k: v for k, v in fixed.items() if k in op.attrs}
+        self.fixed = {k: read_attr(op.attrs[k], v) for k, v in fixed.items() if k in op.attrs}
         self.required = {k: v for k, v in fixed.items() if k not in op.attrs}
+        defaults = op.fill({}, ())
         self.static = {
-            spec.name: op.fill({}, ())[spec.name]
+            spec.name: defaults[spec.name]
             for spec in op.attrs.values()
             if spec.dim is not None or not spec.needs
         }
@@ -79,6 +84,7 @@ class Reader:
             raise Unreadable(f"it has {len(args)} arguments, the op knows {len(self.ours)} of them")
         values.update(zip(self.ours, args, strict=False))
         for name, value in node.kwargs.items():
+            name = name if name in self.by_name else _NUMPY.get(name, name)
             key = self.by_name.get(name)
             if key is None and name not in self.required:
                 raise Unreadable(f"its argument `{name}` is not part of the op")
@@ -86,7 +92,7 @@ class Reader:
 
     def _read_module(self, module: nn.Module, values: dict[str, Any]) -> None:
         """Slots that `forward` does not take are read from the module."""
-        passed = _forward_names(type(module))
+        passed = forward_names(type(module))
         for name, key in self.by_name.items():
             if name in passed:
                 continue
@@ -159,7 +165,7 @@ class Reader:
         return found
 
     def _check_sizes(self, name: str, value: Any) -> None:
-        if "movement" not in self.op.traits:
+        if not self.op.traits & {"movement", "resize"}:
             raise Unreadable(f"its {name} is computed in the graph")
         if any(isinstance(n.meta.get("val"), TensorSpec) for n in _nodes(value)):
             raise Unreadable(f"its {name} is a tensor")
@@ -214,11 +220,6 @@ def _nodes(value: Any) -> list[fx.Node]:
 # -- modules ---------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _forward_names(kind: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
-
-
 def _of_module(module: nn.Module, name: str) -> Any:
     """A setting, or for a parameter or buffer its path below the module. Raises `Unreadable`."""
     if name in _COMPUTED:
@@ -243,57 +244,3 @@ def _of_child(module: nn.Module, name: str) -> str | None:
 
 def _not_held(name: str) -> str:
     raise Unreadable(f"its `{name}` is neither a parameter nor a buffer of the module")
-
-
-# -- writing ---------------------------------------------------------------------------------------
-
-
-class Meaning:
-    """The torch function of an op, and where in its arguments each declared name goes."""
-
-    def __init__(self, op: OpSpec) -> None:
-        signature = op.meaning
-        self.method = signature.dotted.startswith("Tensor.")
-        self.name = signature.function[-1].text
-        self.function: Callable[..., Any] = resolve(signature.dotted, op.own, signature.span)
-        slots = [slot for slot in signature.slots if slot.ours.text != "_"]
-        lead = self._lead(signature, op)
-        self.positional = tuple((s.ours.text, s.variadic) for s in slots[:lead])
-        self.keywords = tuple((s.theirs.text, s.ours.text) for s in slots[lead:])
-        self.fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}
-
-    def _lead(self, signature: t.Signature, op: OpSpec) -> int:
-        """How many slots go by position: tensors, and all of an operator; settings go by name."""
-        everything = signature.dotted.startswith("operator.")
-        lead = 0
-        for slot in signature.slots:
-            by_position = everything or slot.variadic or op.role.get(slot.ours.text) != "attr"
-            if slot.ours.text == "_" or not by_position:
-                break
-            lead += 1
-        return lead
-
-    def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments, from values by declared name. None by name is left out."""
-        args: list[Any] = []
-        for ours, spread in self.positional:
-            args.extend(values[ours]) if spread else args.append(values[ours])
-        given = {theirs: values[ours] for theirs, ours in self.keywords}
-        return tuple(args), {k: v for k, v in {**given, **self.fixed}.items() if v is not None}
-
-
-@functools.lru_cache(maxsize=4096)
-def meaning_of(op: OpSpec) -> Meaning:
-    return Meaning(op)
-
-
-def run_meaning(
-    op: OpSpec, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
-) -> Any:
-    """Compute the op with its torch function, on tensors by declared name."""
-    from .opspec import numbers
-
-    meaning = meaning_of(op)
-    settings = {name: numbers(value) for name, value in attrs.items()}
-    args, kwargs = meaning.arguments({**inputs, **params, **settings})
-    return meaning.function(*args, **kwargs)

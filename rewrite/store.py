@@ -245,11 +245,10 @@ def _require_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         return
     names = folder_names(folder)
-    if names:
-        listed = set(_read_manifest(folder)["files"]) if MANIFEST in names else set()
-        foreign = sorted(set(names) - listed - {MANIFEST})
-        if MANIFEST not in names or foreign:
-            raise _not_ours(folder, (foreign or names)[0])
+    listed = {MANIFEST, *_read_manifest(folder)["files"]} if MANIFEST in names else set()
+    foreign = [name for name in names if name not in listed]
+    if foreign:
+        raise _not_ours(folder, foreign[0])
 
 
 def _not_ours(folder: Path, name: str) -> LissomError:

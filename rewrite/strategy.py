@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..grammar.diagnostics import Label, fail
+from .checkpoint import snapshot
 from .engine import Ready, alive, anchor, apply, attempt, candidates, find, prepare, refuse
+from .journal import Refused
 from .match import Miss
 from .pattern import PatternOp
 from .rule import Rule
@@ -94,22 +96,46 @@ class Runner:
 
     # -- each -----------------------------------------------------------------------------------------------------
 
-    def each(self, rule: Rule, rank: Callable[[Ready], float], done: Callable[[], bool]) -> int:
-        """Applies the best site, ranks the rest again, until `done` or no site is left."""
+    def each(
+        self,
+        rule: Rule,
+        rank: Callable[[Ready], float],
+        done: Callable[[], bool],
+        broken: Callable[[], str | None] = lambda: None,
+    ) -> int:
+        """Applies the best site, ranks the rest again, until `done`, no site is left, or a budget is `broken`.
+
+        The application that broke a budget is taken back, and ends the step.
+        """
         before = self.applied
         start = anchor(self.state, rule)
         waiting = candidates(self.state, rule)
         self._prefetch(rule, waiting, start)
         while waiting and not done():
             ready = [(node, found) for node in alive(waiting) if (found := self._ready(rule, node, start)) is not None]
-            waiting = [node for node, _ in ready]
             if not ready:
                 break
             node, best = max(ready, key=lambda item: rank(item[1]))
-            waiting.remove(node)
-            apply(self.state, self.stage, best, 0.0)
-            self.applied += 1
+            waiting = [other for other, _ in ready if other is not node]
+            if not self._apply_within(best, broken):
+                break
         return self.applied - before
+
+    def _apply_within(self, best: Ready, broken: Callable[[], str | None]) -> bool:
+        """Applies a site; takes it back if that breaks a budget."""
+        state, rule = self.state, best.site.rule
+        entry = snapshot(state.module)
+        place, site = str(rule.source.name.span), best.site.name
+        apply(state, self.stage, best, 0.0)
+        why = broken()
+        if why is None:
+            self.applied += 1
+            return True
+        state.journal.events.pop()
+        state.reset(entry)
+        state.samples.forget()
+        state.journal.add(Refused(self.stage, rule.label, site, "B002", why, place))
+        return False
 
     def _ready(self, rule: Rule, node: fx.Node, start: PatternOp) -> Ready | None:
         self.state.journal.tried[rule.label] += 1

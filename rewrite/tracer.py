@@ -1,9 +1,9 @@
 """Records a forward pass on real tensors as a torch.fx graph at the level of modules.
 
-The model runs as usual, on example inputs, under a `TorchFunctionMode`. Tensors are known by identity, sizes are
-traced numbers, so every branch, `len`, `isinstance` or loop resolves as in eager execution. What a call *did* is
-observed, not looked up: an argument whose version counter moved was written to, and its node says so in
-`meta["mutates"]`.
+The model runs as usual, on example inputs, under a `TorchFunctionMode`. Tensors are known by
+identity, sizes are traced numbers, so every branch, `len`, `isinstance` or loop resolves as in
+eager execution. What a call *did* is observed, not looked up: an argument whose version counter
+moved was written to, and its node says so in `meta["mutates"]`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ _SKIPPED = (str(_HERE), str(_HERE.resolve()), str(_TORCH), "<")
 
 @dataclass(frozen=True, slots=True)
 class Specialised:
-    """A value the capture took from the example: why, at which node, on which line of the model, and the value."""
+    """A value the capture took from the example: why, at which node, on which line of the model,
+    and the value.
+    """
 
     why: str
     node: str
@@ -54,9 +56,9 @@ class Guard:
 class Recorder(TorchFunctionMode):
     """One trace of `root`. `opaque` are module paths to keep as one node whatever their class.
 
-    `node.meta` holds `val` (TensorSpec or plain value), `site` (owning module), `source` (`file.py:line`), `mutates`
-    (positions in `node.all_input_nodes` of what it wrote to), `aliases` (of what its value shares memory with) and, on
-    modules with hooks, `hooks`.
+    `node.meta` holds `val` (TensorSpec or plain value), `site` (owning module), `source`
+    (`file.py:line`), `mutates` (positions in `node.all_input_nodes` of what it wrote to), `aliases`
+    (of what its value shares memory with) and, on modules with hooks, `effect`.
     """
 
     def __init__(self, root: nn.Module, opaque: frozenset[str] = frozenset()) -> None:
@@ -82,7 +84,7 @@ class Recorder(TorchFunctionMode):
         node.meta["source"] = self.last_source = self.source_line()
         node.meta["mutates"] = ()
         if kind == "call_module" and has_hooks(self.root.get_submodule(target)):
-            node.meta["hooks"] = True
+            node.meta["effect"] = True
         if kind == "placeholder" or any(n in self.varying for n in node.all_input_nodes):
             self.varying.add(node)
         return node
@@ -111,7 +113,7 @@ class Recorder(TorchFunctionMode):
 
     def source_line(self) -> str:
         """`file.py:line` of the innermost frame that belongs to the model, "" if there is none."""
-        frame = sys._getframe(2)
+        frame = sys._getframe(2) if self._entry is not None else None
         while frame is not None and frame is not self._entry:
             if is_model_file(frame.f_code.co_filename):
                 return place(frame.f_code.co_filename, frame.f_lineno)
@@ -153,7 +155,9 @@ class Recorder(TorchFunctionMode):
         return origin.node in self.varying
 
     def _lower(self, call: Call, inputs: list[torch.Tensor]) -> tuple[Any, Any] | None:
-        """Arguments as nodes; None for a constant made of things a graph cannot hold (it stays a constant)."""
+        """Arguments as nodes; None for a constant made of things a graph cannot hold (it stays a
+        constant).
+        """
         try:
             return self.lowering.lower(call.args), self.lowering.lower(call.kwargs)
         except Untraceable:
@@ -181,9 +185,10 @@ class Recorder(TorchFunctionMode):
     def _adopt_tensor(
         self, tensor: torch.Tensor, origin: Origin, inputs: set[int], written: set[int]
     ) -> torch.Tensor:
-        # A call may hand back the very object it was given (`contiguous`, `to`, Identity). If it wrote to it, every
-        # later use must follow the writing node, so the object moves on to that node. If it did not, the object must
-        # go on meaning its old node, and the result becomes a second view of the same memory.
+        # A call may hand back the very object it was given (`contiguous`, `to`, Identity). If it
+        # wrote to it, every later use must follow the writing node, so the object moves on to that
+        # node. If it did not, the object must go on meaning its old node, and the result becomes a
+        # second view of the same memory.
         known = id(tensor) in inputs or self.lowering.is_known(tensor)
         if known and id(tensor) not in written:
             tensor = tensor.detach()
@@ -235,7 +240,7 @@ class Recorder(TorchFunctionMode):
         """A tensor turned into a definite Python value: a branch on data, `len`, `tolist`."""
         if any(self._varies(tensor) for tensor in tensors(call.args)):
             args = self.lowering.lower(call.args)
-            node = self.add_node("call_function", call.target, args, {}, value)
+            node = self.add_node(call.kind, call.target, args, {}, value)
             self.guard("branch on data" if isinstance(value, bool) else "read out", node, value)
         return value
 

@@ -126,6 +126,8 @@ def require_path(text: object, what: str, where: str) -> str:
     """A dotted path of names and numbers, such as `layer1.0.conv`. Raises A016."""
     if type(text) is not str or not all(map(is_path_part, text.split("."))):
         raise _bad_name(text, what, where)
+    if text.count(".") > MAX_DEPTH:
+        raise too_deep(where)
     return text
 
 

@@ -1,11 +1,11 @@
-"""The index over a traced graph: each node as a canonical op, each op's nodes, each parameter's readers.
+"""The index over a traced graph: each node as a canonical op, each op's nodes, each parameter's
+readers.
 
 The graph itself is the carrier and is never normalised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import fx
@@ -23,9 +23,9 @@ __all__ = ["Call", "View"]
 class View:
     """The canonical reading of a `GraphModule`.
 
-    A node is read when it is first asked for, and again whenever its arguments have changed since. After inserting or
-    erasing nodes call `add` and `forget`; both are O(1). Settings of modules (`training` among them) are read once:
-    a changed module needs `forget` and `add` of its nodes.
+    A node is read when it is first asked for, and again whenever its arguments have changed since.
+    After inserting or erasing nodes call `add` and `forget`; both are O(1). Settings of modules
+    (`training` among them) are read once: a changed module needs `forget` and `add` of its nodes.
     """
 
     def __init__(self, root: fx.GraphModule, vocabulary: Vocabulary | None = None) -> None:
@@ -60,7 +60,9 @@ class View:
         return tuple(node for node in nodes if self._is(node, op_name))
 
     def projection(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """For the node that takes result k out of an op with several results: that op's node and k."""
+        """For the node that takes result k out of an op with several results: that op's node and
+        k.
+        """
         if node.op != "call_function" or getattr(node.target, "__name__", "") != "getitem":
             return None
         source, index = node.args
@@ -69,7 +71,9 @@ class View:
         return (source, index) if self._gives_several(source) else None
 
     def owners(self, path: str) -> tuple[tuple[fx.Node, str], ...]:
-        """All (node, path) pairs that read the storage of the parameter or buffer at `path`, tied ones included."""
+        """All (node, path) pairs that read the storage of the parameter or buffer at `path`, tied
+        ones included.
+        """
         if self._owners is None:
             self._owners = Owners(self.root)
         return self._owners.of(path)
@@ -116,7 +120,8 @@ class View:
         if known is None or known[0] is not args or known[1] is not kwargs:
             known = self._read[node] = (args, kwargs, self._read_node(node))
         found = known[2]
-        # Whether an in-place op is a plain function depends on the readers of others, so it is never remembered.
+        # Whether an in-place op is a plain function depends on the readers of others, so it is
+        # never remembered.
         if isinstance(found, Call) and found.in_place:
             return overwrites_others(node, self._shares_input) or found
         return found

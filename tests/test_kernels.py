@@ -211,7 +211,7 @@ def test_affine_map_before_zero_padding_cannot_be_absorbed() -> None:
 def test_channels_repeat_as_flatten_lays_them_out() -> None:
     x, gain = randn(2, 3, 4, 5), randn(3, seed=1)
     wanted = (x * gain[:, None, None]).flatten(1)
-    assert torch.equal(x.flatten(1) * channels.repeat(gain, 20), wanted)
+    assert torch.equal(x.flatten(1) * channels.spread(gain, 20), wanted)
 
 
 def test_per_channel_takes_what_varies_along_channels_only() -> None:

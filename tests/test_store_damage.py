@@ -146,6 +146,16 @@ def test_links_pipes_and_folders_are_not_read(folder: Path, tmp_path: Path) -> N
     assert refused(folder) == "A023"
 
 
+def test_a_link_put_there_after_the_check_is_not_followed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "weights.safetensors"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr(Path, "is_symlink", lambda self: False)
+    assert refused(folder) == "A020"
+
+
 def test_no_folder_and_another_kind_of_folder(tmp_path: Path) -> None:
     assert refused(tmp_path / "none") == "A020"
     (tmp_path / "file").write_bytes(b"")

@@ -222,6 +222,7 @@ def require_whole(folder: Path) -> None:
 
 def test_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
     target = tmp_path / "a"
+    write_folder(target, dict.fromkeys("abc", b"z" * 20_000))
     seen = 0
     for round_number in range(12):
         process = writer(target)
@@ -229,8 +230,7 @@ def test_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         seen += len(leftovers(tmp_path))
-        if target.exists():
-            require_whole(target)
+        require_whole(target)
     # Some kills must have landed inside a write, and the next write must have cleaned up.
     assert seen > 0
     write_folder(target, dict.fromkeys("abc", b"z" * 20_000))

@@ -122,6 +122,22 @@ def argument(name: str, value: object) -> Change:
     return change
 
 
+def sharing(*pairs: tuple[str, str]) -> Change:
+    def change(graph: dict[str, Any]) -> None:
+        graph["modules"] += [{"path": path, "same_as": known} for path, known in pairs]
+
+    return change
+
+
+def nest(graph: dict[str, Any], levels: int, doubled: bool) -> None:
+    """Each level holds the one before it, once or twice: short paths, deep or countless places."""
+    empty = {"class": "Module", "args": {}, "training": False}
+    for level in range(levels):
+        graph["modules"].append({"path": f"m{level}", **empty})
+        for name in "ab"[: 1 + doubled] if level else "":
+            graph["modules"].append({"path": f"m{level}.{name}", "same_as": f"m{level - 1}"})
+
+
 X = {"node": "x"}
 HOSTILE: dict[str, tuple[str, Change]] = {
     "call in an input name": ("A016", setting("placeholder", "target", f"x={CANARY}")),
@@ -192,6 +208,11 @@ HOSTILE: dict[str, tuple[str, Change]] = {
     "module over a method": ("A025", module("path", "forward")),
     "module without a parent": ("A025", module("path", "nobody.one")),
     "module in itself": ("A025", lambda g: g["modules"].append({"path": "one.a", "same_as": ""})),
+    "module in its own child": ("A025", sharing(("one.a", "one"))),
+    "modules in each other": ("A025", sharing(("one.a", "two"), ("two.a", "one"))),
+    "endless doubling": ("A025", lambda g: nest(g, 40, doubled=True)),
+    "endless depth by sharing": ("A025", lambda g: nest(g, 3000, doubled=False)),
+    "endless depth": ("A018", sharing((".".join("a" * 100), "one"))),
     "many layers": (
         "A025",
         lambda g: g["modules"].append(

@@ -1,0 +1,158 @@
+"""C001 and C002: cost claims against the guards, with costs as polynomials in the sizes."""
+
+from __future__ import annotations
+
+from . import tree as t
+from .diagnostics import Label
+from .report import Report
+from .sampling import Sampler, number
+from .shapes import Instance, Model
+from .symbolic import Poly, TooLarge, common, const, divide, linear_in, product
+from .terms import Terms
+from .truth import Sample
+
+MEASURES = ("macs", "params", "ops")
+
+
+def total(model: Model, side: list[Instance], measure: str) -> Poly | None:
+    """The cost of one side, None if an op does not declare it."""
+    if measure == "ops":
+        return const(len(side))
+    parts = [_weights(model, i) if measure == "params" else _macs(model, i) for i in side]
+    if any(part is None for part in parts):
+        return None
+    return model.solver.resolve(sum((p for p in parts if p is not None), const(0)))
+
+
+def _macs(model: Model, inst: Instance) -> Poly | None:
+    cost = inst.facts.costs.get("macs")
+    if cost is None:
+        return const(0)
+    terms = Terms(model.solver, model.known, names=inst.local.names)
+    return terms.number(cost)
+
+
+def _weights(model: Model, inst: Instance) -> Poly | None:
+    """The number of elements of the weights; one that may be absent counts with its presence."""
+    sums = const(0)
+    for term in inst.weights.values():
+        if term.presence is not None and term.presence.is_zero:
+            continue
+        shape = None if term.shape is None else model.solver.shape(term.shape)
+        if shape is None or not all(isinstance(axis, Poly) for axis in shape):
+            return None
+        size = product(axis for axis in shape if isinstance(axis, Poly))
+        sums = sums + size * (const(1) if term.presence is None else term.presence)
+    return sums
+
+
+def check_costs(rule: t.Rule, model: Model, sampler: Sampler, report: Report) -> None:
+    """Test every claim such as `macs(after) < macs(before)` on instances that satisfy the guards."""
+    if not model.right and not model.sides.aliases:
+        return
+    if len(model.right) < len(model.sides.right) or len(model.left) < len(model.sides.left):
+        return
+    for ensure in rule.all(t.Ensure):
+        for claim in ensure.items:
+            if isinstance(claim, t.Claim) and isinstance(claim.condition, t.Binary):
+                _claim(rule, model, sampler, report, claim.condition)
+
+
+def _claim(
+    rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: t.Binary
+) -> None:
+    try:
+        left, right = _side(model, claim.left), _side(model, claim.right)
+    except TooLarge:
+        return
+    if left is None or right is None or claim.op not in _TESTS:
+        return
+    gap = model.solver.resolve(left - right)
+    usable = [s for s in sampler.instances() if gap.symbols <= set(s)]
+    if not usable:
+        return
+    failing = [s for s in usable if not _TESTS[claim.op](_number(gap, s))]
+    if not failing:
+        return
+    if gap.constant is not None or len(failing) == len(usable):
+        _never(rule, claim, left, right, usable, report)
+    else:
+        _not_implied(model, sampler, report, claim, gap, failing[0])
+
+
+def _number(poly: Poly, sample: Sample) -> float:
+    try:
+        return number(poly, sample)
+    except ZeroDivisionError:
+        return 0.0
+
+
+_TESTS = {
+    "<": lambda gap: gap < 0, "<=": lambda gap: gap <= 0, ">": lambda gap: gap > 0,
+    ">=": lambda gap: gap >= 0, "==": lambda gap: gap == 0, "!=": lambda gap: gap != 0,
+}  # fmt: skip
+
+
+def _side(model: Model, expr: t.Expr) -> Poly | None:
+    """`0.9 * macs(before)` as a polynomial; None for anything that is not a cost of this site."""
+    if isinstance(expr, t.Call) and isinstance(expr.function, t.Name):
+        return _measured(model, expr)
+    if isinstance(expr, t.Binary) and expr.op in ("+", "-", "*"):
+        left, right = _side(model, expr.left), _side(model, expr.right)
+        if left is None or right is None:
+            return None
+        return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__}[expr.op](right)
+    return model.terms.number(expr) if isinstance(expr, (t.Number, t.Frac)) else None
+
+
+def _measured(model: Model, call: t.Call) -> Poly | None:
+    assert isinstance(call.function, t.Name)
+    scope = call.args[0].text if call.args and isinstance(call.args[0], t.Name) else ""
+    side = {"before": model.left, "after": model.right}.get(scope)
+    if side is None or call.function.text not in MEASURES:
+        return None
+    kept = [i for i in model.left if i.step.shared] if scope == "after" else []
+    return total(model, side + kept, call.function.text)
+
+
+def _never(
+    rule: t.Rule, claim: t.Binary, left: Poly, right: Poly, samples: list[Sample], report: Report
+) -> None:
+    numbers = f"{_number(left, samples[0]):g} {claim.op} {_number(right, samples[0]):g}"
+    method = "proved" if (left - right).constant is not None else f"sampled {len(samples)} times"
+    label = Label(claim.span, f"for example {numbers}")
+    message = f"the claim of `{rule.name}` can never hold"
+    report.error("C002", message, label, note=f"{claim.span.text}: {method}")
+
+
+def _not_implied(
+    model: Model, sampler: Sampler, report: Report, claim: t.Binary, gap: Poly, sample: Sample
+) -> None:
+    def wrong(trial: Sample) -> bool:
+        return not _TESTS[claim.op](_number(gap, trial))
+
+    small = sampler.smallest(sample, wrong, gap.symbols)
+    shown = ", ".join(f"{name} = {small[name]:g}" for name in sorted(gap.symbols))
+    label = Label(claim.span, "does not follow from the guards")
+    limit = break_even(model, gap)
+    help = f"break-even is at {limit}; add it to `where`" if limit else "add it to `where`"
+    note = f"it fails for {shown}"
+    report.warn("C001", "a cost claim can fail", label, note=note, help=help)
+
+
+def break_even(model: Model, gap: Poly) -> str:
+    """`M < K*L*O/(K*L + O)` from after - before, for a parameter of the rule or a size of `let`."""
+    shared = common(gap, lambda name: model.solver.lows.get(name, 1) >= 1)
+    simple = divide(gap, shared) or gap
+    chosen = [p.name.text for p in model.rule.params]
+    chosen += [w.text for let in model.rule.all(t.Let) for b in let.bindings for w in b.targets]
+    for name in chosen:
+        parts = linear_in(simple, name)
+        if parts is None:
+            continue
+        factor, rest = parts
+        top = str(-rest)
+        top = top if len(rest.terms) == 1 else f"({top})"
+        return f"{name} < {top}/({factor})"
+    return ""
+

@@ -1,0 +1,122 @@
+"""Checks of `op`, `extern fn` and `test` statements: bound dimensions, known types, traits and slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import tree as t
+from .declared import ATTR_TYPES, TRAITS, OpFacts
+from .diagnostics import Label
+from .kind import EXTERN_TYPES, TENSORS
+from .references import references
+from .report import Report
+
+FUNCTIONS = frozenset(("numel", "size", "min", "max", "len", "rank"))
+
+
+def check_declarations(file: t.File, report: Report) -> None:
+    for op in file.all(t.Op):
+        _op(OpFacts(op), report)
+    for extern in file.all(t.Extern):
+        _unique(extern.params, report)
+        for type_ in (*(p.type for p in extern.params), *extern.results):
+            _type(type_, EXTERN_TYPES, report)
+    _twice(file, report)
+
+
+def _twice(file: t.File, report: Report) -> None:
+    """Two statements of one kind with one name."""
+    seen: dict[tuple[str, str], t.Word] = {}
+    for statement in file.statements:
+        if isinstance(statement, t.Use):
+            continue
+        key = type(statement).__name__.lower(), statement.name.text
+        first = seen.setdefault(key, statement.name)
+        if first is not statement.name:
+            places = Label(statement.name.span, "declared again"), Label(first.span, "declared here")
+            report.error("N003", f"the {key[0]} `{key[1]}` is declared twice", *places)
+
+
+def _unique(params: Iterable[t.Param | t.OpParam | t.OpAttr | t.OpDim], report: Report) -> None:
+    seen: dict[str, t.Word] = {}
+    for param in params:
+        first = seen.setdefault(param.name.text, param.name)
+        if first is not param.name:
+            places = Label(param.name.span, "declared again"), Label(first.span, "declared here")
+            report.error("N003", f"`{param.name}` is declared twice", *places)
+
+
+def _type(type_: t.Type, known: Iterable[str], report: Report) -> None:
+    names = set(known) | TENSORS
+    if type_.name is not None and type_.name not in names:
+        label = Label(type_.span, f"known: {', '.join(sorted(names))}")
+        message = f"`{type_.name}` is not a type"
+        report.unknown("T003", message, label, type_.name, names)
+
+
+def _op(facts: OpFacts, report: Report) -> None:
+    op = facts.decl
+    items = [i for i in op.items if isinstance(i, (t.OpParam, t.OpAttr, t.OpDim))]
+    _unique((*op.inputs, *items), report)
+    for type_ in (*(p.type for p in op.inputs), *op.results):
+        _type(type_, ("int", "float", "bool", "any", "str"), report)
+    for attr in facts.attrs.values():
+        _type(attr.type, ATTR_TYPES, report)
+    _traits(op, report)
+    _dimensions(facts, report)
+    _slots(facts, report)
+
+
+def _traits(op: t.Op, report: Report) -> None:
+    for item in (i for i in op.items if isinstance(i, t.OpTrait)):
+        for word in item.names:
+            if word.text not in TRAITS:
+                label = Label(word.span, f"known: {', '.join(sorted(TRAITS))}")
+                report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
+
+
+def _dimensions(facts: OpFacts, report: Report) -> None:
+    """A size of a result or cost must come from an input, a weight, an attribute or a `dim`."""
+    sources = [p.type for p in facts.inputs] + [p.type for p in facts.params.values()]
+    defaults = [a.default for a in facts.attrs.values()]
+    bound = {n for node in (*sources, *defaults) for n, _, called in references(node) if not called}
+    bound |= set(facts.settings)
+    for name, expr in facts.dims.items():
+        _bound(expr, bound, facts, report)
+        bound.add(name)
+    for node in (*facts.decl.results, *facts.costs.values()):
+        _bound(node, bound, facts, report)
+
+
+def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Report) -> None:
+    for name, span, called in references(node):
+        if called and name not in FUNCTIONS:
+            label = Label(span, f"known: {', '.join(sorted(FUNCTIONS))}")
+            message = f"`{name}` is no function of sizes"
+            report.unknown("N001", message, label, name, FUNCTIONS)
+        elif not called and name not in bound:
+            label = Label(span, "not a size of an input, a weight or a `dim`")
+            message = f"`{name}` is not bound in the op `{facts.name}`"
+            report.unknown("N001", message, label, name, bound)
+
+
+def _slots(facts: OpFacts, report: Report) -> None:
+    known = {*facts.settings, "_"}
+    for item in facts.decl.items:
+        if not isinstance(item, (t.OpMeaning, t.OpSpelling)):
+            continue
+        for slot in item.signature.slots:
+            if slot.ours.text not in known:
+                label = Label(slot.ours.span, f"known: {', '.join(facts.settings)}")
+                message = f"`{slot.ours}` is no input, weight or attribute of `{facts.name}`"
+                report.unknown("N001", message, label, slot.ours.text, facts.settings)
+
+
+def check_tests(file: t.File, rules: Iterable[str], report: Report) -> None:
+    """The rules that tests name must exist."""
+    for test in file.all(t.Test):
+        for case in (c for c in test.cases if not isinstance(c, t.Check)):
+            if case.rule.text not in rules:
+                label = Label(case.rule.span, "no rule has this name")
+                message = f"the rule `{case.rule}` does not exist"
+                report.unknown("N001", message, label, case.rule.text, rules)

@@ -1,0 +1,218 @@
+"""What a rule must keep to: outputs defined once, one connected pattern, exact and approximate apart."""
+
+from __future__ import annotations
+
+from . import tree as t
+from .diagnostics import Label, Span
+from .references import references
+from .report import Report
+from .sides import Sides, Step
+
+BUDGETS = frozenset(("error", "drift", "drop"))
+LOSSY = frozenset(
+    ("quantize", "kmeans", "affine", "top", "l1_over", "rank_for_energy", "kaiming", "histogram")
+)
+"""Functions that throw information away: an exact rule has no use for their results."""
+
+
+def check_discipline(rule: t.Rule, both: Sides, report: Report) -> None:
+    _outputs(rule, both, report)
+    _removed(rule, both, report)
+    _connected(both, report)
+    _wildcards(both, report)
+    _cycles(both, report)
+    _kind(rule, both, report)
+
+
+def _builds(rule: t.Rule) -> list[t.Build]:
+    return [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build)]
+
+
+# -- N004, N005, P003 ------------------------------------------------------------------------------
+
+
+def _outputs(rule: t.Rule, both: Sides, report: Report) -> None:
+    defined: dict[str, Span] = {}
+    for build in _builds(rule):
+        for word in build.targets:
+            first = defined.setdefault(word.text, word.span)
+            if first is not word.span:
+                places = Label(word.span, "defined again"), Label(first, "defined here")
+                report.error("N004", f"`{word}` is defined twice by the rewrite", *places)
+    if not defined or rule.kind == "observe":
+        return
+    words = {w.text: w for step in both.left for w in step.words}
+    for name in both.outputs:
+        if name not in defined:
+            label = Label(words[name].span, "matched here, read by the rest of the model")
+            help = f"define it: `{name} = ...`, or match less"
+            message = f"the rewrite does not define the output `{name}`"
+            report.error("N004", message, label, help=help)
+    for name in sorted(both.inner & set(defined)):
+        if not both.produced[name].shared:
+            places = Label(defined[name], "returned here"), Label(words[name].span, "matched here")
+            help = "an inner value has no reader outside; `shared` allows one"
+            message = f"`{name}` is an inner value and is returned too"
+            report.warn("P003", message, *places, help=help)
+
+
+def _removed(rule: t.Rule, both: Sides, report: Report) -> None:
+    """Reading a matched value whose op goes away, before the rewrite has defined it again."""
+    redefined = {w.text for build in _builds(rule) for w in build.targets}
+    if not redefined & set(both.produced):
+        return
+    gone = {n for n, step in both.produced.items() if not step.shared}
+    for build in _builds(rule):
+        for name, span, called in references(build.value):
+            if name in gone and not called:
+                word = next(w for w in both.produced[name].words if w.text == name)
+                places = Label(span, "read here"), Label(word.span, "removed with this op")
+                help = f"write `shared {name} = ...` in the pattern to keep the op"
+                message = f"the rewrite reads `{name}`, which it removes"
+                report.error("N005", message, *places, help=help)
+        gone -= {w.text for w in build.targets}
+
+
+# -- P001, P002, P004 ------------------------------------------------------------------------------
+
+
+def _connected(both: Sides, report: Report) -> None:
+    """Ops that share no value would have to be tried in all combinations."""
+    steps = both.left
+    if len(steps) < 2:
+        return
+    reached, grew = {0}, True
+    values = set(steps[0].results) | set(steps[0].reads)
+    while grew:
+        grew = False
+        for index, step in enumerate(steps):
+            mine = set(step.results) | set(step.reads)
+            if index not in reached and mine & values:
+                reached.add(index)
+                values |= mine
+                grew = True
+    apart = next((s for i, s in enumerate(steps) if i not in reached), None)
+    if apart is not None:
+        places = Label(apart.whole, "shares no value with"), Label(steps[0].whole, "this op")
+        help = "connect them through a common input or value, or write two rules"
+        report.error("P001", "the pattern is not connected", *places, help=help)
+
+
+def _wildcards(both: Sides, report: Report) -> None:
+    outputs = set(both.outputs)
+    for step in both.left:
+        if step.is_wildcard and outputs & set(step.results):
+            label = Label(step.span, "matches every op of the model")
+            help = "name the ops: `(conv2d | linear)`"
+            report.warn("P002", "the root of the pattern is a wildcard", label, help=help)
+
+
+def _cycles(both: Sides, report: Report) -> None:
+    """A value that depends on itself: no graph has one."""
+    reads = {id(step): step.reads for step in both.left}
+    for start in both.left:
+        seen: set[int] = set()
+        waiting = [start]
+        while waiting:
+            step = waiting.pop()
+            below = [both.produced[n] for n in reads[id(step)] if n in both.produced]
+            if any(s is start for s in below):
+                _cycle(start, report)
+                return
+            waiting += [s for s in below if id(s) not in seen]
+            seen |= {id(s) for s in below}
+
+
+def _cycle(step: Step, report: Report) -> None:
+    label = Label(step.whole, "its result is among its own inputs")
+    report.error("P004", "the pattern can never match: it reads its own result", label)
+
+
+# -- X001, X002, X003 ------------------------------------------------------------------------------
+
+
+def _claims(rule: t.Rule) -> list[t.Claim]:
+    return [c for e in rule.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)]
+
+
+def _calls(expr: t.Node) -> dict[str, Span]:
+    return {name: span for name, span, called in references(expr) if called}
+
+
+def is_budget(claim: t.Claim) -> bool:
+    """Whether a claim bounds the error of the rule."""
+    if not isinstance(claim.condition, t.Binary):
+        return "equal" in _calls(claim.condition)
+    return bool(BUDGETS & set(_calls(claim.condition)))
+
+
+def _kind(rule: t.Rule, both: Sides, report: Report) -> None:
+    if rule.kind in ("exact", "lossless"):
+        _exact(rule, report)
+    elif rule.kind == "observe":
+        _observing(rule, both, report)
+    elif not rule.all(t.MatchDim):
+        _approximate(rule, report)
+
+
+def _exact(rule: t.Rule, report: Report) -> None:
+    place = Label(rule.name.span, f"declared {rule.kind}")
+    help = "declare it `approx rule`, or leave this out"
+    for perturb in rule.all(t.Perturb):
+        label = Label(_head(perturb.span, "perturb"), "moves numbers")
+        report.error("X001", f"the {rule.kind} rule `{rule.name}` perturbs", label, place, help=help)
+    for claim in _claims(rule):
+        for name in sorted(BUDGETS & set(_calls(claim.condition))):
+            label = Label(claim.condition.span, "an error budget")
+            message = f"the {rule.kind} rule `{rule.name}` claims an error"
+            report.error("X001", message, label, place, help=f"{help}; `{name}` is for approx rules")
+    for clause in rule.all(t.Let, t.Rewrite):
+        for name, span in _calls(clause).items():
+            if name in LOSSY and not _is_op(clause, name):
+                message = f"the {rule.kind} rule `{rule.name}` calls `{name}`, which is not exact"
+                report.error("X001", message, Label(span, "loses numbers"), place, help=help)
+
+
+def _is_op(clause: t.Let | t.Rewrite, name: str) -> bool:
+    """In `q = quantize(x, s, z)` of a rewrite the name is an op."""
+    steps = clause.steps if isinstance(clause, t.Rewrite) else ()
+    values = [s.value for s in steps if isinstance(s, t.Build)]
+    heads = [v.function for v in values if isinstance(v, t.Call)]
+    return any(isinstance(h, t.Name) and h.text == name for h in heads)
+
+
+def _observing(rule: t.Rule, both: Sides, report: Report) -> None:
+    place = Label(rule.name.span, "declared observe")
+    for build in _builds(rule):
+        if any(w.text in both.produced for w in build.targets):
+            message = f"the observe rule `{rule.name}` replaces `{build.targets[0]}`"
+            help = "an observer leaves every value as it is: `attach ... on x as c.seen`"
+            report.error("X001", message, Label(build.span, "builds here"), place, help=help)
+    for perturb in rule.all(t.Perturb):
+        label = Label(_head(perturb.span, "perturb"), "moves numbers")
+        report.error("X001", f"the observe rule `{rule.name}` perturbs", label, place)
+
+
+def _approximate(rule: t.Rule, report: Report) -> None:
+    split = bool(rule.all(t.Perturb))
+    label = Label(rule.name.span, "declared approx")
+    if not any(map(is_budget, _claims(rule))):
+        help = "ensure { error(y) <= 5% on calib }"
+        message = f"the approx rule `{rule.name}` has no error budget"
+        if split:
+            note = "only the budget of a pipeline limits its error"
+            report.warn("X002", message, label, note=note, help=help)
+        else:
+            report.error("X002", message, label, help=help)
+    if not split and not _adds_outputs(rule):
+        help = "move the change of numbers to `perturb`, so that the rewrite can be proved exact"
+        message = f"the approx rule `{rule.name}` is not split"
+        report.warn("X003", message, label, help=help)
+
+
+def _adds_outputs(rule: t.Rule) -> bool:
+    return any(isinstance(s, t.Exit) for r in rule.all(t.Rewrite) for s in r.steps)
+
+
+def _head(span: Span, word: str) -> Span:
+    return Span(span.source, span.start, span.start + len(word))

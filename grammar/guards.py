@@ -1,0 +1,193 @@
+"""V001 and V002: guards that no instance satisfies, and guards that every instance satisfies.
+
+Intervals decide a guard alone, for all instances. Sampling decides the guards together, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from . import tree as t
+from .diagnostics import Label
+from .references import references
+from .report import Report
+from .sampling import Sampler
+from .symbolic import Apply, Poly, Symbol
+
+_FLIP = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.low + other.low, self.high + other.high)
+
+    def __neg__(self) -> Interval:
+        return Interval(-self.high, -self.low)
+
+    def __mul__(self, other: Interval) -> Interval:
+        ends = [_times(a, b) for a in (self.low, self.high) for b in (other.low, other.high)]
+        return Interval(min(ends), max(ends))
+
+
+EVERYTHING = Interval(-math.inf, math.inf)
+
+
+def _times(a: float, b: float) -> float:
+    return 0.0 if 0 in (a, b) else a * b
+
+
+def interval(poly: Poly, lows: Mapping[str, int], flags: set[str]) -> Interval:
+    """The values that a polynomial can take when every symbol is at least its smallest value."""
+    total = Interval(0, 0)
+    for monomial, coefficient in poly.terms:
+        part = Interval(float(coefficient), float(coefficient))
+        for atom, exponent in monomial:
+            for _ in range(exponent):
+                part = part * _atom(atom, lows, flags)
+        total = total + part
+    return total
+
+
+def _atom(atom: Symbol | Apply, lows: Mapping[str, int], flags: set[str]) -> Interval:
+    if isinstance(atom, Symbol):
+        return Interval(lows.get(atom.name, 1), 1 if atom.name in flags else math.inf)
+    parts = [interval(arg, lows, flags) for arg in atom.args]
+    if atom.function == "floor":
+        top, bottom = parts
+        return Interval(0, top.high) if top.low >= 0 and bottom.low >= 1 else EVERYTHING
+    choose: Callable[..., float] = min if atom.function == "min" else max
+    return Interval(choose(p.low for p in parts), choose(p.high for p in parts))
+
+
+def decided(guard: t.Expr, sampler: Sampler) -> bool | None:
+    """What intervals say of a comparison, None if they leave it open."""
+    if not isinstance(guard, t.Binary):
+        return None
+    if guard.op in ("and", "or"):
+        parts = [decided(guard.left, sampler), decided(guard.right, sampler)]
+        decisive = guard.op == "or"
+        return decisive if decisive in parts else (not decisive if None not in parts else None)
+    if guard.op not in _FLIP:
+        return None
+    terms, solver = sampler.model.terms, sampler.model.solver
+    left, right = terms.number(guard.left), terms.number(guard.right)
+    if left is None or right is None or _reals(sampler, left, right):
+        return None
+    gap = interval(solver.resolve(left - right), solver.lows, sampler.model.flags)
+    return _sign(guard.op, gap)
+
+
+def _reals(sampler: Sampler, *polys: Poly) -> bool:
+    """A share may be anything in 0..1: intervals of integers say nothing about it."""
+    return any(poly.symbols & set(sampler.model.reals) for poly in polys)
+
+
+def _sign(op: str, gap: Interval) -> bool | None:
+    if op in ("<", "<=", ">", ">="):
+        gap = gap if op in (">", ">=") else -gap
+        strict = op in ("<", ">")
+        if gap.low > 0 or (gap.low == 0 and not strict):
+            return True
+        return False if gap.high < 0 or (gap.high == 0 and strict) else None
+    equal = True if gap.low == gap.high == 0 else (False if gap.low > 0 or gap.high < 0 else None)
+    return equal if op == "==" or equal is None else not equal
+
+
+def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
+    """Whether the guards can hold. Guards over weights or the model count as open."""
+    guards = [g for w in rule.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
+    for guard in guards:
+        verdict = decided(guard.condition, sampler)
+        if verdict is False:
+            note = "shown with intervals: sizes are at least 1"
+            label = Label(guard.condition.span, "false for all sizes")
+            report.error("V001", f"the rule `{rule.name}` can never apply", label, note=note)
+            return False
+        if verdict is True:
+            note = "shown with intervals: sizes are at least 1"
+            label = Label(guard.condition.span, "true for all sizes")
+            report.warn("V002", "this guard is always true", label, note=note, help="delete it")
+    return _together(rule, guards, sampler, report)
+
+
+def _together(
+    rule: t.Rule, guards: list[t.Guard], sampler: Sampler, report: Report
+) -> bool:
+    sized = [g for g in guards if _is_sized(g.condition, sampler)]
+    if not sized or sampler.instances():
+        return True
+    if _bounds_clash(sized, sampler, report, rule):
+        return False
+    labels = [Label(g.condition.span) for g in sized[:4]]
+    message = f"no instance of `{rule.name}` was found that satisfies its guards"
+    note = f"{sampler.tries} drawings of sizes and attributes were tried"
+    report.warn("V001", message, *labels, note=note, help="relax one of these guards")
+    return True
+
+
+def _is_sized(guard: t.Expr, sampler: Sampler) -> bool:
+    """Whether a guard speaks of sizes, so that a sample can decide it."""
+    sample = {name: max(1, sampler.model.solver.lows[name]) for name in sampler.symbols}
+    return sampler.truth.holds(guard, sample) is not None
+
+
+def _bounds_clash(
+    guards: list[t.Guard], sampler: Sampler, report: Report, rule: t.Rule
+) -> bool:
+    """Two guards that bound the same size from both sides with nothing in between."""
+    bounds: dict[Poly, list[tuple[str, float, t.Guard]]] = {}
+    for guard in guards:
+        for poly, op, limit in _bounds(guard.condition, sampler):
+            bounds.setdefault(poly, []).append((op, limit, guard))
+    for found in bounds.values():
+        for op, limit, guard in found:
+            for other, bound, earlier in found:
+                if guard.span.start > earlier.span.start and _empty(op, limit, other, bound):
+                    places = Label(guard.condition.span, "contradicts"), Label(
+                        earlier.condition.span, "this guard"
+                    )
+                    message = f"the rule `{rule.name}` can never apply"
+                    report.error("V001", message, *places, note="shown with intervals")
+                    return True
+    return False
+
+
+def _bounds(guard: t.Expr, sampler: Sampler) -> list[tuple[Poly, str, float]]:
+    """`I >= 16 and O >= 16` bounds I and O from below."""
+    if not isinstance(guard, t.Binary):
+        return []
+    if guard.op == "and":
+        return _bounds(guard.left, sampler) + _bounds(guard.right, sampler)
+    if guard.op not in _FLIP or guard.op == "!=":
+        return []
+    terms, solver = sampler.model.terms, sampler.model.solver
+    left, right = terms.number(guard.left), terms.number(guard.right)
+    if left is None or right is None:
+        return []
+    left, right = solver.resolve(left), solver.resolve(right)
+    if right.constant is not None:
+        return [(left, guard.op, float(right.constant))]
+    if left.constant is not None:
+        return [(right, _FLIP[guard.op], float(left.constant))]
+    return []
+
+
+def _empty(op: str, limit: float, other: str, bound: float) -> bool:
+    """Whether no number satisfies both comparisons."""
+    tests = {
+        "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    }  # fmt: skip
+    candidates = (limit, bound, (limit + bound) / 2, min(limit, bound) - 1, max(limit, bound) + 1)
+    return not any(tests[op](c, limit) and tests[other](c, bound) for c in candidates)
+
+
+def reads_model(expr: t.Expr) -> bool:
+    """Whether an expression calls anything: sizes alone cannot decide it."""
+    return any(called for _, _, called in references(expr))

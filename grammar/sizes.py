@@ -1,0 +1,267 @@
+"""S001, S002, S003 and P004: do both sides have the same shapes, for every instance?"""
+
+from __future__ import annotations
+
+from . import tree as t
+from .diagnostics import Diagnostic, Label, Span
+from .report import Report
+from .sampling import Sampler, number
+from .shapes import Instance, Model
+from .symbolic import Poly, TooLarge
+from .truth import Sample
+from .unify import Mismatch, Rest, Shape, show
+
+
+def check_sizes(models: list[Model], samplers: list[Sampler], report: Report) -> bool:
+    """Whether nothing is wrong. With alternatives, the first choice that fails is shown."""
+    if _alternatives_disagree(models, report):
+        return False
+    for model, sampler in zip(models, samplers, strict=True):
+        before = report.errors
+        note = _choice(model) if len(models) > 1 else ""
+        _faults(model, report, note)
+        if report.errors == before:
+            _demands(model, sampler, report, note)
+        if report.errors == before:
+            _outputs(model, sampler, report, note)
+        if report.errors > before:
+            return False
+    return True
+
+
+def _choice(model: Model) -> str:
+    taken = [
+        f"`{s.results[0]}` is a {model.ops[id(s)]}" for s in model.sides.left if len(s.ops) > 1
+    ]
+    return f"this is so when {' and '.join(taken)}"
+
+
+def _faults(model: Model, report: Report, note: str) -> None:
+    for fault in model.faults:
+        report.error(fault.code, fault.message, *fault.labels, note=note)
+
+
+def _demands(model: Model, sampler: Sampler, report: Report, note: str) -> None:
+    """What the builds and functions need of the sizes must hold in every instance."""
+    for demand in model.solver.pending:
+        poly = model.solver.resolve(demand.poly)
+        found = _counterexample(model, sampler, poly)
+        fault = model.topics.get(demand.topic)  # type: ignore[call-overload]
+        if found is None:
+            continue
+        text = f"{_shown(found, poly)} makes them differ by {abs(number(poly, found)):g}"
+        notes = f"smallest counterexample: {text}"
+        if fault is not None:
+            labels, message, code = fault.labels, fault.message, fault.code
+        else:
+            message, label = model.terms.labels[demand.topic]
+            labels, code = (label,), "S002"
+        report.error(code, message, *labels, note="; ".join(filter(None, (notes, note))))
+        return
+
+
+def _counterexample(model: Model, sampler: Sampler, poly: Poly) -> dict[str, float] | None:
+    """The smallest instance found in which `poly` is not zero."""
+    if poly.is_zero or any(name not in model.solver.given for name in poly.symbols):
+        return None
+
+    def wrong(sample: Sample) -> bool:
+        try:
+            return number(poly, sample) != 0
+        except (ZeroDivisionError, KeyError):
+            return False
+
+    for sample in sampler.instances():
+        if wrong(sample):
+            return sampler.smallest(sample, wrong, sampler.symbols)
+    return None
+
+
+def _shown(sample: Sample, *polys: Poly) -> str:
+    """`H = 3, s = 2`: the symbols that matter, pairs without their index if one element occurs."""
+    names = sorted(frozenset().union(*(poly.symbols for poly in polys)), key=_name_order)
+    bases = [name.split(".")[0] for name in names]
+    parts = []
+    for name, base in zip(names, bases, strict=True):
+        parts.append(f"{base if bases.count(base) == 1 else name} = {sample.get(name, 1):g}")
+    return ", ".join(parts)
+
+
+def _name_order(name: str) -> tuple[bool, str]:
+    return name[0].islower(), name
+
+
+# -- S001 ------------------------------------------------------------------------------------------
+
+
+def _outputs(model: Model, sampler: Sampler, report: Report, note: str) -> None:
+    for name in model.sides.outputs:
+        if name in model.after:
+            _output(model, sampler, report, name, note)
+
+
+def _output(model: Model, sampler: Sampler, report: Report, name: str, note: str) -> None:
+    solver = model.solver
+    old, new = solver.shape(model.before[name]), solver.shape(model.after[name])
+    start = len(solver.pending)
+    try:
+        solver.unify(old, new, ("output", name))
+    except Mismatch:
+        example = f"{len(old)} axes before and {len(new)} after"
+        _differs(model, report, name, (show(old), show(new)), example, note)
+        return
+    except TooLarge:
+        return
+    solver.settle()
+    for demand in solver.pending[start:]:
+        poly = solver.resolve(demand.poly)
+        found = _counterexample(model, sampler, poly)
+        if found is not None:
+            example = f"{_shown(found, poly)} gives {_axis_text(old, new, demand.axis, found)}"
+            shapes = _until(old, demand.axis), _until(new, demand.axis)
+            _differs(model, report, name, shapes, example, note)
+            return
+
+
+def _until(shape: Shape, axis: int) -> str:
+    """The shape up to the axis that matters; `p` for `p.0` where the other element does not occur."""
+    if axis < 0 or axis == len(shape) - 1:
+        text = show(shape)
+    else:
+        text = show(shape[: axis + 1])[:-1] + ", ...]"
+    return text if ".1" in text else text.replace(".0", "")
+
+
+def _axis_text(old: Shape, new: Shape, axis: int, sample: Sample) -> str:
+    sizes = []
+    for shape in (old, new):
+        found = shape[axis]
+        sizes.append(f"{number(found, sample):g}" if isinstance(found, Poly) else "?")
+    return f"{sizes[0]} before and {sizes[1]} after"
+
+
+def _differs(
+    model: Model, report: Report, name: str, shapes: tuple[str, str], example: str, note: str
+) -> None:
+    step, built = model.sides.produced[name], model.sides.built.get(name)
+    place = built.whole if built is not None else _alias_span(model.rule, name)
+    labels = [
+        Label(place, f"built here: {shapes[1]}"),
+        Label(step.whole, f"matched here: {shapes[0]}"),
+    ]
+    twice, help = _stride_twice(model, name), ""
+    if twice is not None:
+        labels[0] = Label(twice[0], "stride applied a second time")
+        help = f"`{twice[1]}` already has stride {twice[2]}; use stride = 1"
+    notes = "; ".join(filter(None, (f"smallest counterexample: {example}", note)))
+    message = f"`{name}` has another shape after the rewrite"
+    report.error("S001", message, *labels, note=notes, help=help)
+
+
+def _alias_span(rule: t.Rule, name: str) -> Span:
+    for rewrite in rule.all(t.Rewrite):
+        for build in rewrite.steps:
+            if isinstance(build, t.Build) and any(w.text == name for w in build.targets):
+                return build.span
+    return rule.name.span
+
+
+def _stride_twice(model: Model, name: str) -> tuple[Span, str, str] | None:
+    """The usual mistake: the stride of the matched op is given to two ops in a row."""
+    given = [i.step for i in model.right if "stride" in i.step.settings]
+    for index, step in enumerate(given):
+        text = step.settings["stride"].span.text
+        for first in given[:index]:
+            same = first.settings["stride"].span.text == text != "1"
+            if same and set(first.results) & set(step.reads):
+                return step.keywords.get("stride", step.whole), first.results[0], text
+    return None
+
+
+# -- S003 ------------------------------------------------------------------------------------------
+
+
+def _alternatives_disagree(models: list[Model], report: Report) -> bool:
+    """Whether an axis that another op names is the channels of one alternative and not of the other."""
+    for step in models[0].sides.left if models else ():
+        if len(step.ops) > 1:
+            found = _split_axes(models, step)
+            if found is not None:
+                report.found[found] = None
+                return True
+    return False
+
+
+def _split_axes(models: list[Model], step: object) -> Diagnostic | None:
+    by_op: dict[str, Model] = {}
+    for model in models:
+        by_op.setdefault(model.ops[id(step)], model)
+    for reader in models[0].sides.left:
+        for name in set(reader.reads) & set(step.results):  # type: ignore[attr-defined]
+            verdicts = {op: _own_axis(m, step, reader, name) for op, m in by_op.items()}
+            known = {op: v for op, v in verdicts.items() if v is not None}
+            if len(set(known.values())) > 1:
+                return _axes_diagnostic(models, step, reader, known)
+    return None
+
+
+def _own_axis(model: Model, step: object, reader: object, name: str) -> bool | None:
+    """Whether the axis that the reader ties to its weights is the one made by the step's weights."""
+    made = next((i for i in model.left if i.step is step), None)
+    read = next((i for i in model.left if i.step is reader), None)
+    if made is None or read is None or not made.weights:
+        return None
+    weights = _symbols(model, read)
+    own = _symbols(model, made)
+    shape = model.solver.shape(model.before[name])
+    tied = [a for a in shape if isinstance(a, Poly) and a.symbols & weights]
+    if not tied or not weights:
+        return None
+    return any(axis.symbols & own for axis in tied)
+
+
+def _symbols(model: Model, inst: Instance) -> frozenset[str]:
+    """The symbols in the shapes of an op's weights, for a weight that has one axis or the first."""
+    found: frozenset[str] = frozenset()
+    for term in inst.weights.values():
+        for axis in model.solver.shape(term.shape or ())[:1]:
+            if isinstance(axis, Poly):
+                found |= axis.symbols
+    return found
+
+
+def _axes_diagnostic(
+    models: list[Model], step: object, reader: object, verdicts: dict[str, bool]
+) -> Diagnostic:
+    assert models
+    good = [op for op, own in verdicts.items() if own]
+    bad = [op for op, own in verdicts.items() if not own]
+    model = next(m for m in models if m.ops[id(step)] == bad[0])
+    consumer = model.ops[id(reader)]
+    alone, example = _last_axis(model, step)
+    message = f"`{good[0]}` and `{bad[0]}` put their channels on different axes"
+    labels = (
+        Label(step.span, alone.format(op=bad[0])),  # type: ignore[attr-defined]
+        Label(reader.span, f"`{consumer}` reads {_reads_axis(model, reader)}"),  # type: ignore[attr-defined]
+    )
+    note = f"smallest counterexample: {example}"
+    shown = step.results[0]  # type: ignore[attr-defined]
+    help = f"write one rule for each op, the one for `{bad[0]}` with `{shown} : f[N, F]`"
+    return Diagnostic("S003", message, labels, (note,), (help,))
+
+
+def _last_axis(model: Model, step: object) -> tuple[str, str]:
+    inst = next(i for i in model.left if i.step is step)
+    shape = inst.results[0]
+    last = bool(shape) and isinstance(shape[0], Rest) and isinstance(shape[-1], Poly)
+    text = "`{op}` puts them last" if last else "`{op}` puts them elsewhere"
+    return text, "[N, L, F] fits only if L == F"
+
+
+def _reads_axis(model: Model, reader: object) -> str:
+    inst = next(i for i in model.left if i.step is reader)
+    weights = _symbols(model, inst)
+    for axis, size in enumerate(model.solver.shape(inst.inputs[0])):
+        if isinstance(size, Poly) and size.symbols & weights:
+            return f"axis {axis}"
+    return "another axis"

@@ -1,0 +1,135 @@
+"""What a guard or claim says for one instance of a rule: true, false, or not known without a model."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from . import tree as t
+from .symbolic import Poly, evaluate
+from .terms import Term, Terms
+
+Sample = Mapping[str, float]
+Value = float | bool | str | tuple[object, ...] | None
+"""None means that nothing is known."""
+
+_COMPARE: dict[str, Callable[[object, object], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
+    ">": operator.gt, ">=": operator.ge,
+}  # type: ignore[dict-item]  # fmt: skip
+_COMPUTE: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "//": operator.floordiv, "mod": operator.mod, "^": operator.pow,
+}  # fmt: skip
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "min": min, "max": max, "abs": abs, "round_up": lambda x, multiple: -(-x // multiple) * multiple,
+}  # fmt: skip
+LIMIT = 1e12
+
+
+@dataclass(slots=True)
+class Truth:
+    """Evaluates expressions under samples. Terms are resolved once for each expression."""
+
+    terms: Terms
+    cache: dict[int, object] = field(default_factory=dict)
+
+    def holds(self, expr: t.Expr, sample: Sample) -> bool | None:
+        """Whether a condition holds, None if it depends on more than sizes and attributes."""
+        try:
+            found = self.value(expr, sample)
+        except (ArithmeticError, TypeError, ValueError):
+            return None
+        return found if isinstance(found, bool) else None
+
+    def value(self, expr: t.Expr, sample: Sample) -> Value:
+        if isinstance(expr, t.Binary):
+            return self._binary(expr, sample)
+        if isinstance(expr, t.Unary):
+            return self._unary(expr, sample)
+        if isinstance(expr, (t.Number, t.Frac)):
+            return expr.value
+        if isinstance(expr, t.Constant) and expr.value is not None:
+            return expr.value
+        known = self._known(expr)
+        if known is not None:
+            return _evaluated(known, sample)
+        return self._call(expr, sample) if isinstance(expr, t.Call) else None
+
+    def _known(self, expr: t.Expr) -> object:
+        key = id(expr)
+        if key not in self.cache:
+            self.cache[key] = self._resolved(self.terms.of(expr))
+        return self.cache[key]
+
+    def _resolved(self, term: Term) -> object:
+        if term.number is not None:
+            return self.terms.solver.resolve(term.number)
+        if term.items is not None and all(item.number is not None for item in term.items):
+            return tuple(self._resolved(item) for item in term.items)
+        return None
+
+    def _unary(self, expr: t.Unary, sample: Sample) -> Value:
+        inner = self.value(expr.operand, sample)
+        if inner is None:
+            return None
+        return not inner if expr.op == "not" else -inner  # type: ignore[operator]
+
+    def _binary(self, expr: t.Binary, sample: Sample) -> Value:
+        if expr.op in ("and", "or"):
+            return self._logic(expr, sample)
+        left, right = self.value(expr.left, sample), self.value(expr.right, sample)
+        if left is None or right is None or expr.op in ("in", "@"):
+            return None
+        if isinstance(left, tuple) or isinstance(right, tuple):
+            return _pairs(expr.op, left, right)
+        if expr.op in _COMPARE:
+            return bool(_COMPARE[expr.op](left, right))
+        if max(abs(left), abs(right)) > LIMIT or (expr.op == "^" and abs(right) > 64):  # type: ignore[arg-type]
+            return None
+        return _COMPUTE[expr.op](left, right)  # type: ignore[arg-type]
+
+    def _logic(self, expr: t.Binary, sample: Sample) -> Value:
+        left, right = self.value(expr.left, sample), self.value(expr.right, sample)
+        decisive = expr.op == "or"
+        for side in (left, right):
+            if side is decisive:
+                return decisive
+        both = isinstance(left, bool) and isinstance(right, bool)
+        return (not decisive) if both else None
+
+    def _call(self, expr: t.Call, sample: Sample) -> Value:
+        name = expr.function.text if isinstance(expr.function, t.Name) else ""
+        if name not in _FUNCTIONS or expr.keywords:
+            return None
+        args = [self.value(arg, sample) for arg in expr.args]
+        return None if None in args or not args else _FUNCTIONS[name](*args)
+
+
+def _evaluated(known: object, sample: Sample) -> Value:
+    if isinstance(known, tuple):
+        return tuple(_evaluated(item, sample) for item in known)
+    assert isinstance(known, Poly)
+    try:
+        return float_or_int(evaluate(known, sample))  # type: ignore[arg-type]
+    except KeyError:
+        return None
+
+
+def float_or_int(number: object) -> float:
+    return number if isinstance(number, (int, float)) else float(number)  # type: ignore[arg-type]
+
+
+def _pairs(op: str, left: object, right: object) -> Value:
+    """A pair equals a number if both elements do; pairs are otherwise computed element by element."""
+    count = len(left) if isinstance(left, tuple) else len(right)  # type: ignore[arg-type]
+    a = left if isinstance(left, tuple) else (left,) * count
+    b = right if isinstance(right, tuple) else (right,) * count
+    if len(a) != len(b) or None in a or None in b:
+        return None
+    if op == "!=":
+        return a != b
+    if op in _COMPARE:
+        return all(_COMPARE[op](x, y) for x, y in zip(a, b, strict=True))
+    return tuple(_COMPUTE[op](x, y) for x, y in zip(a, b, strict=True))  # type: ignore[arg-type]

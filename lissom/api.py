@@ -1,0 +1,123 @@
+"""The Python face: `compile`, `load`, and what they return. All logic is below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from .grammar.program import Program, load_program, program_of
+from .passes.functions import FUNCTIONS
+from .rewrite import artifact, certificate
+from .rewrite.compile import Compiled, Options, compile_model
+from .rewrite.journal import Applied, Costs, Journal, Verdict
+from .rewrite.model_check import Metric
+from .rewrite.samples import Source
+from .rewrite.store import load as load_artifact
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compiled model and the evidence for it.
+
+    `model` is a plain `torch.nn.Module`: it runs, trains and exports without lissom.
+    """
+
+    compiled: Compiled
+
+    @property
+    def model(self) -> fx.GraphModule:
+        return self.compiled.model
+
+    @property
+    def journal(self) -> Journal:
+        return self.compiled.journal
+
+    @property
+    def before(self) -> Costs:
+        return self.compiled.before
+
+    @property
+    def after(self) -> Costs:
+        return self.compiled.after
+
+    @property
+    def applied(self) -> list[Applied]:
+        """The rewrites that are in the result, in order."""
+        return self.compiled.applied
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the pipeline's `verify` block asked for."""
+        return self.compiled.verdicts
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        return certificate.certificate(self.compiled)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The rewrites as a plan that `lissom apply` executes exactly."""
+        return artifact.plan_of(self.compiled)
+
+    def table(self) -> str:
+        """Before and after, side by side, as text."""
+        rows = [("", "before", "after", "change")]
+        for name in ("params", "bytes", "macs", "ops"):
+            old, new = getattr(self.before, name), getattr(self.after, name)
+            share = f"{100 * (new - old) / old:+.1f} %" if old else ""
+            rows.append((name, f"{old:,}", f"{new:,}", share))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def save(self, path: str | Path, *, check_reload: bool = True) -> Path:
+        """Writes the artifact folder. Raises V103 where a fresh process does not get the same outputs from it."""
+        return artifact.save_compiled(self.compiled, Path(path), check_reload)[0]
+
+
+def compile(
+    model: nn.Module,
+    program: str | Path | Program,
+    *,
+    inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    data: Source | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    pipeline: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    allow: Iterable[str] = ("exact", "approx"),
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+    ops: Mapping[str, Any] | None = None,
+    verify: bool = True,
+    seed: int = 0,
+) -> Result:
+    """Applies a program to a trained model.
+
+    model: an `nn.Module` in eval mode; it is copied, never changed.
+    program: the text of a rule file, or the path of one.
+    inputs: one example batch, positional (tuple) or by name (dict). Without it the first training batch serves.
+    data: `data(split)` yields batches `(x, y)`; what the program's `sample("train", 512)` draws from.
+    metrics: name -> `f(model, batches) -> float`, higher is better; what `drop(name)` measures.
+    args: values for the pipeline's parameters. functions: implementations of the program's own `extern fn`.
+    ops: torch callables that the program's own `op` declarations name.
+
+    Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do.
+    """
+    options = Options(pipeline, args or {}, tuple(allow), {**FUNCTIONS, **(functions or {})}, ops or {}, verify, seed)
+    return Result(compile_model(model, as_program(program), inputs, data, metrics or {}, options))
+
+
+def as_program(program: str | Path | Program) -> Program:
+    """The program of a text or a path; a text has at least one brace, which no path of a rule file ends in."""
+    if isinstance(program, Program):
+        return program
+    if isinstance(program, Path) or program.endswith(".lissom"):
+        return load_program(Path(program))
+    return program_of(program, "<program>", Path.cwd())
+
+
+def load(path: str | Path) -> fx.GraphModule:
+    """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from the folder."""
+    return load_artifact(Path(path)).module

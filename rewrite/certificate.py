@@ -1,0 +1,128 @@
+"""The certificate: what was changed, by which rule, what was checked and how well. Anyone can check it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .compile import Compiled
+from .digest import model_digest, tensor_digest
+from .journal import Applied, StageEnd, Verdict
+from .model_check import distance, outputs
+
+FORMAT = 1
+
+RELOAD_TOLERANCE = 1e-4
+"""Relative L2 difference allowed when outputs are computed again on another machine or with another torch."""
+
+
+def certificate(compiled: Compiled) -> dict[str, Any]:
+    """Everything a third party needs to judge the result, as plain JSON values."""
+    return {
+        "format": FORMAT,
+        "environment": environment(),
+        "program": {"sha256": sha256(compiled.program.text), "pipeline": _pipeline_name(compiled)},
+        "seed": compiled.seed,
+        "capture": compiled.capture_how,
+        "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},
+        "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
+        "applications": [_application(compiled, event) for event in compiled.applied],
+        "stages": [_stage(event) for event in compiled.journal.of(StageEnd)],
+        "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
+        "outputs": _probe(compiled),
+        "claims": STATEMENT,
+    }
+
+
+STATEMENT = (
+    "proved: follows from the op declarations for all inputs of the recorded ranks. tested: compared on the stated number "
+    "of samples within the stated tolerance; it says nothing about other inputs. Each application compares the perturbed "
+    "original with the rewrite in float64 and in the model's own precision, on random inputs."
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions that numbers depend on. No host names."""
+    return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pipeline_name(compiled: Compiled) -> str | None:
+    return compiled.pipeline.name.text if compiled.pipeline is not None else None
+
+
+def _application(compiled: Compiled, event: Applied) -> dict[str, Any]:
+    out = asdict(event)
+    del out["seconds"]
+    return out
+
+
+def _stage(event: StageEnd) -> dict[str, Any]:
+    out = asdict(event)
+    del out["seconds"]
+    return out
+
+
+def _probe(compiled: Compiled) -> list[dict[str, Any]]:
+    """Digests of the outputs on the example inputs, which are saved beside the certificate."""
+    found = outputs(compiled.model, compiled.samples.inputs)
+    return [{"sha256": tensor_digest(value), "shape": list(value.shape)} for value in found if isinstance(value, Tensor)]
+
+
+def as_bytes(value: Any) -> bytes:
+    """Canonical JSON: the same value gives the same bytes."""
+    return json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become words."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+# -- checking again ------------------------------------------------------------------------------------------------
+
+
+def recheck(
+    model: nn.Module, written: Mapping[str, Any], program: str, inputs: Sequence[Any], expected: Sequence[Tensor]
+) -> tuple[Verdict, ...]:
+    """Compares a loaded artifact with its certificate: program, weights, and outputs on the recorded inputs."""
+    same_program = sha256(program) == written["program"]["sha256"]
+    same_model = model_digest(model) == written["model"]["result"]  # type: ignore[arg-type]
+    held = all(v["holds"] for a in written["applications"] for v in a["verdicts"])
+    return (
+        Verdict("the program is the one that was run", "proved", same_program, detail="SHA-256"),
+        Verdict("graph and weights are those that were verified", "proved", same_model, detail="SHA-256"),
+        Verdict("every recorded verdict holds", "proved", held, len(written["applications"])),
+        _outputs_again(model, tuple(inputs), expected),
+    )
+
+
+def _outputs_again(model: nn.Module, inputs: tuple[Any, ...], expected: Sequence[Tensor]) -> Verdict:
+    """Bit for bit on the same machine; within rounding elsewhere, and then the verdict says so."""
+    found = [value for value in tree_leaves(outputs(model, inputs)) if isinstance(value, Tensor)]
+    claim = "outputs on the recorded inputs are the recorded ones"
+    if len(found) != len(expected):
+        return Verdict(claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}")
+    if all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
+        return Verdict(claim, "tested", True, 1, 0.0, 0.0, "bit for bit")
+    worst = max(distance(b, a) for a, b in zip(found, expected, strict=True))
+    return Verdict(claim, "tested", worst <= RELOAD_TOLERANCE, 1, worst, RELOAD_TOLERANCE, "relative L2; not bit for bit")
+
+

@@ -1,0 +1,124 @@
+"""The engine's face: a model and a program in, a smaller model, a journal and a certificate out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Diagnostic, Label, fail
+from ..grammar.program import Program
+from .capture import Captured, capture
+from .checkpoint import finish, snapshot
+from .cost import model_costs
+from .digest import model_digest
+from .journal import Applied, Costs, Journal, Verdict
+from .model_check import Metric, Metrics
+from .ops import Vocabulary
+from .pipeline import Pipeline, Progress
+from .questions import QUESTIONS
+from .samples import Samples, Source
+from .state import State
+
+
+@dataclass
+class Compiled:
+    """What a compilation gave. `model` is a plain `nn.Module` that needs no lissom."""
+
+    model: fx.GraphModule
+    original: fx.GraphModule
+    program: Program
+    pipeline: t.Pipeline | None
+    journal: Journal
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[Diagnostic, ...]
+    capture_how: str
+    samples: Samples
+    metrics: Metrics
+    digests: dict[str, str]
+    seed: int
+    seconds: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether every claim that was checked holds."""
+        return all(verdict.holds for verdict in self.verdicts)
+
+    @property
+    def applied(self) -> list[Applied]:
+        return [event for event in self.journal.of(Applied) if event.stage in self.kept_stages]
+
+    @property
+    def kept_stages(self) -> frozenset[str]:
+        """Stages that were not rolled back."""
+        from .journal import StageEnd
+
+        return frozenset(end.stage for end in self.journal.of(StageEnd) if end.kept)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host program adds."""
+
+    pipeline: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    allow: Iterable[str] = ("exact", "approx")
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
+    verify: bool = True
+    seed: int = 0
+    progress: Progress = lambda stage, done, total: None
+
+
+def compile_model(
+    model: nn.Module,
+    program: Program,
+    inputs: tuple[Any, ...] | dict[str, Any] | None,
+    data: Source | None,
+    metrics: Mapping[str, Metric],
+    options: Options,
+) -> Compiled:
+    """Captures, runs the pipeline, checks. The caller's model is never changed.
+
+    Raises `LissomError` where the model cannot be captured, the program cannot be run, or a rule breaks its promise.
+    """
+    begun = time.perf_counter()
+    captured = capture(model, inputs if inputs is not None else _example(data))
+    original = snapshot(captured.module)
+    digests = {"original": model_digest(original)}
+    state = _state(captured, program, data, options)
+    before = model_costs(state.module, state.view)
+    run = Pipeline(
+        state, program, program.pipeline(options.pipeline), Metrics(original, metrics), options.args, options.progress, frozenset(options.allow)
+    )  # fmt: skip
+    run.run()
+    finish(state.module)
+    digests["result"] = model_digest(state.module)
+    after = model_costs(state.module, state.view)
+    return Compiled(
+        state.module, original, program, run.source, state.journal, before, after, run.final, captured.notes, captured.how,
+        state.samples, run.metrics, digests, options.seed, time.perf_counter() - begun,
+    )  # fmt: skip
+
+
+def _state(captured: Captured, program: Program, data: Source | None, options: Options) -> State:
+    vocabulary = Vocabulary.from_files(program.files, options.own)
+    samples = Samples(tuple(captured.inputs), data)
+    return State(captured.module, vocabulary, options.functions, QUESTIONS, samples, Journal(), options.verify, options.seed)
+
+
+def _example(data: Source | None) -> tuple[Any, ...]:
+    """Without example inputs, the first batch of the training data serves."""
+    if data is None:
+        hint = "pass `inputs=`, or define inputs() in the model file"
+        raise fail("M010", "the model needs example inputs to be captured", Label(None), help=hint)
+    x, _ = next(iter(data("train")))
+    args = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    return tuple(arg[:2] if isinstance(arg, torch.Tensor) else arg for arg in args)

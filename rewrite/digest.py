@@ -1,0 +1,35 @@
+"""Hashes of models: of every parameter, and of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, fx, nn
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes."""
+    held = tensor.detach().contiguous().cpu()
+    head = f"{held.dtype}{tuple(held.shape)}".encode()
+    raw = held.reshape(-1).view(torch.uint8) if held.numel() else torch.empty(0, dtype=torch.uint8)
+    return hashlib.sha256(head + raw.numpy().tobytes()).hexdigest()
+
+
+def parameter_digests(module: nn.Module) -> dict[str, str]:
+    """Dotted path -> digest of every parameter and buffer; tied ones are hashed once."""
+    known: dict[int, str] = {}
+    found = {}
+    for path, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor_digest(tensor)
+        found[path] = known[id(tensor)]
+    return found
+
+
+def model_digest(module: fx.GraphModule) -> str:
+    """One hash over the graph's text and all weights: equal for equal bytes."""
+    summary = hashlib.sha256(str(module.graph).encode())
+    for path, digest in sorted(parameter_digests(module).items()):
+        summary.update(f"{path} {digest}\n".encode())
+    return summary.hexdigest()

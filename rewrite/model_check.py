@@ -1,0 +1,121 @@
+"""Whole-model checks: equality after exact stages, drift and metrics after others."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..grammar.diagnostics import Label, fail
+from .journal import Verdict
+from .samples import Batches, as_args
+
+Metric = Callable[[nn.Module, Batches], float]
+
+DOUBLE_TOLERANCE = 1e-9
+"""Relative L2 difference allowed between two models in float64 that compute the same."""
+
+
+def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
+    """The leaves of what a model returns."""
+    with torch.no_grad():
+        return tree_leaves(model(*args))
+
+
+def model_equality(before: nn.Module, after: nn.Module, args: tuple[Any, ...], nodes: int) -> Verdict:
+    """Whether two models compute the same on the example inputs, up to rounding in the model's own precision.
+
+    Rounding can be amplified by a model; where the own precision leaves doubt, float64 decides.
+    """
+    worst, allowed, kind = _compare(outputs(before, args), outputs(after, args), nodes)
+    claim = "whole model equals the one before the stage"
+    if worst <= allowed:
+        return Verdict(claim, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
+    double = [outputs(_double(model), tree_map(_double_tensor, args)) for model in (before, after)]
+    exact, _, _ = _compare(double[0], double[1], nodes)
+    detail = f"relative L2, float64; {worst:.2g} in {kind}"
+    return Verdict(claim, "tested", exact <= DOUBLE_TOLERANCE, 1, exact, DOUBLE_TOLERANCE, detail)
+
+
+def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:
+    """The largest relative difference of the outputs, what is allowed, and the precision."""
+    if len(left) != len(right):
+        return math.inf, 0.0, "structure"
+    worst, eps, kind = 0.0, 0.0, "no tensors"
+    for a, b in zip(left, right, strict=True):
+        if not isinstance(a, Tensor) or not a.is_floating_point():
+            worst = max(worst, 0.0 if _same(a, b) else math.inf)
+            continue
+        if torch.finfo(a.dtype).eps > eps:
+            eps, kind = torch.finfo(a.dtype).eps, str(a.dtype).removeprefix("torch.")
+        worst = max(worst, distance(a, b))
+    return worst, 32 * eps * math.sqrt(max(nodes, 1)), kind
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def distance(reference: Tensor, value: Tensor) -> float:
+    """Relative L2 distance; infinite where shapes, dtypes or the places of NaN differ."""
+    if reference.shape != value.shape or reference.dtype != value.dtype:
+        return math.inf
+    if not torch.equal(reference.isnan(), value.isnan()):
+        return math.inf
+    same = (reference == value) | reference.isnan()
+    apart = torch.where(same, 0.0, value.double() - reference.double()).norm()
+    return float(apart / torch.nan_to_num(reference.double()).norm().clamp_min(1e-300))
+
+
+def _double(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).double()
+
+
+def _double_tensor(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+# -- against the original model ------------------------------------------------------------------------------------
+
+
+def drift(original: nn.Module, model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
+    """Relative L2 distance of all outputs on the given inputs."""
+    apart, size = 0.0, 0.0
+    for args in batches:
+        pairs = zip(outputs(original, args), outputs(model, args), strict=True)
+        for reference, value in pairs:
+            if isinstance(reference, Tensor) and reference.is_floating_point():
+                apart += float((value.double() - reference.double()).square().sum())
+                size += float(reference.double().square().sum())
+    return math.sqrt(apart / size) if size else 0.0
+
+
+class Metrics:
+    """Task metrics on named data; the original model's values are computed once."""
+
+    def __init__(self, original: nn.Module, metrics: Mapping[str, Metric]) -> None:
+        self.original = original
+        self.metrics = metrics
+        self._reference: dict[tuple[str, str], float] = {}
+
+    def value(self, model: nn.Module, name: str, data: str, batches: Batches, place: Label) -> float:
+        """The metric of `model`. Raises D004 for a metric that the user did not give."""
+        if name not in self.metrics:
+            known = ", ".join(self.metrics) or "none"
+            hint = "give it in `metrics=` or in the model file's `metrics`"
+            raise fail("D004", f"no metric is called `{name}`", place, note=f"known: {known}", help=hint)
+        with torch.no_grad():
+            return float(self.metrics[name](model, batches))
+
+    def reference(self, name: str, data: str, batches: Batches, place: Label) -> float:
+        key = (name, data)
+        if key not in self._reference:
+            self._reference[key] = self.value(self.original, name, data, batches, place)
+        return self._reference[key]

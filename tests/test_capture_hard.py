@@ -1,0 +1,380 @@
+"""Models that must be refused by name, or captured without losing an effect."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lissom.grammar.diagnostics import Diagnostic, LissomError
+from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.capture_graph import written
+from lissom.rewrite.proof import first_difference
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def refusal(model: nn.Module, *inputs: Any, **options: Any) -> Diagnostic:
+    with pytest.raises(LissomError) as caught:
+        capture(model, inputs, **options)
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.helps
+    return diagnostic
+
+
+def same(captured: Captured, model: nn.Module, *args: Any) -> bool:
+    with torch.no_grad():
+        expected = model(*(arg.clone() for arg in args))
+        return first_difference(expected, captured.module(*args)) is None
+
+
+def codes(captured: Captured) -> list[str]:
+    return [note.code for note in captured.notes]
+
+
+class Lambda(nn.Module):
+    """A module whose forward is the given function of itself and the inputs."""
+
+    def __init__(self, function: Any, **parts: Any) -> None:
+        super().__init__()
+        self._function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self._function(self, *inputs)
+
+
+# -- refused
+# ----------------------------------------------------------------------------------------
+
+
+def test_training_mode() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout()))
+    assert refusal(model, torch.rand(2, 2)).code == "M001"
+    model.eval()
+    model[1][0].train()
+    found = refusal(model, torch.rand(2, 2))
+    assert found.code == "M001"
+    assert found.labels[0].where == "1.0"
+    assert "Dropout" in found.message
+
+
+def test_random_numbers() -> None:
+    model = Lambda(lambda self, x: (x, x + torch.rand_like(x))).eval()
+    found = refusal(model, torch.rand(2, 2))
+    assert found.code == "M002"
+    assert "[1] differs in 4 of 4 values" in found.notes[0]
+
+
+def test_functional_dropout_that_is_always_on() -> None:
+    model = Lambda(lambda self, x: F.dropout(x, 0.5)).eval()
+    assert refusal(model, torch.rand(8, 8)).code == "M002"
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x * 1.0
+
+
+def test_python_counter() -> None:
+    model = nn.Sequential(nn.Identity(), Counter()).eval()
+    found = refusal(model, torch.rand(2))
+    assert found.code == "M003"
+    assert found.labels[0].where == "1.calls"
+    assert model[1].calls == 0
+
+
+def test_buffer_written_in_forward() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.total.add_(x.sum())
+        return x
+
+    model = Lambda(forward).eval()
+    model.register_buffer("total", torch.zeros(()))
+    found = refusal(model, torch.rand(2))
+    assert found.code == "M003"
+    assert "`total`" in found.message
+    assert model.total == 0
+
+
+def test_buffer_replaced_in_forward() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.last = x.detach()
+        return x
+
+    model = Lambda(forward).eval()
+    model.register_buffer("last", torch.zeros(2))
+    assert refusal(model, torch.rand(2)).code == "M003"
+
+
+def test_a_cache_filled_by_the_first_call_is_reported() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.cached is None:
+            self.cached = torch.arange(3.0)
+        return x + self.cached
+
+    captured = capture(Lambda(forward, cached=None).eval(), (torch.rand(2, 3),))
+    assert codes(captured) == ["M003"]
+    assert captured.notes[0].severity == "warning"
+
+
+def test_a_model_that_fails_by_itself() -> None:
+    found = refusal(nn.Sequential(nn.Linear(3, 3)).eval(), torch.rand(2, 4))
+    assert found.code == "M004"
+    assert "the model itself fails" in found.message
+
+
+def test_inputs_that_do_not_fit_the_signature() -> None:
+    found = refusal(Counter().eval(), torch.rand(2), torch.rand(2))
+    assert found.code == "M004"
+    assert "too many positional arguments" in found.message
+
+
+class Result:
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = value
+
+
+def test_an_output_that_no_graph_can_build() -> None:
+    model = Lambda(lambda self, x: Result(x)).eval()
+    found = refusal(model, torch.rand(2))
+    assert found.code == "M004"
+    assert "returns a `Result` object" in found.message
+    assert "dataclasses" in found.helps[0]
+
+
+def test_branch_on_data() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x - 1
+
+    x = torch.rand(2, 3)
+    found = refusal(Lambda(forward).eval(), x, second=(-x,))
+    assert found.code == "M006"
+    assert found.labels[0].where.startswith("test_capture_hard.py:")
+    assert "branch on data" in found.notes[0]
+
+
+def test_number_read_out_of_a_tensor_follows_the_input() -> None:
+    model = Lambda(lambda self, x: x * x.max().item()).eval()
+    captured = capture(model, (torch.rand(2, 3),))
+    assert same(captured, model, torch.rand(4, 3))
+
+
+def test_silent_specialisation_is_refused() -> None:
+    # range() reads a size without telling anyone, so only the second example can find it.
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return sum(x[i] * (i + 1) for i in range(x.shape[0]))
+
+    found = refusal(Lambda(forward).eval(), torch.rand(2, 3))
+    assert found.code == "M005"
+    assert "batch 4" in found.message
+
+
+def test_a_size_forced_by_int_is_named() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(int(x.shape[0] * 1.0), -1)
+
+    found = refusal(Lambda(forward).eval(), torch.rand(2, 3, 4))
+    assert found.code == "M006"
+    assert "read by int()" in found.notes[0]
+
+
+def test_a_result_that_escapes_the_record_is_refused() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return torch.Tensor([[value * 2 for value in row] for row in x.tolist()])
+
+    assert refusal(Lambda(forward).eval(), torch.rand(2, 3)).code in ("M005", "M006")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.rand(2, 2, device="meta"), "meta"),
+        (torch.eye(2).to_sparse(), "sparse"),
+        (torch.rand(2, 2, dtype=torch.complex64), "complex"),
+    ],
+)
+def test_unfit_parameters(value: torch.Tensor, reason: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].weight = nn.Parameter(value)
+    found = refusal(model.eval(), torch.rand(2, 2))
+    assert found.code == "M008"
+    assert found.labels[0].where == "0.weight"
+    assert reason in found.message
+
+
+def test_lazy_parameters() -> None:
+    assert refusal(nn.Sequential(nn.LazyLinear(3)).eval(), torch.rand(2, 2)).code == "M008"
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = nn.Linear(2, 2).eval()
+    model.lock = threading.Lock()
+    assert "cannot be copied" in refusal(model, torch.rand(2, 2)).message
+
+
+def test_a_fixed_batch_size_is_reported() -> None:
+    model = Lambda(lambda self, x: x.view(2, 12) + 1).eval()
+    captured = capture(model, (torch.rand(2, 3, 4),))
+    assert codes(captured) == ["M009"]
+    assert captured.proved == ("the example",)
+
+
+def test_a_fixed_image_size_is_reported() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * float(x.shape[-1])
+
+    captured = capture(Lambda(forward).eval(), (torch.rand(2, 3, 8, 8),))
+    assert codes(captured) == ["M006"]
+    assert "for the example's size only" in captured.notes[0].message
+    assert captured.proved == ("the example", "batch 4")
+
+
+def test_a_contradicted_branch_without_consequence_is_reported() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.shape[0] < 3 else 1 + x
+
+    captured = capture(Lambda(forward).eval(), (torch.rand(2, 3),))
+    assert codes(captured) == ["M006"]
+    assert "yet the outputs are equal" in captured.notes[0].message
+
+
+# -- effects
+# ----------------------------------------------------------------------------------------
+
+
+def _unused_results(self: Any, x: torch.Tensor) -> torch.Tensor:
+    y = x + 1
+    y.mul_(2)
+    y[:, 0] = 7
+    self.relu(y)
+    view = y.view(-1)
+    view.sub_(0.5)
+    torch.add(y, 1, out=y)
+    F.hardtanh(y, -1, 1, inplace=True)
+    y += x
+    return y
+
+
+def test_writes_whose_results_nobody_reads_survive() -> None:
+    model = Lambda(_unused_results, relu=nn.ReLU(inplace=True)).eval()
+    captured = capture(model, (torch.randn(2, 3),))
+    assert same(captured, model, torch.randn(5, 3))
+    writers = [node for node in captured.module.graph.nodes if written(node)]
+    assert len(writers) == 7
+
+
+def test_a_write_to_the_input_is_kept_and_the_given_tensor_is_not_touched() -> None:
+    model = Lambda(lambda self, x: x.add_(1).mul(2)).eval()
+    x = torch.zeros(2, 2)
+    captured = capture(model, (x,))
+    assert x.sum() == 0
+    captured.module(x)
+    assert x.sum() == 4
+
+
+def test_reading_before_and_after_a_write() -> None:
+    def forward(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x * 1
+        negative = -y
+        same_object = y.contiguous()
+        y.add_(1)
+        return negative, same_object, y.neg().neg()
+
+    model = Lambda(forward).eval()
+    assert same(capture(model, (torch.rand(2, 2),)), model, torch.rand(3, 2))
+
+
+def test_dead_code_goes() -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.unused(x)
+        x.exp()
+        return self.used(x)
+
+    model = Lambda(forward, used=nn.Linear(2, 2), unused=nn.Linear(2, 2)).eval()
+    captured = capture(model, (torch.rand(2, 2),))
+    assert [node.op for node in captured.module.graph.nodes][1:] == [
+        "call_function",
+        "call_module",
+        "output",
+    ]
+    assert "unused.weight" not in dict(captured.module.named_parameters())
+
+
+def test_hooks_keep_running() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.ReLU()))
+    calls: list[str] = []
+    model[0].register_forward_hook(lambda module, args, output: output + 1)
+    model[2].register_forward_pre_hook(lambda module, args: calls.append("pre"))
+    model.eval()
+    captured = capture(model, (torch.rand(2, 2, 4, 4),))
+    assert codes(captured) == ["M007", "M007"]
+    assert [note.labels[0].where for note in captured.notes] == ["0", "2"]
+    calls.clear()
+    assert same(captured, model, torch.rand(3, 2, 4, 4))
+    assert calls == ["pre", "pre"]
+
+
+def test_a_hook_that_only_looks_is_not_dead_code() -> None:
+    seen: list[int] = []
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.probe(x)
+        return x + 1
+
+    model = Lambda(forward, probe=nn.Identity())
+    model.probe.register_forward_hook(lambda *_: seen.append(1))
+    captured = capture(model.eval(), (torch.rand(2),))
+    seen.clear()
+    captured.module(torch.rand(2))
+    assert seen == [1]
+
+
+def test_hooks_of_the_model_itself_move_to_the_captured_module() -> None:
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    model.register_forward_hook(lambda module, args, output: output * 3)
+    captured = capture(model, (torch.rand(2, 2),))
+    assert codes(captured) == ["M007"]
+    assert same(captured, model, torch.rand(4, 2))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_parametrized_modules_stay_whole(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()).eval()
+    captured = capture(model, (torch.rand(2, 3),))
+    assert codes(captured) == ["M007"]
+    assert same(captured, model, torch.rand(4, 3))
+
+
+def test_nan_equals_nan() -> None:
+    model = Lambda(lambda self, x: torch.log(x - 1)).eval()
+    assert capture(model, (torch.rand(2, 2),)).notes == ()
+
+
+def test_empty_and_scalar_inputs() -> None:
+    model = Lambda(lambda self, x, s: x * s + x.sum()).eval()
+    captured = capture(model, (torch.rand(0, 3), torch.tensor(2.0)))
+    assert same(captured, model, torch.rand(2, 3), torch.tensor(3.0))
+
+
+def test_inference_tensors_as_inputs() -> None:
+    with torch.inference_mode():
+        x = torch.rand(2, 3)
+        captured = capture(nn.Sequential(nn.Linear(3, 3)).eval(), (x,))
+    assert captured.how == "trace"
