@@ -2,32 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from . import tree as t
+from .costs import check_costs
 from .declared import Declarations, Known
-from .diagnostics import Diagnostic
+from .declaring import check_declarations, check_tests
+from .diagnostics import Diagnostic, Label
+from .discipline import check_discipline
+from .facts import Flow
+from .guards import check_guards
 from .names import Names
 from .operations import check_operations
+from .overlap import Entry, check_duplicates, check_overlap
+from .pipelines import Pipelines
 from .report import Report
-from .sampling import Sampler, guards_of
-from .shapes import models
-from .sides import sides
+from .sampling import TRIES, Sampler, guards_of
+from .shapes import Model, models
+from .sides import Sides, sides
 from .sizes import check_sizes
+from .termination import check_cycles, check_growth
+
+MAX_MODELLED = 150
+"""Rules of one file whose sizes are checked; the checker says when it stops."""
 
 
 def check(
     file: t.File, known: Declarations, rules: Iterable[t.Rule] = (), used: Iterable[str] = ()
 ) -> list[Diagnostic]:
-    report = Report()
+    """Everything that is wrong with `file`, sorted by place. Never raises.
+
+    known: the ops and functions of the library and of the files that `file` uses.
+    rules: the rules that these files provide, for pipelines to name.
+    used: the dotted names of the `use` statements that the caller has resolved.
+    """
     names = Known(file, known)
-    for rule in file.all(t.Rule):
-        both = sides(rule, names)
-        scope = Names(rule, both, names, report).run()
-        check_operations(rule, both, scope, names, report, frozenset(("in_range", "out_range")))
-        if report.errors:
-            continue
-        ms = models(rule, both, names)
-        ss = [Sampler(m, guards_of(rule)) for m in ms]
-        check_sizes(ms, ss, report)
-    return list(report.found)
+    checker = Checker(file, names, {rule.name.text: rule for rule in rules})
+    checker.run(set(used))
+    found = [*checker.report.found, *dict.fromkeys(names.broken)]
+    return sorted(found, key=lambda d: _place(d, file))
+
+
+def _place(diagnostic: Diagnostic, file: t.File) -> tuple[bool, int, str]:
+    span = diagnostic.labels[0].span if diagnostic.labels else None
+    if span is None:
+        return True, 0, diagnostic.code
+    return span.source is not file.span.source, span.start, diagnostic.code
+
+
+@dataclass(slots=True)
+class Checker:
+    """The passes over one file. A rule with an error in one pass is left out of the later ones."""
+
+    file: t.File
+    known: Known
+    foreign: dict[str, t.Rule]
+    report: Report = field(default_factory=Report)
+    both: dict[str, Sides] = field(default_factory=dict)
+    built: dict[int, tuple[Model, Sampler]] = field(default_factory=dict)
+    sound: dict[str, t.Rule] = field(default_factory=dict)
+
+    def run(self, used: set[str]) -> None:
+        self._uses(used)
+        check_declarations(self.file, self.report)
+        own = self.file.all(t.Rule)
+        tries = max(40, min(TRIES, 20_000 // max(1, len(own))))
+        for index, rule in enumerate(own):
+            self._rule(rule, tries if index < MAX_MODELLED else 0)
+        self._say_limit(own)
+        check_duplicates(self._with_sides(), self.known, self.report)
+        rules = self.foreign | {rule.name.text: rule for rule in own}
+        check_tests(self.file, rules, self.report)
+        for pipeline in self.file.all(t.Pipeline):
+            self._pipeline(pipeline, rules)
+
+    def _uses(self, used: set[str]) -> None:
+        for use in self.file.all(t.Use):
+            dotted = ".".join(word.text for word in use.path)
+            if dotted not in used:
+                label = Label(use.span, "not found")
+                help = f"rules and ops of a `use` stand in {dotted.replace('.', '/')}.lissom"
+                message = f"no file provides `{dotted}`"
+                self.report.error("N007", message, label, help=help)
+
+    def _say_limit(self, own: tuple[t.Rule, ...]) -> None:
+        if len(own) > MAX_MODELLED:
+            label = Label(own[MAX_MODELLED].name.span, "from here on only names and kinds")
+            message = f"sizes, guards and costs of {len(own) - MAX_MODELLED} rules were not checked"
+            help = f"split the file: {MAX_MODELLED} rules of one file are checked in full"
+            self.report.warn("V003", message, label, help=help)
+
+    def _rule(self, rule: t.Rule, tries: int) -> None:
+        before = self.report.errors
+        both = sides(rule, self.known)
+        scope = Names(rule, both, self.known, self.report).run()
+        if self.report.errors == before:
+            check_operations(rule, both, scope, self.known, self.report, self._attached())
+            check_discipline(rule, both, self.report)
+        if self.report.errors > before:
+            return
+        self.sound[rule.name.text] = rule
+        self.both[rule.name.text] = both
+        if tries:
+            self._sizes(rule, both, tries)
+
+    def _sizes(self, rule: t.Rule, both: Sides, tries: int) -> None:
+        found = models(rule, both, self.known)
+        samplers = [Sampler(model, guards_of(rule), tries) for model in found]
+        if not check_sizes(found, samplers, self.report):
+            self.sound.pop(rule.name.text, None)
+            return
+        model, sampler = found[0], samplers[0]
+        self.built[id(rule)] = model, sampler
+        if check_guards(rule, sampler, self.report):
+            check_costs(rule, model, sampler, self.report)
+            check_growth(rule, both, model, sampler, self.known, self.report)
+
+    def _attached(self) -> frozenset[str]:
+        """The names under which observers record, in this file and in the rules it uses."""
+        rules = [*self.foreign.values(), *self.file.all(t.Rule)]
+        steps = [s for r in rules for c in r.all(t.Rewrite) for s in c.steps]
+        return frozenset(s.path.parts[-1].text for s in steps if isinstance(s, t.Attach))
+
+    def _with_sides(self) -> Iterator[tuple[t.Rule, Sides]]:
+        for name, rule in self.sound.items():
+            yield rule, self.both[name]
+
+    # -- pipelines
+
+    def _pipeline(self, pipeline: t.Pipeline, rules: dict[str, t.Rule]) -> None:
+        Pipelines(pipeline, rules, self.known, self.report).run()
+        Flow(pipeline, rules, self._attached(), self.report).run()
+        for stage in pipeline.all(t.Stage):
+            for step in stage.steps:
+                if isinstance(step, (t.Fixpoint, t.Once)):
+                    self._group(stage, step)
+
+    def _group(self, stage: t.Stage, step: t.Fixpoint | t.Once) -> None:
+        group = [entry for ref in step.refs if (entry := self._entry(ref)) is not None]
+        check_overlap(stage, group, self.known, self.report)
+        if isinstance(step, t.Fixpoint):
+            check_cycles(stage, group, self.built, self.report)
+
+    def _entry(self, ref: t.Ref) -> Entry | None:
+        name = ref.rule.text
+        rule = self.sound.get(name) or self.foreign.get(name)
+        if rule is None:
+            return None
+        if name not in self.both:
+            self.both[name] = sides(rule, self.known)
+        return Entry(rule, self.both[name], ref.rule, ref.at)

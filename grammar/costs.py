@@ -58,9 +58,7 @@ def check_costs(rule: t.Rule, model: Model, sampler: Sampler, report: Report) ->
                 _claim(rule, model, sampler, report, claim.condition)
 
 
-def _claim(
-    rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: t.Binary
-) -> None:
+def _claim(rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: t.Binary) -> None:
     try:
         left, right = _side(model, claim.left), _side(model, claim.right)
     except TooLarge:
@@ -155,4 +153,3 @@ def break_even(model: Model, gap: Poly) -> str:
         top = top if len(rest.terms) == 1 else f"({top})"
         return f"{name} < {top}/({factor})"
     return ""
-

@@ -33,7 +33,10 @@ def _twice(file: t.File, report: Report) -> None:
         key = type(statement).__name__.lower(), statement.name.text
         first = seen.setdefault(key, statement.name)
         if first is not statement.name:
-            places = Label(statement.name.span, "declared again"), Label(first.span, "declared here")
+            places = (
+                Label(statement.name.span, "declared again"),
+                Label(first.span, "declared here"),
+            )
             report.error("N003", f"the {key[0]} `{key[1]}` is declared twice", *places)
 
 

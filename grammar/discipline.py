@@ -160,12 +160,16 @@ def _exact(rule: t.Rule, report: Report) -> None:
     help = "declare it `approx rule`, or leave this out"
     for perturb in rule.all(t.Perturb):
         label = Label(_head(perturb.span, "perturb"), "moves numbers")
-        report.error("X001", f"the {rule.kind} rule `{rule.name}` perturbs", label, place, help=help)
+        report.error(
+            "X001", f"the {rule.kind} rule `{rule.name}` perturbs", label, place, help=help
+        )
     for claim in _claims(rule):
         for name in sorted(BUDGETS & set(_calls(claim.condition))):
             label = Label(claim.condition.span, "an error budget")
             message = f"the {rule.kind} rule `{rule.name}` claims an error"
-            report.error("X001", message, label, place, help=f"{help}; `{name}` is for approx rules")
+            report.error(
+                "X001", message, label, place, help=f"{help}; `{name}` is for approx rules"
+            )
     for clause in rule.all(t.Let, t.Rewrite):
         for name, span in _calls(clause).items():
             if name in LOSSY and not _is_op(clause, name):

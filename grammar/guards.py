@@ -117,9 +117,7 @@ def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
     return _together(rule, guards, sampler, report)
 
 
-def _together(
-    rule: t.Rule, guards: list[t.Guard], sampler: Sampler, report: Report
-) -> bool:
+def _together(rule: t.Rule, guards: list[t.Guard], sampler: Sampler, report: Report) -> bool:
     sized = [g for g in guards if _is_sized(g.condition, sampler)]
     if not sized or sampler.instances():
         return True
@@ -138,9 +136,7 @@ def _is_sized(guard: t.Expr, sampler: Sampler) -> bool:
     return sampler.truth.holds(guard, sample) is not None
 
 
-def _bounds_clash(
-    guards: list[t.Guard], sampler: Sampler, report: Report, rule: t.Rule
-) -> bool:
+def _bounds_clash(guards: list[t.Guard], sampler: Sampler, report: Report, rule: t.Rule) -> bool:
     """Two guards that bound the same size from both sides with nothing in between."""
     bounds: dict[Poly, list[tuple[str, float, t.Guard]]] = {}
     for guard in guards:
@@ -150,8 +146,9 @@ def _bounds_clash(
         for op, limit, guard in found:
             for other, bound, earlier in found:
                 if guard.span.start > earlier.span.start and _empty(op, limit, other, bound):
-                    places = Label(guard.condition.span, "contradicts"), Label(
-                        earlier.condition.span, "this guard"
+                    places = (
+                        Label(guard.condition.span, "contradicts"),
+                        Label(earlier.condition.span, "this guard"),
                     )
                     message = f"the rule `{rule.name}` can never apply"
                     report.error("V001", message, *places, note="shown with intervals")

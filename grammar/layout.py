@@ -59,11 +59,11 @@ class Row(Doc):
     def flat(self) -> str:
         return "".join(part.flat for part in self.parts)
 
-    @property
+    @cached_property
     def loose(self) -> bool:  # type: ignore[override]
         return any(part.loose for part in self.parts)
 
-    @property
+    @cached_property
     def head(self) -> int:
         return _head(self.parts, 0)
 
@@ -157,8 +157,9 @@ def _head(parts: Sequence[Doc], tail: int) -> int:
     """Columns needed before the first place where a part, or what follows the parts, may break."""
     total = 0
     for part in parts:
-        total += part.head
-        if part.head < len(part.flat):
+        head = part.head
+        total += head
+        if head < len(part.flat):
             return total
     return total + tail
 

@@ -15,7 +15,7 @@ from lark import Token
 from .diagnostics import SOURCE, Label, LissomError, Source, Span, did_you_mean, fail
 
 MAX_DEPTH = 64
-MAX_TOKENS = 40_000
+MAX_TOKENS = 30_000
 MAX_NAME = 100
 
 HARD = {

@@ -13,6 +13,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from . import tables
 from .build import Build
 from .diagnostics import SOURCE, Label, LissomError, Source, Span, fail
+from .lex import HARD
 from .tree import File
 
 MAX_BYTES = 1 << 20
@@ -72,7 +73,7 @@ def _parser() -> Lark:
 
 
 def _check_text(source: Source) -> None:
-    if len(source.text) > MAX_BYTES:
+    if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise _too_large(Label(None, where=source.name))
     offset = _forbidden(source.text)
     if offset is not None:
@@ -154,7 +155,7 @@ def _bad_token(error: UnexpectedToken, source: Source) -> LissomError:
 def _token_help(kind: str, text: str) -> str:
     if kind == "EQUAL":
         return "`=` binds a name; to compare write `==`, to change a weight `:=`"
-    if kind.startswith("_") and text.isidentifier():
+    if text in HARD or (kind.startswith("_") and text.isidentifier()):
         return f"`{text}` is a reserved word; use another name"
     return ""
 

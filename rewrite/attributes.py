@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..grammar.diagnostics import Diagnostic, LissomError
 from .dims import Evaluate
 
 
@@ -28,8 +29,12 @@ class AttrSpec:
         return int(self.type[3]) if self.type in ("int2", "int3") else None
 
 
-class Unreadable(Exception):
-    """A call that is not canonical; its text is the reason. Never leaves the reader."""
+class Unreadable(LissomError):
+    """A call or setting that does not fit the op (T004); `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(Diagnostic("T004", reason))
+        self.reason = reason
 
 
 def plain(value: Any) -> Any:

@@ -105,9 +105,11 @@ def _more_trials(model: nn.Module, case: Case, second: Any) -> tuple[list[Trial]
         return [Trial(other, run_eager(model, other))], []
     trials, warnings = [], []
     batch, image = doubled(case), enlarged(case)
-    if batch is not None:
+    if batch is None:
+        warnings.append(_one_case("the inputs hold no tensor to make a larger batch of"))
+    else:
         outcome = _try_eager(model, batch)
-        trials += [Trial(batch, outcome)] if not isinstance(outcome, Diagnostic) else []
+        trials += [] if isinstance(outcome, Diagnostic) else [Trial(batch, outcome)]
         warnings += [outcome] if isinstance(outcome, Diagnostic) else []
     if image is not None:
         outcome = _try_eager(model, image)
@@ -120,13 +122,17 @@ def _try_eager(model: nn.Module, case: Case) -> Any:
     try:
         return case.run(model)
     except Exception as error:
-        return Diagnostic(
-            "M009",
-            "the capture could only be proven at one batch size",
-            notes=(f"on {case.label} the model itself fails: {one_line(error)}",),
-            helps=("give inputs that the model accepts as `second=`",),
-            severity="warning",
-        )
+        return _one_case(f"on {case.label} the model itself fails: {one_line(error)}")
+
+
+def _one_case(why: str) -> Diagnostic:
+    return Diagnostic(
+        "M009",
+        "the capture could only be proven at one batch size",
+        notes=(why,),
+        helps=("give inputs that the model accepts as `second=`",),
+        severity="warning",
+    )
 
 
 def _first_that_holds(model: nn.Module, trials: list[Trial]) -> Attempt:

@@ -101,10 +101,16 @@ def by_trace(
         module,
         "trace with opaque leaves" if opaque else "trace",
         (*bound.fixed, *(guard.about for guard in guards)),
-        tuple(f"{path}: {reason}" for path, reason in opaque.items()),
+        _opaque(module, opaque),
         tuple(verdict.notes),
         tuple(verdict.proved),
     )
+
+
+def _opaque(module: fx.GraphModule, reasons: dict[str, str]) -> tuple[str, ...]:
+    hooked = [str(node.target) for node in module.graph.nodes if node.meta.get("effect")]
+    found = dict.fromkeys(hooked, "has hooks or parametrizations") | reasons
+    return tuple(f"{path}: {reason}" for path, reason in found.items())
 
 
 def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
@@ -126,7 +132,7 @@ def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
     reason, _, remedy = str(error).partition("\n")
     if not isinstance(error, Untraceable):
         reason, remedy = f"{type(error).__name__}: {one_line(error)}", ""
-    site = recorder.stack[-1]
+    site = recorder.failed[1] if recorder.failed[0] is error else ""
     owner = f"`{site}`" if site else "the model"
     return Failure(
         site,

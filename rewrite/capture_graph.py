@@ -11,8 +11,16 @@ from .tracer import Guard
 
 _WRITING = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
 _WRITING += ("iand", "ior", "ixor", "ilshift", "irshift")
+# Functions whose result is always memory of its own.
+_FRESH = frozenset({"add", "sub", "mul", "truediv", "matmul", "bmm", "cat", "stack", "linear"})
+_FRESH |= {"conv1d", "conv2d", "conv3d", "relu", "gelu", "silu", "softmax", "batch_norm"}
 _ROOT_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _ROOT_HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
+
+def node_name(node: fx.Node) -> str:
+    """The method or function that a node calls, without its module."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -26,11 +34,11 @@ def written(node: fx.Node) -> tuple[fx.Node, ...]:
 
 
 def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The inputs of a node that its value may share memory with; all of them where nothing was
-    observed.
-    """
+    """The inputs of a node that its value may share memory with."""
     inputs = node.all_input_nodes
-    return tuple(inputs[index] for index in node.meta.get("aliases", range(len(inputs))))
+    if "aliases" not in node.meta:
+        return () if node.op == "call_function" and node_name(node) in _FRESH else tuple(inputs)
+    return tuple(inputs[index] for index in node.meta["aliases"])
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -48,14 +56,14 @@ def _looks_writing(node: fx.Node) -> bool:
     """
     if node.op not in ("call_function", "call_method"):
         return node.op == "call_module"
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
         return True
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
         return schema.is_mutable
-    writes = name.endswith("_") and not name.endswith(("__", "and_", "or_"))
-    return writes or name in _WRITING
+    name = node_name(node)
+    marked = name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_")
+    return marked or name in _WRITING
 
 
 def eliminate_dead(graph: fx.Graph) -> None:

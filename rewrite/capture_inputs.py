@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..grammar.diagnostics import fail
-from .capture_values import rebuild, tensors
+from ..grammar.diagnostics import Label, LissomError, fail
+from .capture_values import Step, leaves, path_text, rebuild, tensors
 from .tracer import Recorder, Specialised
 
 _PLAIN = (int, float, bool, str, type(None))
+_INPUTS = (*_PLAIN, torch.Tensor, torch.dtype, torch.device, complex, enum.Enum)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dic
 
 
 def check_bindable(model: nn.Module, case: Case) -> None:
-    """Raise M004 if the inputs do not fit the signature of forward."""
+    """Raise M004 if the inputs do not fit the signature of forward, or hide their tensors."""
+    for path, leaf in leaves((case.args, case.kwargs)):
+        if not isinstance(leaf, _INPUTS):
+            raise _unreadable(case, path, leaf)
     signature = inspect.signature(model.forward)
     try:
         signature.bind(*case.args, **case.kwargs)
@@ -138,6 +143,15 @@ def check_bindable(model: nn.Module, case: Case) -> None:
             note=f"its signature is forward{signature}",
             help="pass a tuple of positional inputs, or a dict of inputs by name",
         ) from None
+
+
+def _unreadable(case: Case, path: tuple[Step, ...], leaf: object) -> LissomError:
+    return fail(
+        "M004",
+        f"{case.label} holds a `{type(leaf).__name__}` object, whose tensors a trace cannot see",
+        Label(None, where=f"inputs{path_text(path[1:])}"),
+        help="pass tensors and numbers, or tuples, lists, dicts and dataclasses of them",
+    )
 
 
 def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:

@@ -100,21 +100,19 @@ class Lowering:
             return value.node()
         if isinstance(value, slice):
             return slice(*(self.lower(x) for x in (value.start, value.stop, value.step)))
-        if isinstance(value, list):
-            return [self.lower(item) for item in value]
-        if isinstance(value, tuple):
+        if type(value) in (tuple, torch.Size):
             return tuple(self.lower(item) for item in value)
-        if isinstance(value, dict):
+        if type(value) is list:
+            return [self.lower(item) for item in value]
+        if type(value) is dict:
             return {key: self.lower(item) for key, item in value.items()}
-        return self._atom(value)
+        return self.emit(value) if is_structure(value) else self._atom(value)
 
     def _atom(self, value: Any) -> Any:
         if isinstance(value, (*_ATOMS, type, fx.Node)):
             return value
         if hasattr(value, "item") and type(value).__module__ == "numpy":
             return value.item()
-        if is_dataclass(value):
-            return self.emit(value)
         raise Untraceable(f"passes a `{type(value).__name__}` object to a recorded call")
 
     def emit(self, value: Any) -> Any:

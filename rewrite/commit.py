@@ -23,6 +23,8 @@ def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
 
 
 def _emit(state: State, planned: Planned) -> Emitted:
+    if not planned.op.params:
+        return Emitted(planned.op, (None,) * len(planned.op.inputs), {}, planned.attrs, None)
     params = {name: _rounded(planned, value) for name, value in planned.params.items()}
     inputs = tuple(_stand_in(value) for value in planned.inputs)
     inputs += (None,) * (len(planned.op.inputs) - len(inputs))
@@ -96,7 +98,8 @@ def _insert(
     given = tuple(_with_nodes(value, new) for value in planned.inputs)
     emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
     place = planned.origin.node if planned.origin is not None else site.calls[0].node
-    path = fresh_path(state, str(place.meta.get("site") or ""), site.rule.name)
+    home = str(place.meta.get("site") or "")
+    path = fresh_path(state, home, site.rule.name) if planned.op.params else f"{home}."
     node = emitted.insert(state.module, point, path)
     spec = planned.specs[0] if len(planned.specs) == 1 else planned.specs
     node.meta.update(heirs, val=spec, site=path if node.op == "call_module" else path.rpartition(".")[0], source=place.meta.get("source"))
@@ -184,7 +187,7 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
         if node.users or node._erased or node.op in ("placeholder", "output"):
             continue
         feeders = node.all_input_nodes
-        was_effect = mutates(node, state.module) if _reachable(state, node) else False
+        was_effect = bool(state.mutations) and _reachable(state, node) and mutates(node, state.module)
         state.view.forget(node)
         state.module.graph.erase_node(node)
         if was_effect and node in state.mutations:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .capture_graph import aliased, is_pure, written
+from .capture_graph import aliased, is_pure, node_name, written
 from .spec import spec_of
 
 _GROWTH = 4
@@ -71,15 +71,15 @@ class _Constants:
             return True
         if node.op not in ("call_function", "call_method") or not is_pure(node):
             return False
-        if _name(node) in _UNINITIALISED:
+        if node_name(node) in _UNINITIALISED:
             return False
         return all(source in self.values for source in node.all_input_nodes)
 
     def _evaluate(self, node: fx.Node) -> None:
-        before = torch.get_rng_state()
+        before = _random_states()
         value = _compute(self.module, node, self.values)
-        if not torch.equal(before, torch.get_rng_state()):
-            torch.set_rng_state(before)
+        if any(not torch.equal(a, b) for a, b in zip(before, _random_states(), strict=True)):
+            torch.set_rng_state(before[0])
             return
         if node.op != "get_attr" or isinstance(value, torch.Tensor):
             self.values[node] = value
@@ -91,8 +91,26 @@ class _Constants:
         """Computed constant tensors that something which is not constant uses."""
         for node, value in list(self.values.items()):
             outside = any(user not in self.values for user in node.users)
-            if node.op != "get_attr" and outside and isinstance(value, torch.Tensor):
+            computed = node.op != "get_attr" and isinstance(value, torch.Tensor)
+            if computed and outside and not _escapes(node):
                 yield node
+
+
+def _random_states() -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return states + (torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])
+
+
+def _escapes(node: fx.Node) -> bool:
+    """True if the caller may get hold of the memory of a value, and write to it."""
+    todo, seen = [node], set()
+    while todo:
+        at = todo.pop()
+        if any(user.op == "output" for user in at.users):
+            return True
+        seen.add(at)
+        todo += [user for user in at.users if user not in seen and at in aliased(user)]
+    return False
 
 
 def _touched(graph: fx.Graph) -> set[fx.Node]:
@@ -105,10 +123,6 @@ def _touched(graph: fx.Graph) -> set[fx.Node]:
             seen.add(node)
             todo += aliased(node)
     return seen
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def _compute(module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -185,9 +199,9 @@ def _fresh_path(module: nn.Module, node: fx.Node, role: str) -> str:
 def _role(node: fx.Node) -> str:
     """`weight` or `bias` if the value is used as one, else `constant`."""
     for user in node.users:
-        if _name(user) in _CONTRACTIONS and node in user.args[1:3]:
+        if node_name(user) in _CONTRACTIONS and node in user.args[1:3]:
             return "weight" if user.args[1] is node else "bias"
-        if _name(user) in _CONTRACTIONS and node in user.kwargs.values():
+        if node_name(user) in _CONTRACTIONS and node in user.kwargs.values():
             return next(key for key, arg in user.kwargs.items() if arg is node)
     return "constant"
 

@@ -175,12 +175,25 @@ class Constructor:
         full = {param.name: params.get(param.name) for param in op.params}
         specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
         weights = {name: _spec(value) for name, value in full.items()}
-        given = [name for name, spec in (*specs.items(), *weights.items()) if spec is not None]
-        attrs = op.fill(attrs, given, {n: s.shape for n, s in (*specs.items(), *weights.items()) if isinstance(s, TensorSpec)})
-        planned = Planned(op, inputs, full, attrs, self.origin, at, self._dtype(specs))
-        planned.specs = op.specs(_in_dtype(specs, planned.dtype), _in_dtype(weights, planned.dtype), attrs)
+        dtype = self._dtype(specs)
+        attrs, results = self._shapes(op, specs, weights, attrs, dtype)
+        planned = Planned(op, inputs, full, attrs, self.origin, at, dtype, results)
         self.plan.ops.append(planned)
         return planned
+
+    def _shapes(
+        self, op: OpSpec, specs: dict[str, Any], weights: dict[str, Any], attrs: dict[str, Any], dtype: torch.dtype
+    ) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
+        """All attributes and the results' specs; the same shapes are asked for at many sites, so answers are kept."""
+        key = (op, tuple(specs.values()), tuple(weights.values()), tuple(attrs.items()), dtype)
+        known = self.state.known_specs
+        try:
+            if key in known:
+                return known[key]
+        except TypeError:  # an attribute that cannot be hashed, such as a slice
+            return _solve(op, specs, weights, attrs, dtype)
+        known[key] = _solve(op, specs, weights, attrs, dtype)
+        return known[key]
 
     def _dtype(self, specs: dict[str, Any]) -> torch.dtype:
         """New weights take the precision of the op they come from, else of what they are applied to."""
@@ -192,6 +205,15 @@ class Constructor:
                 return found[0]
         floating = [s.dtype for s in specs.values() if isinstance(s, TensorSpec) and s.dtype.is_floating_point]
         return floating[0] if floating else torch.get_default_dtype()
+
+
+def _solve(
+    op: OpSpec, specs: dict[str, Any], weights: dict[str, Any], attrs: dict[str, Any], dtype: torch.dtype
+) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
+    both = {**specs, **weights}
+    given = [name for name, spec in both.items() if spec is not None]
+    filled = op.fill(attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)})
+    return filled, op.specs(_in_dtype(specs, dtype), _in_dtype(weights, dtype), filled)
 
 
 def _spec(value: Any) -> Any:

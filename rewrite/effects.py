@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx, nn
 
+from .view import View
+
 _IN_PLACE = frozenset(
     {operator.setitem, operator.delitem}
     | {getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, name[1:])}
@@ -16,6 +18,8 @@ _IN_PLACE = frozenset(
 
 def mutates(node: fx.Node, module: fx.GraphModule) -> bool:
     """Whether running the node changes a tensor that existed before."""
+    if node.meta.get("mutates"):
+        return True
     if node.op == "call_method":
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
@@ -37,12 +41,62 @@ def mutations(module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in module.graph.nodes if mutates(node, module)]
 
 
-def mutation_between(nodes: Sequence[fx.Node], first: fx.Node, last: fx.Node) -> fx.Node | None:
-    """A mutating node strictly between two nodes of the graph, if there is one."""
-    if not nodes:
+def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
+    """Those of the mutating nodes that run after `first`."""
+    return nodes[bisect_right(nodes, first._sort_key, key=lambda node: node._sort_key) :]
+
+
+def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.Node | None:
+    """A mutating node that runs between the first and the last of `inside` (in graph order) and is none of them."""
+    if not nodes or not inside:
         return None
-    index = bisect_right(nodes, first._sort_key, key=lambda node: node._sort_key)
-    return next((node for node in nodes[index:] if node._sort_key < last._sort_key), None) if index < len(nodes) else None
+    for node in after(nodes, inside[0]):
+        if node._sort_key >= inside[-1]._sort_key:
+            return None
+        if node not in inside:
+            return node
+    return None
+
+
+def memory_of(view: View, value: fx.Node) -> set[fx.Node]:
+    """The values whose memory `value` may be: itself and what it is a view of."""
+    found: set[fx.Node] = set()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += _aliased(view, node)
+    return found
+
+
+def _written(node: fx.Node) -> Sequence[fx.Node]:
+    """The inputs whose memory a mutating node writes to."""
+    inputs = node.all_input_nodes
+    if node.meta.get("mutates"):
+        return [inputs[index] for index in node.meta["mutates"] if index < len(inputs)]
+    target = node.kwargs.get("out", node.args[0] if node.args else None)
+    return [target] if isinstance(target, fx.Node) else inputs
+
+
+def _aliased(view: View, node: fx.Node) -> Sequence[fx.Node]:
+    """The inputs that a value may share memory with. What is opaque may pass on any of them."""
+    call = view.call(node)
+    if call is not None:
+        return node.all_input_nodes if call.in_place or "alias" in call.op.traits else ()
+    inputs = node.all_input_nodes
+    observed = node.meta.get("aliases", range(len(inputs)))
+    return [inputs[index] for index in observed if index < len(inputs)]
+
+
+def seen_through(view: View, nodes: Sequence[fx.Node], old: fx.Node, new: Iterable[fx.Node]) -> fx.Node | None:
+    """A later in-place op that would be seen if `old` became memory of `new`: it writes to either."""
+    later = after(nodes, old)
+    if not later:
+        return None
+    own = set().union(*(memory_of(view, node) for node in new))
+    writes = ((node, memory_of(view, value)) for node in later for value in _written(node))
+    return next((node for node, memory in writes if old in memory or memory & own), None)
 
 
 def pure_nodes(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from .construct import Plan, Planned
 from .call import tensor_at
+from .effects import mutates
 from .emit import Emitted
 from .evaluate import ParamRef
 from .spec import TensorSpec
@@ -34,13 +35,19 @@ def run_nodes(
 ) -> Env:
     """Executes graph nodes in order on `env`, with the weights in `moved` put in place of the model's own.
 
-    `dtype` None keeps every weight in its own precision (moved weights are rounded to it).
+    `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The tensors of `env` are
+    never written to: nodes that compute in place get copies.
     """
-    env = dict(env)
+    given = env
+    env = _copies(env) if any(mutates(node, module) for node in nodes) else dict(env)
     with torch.no_grad():
         for node in nodes:
             env[node] = _run_node(module, node, env, moved, dtype)
-    return env
+    return {**env, **given}
+
+
+def _copies(env: Env) -> Env:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in env.items()}
 
 
 def _run_node(

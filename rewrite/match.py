@@ -91,22 +91,18 @@ class Search:
 
     def _reach_producer(self, step: Step, bindings: Bindings) -> Iterator[Bindings]:
         value = bindings.values[step.via]
-        found = False
         if isinstance(value, fx.Node):
-            producer = _producer(step.op, value)
-            for bound in self._bind_repeated(step.op, producer, bindings):
-                found = True
-                yield bound
+            yield from self._bind_repeated(step, _producer(step.op, value), bindings)
         elif step.op.fixed:
             self.missed(STRUCTURE, len(bindings.ops), lambda: f"`{step.via}` is the constant {value}", step.op.source.span, None)
-        if step.op.repeat and not (found and step.op.repeat == "*"):
+        if step.op.repeat:
             yield from self._absent(step.op, bindings)
 
     def _reach_consumer(self, step: Step, bindings: Bindings) -> Iterator[Bindings]:
         value = bindings.values[step.via]
         users = list(value.users) if isinstance(value, fx.Node) else []
         for user in users:
-            yield from self._bind_repeated(step.op, user, bindings)
+            yield from self._bind_repeated(step, user, bindings)
         if not users and step.op.fixed:
             self.missed(STRUCTURE, len(bindings.ops), lambda: f"nothing reads `{step.via}`", step.op.source.span, None)
         if step.op.repeat:
@@ -117,37 +113,47 @@ class Search:
         target, operand = op.targets[0], op.reads[0]
         bound = bindings.copy()
         known = bound.values.get(target, bound.values.get(operand))
-        if bound.values.setdefault(target, known) is not bound.values.setdefault(operand, known):
-            return
-        yield bound
+        if _unify(bound, target, known) and _unify(bound, operand, known):
+            yield bound
 
-    def _bind_repeated(self, op: PatternOp, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
+    def _bind_repeated(self, step: Step, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
+        """A chain may have any length: the longest is tried first."""
+        op = step.op
         if op.repeat != "*":
             yield from self._bind(op, node, bindings)
             return
-        chain = self._chain(op, node)
-        if chain:
+        taken = {id(call) for call in bindings.calls()}
+        run = self._upwards(op, node, taken) if step.how == "producer" else self._downwards(op, node, taken)
+        for length in range(len(run), 0, -1):
+            chain = run[:length] if step.how == "consumer" else run[length - 1 :: -1]
             bound = bindings.copy()
             bound.chains[op.index] = chain
-            bound.values[op.targets[0]] = chain[-1].node
-            operand = chain[0].inputs[0]
-            if bound.values.setdefault(op.reads[0], operand) is operand:
+            if _unify(bound, op.targets[0], chain[-1].node) and _unify(bound, op.reads[0], _link(op, chain[0])):
                 yield bound
 
-    def _chain(self, op: PatternOp, node: fx.Node) -> list[Call]:
-        """The longest run of such ops that ends (seen from its reader) or begins at `node`."""
-        here = self.view.call(node)
-        if not _is(op, here):
-            return []
-        run = [here]
-        while _is(op, call := self._single(run[0].inputs[0])):
-            run.insert(0, call)
-        while len(run[-1].node.users) == 1 and _is(op, call := self.view.call(next(iter(run[-1].node.users)))):
+    def _upwards(self, op: PatternOp, node: Any, taken: set[int]) -> list[Call]:
+        """Such ops from `node` on towards the inputs, each read by the one before only."""
+        run: list[Call] = []
+        while isinstance(node, fx.Node) and (not run or len(node.users) == 1):
+            call = self.view.call(node)
+            if call is None or id(call) in taken or _link(op, call) is None:
+                break
             run.append(call)
+            node = _link(op, call)
         return run
 
-    def _single(self, value: Any) -> Call | None:
-        return self.view.call(value) if isinstance(value, fx.Node) and len(value.users) == 1 else None
+    def _downwards(self, op: PatternOp, node: fx.Node, taken: set[int]) -> list[Call]:
+        """Such ops from `node` on towards the outputs."""
+        run: list[Call] = []
+        while (call := self.view.call(node)) is not None:
+            read = _link(op, call)
+            if read is None or id(call) in taken or (run and read is not run[-1].node):
+                break
+            run.append(call)
+            if len(node.users) != 1:
+                break
+            node = next(iter(node.users))
+        return run
 
     # -- binding one op -------------------------------------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class Search:
         if op.ops is not None and call.op.name not in op.ops:
             self.missed(STRUCTURE, depth, lambda: f"{_wanted(op)} expected, found {call.op.name}", op.source.ops.span, node)
             return
-        if any(other is call for other in bindings.ops.values()):
+        if any(other is call for other in bindings.calls()):
             return
         yield from self._bind_operands(op, call, bindings)
 
@@ -174,8 +180,12 @@ class Search:
     def _targets(self, op: PatternOp, call: Call, bound: Bindings) -> bool:
         if len(op.targets) == 1 and call.op.results == 1:
             return _unify(bound, op.targets[0], call.node)
-        parts = {user.args[1]: user for user in call.node.users if _is_part(user)}
-        return all(_unify(bound, name, parts.get(index)) for index, name in enumerate(op.targets) if name != "_")
+        parts = parts_of(call.node)
+        for index, name in enumerate(op.targets):
+            if name != "_" and not _unify(bound, name, parts.get(index)):
+                self.missed(STRUCTURE, len(bound.ops), lambda n=name: f"nothing takes out `{n}`", op.source.span, call.node)
+                return False
+        return True
 
     def _operands(self, op: PatternOp, call: Call, operands: tuple[Any, ...], bound: Bindings) -> bool:
         for index, wanted in enumerate(op.operands):
@@ -194,8 +204,19 @@ class Search:
         return True
 
 
-def _is(op: PatternOp, call: Call | None) -> bool:
-    return call is not None and (op.ops is None or call.op.name in op.ops)
+def _link(op: PatternOp, call: Call) -> Any:
+    """What `call` reads as a link of a chain of `op`; None if it is no such link."""
+    if op.ops is not None and call.op.name not in op.ops:
+        return None
+    if not op.operands or not isinstance(op.operands[0], t.Name):
+        return None
+    for first, *others in _orders(call):
+        given = [*others, *(None,) * (len(op.operands) - 1 - len(others))]
+        pairs = list(zip(op.operands[1:], given, strict=False))
+        rest = given[len(pairs) :]
+        if all(_operand(Bindings(), w, v) for w, v in pairs) and all(v is None for v in rest):
+            return first
+    return None
 
 
 def _wanted(op: PatternOp) -> str:
@@ -204,22 +225,36 @@ def _wanted(op: PatternOp) -> str:
 
 def _producer(op: PatternOp, value: fx.Node) -> fx.Node:
     """The node that makes `value`; a part of a tuple is made by the node that makes the tuple."""
-    if len(op.targets) > 1 and _is_part(value):
+    if len(op.targets) > 1 and is_part(value):
         whole = value.args[0]
         assert isinstance(whole, fx.Node)
         return whole
     return value
 
 
-def _is_part(node: fx.Node) -> bool:
+def is_part(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem" and type(node.args[1]) is int
 
 
+def parts_of(node: fx.Node) -> dict[int, fx.Node]:
+    """The nodes that take single results out of an op with several, by number."""
+    found: dict[int, fx.Node] = {}
+    for user in node.users:
+        if is_part(user) and user.args[0] is node:
+            found.setdefault(user.args[1], user)  # type: ignore[arg-type]
+    return found
+
+
 def _orders(call: Call) -> Iterator[tuple[Any, ...]]:
-    """The operands, flattened; both orders where the op commutes and the order can matter."""
+    """The operands, flattened; both orders where the op commutes and the order can matter.
+
+    `torch.add(x, y, alpha = 2)` is x + 2 y: with a factor on one operand it does not commute.
+    """
     operands = operands_of(call)
     yield operands
-    if len(operands) >= 2 and "commutative" in call.op.traits and operands[0] is not operands[1]:
+    if len(operands) < 2 or "commutative" not in call.op.traits or call.attrs.get("alpha", 1) != 1:
+        return
+    if operands[0] is not operands[1]:
         yield (operands[1], operands[0], *operands[2:])
 
 
@@ -233,8 +268,10 @@ def operands_of(call: Call) -> tuple[Any, ...]:
 def _operand(bound: Bindings, wanted: t.Expr, found: Any) -> bool:
     if isinstance(wanted, t.Name):
         return wanted.text == "_" or _unify(bound, wanted.text, found)
+    if isinstance(wanted, t.Constant) and wanted.value is None:
+        return found is None
     value = literal(wanted)
-    return not isinstance(found, fx.Node) and type(found) in (int, float, bool) and found == value
+    return type(found) in (int, float, bool) and found == value
 
 
 def literal(expr: t.Expr) -> Any:

@@ -22,7 +22,11 @@ class Writer:
     """
 
     def __init__(
-        self, signature: t.Signature, role: Mapping[str, str], own: Mapping[str, Any]
+        self,
+        signature: t.Signature,
+        role: Mapping[str, str],
+        defaults: Mapping[str, Any],
+        own: Mapping[str, Any],
     ) -> None:
         self.function = resolve(signature.dotted, own, signature.span)
         self.is_module = is_module(self.function)
@@ -34,7 +38,8 @@ class Writer:
         self._args = tuple((slot.ours.text, slot.variadic) for slot in written[:lead])
         self._kwargs = tuple((slot.theirs.text, slot.ours.text) for slot in written[lead:])
         fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}
-        self._fixed = {} if self.is_module else fixed
+        self._fixed = {} if self.is_module else {k: v for k, v in fixed.items() if v is not None}
+        self._defaults = defaults
 
     def _is_argument(self, slot: t.Slot) -> bool:
         return not self.is_module or slot.theirs.text in forward_names(self.function)
@@ -42,15 +47,23 @@ class Writer:
     def arguments(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments, from values by declared name.
 
-        None is left out by name and at the end.
+        What goes by name is left out if it is None or the declared default, which is torch's own.
         """
         args: list[Any] = []
         for ours, spread in self._args:
             args.extend(values[ours]) if spread else args.append(values[ours])
         while args and args[-1] is None:
             args.pop()
-        given = {theirs: values[ours] for theirs, ours in self._kwargs}
-        return tuple(args), {k: v for k, v in {**given, **self._fixed}.items() if v is not None}
+        kwargs = {
+            theirs: values[ours]
+            for theirs, ours in self._kwargs
+            if values[ours] is not None and not self._is_default(ours, values[ours])
+        }
+        return tuple(args), kwargs | self._fixed
+
+    def _is_default(self, ours: str, value: Any) -> bool:
+        known = self._defaults.get(ours, self._defaults)
+        return type(known) is type(value) and bool(known == value)
 
 
 def _positional(slots: list[t.Slot], role: Mapping[str, str], everything: bool) -> int:

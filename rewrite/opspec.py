@@ -102,13 +102,26 @@ class OpSpec:
         return tuple(item.signature for item in self.decl.items if isinstance(item, kinds))
 
     @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """The defaults that do not depend on the call; what torch takes where a dimension is
+        meant.
+        """
+        filled = self.fill({}, ())
+        plain = (a for a in self.attrs.values() if a.dim is not None or not a.needs)
+        return {attr.name: filled[attr.name] for attr in plain}
+
+    @cached_property
     def writer(self) -> Writer:
         """How the meaning is called."""
-        return Writer(self.meaning, self.role, self.own)
+        return Writer(self.meaning, self.role, self.defaults, self.own)
 
     def writer_of(self, kind: type[Any]) -> Writer | None:
         """How a layer of this class is called; None if no spelling names the class."""
-        writers = (Writer(s, self.role, self.own) for s in self.signatures if "nn." in s.dotted)
+        writers = (
+            Writer(s, self.role, self.defaults, self.own)
+            for s in self.signatures
+            if "nn." in s.dotted
+        )
         return next((writer for writer in writers if writer.function is kind), None)
 
     @cached_property

@@ -66,10 +66,10 @@ class Pattern:
         return len(self.ops)
 
 
-def compile_pattern(statements: Sequence[t.Pattern], given: Iterable[str] = ()) -> Pattern:
-    """The pattern of a block; `given` names values that are bound before it (in `unless`)."""
+def compile_pattern(statements: Sequence[t.Pattern], first: int = 0) -> Pattern:
+    """The pattern of a block; its ops are numbered from `first`, so that blocks of a rule do not collide."""
     sources = [s for s in statements if isinstance(s, t.OpPattern)]
-    ops = tuple(_compile_op(index, source) for index, source in enumerate(sources))
+    ops = tuple(_compile_op(index, source) for index, source in enumerate(sources, start=first))
     produced = {target: op for op in ops for target in op.targets}
     shapes = tuple(s for s in statements if isinstance(s, t.ShapePattern))
     sites = tuple(s for s in statements if isinstance(s, t.SitePattern))

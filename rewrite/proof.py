@@ -11,7 +11,7 @@ from torch import fx, nn
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from .capture_inputs import Case, environment
 from .capture_values import children, is_structure, path_text, tensors
-from .tracer import is_model_file, place
+from .tracer import is_model_file, place, version_of
 
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 
@@ -205,7 +205,7 @@ def _state(model: nn.Module) -> dict[tuple[str, str], Any]:
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        yield name, (id(tensor), None if tensor is None else tensor._version)
+        yield name, (id(tensor), None if tensor is None else version_of(tensor))
     for name, value in module.__dict__.items():
         if name not in _BOOKKEEPING and not name.endswith("_hooks"):
             yield name, _print(value)

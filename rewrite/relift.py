@@ -24,7 +24,7 @@ from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Untraceable
 from .capture_values import tensors
 from .spec import spec_of
-from .tracer import Recorder, Specialised, is_model_file, place
+from .tracer import Recorder, Specialised, is_model_file, place, version_of
 
 _ASSERTIONS = ("_assert", "sym_constrain", "_guards")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -210,9 +210,9 @@ class _Observer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        before = [(tensor, tensor._version) for tensor in tensors(args, kwargs)]
+        before = [(tensor, version_of(tensor)) for tensor in tensors(args, kwargs)]
         result = super().run_node(n)
-        written = {id(tensor) for tensor, version in before if tensor._version != version}
+        written = {id(tensor) for tensor, version in before if version_of(tensor) != version}
         reads = [self.env[source] for source in n.all_input_nodes]
         n.meta["val"] = spec_of(result)
         n.meta["mutates"] = tuple(i for i, value in enumerate(reads) if id(value) in written)

@@ -11,6 +11,7 @@ from typing import Any
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from ..grammar.fragment import parse_expression
+from .match import literal
 from .pattern import Pattern, Step, compile_pattern, steps_from
 
 
@@ -23,6 +24,7 @@ class Rule:
     pattern: Pattern
     unless: tuple[tuple[Pattern, tuple[Step, ...]], ...]
     outputs: frozenset[str]
+    given: Mapping[str, Any] = field(default_factory=dict)
     at: str | None = None
     order: int = 0
     parsed: dict[str, t.Expr] = field(default_factory=dict, compare=False, repr=False)
@@ -37,8 +39,8 @@ class Rule:
 
     @property
     def label(self) -> str:
-        """The rule with its arguments, as a program writes it."""
-        given = ", ".join(f"{key} = {value}" for key, value in self.args.items() if value is not None)
+        """The rule with the arguments that the program gave."""
+        given = ", ".join(f"{key} = {value}" for key, value in self.given.items())
         return f"{self.name}({given})" if given else self.name
 
     @cached_property
@@ -77,20 +79,22 @@ def compile_rule(source: t.Rule, args: Mapping[str, Any], at: str | None = None,
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
-    unless = tuple(_unless(clause, known) for clause in source.all(t.Unless))
+    if not pattern.anchors():
+        raise fail("P001", "the pattern has no op that is always there", Label(source.name.span), help="match one op without `?` or `*`")
+    unless = tuple(_unless(clause, known, len(pattern.ops)) for clause in source.all(t.Unless))
     built = {w.text for r in source.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build) for w in s.targets}
     outputs = frozenset(built & set(pattern.produced))
-    return Rule(source, _arguments(source, args), pattern, unless, outputs, at, order)
+    return Rule(source, _arguments(source, args), pattern, unless, outputs, dict(args), at, order)
 
 
-def _unless(clause: t.Unless, known: set[str]) -> tuple[Pattern, tuple[Step, ...]]:
-    pattern = compile_pattern(clause.patterns)
+def _unless(clause: t.Unless, known: set[str], first: int) -> tuple[Pattern, tuple[Step, ...]]:
+    pattern = compile_pattern(clause.patterns, first)
     return pattern, tuple(steps_from(pattern, known))
 
 
 def _arguments(source: t.Rule, args: Mapping[str, Any]) -> dict[str, Any]:
     """Declared defaults, overridden by what the program gives."""
-    defaults = {p.name.text: p.default.value for p in source.params if hasattr(p.default, "value")}
+    defaults = {p.name.text: literal(p.default) for p in source.params if p.default is not None}
     unknown = [name for name in args if name not in {p.name.text for p in source.params}]
     if unknown:
         known = [p.name.text for p in source.params]

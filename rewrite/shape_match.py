@@ -17,6 +17,10 @@ from .spec import TensorSpec
 from .state import State
 from .call import Call
 
+_UNKNOWN = " is not known"
+_LATER = "later"
+"""The code of a miss that another clause may still turn into a match."""
+
 _CLASSES = {
     "f": lambda dtype: dtype.is_floating_point,
     "i": lambda dtype: not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool,
@@ -38,11 +42,21 @@ def match_shapes(state: State, scope: Scope, bindings: Bindings, pattern: Patter
                 misfit = _attribute(scope, keyword, call, late)
                 if misfit is not None:
                     return misfit
-    for clause in pattern.shapes:
-        misfit = _shape(scope, clause)
-        if misfit is not None:
-            return misfit
+    misfit = _shapes(scope, pattern.shapes)
+    if misfit is not None:
+        return misfit
     return next((m for keyword, call in late if (m := _compare(scope, keyword, call)) is not None), None)
+
+
+def _shapes(scope: Scope, clauses: Sequence[t.ShapePattern]) -> Miss | None:
+    """A size may be an expression of names that a later clause binds: such clauses are read again at the end."""
+    again: list[t.ShapePattern] = []
+    for clause in clauses:
+        misfit = _shape(scope, clause)
+        if misfit is not None and misfit.code != _LATER:
+            return misfit
+        again += [clause] if misfit is not None else []
+    return next((m for clause in again if (m := _shape(scope, clause)) is not None), None)
 
 
 def _calls(bindings: Bindings, index: int) -> list[Call]:
@@ -84,6 +98,8 @@ def _miss(keyword: t.Keyword, call: Call, text: str) -> Miss:
 
 
 def _shape(scope: Scope, clause: t.ShapePattern) -> Miss | None:
+    if scope.names[clause.path.parts[0].text] is None:
+        return None
     spec, node = _spec(scope, clause.path)
     if spec is None:
         return Miss(SHAPES, 1, lambda: f"`{clause.path}` has no known shape here", clause.span, node)
@@ -91,7 +107,10 @@ def _shape(scope: Scope, clause: t.ShapePattern) -> Miss | None:
     if not kind(spec.dtype):
         return Miss(SHAPES, 1, lambda: f"`{clause.path}` is {spec.dtype}", clause.span, node)
     text = _unify(scope, clause.type.dims or (), spec.shape)
-    return None if text is None else Miss(SHAPES, 2, lambda: f"`{clause.path}` is {list(spec.shape)}: {text}", clause.span, node)
+    if text is None:
+        return None
+    code = _LATER if text.endswith(_UNKNOWN) else ""
+    return Miss(SHAPES, 2, lambda: f"`{clause.path}` is {list(spec.shape)}: {text}", clause.span, node, code)
 
 
 def _spec(scope: Scope, path: t.Path) -> tuple[TensorSpec | None, fx.Node | None]:
@@ -132,5 +151,5 @@ def _axis(scope: Scope, dim: t.Dim, size: int) -> str | None:
     try:
         wanted = scope.number(dim)  # type: ignore[arg-type]
     except LissomError:
-        return f"`{dim.span.text}` is not known yet"
+        return f"`{dim.span.text}`{_UNKNOWN}"
     return None if wanted == size else f"`{dim.span.text}` is {wanted}, found {size}"

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -17,14 +17,15 @@ from ..grammar import tree as t
 from ..grammar.diagnostics import Span
 from .effects import mutation_between
 from .evaluate import ParamRef, Scope, shown
-from .match import GUARDS, OWNERS, SHAPES, SITES, UNLESS, USES, Bindings, Miss, Search
+from .match import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, Miss, Search, is_part
+from .pattern import Pattern
 from .rule import Rule
 from .shape_match import match_shapes
 from .state import State
 from .call import Call
 
 
-@dataclass(slots=True)
+@dataclass
 class Site:
     """A match whose guards hold. `calls` stand in graph order."""
 
@@ -44,16 +45,29 @@ class Site:
         """The matched values that the rewrite defines anew."""
         return {n: v for n, v in self.bindings.values.items() if n in self.rule.outputs}
 
+    @cached_property
+    def nodes(self) -> list[fx.Node]:
+        """The matched ops and what takes single results out of them, in graph order."""
+        return sorted({node for call in self.calls for node in with_parts(call)}, key=lambda node: node._sort_key)
+
+    @cached_property
+    def gone(self) -> set[fx.Node]:
+        """The nodes that the rewrite takes out of the graph."""
+        return {node for call in self.removed for node in with_parts(call)}
+
     @property
     def inputs(self) -> list[fx.Node]:
         """The nodes that the matched ops read from outside, in order of first use."""
-        inside = {call.node for call in self.calls}
+        inside = set(self.nodes)
         found = dict.fromkeys(arg for call in self.calls for arg in call.node.all_input_nodes)
-        return [node for node in found if node not in inside and node.op != "get_attr" and not _part_of(node, inside)]
+        return [node for node in found if node not in inside and node.op != "get_attr"]
 
 
-def _part_of(node: fx.Node, inside: set[fx.Node]) -> bool:
-    return node.target is operator.getitem and node.args[0] in inside
+def with_parts(call: Call) -> list[fx.Node]:
+    """The node of a call and, if it has several results, the nodes that take them out."""
+    if call.op.results == 1:
+        return [call.node]
+    return [call.node, *(user for user in call.node.users if is_part(user))]
 
 
 def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
@@ -63,15 +77,22 @@ def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
 
 
 def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
-    names = {**rule.args, **bindings.values}
-    for op in rule.pattern.ops:
-        handle, call = op.source.handle, bindings.ops.get(op.index)
-        if handle is not None and call is not None:
-            names[handle.text] = call
+    names = {**rule.args, **bindings.values, **handles(rule.pattern, bindings)}
     calls = sorted(bindings.calls(), key=lambda call: call.node._sort_key)
     kept = {bindings.ops[op.index].node for op in rule.pattern.ops if op.source.shared and op.index in bindings.ops}
     removed = [call for call in calls if call.node not in kept]
     return Site(rule, bindings, state.scope(names), calls, removed)
+
+
+def handles(pattern: Pattern, bindings: Bindings) -> dict[str, Any]:
+    """What `as c` names: a call, the calls of a chain, none where an optional op is absent."""
+    found: dict[str, Any] = {}
+    for op in pattern.ops:
+        if op.source.handle is not None:
+            absent = () if op.repeat == "*" else None
+            chain = tuple(bindings.chains.get(op.index, ())) or absent
+            found[op.source.handle.text] = bindings.ops.get(op.index, chain)
+    return found
 
 
 # -- structure around the match ------------------------------------------------------------------------------------
@@ -79,22 +100,33 @@ def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
 
 def _uses(site: Site) -> Miss | None:
     """A value that disappears may have no reader outside the match."""
-    inside = {call.node for call in site.calls}
+    inside = set(site.nodes)
     outputs = set(site.outputs.values())
+    names = {value: name for name, value in site.bindings.values.items() if isinstance(value, fx.Node)}
     for op in site.rule.pattern.ops:
-        for name in op.targets:
-            value = site.bindings.values.get(name)
-            if op.source.shared or not isinstance(value, fx.Node) or value in outputs or not _made_here(value, inside):
-                continue
+        if op.index not in site.bindings.ops or op.source.shared:
+            continue
+        for value in with_parts(site.bindings.ops[op.index]):
             other = next((user for user in value.users if user not in inside), None)
-            if other is not None:
-                span = op.source.span
-                return Miss(USES, 0, lambda n=name, o=other: f"`{n}` is also read by {_who(o)}", span, value, "M-uses")
+            if value in outputs or other is None:
+                continue
+            name = names.get(value, value.name)
+            return Miss(USES, 0, lambda n=name, o=other: f"`{n}` is also read by {_who(o)}", op.source.span, value, "M-uses")
+    return _chain_uses(site, outputs, inside)
+
+
+def _chain_uses(site: Site, outputs: set[fx.Node], inside: set[fx.Node]) -> Miss | None:
+    """Links of a chain have one reader each by construction; only its last value can have others."""
+    for op in site.rule.pattern.ops:
+        chain = site.bindings.chains.get(op.index)
+        if not chain or op.source.shared or chain[-1].node in outputs:
+            continue
+        last = chain[-1].node
+        other = next((user for user in last.users if user not in inside), None)
+        if other is not None:
+            text = f"`{op.targets[0]}` is also read by {_who(other)}"
+            return Miss(USES, 0, lambda: text, op.source.span, last, "M-uses")
     return None
-
-
-def _made_here(value: fx.Node, inside: set[fx.Node]) -> bool:
-    return value in inside or _part_of(value, inside)
 
 
 def _who(node: fx.Node) -> str:
@@ -102,8 +134,7 @@ def _who(node: fx.Node) -> str:
 
 
 def _effects(state: State, site: Site) -> Miss | None:
-    first, last = site.calls[0].node, site.calls[-1].node
-    other = mutation_between(state.mutations, first, last)
+    other = mutation_between(state.mutations, site.nodes)
     if other is None:
         return None
     return Miss(USES, 1, lambda: f"{other.name} changes a tensor in place between the matched ops", None, other)
@@ -126,25 +157,40 @@ def _place(site: Site) -> Miss | None:
     if rule.at is not None and not any(_fits(call, rule.at) for call in site.calls):
         return Miss(SITES, 0, lambda: f"outside `at \"{rule.at}\"`", None, site.calls[0].node)
     for clause in rule.pattern.sites:
-        call = site.scope.names[clause.name.text]
-        if not isinstance(call, Call) or not _fits(call, clause.glob):
-            return Miss(SITES, 1, lambda c=call: f"{shown(c)} is outside", clause.span, None)
+        miss = _outside(site.scope, clause)
+        if miss is not None:
+            return miss
     return None
 
 
-def _fits(call: Call, glob: str) -> bool:
+def _outside(scope: Scope, clause: t.SitePattern) -> Miss | None:
+    """What an absent optional op or an empty chain names is nowhere, and so in every place."""
+    named = scope.names[clause.name.text]
+    for call in named if isinstance(named, tuple) else (named,):
+        if call is not None and not _fits(call, clause.glob):
+            return Miss(SITES, 1, lambda c=call: f"{shown(c)} is outside `{clause.glob}`", clause.span, _node_of(call))
+    return None
+
+
+def _fits(value: Any, glob: str) -> bool:
     """A glob names a module path or any module above it."""
-    site = str(call.node.meta.get("site", ""))
+    node = _node_of(value)
+    site = "" if node is None else str(node.meta.get("site", ""))
     return fnmatchcase(site, glob) or fnmatchcase(site, glob + ".*")
+
+
+def _node_of(value: Any) -> fx.Node | None:
+    node = value.node if isinstance(value, Call) else value
+    return node if isinstance(node, fx.Node) else None
 
 
 def _unless(state: State, site: Site) -> Miss | None:
     for number, (pattern, steps) in enumerate(site.rule.unless):
         search = Search(pattern, state.view)
         for bound in search.complete(steps, 0, site.bindings.copy()):
-            found = Bindings(bound.values, {k: v for k, v in bound.ops.items()}, {}, {})
-            scope = site.scope.child({})
-            if match_shapes(state, scope, found, pattern) is None:
+            scope = site.scope.child({**bound.values, **handles(pattern, bound)})
+            misfit = match_shapes(state, scope, bound, pattern)
+            if misfit is None and not any(_outside(scope, clause) for clause in pattern.sites):
                 span = site.rule.source.all(t.Unless)[number].span
                 return Miss(UNLESS, number, lambda: "the `unless` pattern holds here", span, site.calls[0].node)
     return None

@@ -49,12 +49,6 @@ class Reader:
         fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}
         self.fixed = {k: read_attr(op.attrs[k], v) for k, v in fixed.items() if k in op.attrs}
         self.required = {k: v for k, v in fixed.items() if k not in op.attrs}
-        defaults = op.fill({}, ())
-        self.static = {
-            spec.name: defaults[spec.name]
-            for spec in op.attrs.values()
-            if spec.dim is not None or not spec.needs
-        }
 
     def read(self, node: fx.Node, root: fx.GraphModule) -> Call:
         """The node as a call. Raises `Unreadable`."""
@@ -86,6 +80,8 @@ class Reader:
         for name, value in node.kwargs.items():
             name = name if name in self.by_name else _NUMPY.get(name, name)
             key = self.by_name.get(name)
+            if key is None and value is None:
+                continue
             if key is None and name not in self.required:
                 raise Unreadable(f"its argument `{name}` is not part of the op")
             values[key or name] = value
@@ -139,7 +135,7 @@ class Reader:
         )
 
     def _attrs(self, values: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        found = dict(self.static)
+        found = dict(self.op.defaults)
         padding = None
         for name, spec in self.op.attrs.items():
             value = values.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +32,7 @@ class Runner:
     stage: str
     allowed: Callable[[Rule, fx.Node], bool] = lambda rule, node: True
     applied: int = 0
-    recent: list[str] = field(default_factory=list)
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
     # -- once -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ class Runner:
 
     def _count(self, rule: Rule, cap: int, asked: bool) -> None:
         self.applied += 1
-        self.recent = [*self.recent[-63:], rule.name]
+        self.recent.append(rule.name)
         if self.applied > cap and not asked:
             cycle = ", ".join(f"{name} ({count} of the last {len(self.recent)})" for name, count in Counter(self.recent).most_common())
             place = Label(rule.source.name.span, "still applying")

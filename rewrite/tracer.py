@@ -8,6 +8,7 @@ moved was written to, and its node says so in `meta["mutates"]`.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from .spec import spec_of
 
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
-_SKIPPED = (str(_HERE), str(_HERE.resolve()), str(_TORCH), "<")
+_SKIPPED = (*(f"{folder}{os.sep}" for folder in (_HERE, _HERE.resolve(), _TORCH)), "<")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,12 @@ class Recorder(TorchFunctionMode):
         self.root, self.opaque = root, opaque
         self.graph = fx.Graph()
         self.lowering = Lowering(root, self.add_node)
-        self.guards: dict[tuple[object, ...], Guard] = {}
+        self.guards: dict[tuple[object, str], Guard] = {}
         self.varying: set[fx.Node] = set()
         self.stack: list[str] = [""]
         self.open = False
         self.last_source = ""
+        self.failed: tuple[Exception | None, str] = (None, "")
         self._entry: Any = None
         self._paths = {module: path for path, module in root.named_modules()}
 
@@ -96,20 +98,13 @@ class Recorder(TorchFunctionMode):
         return self.add_node("call_function", function, args, {}, value)
 
     def guard(self, why: str, node: fx.Node, value: object) -> None:
-        key = (node.op, node.target, node.args, value) if node.op != "placeholder" else node
-        try:
-            known = self.guards.get((key,))
-        except TypeError:  # a list or slice among the arguments has no hash: keep the guard apart
-            key, known = id(node), None
-        if known is None and node in self.varying:
-            about = Specialised(
-                f"{why}: {formula(node)} is {value!r}",
-                node.name,
-                node.meta["source"],
-                value,
-                self.stack[-1],
-            )
-            self.guards[(key,)] = Guard(node, about)
+        """Note that the trace took `value` for what `node` computes, once for each question."""
+        key = (node.target, repr(node.args))
+        if node not in self.varying or key in self.guards:
+            return
+        text = f"{why}: {formula(node)} is {value!r}"
+        source, site = node.meta["source"], self.stack[-1]
+        self.guards[key] = Guard(node, Specialised(text, node.name, source, value, site))
 
     def source_line(self) -> str:
         """`file.py:line` of the innermost frame that belongs to the model, "" if there is none."""
@@ -125,9 +120,9 @@ class Recorder(TorchFunctionMode):
     def record(self, call: Call, run: Callable[[], Any]) -> Any:
         """Run a call and write it down. Returns its result with every tensor known to the trace."""
         inputs = tensors(call.args, call.kwargs)
-        before = [(tensor, tensor._version) for tensor in inputs]
+        before = [version_of(tensor) for tensor in inputs]
         result = run()
-        written = [tensor for tensor, version in before if tensor._version != version]
+        written = [t for t, old in zip(inputs, before, strict=True) if version_of(t) != old]
         if not written and not self._worth_a_node(call, inputs, result):
             return result
         lowered = self._lower(call, inputs)
@@ -270,10 +265,15 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def _inside(self, path: str) -> Iterator[None]:
-        """Not left on an error, so that `stack` then names the module that failed."""
+        """Name `path` as the owner of what is recorded, and of the first error that leaves it."""
         self.stack.append(path)
-        yield
-        self.stack.pop()
+        try:
+            yield
+        except Exception as error:
+            self.failed = (error, path) if self.failed[0] is not error else self.failed
+            raise
+        finally:
+            self.stack.pop()
 
     # -- the whole -----------------------------------------------------------------------------
 
@@ -304,6 +304,11 @@ def is_model_file(name: str) -> bool:
 
 def place(file: str, line: int) -> str:
     return f"{Path(file).name}:{line}"
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; tensors made in inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _storages(items: list[torch.Tensor]) -> set[int]:

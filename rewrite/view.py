@@ -138,8 +138,8 @@ class View:
         for reader in readers:
             try:
                 return reader.read(node, self.root)
-            except Unreadable as reason:
-                reasons.append(f"not `{reader.op.name}`: {reason}")
+            except Unreadable as misfit:
+                reasons.append(f"not `{reader.op.name}`: {misfit.reason}")
         return "; ".join(dict.fromkeys(reasons))
 
     def _gives_several(self, node: fx.Node) -> bool:

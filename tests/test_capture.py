@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +161,29 @@ def test_arguments_of_every_kind() -> None:
     assert same(captured, model, torch.rand(3, 4), mask=mask[:1], bias=torch.rand(4))
     captured = capture(model, (x, 2.0, x, x + 1))
     assert same(captured, model, x, 1.0, x * 2, x * 3)
+
+
+Pair = namedtuple("Pair", "first second")
+
+
+def test_containers_handed_to_an_opaque_module_keep_their_class() -> None:
+    class Takes(nn.Module):
+        def forward(self, pair: Any, answer: Answer) -> torch.Tensor:
+            return pair.first * pair.second + answer.logits
+
+    class Gives(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.takes = Takes()
+            self.takes.register_forward_hook(lambda *_: None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.takes(Pair(x, x + 1), Answer(x * 2))
+
+    model = Gives().eval()
+    captured = capture(model, (torch.rand(2, 3),))
+    assert targets(captured) == ["takes"]
+    assert same(captured, model, torch.rand(4, 3))
 
 
 class Nested(nn.Module):

@@ -94,8 +94,7 @@ def test_large_expansions_stay_computed() -> None:
     module = graph_of(Makes(lambda w: (w * 2).repeat(1 << 18, 1).sum(0)), torch.rand(2, 4))
     assert functions(module) == ["add"]
     module = graph_of(Makes(lambda w: (w * 2).repeat(1 << 18, 1)), torch.rand(1, 4))
-    assert functions(module) == ["mul", "repeat", "add"] or "repeat" in functions(module)
-    assert sum(value.numel() for value in module.buffers()) <= 1 << 18
+    assert functions(module) == ["mul", "repeat", "add"]
 
 
 def test_what_is_written_to_is_not_stored() -> None:
@@ -108,6 +107,16 @@ def test_what_is_written_to_is_not_stored() -> None:
     assert "setitem" in functions(module)
     x = torch.rand(2, 4)
     assert torch.equal(module(x), module(x))
+
+
+def test_what_the_caller_gets_is_not_the_stored_value() -> None:
+    class Table(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return x + 1, torch.arange(4).view(2, 2)
+
+    module = graph_of(Table(), torch.rand(2, 2))
+    module(torch.rand(2, 2))[1].zero_()
+    assert module(torch.rand(2, 2))[1].sum() == 6
 
 
 class Hand(nn.Module):

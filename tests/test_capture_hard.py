@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -143,6 +144,13 @@ def test_inputs_that_do_not_fit_the_signature() -> None:
     assert "too many positional arguments" in found.message
 
 
+def test_inputs_that_hide_their_tensors() -> None:
+    found = refusal(Counter().eval(), {"x": UserDict(ids=torch.rand(2))})
+    assert found.code == "M004"
+    assert "`UserDict` object" in found.message
+    assert found.labels[0].where == "inputs[0]['x']"
+
+
 class Result:
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -235,6 +243,14 @@ def test_a_fixed_batch_size_is_reported() -> None:
     assert captured.proved == ("the example",)
 
 
+def test_inputs_without_a_tensor() -> None:
+    model = Lambda(lambda self, n: self.linear.weight * n, linear=nn.Linear(2, 2)).eval()
+    captured = capture(model, (3,))
+    assert codes(captured) == ["M009"]
+    with torch.no_grad():
+        assert torch.equal(captured.module(5), model(5))
+
+
 def test_a_fixed_image_size_is_reported() -> None:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x * float(x.shape[-1])
@@ -324,6 +340,7 @@ def test_hooks_keep_running() -> None:
     model.eval()
     captured = capture(model, (torch.rand(2, 2, 4, 4),))
     assert codes(captured) == ["M007", "M007"]
+    assert [path.partition(":")[0] for path in captured.opaque] == ["0", "2"]
     assert [note.labels[0].where for note in captured.notes] == ["0", "2"]
     calls.clear()
     assert same(captured, model, torch.rand(3, 2, 4, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -389,16 +390,16 @@ extern fn f(w: f[O, I]) -> (f[O], f[1..2, ...]) pure
 
 use a.b 2
 """,
-    "op cat(xs...:t[...])->t[...]{attr dim:int=0;meaning torch.cat(tensors=xs,dim=dim)with a=1}": """\
+    "op cat(xs...:t[...])->t[...]{attr dim:int=0;meaning torch.cat(x=xs,dim=dim)with a=1}": """\
 op cat(xs...: t[...]) -> t[...] {
   attr dim: int = 0
-  meaning torch.cat(tensors = xs, dim) with a = 1
+  meaning torch.cat(x = xs, dim) with a = 1
 }
 """,
     "op relu(x:f[...])->f[...]{meaning torch.relu(input=x)}": """\
 op relu(x: f[...]) -> f[...] { meaning torch.relu(input = x) }
 """,
-    "pipeline p(t:frac=45%){input x:f[1..64,3];stage s{first{once a;try{once b}}};on_fail stop}": """\
+    "pipeline p(t:frac=45%){input x:f[1..64,3];stage s{first{once a;try{once b}}};mode m}": """\
 pipeline p(t: frac = 45%) {
   input x : f[1..64, 3]
 
@@ -408,7 +409,7 @@ pipeline p(t: frac = 45%) {
       try { once b }
     }
   }
-  on_fail stop
+  mode m
 }
 """,
     "test t{silent a on m()because O001;check ((a))==-(b^2)}": """\
@@ -429,9 +430,10 @@ def test_golden(text: str) -> None:
 
 
 EXPRESSIONS = [
-    "(a or b) and not (c or d)", "a - (b - c)", "a - b - c", "(a ^ b) ^ c", "a ^ b ^ c", "(-a) ^ b", "-a ^ -b",
-    "(a < b) == c", "not a == b", "(not a) == b", "(forall x in y: x) and z", "forall x in y: x and z",
-    "(p.0).1", "(1).0", "p.0", "a mod b // c", "f(x)(y)[0].z", "(a + b).c", "u[:, :R] @ diag(s[1:])", "- -a",
+    "(a or b) and not (c or d)", "a - (b - c)", "a - b - c", "(a ^ b) ^ c", "a ^ b ^ c",
+    "(-a) ^ b", "-a ^ -b", "(a < b) == c", "not a == b", "(not a) == b", "p.0", "(p.0).1", "(1).0",
+    "(forall x in y: x) and z", "forall x in y: x and z", "a mod b // c", "f(x)(y)[0].z",
+    "(a + b).c", "u[:, :R] @ diag(s[1:])", "- -a",
 ]  # fmt: skip
 
 
@@ -441,6 +443,18 @@ def test_parentheses_that_mean_something_stay(text: str) -> None:
         format_text(f"test t {{ check {text} }}")
         == f"test t {{ check {text.replace('- -', '--')} }}\n"
     )
+
+
+PROGRAMS = sorted(Path(__file__).parent.glob("programs/*.lissom"))
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_the_programs_are_canonical_and_found_again(path: Path) -> None:
+    """Neither indentation nor spare space, `;` or parentheses change what comes out."""
+    text = path.read_text("utf-8")
+    assert format_text(text) == text
+    ragged = re.sub(r"^ *", "\t", text, flags=re.M).replace(" = ", "=").replace("\n\n", "\n;;\n")
+    assert format_text(ragged) == text
 
 
 def test_crlf_and_byte_order_mark_are_normalised() -> None:

@@ -1,4 +1,4 @@
-"""Text that was not written in good faith: every answer is a tree or a `LissomError`, within a second."""
+"""Text not written in good faith: the answer is a tree or a `LissomError`, within a second."""
 
 from __future__ import annotations
 
@@ -147,19 +147,19 @@ LARGE = {
     "one byte too many": "#" * (MAX_BYTES + 1),
     "wide characters": "# " + "漢" * (MAX_BYTES // 2),
     "rules": "exact rule a {}\n" * 10**5,
-    "rules that fit": "use a\n" * 10**4,
+    "rules that fit": "use a\n" * 9_000,
     "lines": "\n" * MAX_BYTES,
     "comments": "#\n" * (MAX_BYTES // 2),
-    "comments after a statement": "use a\n" + ";# b\n" * 30_000,
-    "arguments": check(f"f({'1,' * 19_000})"),
-    "keywords": check(f"f({','.join(f'a{i}=1' for i in range(9_000))})"),
-    "minus signs": check("-" * 39_000 + "1"),
-    "negations": check("not " * 39_000 + "1"),
-    "sum": check("1" + " + 1" * 19_000),
-    "powers": check("1" + " ^ 1" * 19_000),
-    "attributes": check("a" + ".b" * 19_000),
-    "calls": check("f" + "()" * 12_000),
-    "quantifiers": check("forall a in b: " * 7_000 + "c"),
+    "comments after a statement": "use a\n" + ";# b\n" * 12_000,
+    "arguments": check(f"f({'1,' * 14_000})"),
+    "keywords": check(f"f({','.join(f'a{i}=1' for i in range(7_000))})"),
+    "minus signs": check("-" * 29_000 + "1"),
+    "negations": check("not " * 29_000 + "1"),
+    "sum": check("1" + " + 1" * 14_000),
+    "powers": check("1" + " ^ 1" * 14_000),
+    "attributes": check("a" + ".b" * 14_000),
+    "calls": check("f" + "()" * 9_000),
+    "quantifiers": check("forall a in b: " * 5_000 + "c"),
     "name": "use " + "a" * 10**6,
     "digits": check("1" * 10**6),
     "fraction": check("0." + "1" * 10**6),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lissom.grammar import tree
 from lissom.grammar.diagnostics import LissomError
+from lissom.grammar.parse import parse
 from lissom.passes import channels, lowrank, separable, tensors
 from lissom.passes.functions import FUNCTIONS, MODULES
 
@@ -578,3 +582,24 @@ def test_every_function_has_one_name() -> None:
     assert sum(len(module.FUNCTIONS) for module in MODULES) == len(FUNCTIONS)
     assert {"svd", "min", "sum", "separable_svd", "tucker2", "scale"} <= FUNCTIONS.keys()
     assert not any(name.endswith("_") for name in FUNCTIONS)
+
+
+# -- the page that explains all this ---------------------------------------------------------------
+
+
+def blocks_of(page: str, language: str) -> list[str]:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    code = "\n".join(blocks_of("kernels.md", "python"))
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/kernels.md", "exec"), names)
+    assert "kron_svd" in names
+
+
+def test_the_rule_of_the_documentation_is_the_language() -> None:
+    (text,) = blocks_of("kernels.md", "lissom")
+    file = parse(text, "docs/kernels.md")
+    assert [rule.name.text for rule in file.all(tree.Rule)] == ["kron_linear"]

@@ -1,0 +1,242 @@
+"""O001, O002, O003: rules of one stage that want the same site, and rules written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice, product
+
+from . import tree as t
+from .declared import Known
+from .diagnostics import Label
+from .embed import Embedding, embed, is_literal, root
+from .renaming import dump, renamed
+from .report import Report
+from .sampling import Sampler, guards_of
+from .shapes import models
+from .sides import Sides, sides
+
+MAX_PAIRS = 400
+"""Pairs of rules of one group that are compared; the checker says when it stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule where a group names it."""
+
+    rule: t.Rule
+    both: Sides
+    word: t.Word
+    at: str | None
+
+    @property
+    def priority(self) -> int:
+        found = self.rule.one(t.Priority)
+        return found.value if found else 0
+
+
+def check_overlap(stage: t.Stage, group: Sequence[Entry], known: Known, report: Report) -> None:
+    """Compare the rules of one `fixpoint` or `once` group at the same root."""
+    pairs = list(islice(combinations(group, 2), MAX_PAIRS + 1))
+    for first, second in pairs[:MAX_PAIRS]:
+        if first.rule is not second.rule and first.at == second.at:
+            _pair(stage, first, second, known, report)
+    if len(pairs) > MAX_PAIRS:
+        label = Label(stage.name.span, f"{len(group)} rules in one group")
+        message = f"only {MAX_PAIRS} pairs of rules of stage `{stage.name}` were compared"
+        report.warn("O001", message, label, help="split the stage")
+
+
+def _pair(stage: t.Stage, first: Entry, second: Entry, known: Known, report: Report) -> None:
+    winner, loser = (first, second) if first.priority >= second.priority else (second, first)
+    if _more_general(winner, loser, known):
+        _unreachable(stage, winner, loser, report)
+        return
+    if first.priority != second.priority:
+        return
+    bottom, top = root(second.both), root(first.both)
+    found = bottom and top and embed(first.both, bottom, second.both.left, known, loose=True)
+    if not found:
+        return
+    certain = _satisfiable(first, second, found, known)
+    if certain is not None:
+        _overlapping(stage, first, second, certain, report)
+
+
+def _more_general(winner: Entry, loser: Entry, known: Known) -> bool:
+    """Whether every match of the loser is a match of the winner, guards and shapes included."""
+    bottom = root(loser.both)
+    if bottom is None or winner.rule.all(t.Unless, t.MatchDim, t.MatchParam, t.MatchValue):
+        return False
+    found = embed(winner.both, bottom, loser.both.left, known, loose=False)
+    if found is None or winner.both.shapes:
+        return False
+    names = _names(found)
+    theirs = set(guards_of(loser.rule))
+    if not all(renamed(guard, names) in theirs for guard in guards_of(winner.rule)):
+        return False
+    return all(_plain(pattern.settings) for pattern, _ in found.steps)
+
+
+def _plain(settings: dict[str, t.Expr]) -> bool:
+    """No attribute name is used twice: that would be a condition."""
+    bound = [e.text for e in settings.values() if isinstance(e, t.Name)]
+    return len(bound) == len(set(bound))
+
+
+def _names(found: Embedding) -> dict[str, t.Expr]:
+    """The names of the pattern in terms of what they meet."""
+    names: dict[str, t.Expr] = {}
+    for mine, theirs in found.values.items():
+        if isinstance(theirs, str):
+            names[mine] = t.Name(theirs, span=found.steps[0][0].span)
+    for pattern, target in found.steps:
+        if pattern.handle and target.handle:
+            names[pattern.handle] = t.Name(target.handle, span=target.span)
+        for attr, expr in pattern.settings.items():
+            if isinstance(expr, t.Name) and attr in target.settings:
+                names[expr.text] = target.settings[attr]
+    return names
+
+
+def _satisfiable(first: Entry, second: Entry, found: Embedding, known: Known) -> bool | None:
+    """Whether one site satisfies both: True, False for `may`, None if no instance was found."""
+    joint = _joint(first, second, found)
+    both = sides(joint, known)
+    model = next(iter(models(joint, both, known)), None)
+    if model is None or model.faults:
+        return None
+    sampler = Sampler(model, guards_of(joint))
+    samples = sampler.instances()
+    if not samples:
+        return None
+    guards = guards_of(joint)
+    return all(sampler.truth.holds(g, s) is not None for g in guards for s in samples[:1])
+
+
+def _joint(first: Entry, second: Entry, found: Embedding) -> t.Rule:
+    """A rule that matches where both match: the second one's pattern, met by the first one's."""
+    prefix = _prefixed(first.rule, second.rule)
+    names = prefix | _names(found)
+    patterns: list[t.Pattern] = []
+    meets = {id(target): pattern for pattern, target in found.steps}
+    back: dict[str, t.Expr] = {}
+    steps = {step.results: step for step in second.both.left}
+    for match in second.rule.all(t.Match):
+        for pattern in match.patterns:
+            other = None
+            if isinstance(pattern, t.OpPattern):
+                step = steps.get(tuple(w.text for w in pattern.targets))
+                other = meets.get(id(step))
+            patterns.append(_merged(pattern, other, names, back) if other else pattern)
+    patterns += _shape_patterns(first, names)
+    guards = [renamed(renamed(g, names), back) for g in guards_of(first.rule)]
+    guards += [renamed(g, back) for g in guards_of(second.rule)]
+    where = t.Where(tuple(t.Guard(g, None, span=g.span) for g in guards), span=second.rule.span)
+    match = t.Match(None, tuple(patterns), span=second.rule.span)
+    params = {p.name.text: p for p in (*first.rule.params, *second.rule.params)}
+    return replace(second.rule, params=tuple(params.values()), clauses=(match, where))
+
+
+def _prefixed(first: t.Rule, second: t.Rule) -> dict[str, t.Expr]:
+    """Sizes of the first rule get names of their own: equal names in two rules mean nothing."""
+    found: dict[str, t.Expr] = {}
+    for match in first.all(t.Match):
+        for pattern in (p for p in match.patterns if isinstance(p, t.ShapePattern)):
+            for name in (n for n in t.walk(pattern.type) if isinstance(n, t.Name)):
+                found[name.text] = t.Name(f"{name.text}_first", span=name.span)
+    return found
+
+
+def _merged(
+    pattern: t.OpPattern, other: object, names: dict[str, t.Expr], back: dict[str, t.Expr]
+) -> t.OpPattern:
+    """The attributes that either rule constrains; a literal of one replaces the name of the other."""
+    attrs = {k.name.text: k for k in pattern.attrs}
+    for attr, expr in other.settings.items():  # type: ignore[attr-defined]
+        mine = attrs.get(attr)
+        if mine is None:
+            word = t.Word(attr, span=expr.span)
+            attrs[attr] = t.Keyword(word, renamed(expr, names), span=expr.span)
+        elif is_literal(expr) and isinstance(mine.value, t.Name):
+            back[mine.value.text] = expr
+            attrs[attr] = replace(mine, value=expr)
+    return replace(pattern, attrs=tuple(attrs.values()))
+
+
+def _shape_patterns(first: Entry, names: dict[str, t.Expr]) -> list[t.Pattern]:
+    shapes: list[t.Pattern] = []
+    for shape in first.both.shapes:
+        met = names.get(shape.path.parts[0].text)
+        if isinstance(met, t.Name):
+            word = t.Word(met.text, span=met.span)
+            path = replace(shape.path, parts=(word, *shape.path.parts[1:]))
+            shapes.append(replace(shape, path=path, type=renamed(shape.type, names)))
+    return shapes
+
+
+def _overlapping(
+    stage: t.Stage, first: Entry, second: Entry, certain: bool, report: Report
+) -> None:
+    approx = "approx" in (first.rule.kind, second.rule.kind)
+    verb = "overlap" if certain else "may overlap"
+    message = f"`{first.rule.name}` and `{second.rule.name}` {verb} in stage `{stage.name}`"
+    labels = (
+        Label(second.word.span, "wants the same sites"),
+        Label(first.word.span, "as this rule, at the same priority"),
+    )
+    help = "give one of them a `priority`, or put them into steps of their own"
+    if approx and certain:
+        note = "the order changes the result, since one of them is approx"
+        report.error("O001", message, *labels, note=note, help=help)
+    else:
+        report.warn("O001", message, *labels, help=help)
+
+
+def _unreachable(stage: t.Stage, winner: Entry, loser: Entry, report: Report) -> None:
+    message = f"rule `{loser.rule.name}` can never fire in stage `{stage.name}`"
+    says = f"priority {winner.priority}, matches all that the other matches"
+    labels = Label(loser.rule.name.span, "more specific"), Label(winner.rule.name.span, says)
+    help = f"`priority {winner.priority + 1}` on {loser.rule.name}, or delete it"
+    report.error("O002", message, *labels, help=help)
+
+
+# -- O003 ------------------------------------------------------------------------------------------
+
+
+def check_duplicates(rules: Iterable[tuple[t.Rule, Sides]], known: Known, report: Report) -> None:
+    """Two rules that differ in nothing but names and the order of commutative operands."""
+    seen: dict[str, t.Rule] = {}
+    for rule, both in rules:
+        texts = _texts(rule, both, known)
+        first = next((seen[text] for text in texts if text in seen), None)
+        if first is not None:
+            places = Label(rule.name.span, "the same rule again"), Label(first.name.span, "as here")
+            message = f"`{rule.name}` is `{first.name}` with other names"
+            report.error("O003", message, *places, help="delete one of them")
+        seen.setdefault(texts[0], rule)
+
+
+def _texts(rule: t.Rule, both: Sides, known: Known) -> list[str]:
+    """The normal texts of a rule, one for each order of its commutative operands, at most 8."""
+    clauses = tuple(c for c in rule.clauses if not isinstance(c, (t.Doc, t.Match)))
+    patterns = [p for m in rule.all(t.Match) for p in m.patterns]
+    options = [_orders(p, known) if isinstance(p, t.OpPattern) else (p,) for p in patterns]
+    texts = []
+    for chosen in islice(product(*options), 8):
+        top = root(both)
+        first = set(top.results) if top is not None else set()
+        ordered = sorted(chosen, key=lambda p: not _makes(p, first))
+        texts.append(rule.kind + dump((*ordered, rule.params, clauses), {}))
+    return texts
+
+
+def _makes(pattern: t.Pattern, names: set[str]) -> bool:
+    return isinstance(pattern, t.OpPattern) and any(w.text in names for w in pattern.targets)
+
+
+def _orders(pattern: t.OpPattern, known: Known) -> tuple[t.OpPattern, ...]:
+    facts = list(known.facts(tuple(w.text for w in pattern.ops.names)))
+    if len(pattern.operands) != 2 or not all("commutative" in f.traits for f in facts) or not facts:
+        return (pattern,)
+    return pattern, replace(pattern, operands=tuple(reversed(pattern.operands)))

@@ -1,0 +1,264 @@
+"""L001, L002, L003: rules that could go on forever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from . import tree as t
+from .costs import total
+from .declared import Known
+from .diagnostics import Label
+from .embed import Embedding, embed
+from .overlap import Entry
+from .report import Report
+from .sampling import Sampler, guards_of, number
+from .shapes import Model
+from .sides import Sides
+from .symbolic import Poly
+from .terms import Term, Terms
+from .truth import Sample, Truth
+from .unify import Shape
+
+MAX_GROUP = 60
+
+
+def check_growth(
+    rule: t.Rule, both: Sides, model: Model, sampler: Sampler, known: Known, report: Report
+) -> None:
+    """L001 and L003: does the right side hold an instance of the left side, and does it shrink?"""
+    measure = rule.one(t.Recursive)
+    for step in both.right:
+        found = embed(both, step, both.right, known, loose=True)
+        if found is None or not _inside(both, found):
+            continue
+        again = [s for s in sampler.instances()[:12] if _fires(rule, model, found, s)]
+        if measure is None and again:
+            _endless(rule, both, found, report)
+            return
+        if measure is not None:
+            _shrinks(rule, model, found, measure, again, report)
+
+
+def _inside(both: Sides, found: Embedding) -> bool:
+    """All of the pattern was met, inside the right side alone."""
+    return len(found.steps) == len(both.left)
+
+
+def _endless(rule: t.Rule, both: Sides, found: Embedding, report: Report) -> None:
+    pattern, target = found.steps[0]
+    places = Label(target.whole, "matches again"), Label(pattern.whole, "this pattern")
+    message = f"the right side of `{rule.name}` contains its left side"
+    help = "add a guard that fails for the new op, or `recursive decreasing EXPR`"
+    report.error("L001", message, *places, help=help)
+
+
+def _fires(rule: t.Rule, model: Model, found: Embedding, sample: Sample) -> bool:
+    """Whether the new ops satisfy the pattern and every guard for these sizes.
+
+    A guard over values of `let` is open: the weights decide it, and no error may be built on that.
+    """
+    names = _bindings(rule, model, found, sample)
+    if names is None:
+        return False
+    lets = {w.text for c in rule.all(t.Let) for b in c.bindings for w in b.targets}
+    truth = Truth(names)
+    for guard in guards_of(rule):
+        held = truth.holds(guard, sample)
+        open_ = held is None and any(
+            isinstance(n, t.Name) and n.text in lets for n in t.walk(guard)
+        )
+        if held is False or open_:
+            return False
+    return True
+
+
+def _bindings(rule: t.Rule, model: Model, found: Embedding, sample: Sample) -> Terms | None:
+    """The names of the pattern bound to the new ops, None if a constraint of the pattern fails."""
+    terms = Terms(model.solver, model.known)
+    terms.names |= {p.name.text: model.terms.names.get(p.name.text, Term()) for p in rule.params}
+    made = {id(i.step): i for i in model.right}
+    for pattern, target in found.steps:
+        inst = made.get(id(target))
+        if inst is None:
+            return None
+        for attr, expr in pattern.settings.items():
+            given = inst.local.names.get(attr, Term())
+            if isinstance(expr, t.Name) and expr.text not in terms.names:
+                terms.names[expr.text] = given
+            elif not _agree(model, terms.of(expr), given, sample):
+                return None
+        if pattern.handle:
+            attrs = {(pattern.handle, a): inst.local.names.get(a, Term()) for a in inst.facts.attrs}
+            terms.parts |= attrs
+            terms.parts |= {(pattern.handle, w): term for w, term in inst.weights.items()}
+    values = model.after | {n: s for n, s in model.before.items() if n not in model.after}
+    for shape in model.sides.shapes:
+        met = _met(shape, found, terms, values)
+        if met is None or not _bind_shape(model, terms, shape.type, met, sample):
+            return None
+    return terms
+
+
+def _met(
+    shape: t.ShapePattern, found: Embedding, terms: Terms, values: dict[str, Shape]
+) -> Shape | None:
+    parts = [word.text for word in shape.path.parts]
+    if len(parts) == 2:
+        return terms.parts.get((parts[0], parts[1]), Term()).shape
+    met = found.values.get(parts[0])
+    return values.get(met) if isinstance(met, str) else None
+
+
+def _bind_shape(model: Model, terms: Terms, type_: t.Type, shape: Shape, sample: Sample) -> bool:
+    axes, dims = model.solver.shape(shape), type_.dims or ()
+    if any(isinstance(d, t.DimRest) for d in dims):
+        return True
+    if len(axes) != len(dims) or not all(isinstance(axis, Poly) for axis in axes):
+        return False
+    for dim, axis in zip(dims, axes, strict=True):
+        given = Term((), axis if isinstance(axis, Poly) else None)
+        if isinstance(dim, t.Name) and dim.text not in terms.names:
+            terms.names[dim.text] = given
+        elif isinstance(dim, t.Expr) and not _agree(model, terms.of(dim), given, sample):
+            return False
+    return True
+
+
+def _agree(model: Model, left: Term, right: Term, sample: Sample) -> bool:
+    """Whether two attributes have the same value for these sizes; unknown ones do not."""
+    if left.items is None and right.items is not None:
+        left = Term(items=(left,) * len(right.items))
+    if left.items is not None and right.items is not None:
+        pairs = zip(left.items, right.items, strict=False)
+        return all(_agree(model, a, b, sample) for a, b in pairs)
+    if left.number is None or right.number is None:
+        return left.word == right.word != ""
+    gap = model.solver.resolve(left.number - right.number)
+    return gap.symbols <= set(sample) and number(gap, sample) == 0
+
+
+def _shrinks(
+    rule: t.Rule,
+    model: Model,
+    found: Embedding,
+    measure: t.Recursive,
+    samples: list[Sample],
+    report: Report,
+) -> None:
+    for sample in samples:
+        names = _bindings(rule, model, found, sample)
+        old = Truth(model.terms).value(measure.measure, sample)
+        new = Truth(names).value(measure.measure, sample) if names else None
+        numbers = isinstance(old, (int, float, Fraction)) and isinstance(
+            new, (int, float, Fraction)
+        )
+        if numbers and new >= old:  # type: ignore[operator]
+            note = f"for one instance it is {old:g} before and {new:g} after"
+            places = (
+                Label(measure.measure.span, "declared to decrease"),
+                Label(found.steps[0][1].whole, "matches again"),
+            )
+            message = f"the measure of `{rule.name}` does not decrease"
+            report.error("L003", message, *places, note=note)
+            return
+
+
+# -- L002 ------------------------------------------------------------------------------------------
+
+
+def check_cycles(
+    stage: t.Stage,
+    group: Sequence[Entry],
+    built: dict[int, tuple[Model, Sampler]],
+    report: Report,
+) -> None:
+    """Rules of a fixpoint that can enable each other need one order in which all of them fall."""
+    rules = [e for e in group[:MAX_GROUP] if e.rule.one(t.Recursive) is None and e.both.right]
+    after = {id(e): {op for s in e.both.right for op in s.ops} for e in rules}
+    needs = {id(e): {op for s in e.both.left for op in s.ops} for e in rules}
+    enables = {id(a): [b for b in rules if after[id(a)] & needs[id(b)]] for a in rules}
+    reach = {id(e): _reached(e, enables) for e in rules}
+    seen: set[int] = set()
+    for entry in rules:
+        ring = [o for o in rules if id(o) in reach[id(entry)] and id(entry) in reach[id(o)]]
+        if len(ring) > 1 and id(entry) not in seen:
+            seen |= {id(o) for o in ring}
+            _ring(stage, ring, built, report)
+
+
+def _reached(start: Entry, enables: dict[int, list[Entry]]) -> set[int]:
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        for other in enables[id(waiting.pop())]:
+            if id(other) not in seen:
+                seen.add(id(other))
+                waiting.append(other)
+    return seen
+
+
+def _ring(
+    stage: t.Stage, ring: list[Entry], built: dict[int, tuple[Model, Sampler]], report: Report
+) -> None:
+    """Lexicographic order: drop the rules that some measure lowers while no other raises it."""
+    rest = list(ring)
+    while rest:
+        measures = _measures(rest)
+        lowered = next((low for m in measures if (low := _lowered(rest, m, built))), None)
+        if not lowered:
+            break
+        rest = [e for e in rest if all(e is not other for other in lowered)]
+    if len(rest) > 1:
+        names = " and ".join(f"`{e.rule.name}`" for e in rest[:3])
+        labels = [Label(e.word.span, "enables the other") for e in rest[:3]]
+        message = f"{names} of stage `{stage.name}` can undo each other forever"
+        note = "no count of ops, weights or multiplications falls with every application"
+        help = "add `recursive decreasing EXPR` to one, or use `once` instead of `fixpoint`"
+        report.error("L002", message, *labels, note=note, help=help)
+
+
+def _measures(ring: list[Entry]) -> list[str]:
+    names = {op for e in ring for s in (*e.both.left, *e.both.right) for op in s.ops}
+    return ["ops", *(f"count of {name}" for name in sorted(names)), "params", "macs"]
+
+
+def _lowered(
+    ring: list[Entry], measure: str, built: dict[int, tuple[Model, Sampler]]
+) -> list[Entry]:
+    """The rules that lower a measure, if none of the others raises it."""
+    low = []
+    for entry in ring:
+        sign = _sign(entry, measure, built)
+        if sign is None or sign > 0:
+            return []
+        if sign < 0:
+            low.append(entry)
+    return low
+
+
+def _sign(entry: Entry, measure: str, built: dict[int, tuple[Model, Sampler]]) -> int | None:
+    """-1 if the rule always lowers the measure, 0 if it never raises it, None or 1 otherwise."""
+    both = entry.both
+    if measure == "ops":
+        return _compare([Fraction(len(both.right) - len(both.left))])
+    if measure.startswith("count of "):
+        name = measure.removeprefix("count of ")
+        most = sum(name in s.ops for s in both.right)
+        least = sum(s.ops == (name,) for s in both.left)
+        return _compare([Fraction(most - least)])
+    if id(entry.rule) not in built:
+        return None
+    model, sampler = built[id(entry.rule)]
+    before, after = total(model, model.left, measure), total(model, model.right, measure)
+    if before is None or after is None or len(model.left) + len(model.right) == 0:
+        return None
+    gap = model.solver.resolve(after - before)
+    usable = [s for s in sampler.instances() if gap.symbols <= set(s)]
+    return _compare([number(gap, s) for s in usable]) if usable else None
+
+
+def _compare(gaps: Sequence[object]) -> int:
+    if all(gap < 0 for gap in gaps):  # type: ignore[operator]
+        return -1
+    return 0 if all(gap <= 0 for gap in gaps) else 1  # type: ignore[operator]

@@ -1,0 +1,57 @@
+"""Every planted mistake in tests/errors gives its exact message; the name of a file starts with its code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lissom.grammar.check import check
+from lissom.grammar.codes import CODES
+from lissom.grammar.diagnostics import Diagnostic, LissomError, Source, render
+from lissom.grammar.parse import parse
+from lissom.grammar.vocabulary import Declarations, library_sources
+
+FOLDER = Path(__file__).parent / "errors"
+FILES = sorted(FOLDER.glob("*.lissom"))
+
+
+@pytest.fixture(scope="module")
+def known() -> Declarations:
+    """A vocabulary of its own, so that line numbers in the expected messages stay."""
+    builtin = [s for s in library_sources() if s.name == "passes/builtin.lissom"]
+    ops = Source("ops.lissom", (FOLDER / "ops.vocabulary").read_text("utf-8"))
+    return Declarations([*builtin, ops])
+
+
+def diagnose(path: Path, known: Declarations) -> list[Diagnostic]:
+    try:
+        return check(parse(path.read_bytes().decode("utf-8"), path.name), known)
+    except LissomError as error:
+        return list(error.diagnostics)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_message(path: Path, known: Declarations, update_golden: bool) -> None:
+    found = diagnose(path, known)
+    text = "\n\n".join(map(render, found)) + "\n"
+    golden = path.with_suffix(".txt")
+    if update_golden:
+        golden.write_text(text, "utf-8")
+    assert text == golden.read_text("utf-8")
+    assert path.stem[:4].upper() in {d.code for d in found}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_message_is_complete(path: Path, known: Declarations) -> None:
+    """Each has a registered code and a place in the text; rendering keeps to one screen."""
+    for diagnostic in diagnose(path, known):
+        assert diagnostic.code in CODES
+        assert diagnostic.labels[0].span is not None
+        assert len(render(diagnostic).splitlines()) <= 24
+
+
+def test_every_static_code_has_a_planted_mistake() -> None:
+    planted = {path.stem[:4].upper() for path in FILES}
+    static = {code for code, info in CODES.items() if info.static}
+    assert static - planted == set()
