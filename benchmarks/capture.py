@@ -2,7 +2,8 @@
 linear layer visible.
 
     python benchmarks/capture.py [timm] [torchvision] [transformers] [detection]
-        [--only WORD] [--seconds 300] [--out results.jsonl] [--table results.jsonl]
+        [--only WORD] [--skip WORD] [--seconds 300] [--no-plain-fx]
+        [--out results.jsonl] [--table results.jsonl]
 
 Every model is built with random weights in a forked process of its own, with a time limit. The
 table is printed as Markdown. "visible" counts modules of type Conv* or Linear that run in the eager
@@ -23,6 +24,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import fx, nn
@@ -48,8 +50,8 @@ _FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_
 _FUNCTIONS += ("conv_transpose3d",)
 
 
-class TimeLimit(Exception):
-    """A model took longer than allowed."""
+class TimeLimit(BaseException):
+    """A model took too long; no `except Exception` on the way may take it for its own."""
 
 
 def main() -> None:
@@ -73,6 +75,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", choices=list(_SETS))
     parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--skip", default=" ", help="no models whose name contains this")
+    parser.add_argument("--plain-fx", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seconds", type=int, default=300, help="time limit for a model")
     parser.add_argument("--out", help="append results to this file, and skip what it holds")
     parser.add_argument("--table", help="print the table of an earlier run")
@@ -84,10 +88,12 @@ def _measure_all(name: str, options: argparse.Namespace) -> Iterable[dict[str, A
     if options.out and Path(options.out).exists():
         lines = Path(options.out).read_text().splitlines()
         known = {(row["set"], row["name"]): row for row in map(json.loads, lines)}
-    for model, kind, build in _SETS[name]():
-        if options.only not in model or (name, model) in known:
+    # In an order that has nothing to do with the names, so that a run cut short is a fair sample.
+    for model, kind, build in sorted(_SETS[name](), key=lambda entry: crc32(entry[0].encode())):
+        chosen = options.only in model and options.skip not in model
+        if not chosen or (name, model) in known:
             continue
-        row = _in_own_process(build, options.seconds)
+        row = _in_own_process(build, options)
         yield {"set": name, "name": model, "kind": kind, **row}
 
 
@@ -102,13 +108,13 @@ def _report(row: dict[str, Any], out: str | None) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def _in_own_process(build: capture_models.Build, seconds: int) -> dict[str, Any]:
+def _in_own_process(build: capture_models.Build, options: argparse.Namespace) -> dict[str, Any]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         with os.fdopen(write, "w") as pipe:
-            pipe.write(json.dumps(_guarded(build, seconds)))
+            pipe.write(json.dumps(_guarded(build, options)))
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
@@ -117,13 +123,13 @@ def _in_own_process(build: capture_models.Build, seconds: int) -> dict[str, Any]
     return json.loads(text) if text else {"error": f"the process died with status {status}"}
 
 
-def _guarded(build: capture_models.Build, seconds: int) -> dict[str, Any]:
+def _guarded(build: capture_models.Build, options: argparse.Namespace) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, _expired)
-    signal.alarm(seconds)
+    signal.alarm(options.seconds)
     row: dict[str, Any] = {}
     try:
-        _measure(build, row)
-    except Exception as error:
+        _measure(build, row, options.plain_fx)
+    except (Exception, TimeLimit) as error:
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
     return row
 
@@ -132,12 +138,13 @@ def _expired(*_: Any) -> None:
     raise TimeLimit
 
 
-def _measure(build: capture_models.Build, row: dict[str, Any]) -> None:
+def _measure(build: capture_models.Build, row: dict[str, Any], plain_fx: bool) -> None:
     torch.manual_seed(0)
     model, inputs = build()
     executed = _executed(model, inputs)
     row["weighted"] = len(executed)
-    row["plain_fx"] = _plain_fx(model, inputs)
+    if plain_fx:
+        row["plain_fx"] = _plain_fx(model, inputs)
     start = time.perf_counter()
     captured = capture(model, inputs)
     row["seconds"] = round(time.perf_counter() - start, 2)
@@ -175,7 +182,8 @@ def _visible(module: fx.GraphModule) -> set[str]:
     for node in module.graph.nodes:
         name = getattr(node.target, "__name__", "")
         weighted = node.op == "call_function" and name.split(".")[0] in _FUNCTIONS
-        if weighted and node.args[1].op == "get_attr":
+        weight = node.kwargs.get("weight", node.args[1] if len(node.args) > 1 else None)
+        if weighted and weight.op == "get_attr":
             found.add(node.meta["site"])
     return found
 
@@ -186,8 +194,6 @@ def _plain_fx(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
         module = fx.symbolic_trace(model)
         cases = [case, doubled(case)]
         return not any(first_difference(c.run(model), c.run(module)) for c in cases)
-    except TimeLimit:
-        raise
     except Exception as error:
         print(f"  plain fx: {type(error).__name__}", file=sys.stderr)
         return False
@@ -219,13 +225,14 @@ def _line(label: str, group: list[dict[str, Any]]) -> str:
     done = [row for row in group if "how" in row]
     whole = [row for row in done if row["visible"] == row["weighted"]]
     ways = [sum(row["how"] == way for row in done) for way in _WAYS]
-    fx_done = sum(row.get("plain_fx", False) for row in group)
+    tried = [row["plain_fx"] for row in group if "plain_fx" in row]
+    fx_done = f"{sum(tried)} of {len(tried)}" if tried else "-"
     times = sorted(row["seconds"] for row in done)
     median = times[len(times) // 2] if times else 0
     total = len(group)
     return (
         f"| {label} | {total} | {_share(len(done), total)} | {_share(len(whole), total)} "
-        f"| {' / '.join(map(str, ways))} | {_share(fx_done, total)} | {median} |"
+        f"| {' / '.join(map(str, ways))} | {fx_done} | {median} |"
     )
 
 

@@ -11,6 +11,7 @@ from lark.visitors import v_args
 from . import tree as t
 from .build_expr import (
     Expressions,
+    Parts,
     check_unique,
     collect,
     integer_of,
@@ -36,77 +37,77 @@ class Declarations(Expressions):
     once = collect(t.Once)
     first = collect(t.First)
 
-    def op_trait(self, meta: Meta, c: list[Any]) -> t.OpTrait:
+    def op_trait(self, meta: Meta, c: Parts) -> t.OpTrait:
         return t.OpTrait(c[0], span=span_of(meta))
 
-    def use(self, meta: Meta, c: list[Any]) -> t.Use:
+    def use(self, meta: Meta, c: Parts) -> t.Use:
         return t.Use(c[0], None if c[1] is None else integer_of(c[1]), span=span_of(meta))
 
-    def extern(self, meta: Meta, c: list[Any]) -> t.Extern:
+    def extern(self, meta: Meta, c: Parts) -> t.Extern:
         return t.Extern(word(c[0]), c[1], c[2], c[3] is not None, span=span_of(meta))
 
-    def params(self, meta: Meta, c: list[Any]) -> tuple[t.Param, ...]:
+    def params(self, meta: Meta, c: Parts) -> tuple[t.Param, ...]:
         return only(t.Param, c)
 
-    def param(self, meta: Meta, c: list[Any]) -> t.Param:
+    def param(self, meta: Meta, c: Parts) -> t.Param:
         name, mark, type_, default = c
         return t.Param(word(name), type_, default, mark == "?", mark == "...", span=span_of(meta))
 
-    def results(self, meta: Meta, c: list[Any]) -> tuple[t.Type, ...]:
+    def results(self, meta: Meta, c: Parts) -> tuple[t.Type, ...]:
         return tuple(c)
 
-    def op(self, meta: Meta, c: list[Any]) -> t.Op:
+    def op(self, meta: Meta, c: Parts) -> t.Op:
         return t.Op(word(c[0]), c[1], c[2], tuple(c[3:]), span=span_of(meta))
 
-    def op_param(self, meta: Meta, c: list[Any]) -> t.OpParam:
+    def op_param(self, meta: Meta, c: Parts) -> t.OpParam:
         return t.OpParam(word(c[0]), c[1] is not None, c[2], span=span_of(meta))
 
-    def op_attr(self, meta: Meta, c: list[Any]) -> t.OpAttr:
+    def op_attr(self, meta: Meta, c: Parts) -> t.OpAttr:
         return t.OpAttr(word(c[0]), c[1], c[2], span=span_of(meta))
 
-    def op_dim(self, meta: Meta, c: list[Any]) -> t.OpDim:
+    def op_dim(self, meta: Meta, c: Parts) -> t.OpDim:
         return t.OpDim(word(c[0]), c[1], span=span_of(meta))
 
-    def op_cost(self, meta: Meta, c: list[Any]) -> t.OpCost:
+    def op_cost(self, meta: Meta, c: Parts) -> t.OpCost:
         return t.OpCost(word(c[0]), c[1], span=span_of(meta))
 
-    def op_meaning(self, meta: Meta, c: list[Any]) -> t.OpMeaning:
+    def op_meaning(self, meta: Meta, c: Parts) -> t.OpMeaning:
         return t.OpMeaning(c[0], span=span_of(meta))
 
-    def op_spelling(self, meta: Meta, c: list[Any]) -> t.OpSpelling:
+    def op_spelling(self, meta: Meta, c: Parts) -> t.OpSpelling:
         return t.OpSpelling(c[0], span=span_of(meta))
 
-    def signature(self, meta: Meta, c: list[Any]) -> t.Signature:
+    def signature(self, meta: Meta, c: Parts) -> t.Signature:
         fixed = only(t.Keyword, c)
         check_unique(fixed)
         return t.Signature(c[0], only(t.Slot, c), fixed, span=span_of(meta))
 
-    def slot(self, meta: Meta, c: list[Any]) -> t.Slot:
+    def slot(self, meta: Meta, c: Parts) -> t.Slot:
         theirs, ours, mark = c
         return t.Slot(word(theirs), word(ours or theirs), mark is not None, span=span_of(meta))
 
-    def pipeline(self, meta: Meta, c: list[Any]) -> t.Pipeline:
+    def pipeline(self, meta: Meta, c: Parts) -> t.Pipeline:
         return t.Pipeline(word(c[0]), c[1] or (), tuple(c[2:]), span=span_of(meta))
 
-    def input(self, meta: Meta, c: list[Any]) -> t.Input:
+    def input(self, meta: Meta, c: Parts) -> t.Input:
         return t.Input(word(c[0]), c[1], span=span_of(meta))
 
-    def data(self, meta: Meta, c: list[Any]) -> t.Data:
+    def data(self, meta: Meta, c: Parts) -> t.Data:
         return t.Data(word(c[0]), c[1], span=span_of(meta))
 
-    def budget(self, meta: Meta, c: list[Any]) -> t.Budget:
+    def budget(self, meta: Meta, c: Parts) -> t.Budget:
         return t.Budget(c[0], c[1] and word(c[1]), span=span_of(meta))
 
-    def stage(self, meta: Meta, c: list[Any]) -> t.Stage:
+    def stage(self, meta: Meta, c: Parts) -> t.Stage:
         return t.Stage(word(c[0]), tuple(c[1:]), span=span_of(meta))
 
-    def recover(self, meta: Meta, c: list[Any]) -> t.Recover:
+    def recover(self, meta: Meta, c: Parts) -> t.Recover:
         return t.Recover(word(c[0]), tuple(c[1:]), span=span_of(meta))
 
-    def verify(self, meta: Meta, c: list[Any]) -> t.Verify:
+    def verify(self, meta: Meta, c: Parts) -> t.Verify:
         return t.Verify(tuple(c), span=span_of(meta))
 
-    def fixpoint(self, meta: Meta, c: list[Any]) -> t.Fixpoint:
+    def fixpoint(self, meta: Meta, c: Parts) -> t.Fixpoint:
         word, limit = c[0], c[1]
         if word is not None and word != "max":
             raise fail(
@@ -119,10 +120,10 @@ class Declarations(Expressions):
             only(t.Ref, c), None if limit is None else integer_of(limit), span=span_of(meta)
         )
 
-    def each(self, meta: Meta, c: list[Any]) -> t.Each:
+    def each(self, meta: Meta, c: Parts) -> t.Each:
         return t.Each(c[0], c[1], c[2], span=span_of(meta))
 
-    def ref(self, meta: Meta, c: list[Any]) -> t.Ref:
+    def ref(self, meta: Meta, c: Parts) -> t.Ref:
         args, keywords = only(t.Expr, c), only(t.Keyword, c)
         check_unique(keywords)
         at = c[-1] if isinstance(c[-1], Token) and c[-1].type == "STRING" else None
@@ -130,13 +131,13 @@ class Declarations(Expressions):
             word(c[0]), args, keywords, None if at is None else string_of(at), span=span_of(meta)
         )
 
-    def test(self, meta: Meta, c: list[Any]) -> t.Test:
+    def test(self, meta: Meta, c: Parts) -> t.Test:
         return t.Test(word(c[0]), tuple(c[1:]), span=span_of(meta))
 
-    def fires(self, meta: Meta, c: list[Any]) -> t.Fires:
+    def fires(self, meta: Meta, c: Parts) -> t.Fires:
         return t.Fires(word(c[0]), c[1], span=span_of(meta))
 
-    def silent(self, meta: Meta, c: list[Any]) -> t.Silent:
+    def silent(self, meta: Meta, c: Parts) -> t.Silent:
         reason = c[2]
         text = (
             string_of(reason)
@@ -145,7 +146,7 @@ class Declarations(Expressions):
         )
         return t.Silent(word(c[0]), c[1], text, span=span_of(meta))
 
-    def check(self, meta: Meta, c: list[Any]) -> t.Check:
+    def check(self, meta: Meta, c: Parts) -> t.Check:
         return t.Check(c[0], span=span_of(meta))
 
 
@@ -164,100 +165,99 @@ class Build(Declarations):
     ensure = collect(t.Ensure)
     on_shared = single(t.OnShared)
 
-    def rule(self, meta: Meta, c: list[Any]) -> t.Rule:
-        return t.Rule(
-            str(c[0].children[0]), word(c[1]), c[2] or (), tuple(c[3:]), span=span_of(meta)
-        )  # type: ignore[arg-type]
+    def rule(self, meta: Meta, c: Parts) -> t.Rule:
+        kind: Any = str(c[0].children[0])
+        return t.Rule(kind, word(c[1]), c[2] or (), tuple(c[3:]), span=span_of(meta))
 
-    def doc(self, meta: Meta, c: list[Any]) -> t.Doc:
+    def doc(self, meta: Meta, c: Parts) -> t.Doc:
         return t.Doc(string_of(c[0]), span=span_of(meta))
 
-    def priority(self, meta: Meta, c: list[Any]) -> t.Priority:
+    def priority(self, meta: Meta, c: Parts) -> t.Priority:
         value = integer_of(c[1])
         return t.Priority(value if c[0] is None else -value, span=span_of(meta))
 
-    def recursive(self, meta: Meta, c: list[Any]) -> t.Recursive:
+    def recursive(self, meta: Meta, c: Parts) -> t.Recursive:
         return t.Recursive(c[0], span=span_of(meta))
 
-    def match(self, meta: Meta, c: list[Any]) -> t.Match:
+    def match(self, meta: Meta, c: Parts) -> t.Match:
         return t.Match(c[0] and word(c[0]), tuple(c[1:]), span=span_of(meta))
 
-    def match_dim(self, meta: Meta, c: list[Any]) -> t.MatchDim:
+    def match_dim(self, meta: Meta, c: Parts) -> t.MatchDim:
         return t.MatchDim(word(c[0]), word(c[2]), span=span_of(meta))
 
-    def match_param(self, meta: Meta, c: list[Any]) -> t.MatchParam:
+    def match_param(self, meta: Meta, c: Parts) -> t.MatchParam:
         return t.MatchParam(word(c[0]), c[1], span=span_of(meta))
 
-    def match_value(self, meta: Meta, c: list[Any]) -> t.MatchValue:
+    def match_value(self, meta: Meta, c: Parts) -> t.MatchValue:
         return t.MatchValue(word(c[0]), c[1], tuple(map(string_of, c[2:])), span=span_of(meta))
 
-    def opset(self, meta: Meta, c: list[Any]) -> t.OpSet:
+    def opset(self, meta: Meta, c: Parts) -> t.OpSet:
         return t.OpSet(words(c), span=span_of(meta))
 
-    def op_pattern(self, meta: Meta, c: list[Any]) -> t.OpPattern:
+    def op_pattern(self, meta: Meta, c: Parts) -> t.OpPattern:
         shared, targets, ops, repeat, *rest, handle = c
-        operands, attrs = only((t.Expr, t.Rest), rest), only(t.Keyword, rest)  # type: ignore[arg-type]
+        operands, attrs = only((t.Expr, t.Rest), rest), only(t.Keyword, rest)
         check_unique(attrs)
-        mark = "" if repeat is None else str(repeat)
-        flags = mark, shared is not None
-        name = handle and word(handle)
-        return t.OpPattern(targets, ops, operands, attrs, name, *flags, span=span_of(meta))
+        mark: Any = "" if repeat is None else str(repeat)
+        name, is_shared = handle and word(handle), shared is not None
+        return t.OpPattern(targets, ops, operands, attrs, name, mark, is_shared, span=span_of(meta))
 
-    def operand(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def operand(self, meta: Meta, c: Parts) -> t.Expr:
         return c[0]
 
-    def rest_operand(self, meta: Meta, c: list[Any]) -> t.Rest:
+    def rest_operand(self, meta: Meta, c: Parts) -> t.Rest:
         return t.Rest(word(c[0]), span=span_of(meta))
 
-    def attr_pattern(self, meta: Meta, c: list[Any]) -> t.Keyword:
+    def attr_pattern(self, meta: Meta, c: Parts) -> t.Keyword:
         return t.Keyword(word(c[0]), c[1], span=span_of(meta))
 
-    def shape_pattern(self, meta: Meta, c: list[Any]) -> t.ShapePattern:
+    def shape_pattern(self, meta: Meta, c: Parts) -> t.ShapePattern:
         return t.ShapePattern(c[0], c[1], span=span_of(meta))
 
-    def site_pattern(self, meta: Meta, c: list[Any]) -> t.SitePattern:
+    def site_pattern(self, meta: Meta, c: Parts) -> t.SitePattern:
         return t.SitePattern(word(c[1]), string_of(c[2]), span=span_of(meta))
 
-    def guard(self, meta: Meta, c: list[Any]) -> t.Guard:
+    def guard(self, meta: Meta, c: Parts) -> t.Guard:
         return t.Guard(c[0], None if c[1] is None else string_of(c[1]), span=span_of(meta))
 
-    def hole(self, meta: Meta, c: list[Any]) -> t.Hole:
+    def hole(self, meta: Meta, c: Parts) -> t.Hole:
         return t.Hole(span=span_of(meta))
 
-    def binding(self, meta: Meta, c: list[Any]) -> t.Binding:
+    def binding(self, meta: Meta, c: Parts) -> t.Binding:
         return t.Binding(c[0], c[1], span=span_of(meta))
 
-    def assign(self, meta: Meta, c: list[Any]) -> t.Assign:
+    def assign(self, meta: Meta, c: Parts) -> t.Assign:
         return t.Assign(c[0], c[1], span=span_of(meta))
 
-    def move(self, meta: Meta, c: list[Any]) -> t.Assign | t.Effect:
+    def move(self, meta: Meta, c: Parts) -> t.Assign | t.Effect:
         if c[1] is None:
             return t.Effect(c[0], span=span_of(meta))
         return t.Assign(_as_path(c[0]), c[1], span=span_of(meta))
 
-    def build(self, meta: Meta, c: list[Any]) -> t.Build:
+    def build(self, meta: Meta, c: Parts) -> t.Build:
         targets, value, handle, origin = c
         return t.Build(
             targets, value, handle and word(handle), origin and word(origin), span=span_of(meta)
         )
 
-    def store(self, meta: Meta, c: list[Any]) -> t.Store:
+    def store(self, meta: Meta, c: Parts) -> t.Store:
         return t.Store(word(c[0]), c[1], span=span_of(meta))
 
-    def attach(self, meta: Meta, c: list[Any]) -> t.Attach:
+    def attach(self, meta: Meta, c: Parts) -> t.Attach:
         return t.Attach(c[0], word(c[1]), c[2], span=span_of(meta))
 
-    def exit(self, meta: Meta, c: list[Any]) -> t.Exit:
+    def exit(self, meta: Meta, c: Parts) -> t.Exit:
         return t.Exit(word(c[0]), c[1], span=span_of(meta))
 
-    def train(self, meta: Meta, c: list[Any]) -> t.Train:
+    def train(self, meta: Meta, c: Parts) -> t.Train:
         return t.Train(tuple(word for names in c for word in names), span=span_of(meta))
 
-    def claim(self, meta: Meta, c: list[Any]) -> t.Claim:
+    def claim(self, meta: Meta, c: Parts) -> t.Claim:
         return t.Claim(c[0], c[1], c[2] and word(c[2]), span=span_of(meta))
 
-    def fact(self, meta: Meta, c: list[Any]) -> t.Fact:
-        return t.Fact(str(c[0].children[0]), c[1], span=span_of(meta))  # type: ignore[arg-type]
+    def fact(self, meta: Meta, c: Parts) -> t.Fact:
+        kind: Any = str(c[0].children[0])
+        return t.Fact(kind, c[1], span=span_of(meta))
 
 
 def _as_path(expr: t.Expr) -> t.Path:

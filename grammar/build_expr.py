@@ -15,6 +15,10 @@ from .diagnostics import SOURCE, Label, Span, fail
 MAX_DEPTH = 64
 MAX_DIGITS = 18
 MAX_DECIMAL = 40
+Words = tuple[t.Word, ...]
+Parts = list[Any]
+"""What lark hands over for one rule of the grammar: tokens and finished nodes."""
+
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
 
@@ -80,7 +84,7 @@ def _depth_of(node: t.Node | None) -> int:
     return node.depth if isinstance(node, t.Expr) else 0
 
 
-def only(kind: type, items: Sequence[Any]) -> tuple[Any, ...]:
+def only(kind: type | tuple[type, ...], items: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(item for item in items if isinstance(item, kind))
 
 
@@ -98,95 +102,94 @@ def single(kind: Callable[..., t.Node]) -> Callable[..., t.Node]:
 class Expressions(Transformer_NonRecursive):
     """Expressions and types."""
 
-    def name(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def name(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Name(str(c[0]), span=span_of(meta))
 
-    def integer(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def integer(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Number(str(integer_of(c[0])), span=span_of(meta))
 
-    def float(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def float(self, meta: Meta, c: Parts) -> t.Expr:
         number = t.Number(number_text(c[0]), span=span_of(meta))
         if number.value == float("inf"):
             raise fail("E005", "the number is too large for a float", Label(number.span))
         return number
 
-    def frac(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def frac(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Frac(number_text(c[0])[:-1], span=span_of(meta))
 
-    def string(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def string(self, meta: Meta, c: Parts) -> t.Expr:
         return t.String(string_of(c[0]), span=span_of(meta))
 
-    def constant(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def constant(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Constant(
             {"TRUE": True, "FALSE": False, "NONE": None}[c[0].type], span=span_of(meta)
         )
 
-    def group(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def group(self, meta: Meta, c: Parts) -> t.Expr:
         return c[0]
 
-    def tuple(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def tuple(self, meta: Meta, c: Parts) -> t.Expr:
         items = only(t.Expr, c)
         return t.Tuple(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
 
-    def list(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def list(self, meta: Meta, c: Parts) -> t.Expr:
         items = only(t.Expr, c)
         return t.List(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
 
-    def unary(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def unary(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Unary(str(c[0]), c[1], span=span_of(meta), depth=_depth(span_of(meta), c[1]))
 
-    def binary(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def binary(self, meta: Meta, c: Parts) -> t.Expr:
         left, op, right = c
         return t.Binary(
             str(op), left, right, span=span_of(meta), depth=_depth(span_of(meta), left, right)
         )
 
-    def call(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def call(self, meta: Meta, c: Parts) -> t.Expr:
         args, keywords = only(t.Expr, c[1:]), only(t.Keyword, c[1:])
         depth = _depth(span_of(meta), c[0], *args, *keywords)
         check_unique(keywords)
         return t.Call(c[0], args, keywords, span=span_of(meta), depth=depth)
 
-    def keyword(self, meta: Meta, c: list[Any]) -> t.Keyword:
+    def keyword(self, meta: Meta, c: Parts) -> t.Keyword:
         return t.Keyword(word(c[0]), c[1], span=span_of(meta))
 
-    def attribute(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def attribute(self, meta: Meta, c: Parts) -> t.Expr:
         name = str(integer_of(c[1])) if c[1].type == "INT" else str(c[1])
         return t.Attribute(c[0], name, span=span_of(meta), depth=_depth(span_of(meta), c[0]))
 
-    def subscript(self, meta: Meta, c: list[Any]) -> t.Expr:
+    def subscript(self, meta: Meta, c: Parts) -> t.Expr:
         return t.Subscript(c[0], tuple(c[1:]), span=span_of(meta), depth=_depth(span_of(meta), *c))
 
-    def slice(self, meta: Meta, c: list[Any]) -> t.Slice:
+    def slice(self, meta: Meta, c: Parts) -> t.Slice:
         return t.Slice(c[0], c[1], span=span_of(meta))
 
-    def quantifier(self, meta: Meta, c: list[Any]) -> t.Expr:
-        kind, variable, _, domain, body = c
+    def quantifier(self, meta: Meta, c: Parts) -> t.Expr:
+        token, variable, _, domain, body = c
+        kind: Any = str(token)
         depth = _depth(span_of(meta), domain, body)
-        return t.Quantifier(
-            str(kind), word(variable), domain, body, span=span_of(meta), depth=depth
-        )  # type: ignore[arg-type]
+        return t.Quantifier(kind, word(variable), domain, body, span=span_of(meta), depth=depth)
 
-    def type(self, meta: Meta, c: list[Any]) -> t.Type:
+    def type(self, meta: Meta, c: Parts) -> t.Type:
         bracket = SOURCE.get().text[meta.end_pos - 1] == "]"
         dims = tuple(d for d in c[1:] if d is not None)
         return t.Type(str(c[0]), dims if bracket else None, span=span_of(meta))
 
-    def bare_type(self, meta: Meta, c: list[Any]) -> t.Type:
+    def bare_type(self, meta: Meta, c: Parts) -> t.Type:
         return t.Type(None, tuple(d for d in c if d is not None), span=span_of(meta))
 
-    def dim_range(self, meta: Meta, c: list[Any]) -> t.DimRange:
+    def dim_range(self, meta: Meta, c: Parts) -> t.DimRange:
         return t.DimRange(c[0], c[1], span=span_of(meta))
 
-    def dim_rest(self, meta: Meta, c: list[Any]) -> t.DimRest:
+    def dim_rest(self, meta: Meta, c: Parts) -> t.DimRest:
         return t.DimRest(span=span_of(meta))
 
-    def names(self, meta: Meta, c: list[Any]) -> tuple[t.Word, ...]:
+    def names(self, meta: Meta, c: Parts) -> Words:
         return words(c)
 
     dotted = target = names
 
-    def path(self, meta: Meta, c: list[Any]) -> t.Path:
+    def path(self, meta: Meta, c: Parts) -> t.Path:
         return t.Path(words(c), span=span_of(meta))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from . import tree as t
 from .costs import check_costs
@@ -15,17 +17,21 @@ from .facts import Flow
 from .guards import check_guards
 from .names import Names
 from .operations import check_operations
-from .overlap import Entry, check_duplicates, check_overlap
+from .overlap import Effort, Entry, check_duplicates, check_overlap
 from .pipelines import Pipelines
 from .report import Report
 from .sampling import TRIES, Sampler, guards_of
-from .shapes import Model, models
+from .shapes import MAX_CHOICES, Model, models
 from .sides import Sides, sides
 from .sizes import check_sizes
 from .termination import check_cycles, check_growth
 
-MAX_MODELLED = 150
-"""Rules of one file whose sizes are checked; the checker says when it stops."""
+MAX_RULE = 80
+MAX_FILE = 400
+"""Limits on the ops whose sizes are checked, alternatives counted each; the checker says so."""
+
+
+Method = Literal["proved", "sampled", "not checked"]
 
 
 def check(
@@ -44,11 +50,28 @@ def check(
     return sorted(found, key=lambda d: _place(d, file))
 
 
+def methods(file: t.File, known: Declarations) -> dict[str, Method]:
+    """How the shapes of each rule were compared: by normal form, by drawing sizes, or not at all."""
+    checker = Checker(file, Known(file, known), {})
+    checker.run(set())
+    found: dict[str, Method] = {rule.name.text: "not checked" for rule in file.all(t.Rule)}
+    for model, _ in checker.built.values():
+        if model.right or model.sides.aliases:
+            found[model.rule.name.text] = "sampled" if model.sampled else "proved"
+    return found
+
+
 def _place(diagnostic: Diagnostic, file: t.File) -> tuple[bool, int, str]:
     span = diagnostic.labels[0].span if diagnostic.labels else None
     if span is None:
         return True, 0, diagnostic.code
     return span.source is not file.span.source, span.start, diagnostic.code
+
+
+def _weight(rule: t.Rule, both: Sides) -> float:
+    """How much work a rule is, in ops: its steps for each choice, and the size of its text."""
+    choices = min(MAX_CHOICES, math.prod(len(step.ops) for step in both.left[:MAX_RULE]))
+    return choices * (len(both.left) + len(both.right)) + (rule.span.end - rule.span.start) / 200
 
 
 @dataclass(slots=True)
@@ -62,15 +85,18 @@ class Checker:
     both: dict[str, Sides] = field(default_factory=dict)
     built: dict[int, tuple[Model, Sampler]] = field(default_factory=dict)
     sound: dict[str, t.Rule] = field(default_factory=dict)
+    skipped: list[t.Rule] = field(default_factory=list)
+    spent: float = 0
+    effort: Effort = field(default_factory=Effort)
 
     def run(self, used: set[str]) -> None:
         self._uses(used)
         check_declarations(self.file, self.report)
         own = self.file.all(t.Rule)
         tries = max(40, min(TRIES, 20_000 // max(1, len(own))))
-        for index, rule in enumerate(own):
-            self._rule(rule, tries if index < MAX_MODELLED else 0)
-        self._say_limit(own)
+        for rule in own:
+            self._rule(rule, tries)
+        self._say_limit()
         check_duplicates(self._with_sides(), self.known, self.report)
         rules = self.foreign | {rule.name.text: rule for rule in own}
         check_tests(self.file, rules, self.report)
@@ -86,11 +112,15 @@ class Checker:
                 message = f"no file provides `{dotted}`"
                 self.report.error("N007", message, label, help=help)
 
-    def _say_limit(self, own: tuple[t.Rule, ...]) -> None:
-        if len(own) > MAX_MODELLED:
-            label = Label(own[MAX_MODELLED].name.span, "from here on only names and kinds")
-            message = f"sizes, guards and costs of {len(own) - MAX_MODELLED} rules were not checked"
-            help = f"split the file: {MAX_MODELLED} rules of one file are checked in full"
+    def _say_limit(self) -> None:
+        if self.skipped:
+            label = Label(self.skipped[0].name.span, "the first one: only names and kinds")
+            count = len(self.skipped)
+            rules = "a rule" if count == 1 else f"{count} rules"
+            message = f"sizes, guards and costs of {rules} were not checked"
+            help = (
+                f"split it: {MAX_RULE} ops of a rule and {MAX_FILE} of a file are checked in full"
+            )
             self.report.warn("V003", message, label, help=help)
 
     def _rule(self, rule: t.Rule, tries: int) -> None:
@@ -104,8 +134,12 @@ class Checker:
             return
         self.sound[rule.name.text] = rule
         self.both[rule.name.text] = both
-        if tries:
+        weight = _weight(rule, both)
+        if weight <= MAX_RULE and self.spent + weight <= MAX_FILE:
+            self.spent += weight
             self._sizes(rule, both, tries)
+        else:
+            self.skipped.append(rule)
 
     def _sizes(self, rule: t.Rule, both: Sides, tries: int) -> None:
         found = models(rule, both, self.known)
@@ -141,7 +175,7 @@ class Checker:
 
     def _group(self, stage: t.Stage, step: t.Fixpoint | t.Once) -> None:
         group = [entry for ref in step.refs if (entry := self._entry(ref)) is not None]
-        check_overlap(stage, group, self.known, self.report)
+        check_overlap(stage, group, self.known, self.effort, self.report)
         if isinstance(step, t.Fixpoint):
             check_cycles(stage, group, self.built, self.report)
 

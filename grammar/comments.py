@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .format_statement import Block, Item
+from .format_item import Block, Item
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*|\{')
 _BLANK_LINE = re.compile(r"[^\S\n]*\n[^\S\n]*\n")

@@ -7,8 +7,8 @@ from .diagnostics import Label
 from .report import Report
 from .sampling import Sampler, number
 from .shapes import Instance, Model
-from .symbolic import Poly, TooLarge, common, const, divide, linear_in, product
-from .terms import Terms
+from .symbolic import Poly, TooLarge, common, const, divide, linear_in, product, symbol
+from .terms import Term, Terms
 from .truth import Sample
 
 MEASURES = ("macs", "params", "ops")
@@ -28,8 +28,27 @@ def _macs(model: Model, inst: Instance) -> Poly | None:
     cost = inst.facts.costs.get("macs")
     if cost is None:
         return const(0)
-    terms = Terms(model.solver, model.known, names=inst.local.names)
-    return terms.number(cost)
+    names = dict(inst.local.names)
+    for name in inst.facts.dims:
+        names[name] = _opaque(model, name, names[name])
+    return Terms(model.solver, model.known, names=names).number(cost)
+
+
+def _opaque(model: Model, name: str, term: Term) -> Term:
+    """An output extent as one symbol: a cost that both sides multiply with it can be cancelled."""
+    poly = None if term.number is None else model.solver.resolve(term.number)
+    if poly is None or len(poly.terms) < 2:
+        return term
+    key = next((k for k, known in model.extents.items() if known == poly), None)
+    if key is None:
+        key = next(iter(model.solver.fresh(name).symbols))
+        model.extents[key] = poly
+    return Term((), symbol(key))
+
+
+def extended(model: Model, sample: Sample) -> Sample:
+    """The sample with the values of the output extents."""
+    return {**sample, **{key: _number(poly, sample) for key, poly in model.extents.items()}}
 
 
 def _weights(model: Model, inst: Instance) -> Poly | None:
@@ -66,7 +85,8 @@ def _claim(rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: 
     if left is None or right is None or claim.op not in _TESTS:
         return
     gap = model.solver.resolve(left - right)
-    usable = [s for s in sampler.instances() if gap.symbols <= set(s)]
+    samples = [extended(model, s) for s in sampler.instances()]
+    usable = [s for s in samples if gap.symbols <= set(s)]
     if not usable:
         return
     failing = [s for s in usable if not _TESTS[claim.op](_number(gap, s))]
@@ -127,9 +147,9 @@ def _not_implied(
     model: Model, sampler: Sampler, report: Report, claim: t.Binary, gap: Poly, sample: Sample
 ) -> None:
     def wrong(trial: Sample) -> bool:
-        return not _TESTS[claim.op](_number(gap, trial))
+        return not _TESTS[claim.op](_number(gap, extended(model, trial)))
 
-    small = sampler.smallest(sample, wrong, gap.symbols)
+    small = extended(model, sampler.smallest(sample, wrong, sampler.symbols))
     shown = ", ".join(f"{name} = {small[name]:g}" for name in sorted(gap.symbols))
     label = Label(claim.span, "does not follow from the guards")
     limit = break_even(model, gap)

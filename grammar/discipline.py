@@ -78,24 +78,31 @@ def _removed(rule: t.Rule, both: Sides, report: Report) -> None:
 
 def _connected(both: Sides, report: Report) -> None:
     """Ops that share no value would have to be tried in all combinations."""
-    steps = both.left
-    if len(steps) < 2:
+    if len(both.left) < 2:
         return
-    reached, grew = {0}, True
-    values = set(steps[0].results) | set(steps[0].reads)
-    while grew:
-        grew = False
-        for index, step in enumerate(steps):
-            mine = set(step.results) | set(step.reads)
-            if index not in reached and mine & values:
-                reached.add(index)
-                values |= mine
-                grew = True
-    apart = next((s for i, s in enumerate(steps) if i not in reached), None)
+    meets: dict[str, list[Step]] = {}
+    for step in both.left:
+        for name in (*step.results, *step.reads):
+            meets.setdefault(name, []).append(step)
+    reached = _reached(both.left[0], meets)
+    apart = next((step for step in both.left if id(step) not in reached), None)
     if apart is not None:
-        places = Label(apart.whole, "shares no value with"), Label(steps[0].whole, "this op")
+        places = Label(apart.whole, "shares no value with"), Label(both.left[0].whole, "this op")
         help = "connect them through a common input or value, or write two rules"
         report.error("P001", "the pattern is not connected", *places, help=help)
+
+
+def _reached(start: Step, meets: dict[str, list[Step]]) -> set[int]:
+    """The ops that hang together with `start`; every value is followed once."""
+    seen, waiting = {id(start)}, [start]
+    while waiting:
+        step = waiting.pop()
+        for name in (*step.results, *step.reads):
+            for other in meets.pop(name, ()):
+                if id(other) not in seen:
+                    seen.add(id(other))
+                    waiting.append(other)
+    return seen
 
 
 def _wildcards(both: Sides, report: Report) -> None:
@@ -108,24 +115,27 @@ def _wildcards(both: Sides, report: Report) -> None:
 
 
 def _cycles(both: Sides, report: Report) -> None:
-    """A value that depends on itself: no graph has one."""
-    reads = {id(step): step.reads for step in both.left}
-    for start in both.left:
-        seen: set[int] = set()
-        waiting = [start]
-        while waiting:
-            step = waiting.pop()
-            below = [both.produced[n] for n in reads[id(step)] if n in both.produced]
-            if any(s is start for s in below):
-                _cycle(start, report)
-                return
-            waiting += [s for s in below if id(s) not in seen]
-            seen |= {id(s) for s in below}
-
-
-def _cycle(step: Step, report: Report) -> None:
-    label = Label(step.whole, "its result is among its own inputs")
-    report.error("P004", "the pattern can never match: it reads its own result", label)
+    """A value that depends on itself: no graph has one. Ops are taken away once their inputs are."""
+    readers: dict[str, list[Step]] = {}
+    missing: dict[int, int] = {}
+    for step in both.left:
+        inner = [name for name in step.reads if name in both.produced]
+        missing[id(step)] = len(inner)
+        for name in inner:
+            readers.setdefault(name, []).append(step)
+    ready = [step for step in both.left if not missing[id(step)]]
+    done: set[int] = set()
+    while ready:
+        step = ready.pop()
+        done.add(id(step))
+        for reader in (r for name in step.results for r in readers.get(name, ())):
+            missing[id(reader)] -= 1
+            if not missing[id(reader)]:
+                ready.append(reader)
+    stuck = next((step for step in both.left if id(step) not in done), None)
+    if stuck is not None:
+        label = Label(stuck.whole, "its result is among its own inputs")
+        report.error("P004", "the pattern can never match: it reads its own result", label)
 
 
 # -- X001, X002, X003 ------------------------------------------------------------------------------

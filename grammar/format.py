@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import format_program, format_rule  # noqa: F401  these register the form of each statement
 from . import tree as t
 from .comments import Comments, Notes, attach
-from .format_statement import Block, Item, item
+from .format_item import Block, Item, item
 from .layout import WIDTH, lay_out
 from .parse import parse
 

@@ -8,15 +8,17 @@ from functools import cached_property
 
 WIDTH = 100
 HANG = 4
-FAR_RIGHT = 50
-"""A bracket that opens right of this column continues on the next line instead of under itself."""
+FAR_RIGHT = 24
+"""What is in a bracket that opens right of this column goes on at the hanging indent instead."""
 
 
 class Doc:
     """Text with places to break. `head` is how much must stand on the line that it begins on."""
 
-    loose = False
-    """Whether it breaks outside of its own brackets, where a line end would end the statement."""
+    @property
+    def loose(self) -> bool:
+        """Whether it breaks outside of its own brackets, where a line end would end a statement."""
+        return False
 
     @property
     def flat(self) -> str:
@@ -60,7 +62,7 @@ class Row(Doc):
         return "".join(part.flat for part in self.parts)
 
     @cached_property
-    def loose(self) -> bool:  # type: ignore[override]
+    def loose(self) -> bool:
         return any(part.loose for part in self.parts)
 
     @cached_property
@@ -105,7 +107,10 @@ class Chain(Doc):
 
     first: Doc
     rest: tuple[tuple[str, Doc], ...]
-    loose = True
+
+    @property
+    def loose(self) -> bool:
+        return True
 
     @cached_property
     def flat(self) -> str:
@@ -169,7 +174,7 @@ class Page:
 
     def __init__(self, indent: int) -> None:
         self.indent = indent
-        self.lines = [" " * indent]
+        self.lines: list[str] = [" " * indent]
         self.bases: list[int] = []
 
     @property
@@ -190,16 +195,16 @@ class Page:
 
     def fill(self, space: str, doc: Doc, tail: int) -> None:
         """Stay on the line if the whole of `doc` fits there, else go on at the base column."""
-        if space and self.column + len(space) + len(doc.flat) + tail > WIDTH:
-            self.lines.append(" " * self.bases[-1])
+        base = self.bases[-1]
+        if self.column > base and self.column + len(space) + len(doc.flat) + tail > WIDTH:
+            self.lines.append(" " * base)
         else:
             self.write(space)
         self.put(doc, tail)
 
     def base_here(self, hang: bool = True) -> None:
-        if hang and self.column > FAR_RIGHT:
-            self.lines.append(" " * (self.indent + HANG))
-        self.bases.append(self.column)
+        far = hang and self.column > FAR_RIGHT
+        self.bases.append(self.indent + HANG if far else self.column)
 
     def base_back(self) -> None:
         self.bases.pop()

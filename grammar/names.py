@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import tree as t
@@ -16,6 +17,9 @@ WORDS = frozenset(
     ("eval", "train", "before", "after", "model", "outputs", "original", "reloaded", "all")
 )
 """Bare words that stand for themselves."""
+
+
+Binder = Callable[[t.Word, str], None]
 
 
 @dataclass(slots=True)
@@ -61,10 +65,10 @@ class Names:
         for clause in self.rule.all(t.MatchDim, t.MatchParam, t.MatchValue):
             self._bind_special(clause)
         for match in self.rule.all(t.Match):
-            self._bind_patterns(match.patterns)
+            self._bind_patterns(match.patterns, self._bind)
         for unless in self.rule.all(t.Unless):
             outer = dict(self.scope.words)
-            self._bind_patterns(unless.patterns)
+            self._bind_patterns(unless.patterns, self._meet)
             for name in set(self.scope.words) - set(outer):
                 self.scope.roles[name] = "unless"
 
@@ -81,11 +85,12 @@ class Names:
             self._bind(clause.name, "value")
             self._bind_dims(clause.type)
 
-    def _bind_patterns(self, patterns: tuple[t.Pattern, ...]) -> None:
+    def _bind_patterns(self, patterns: tuple[t.Pattern, ...], bind: Binder) -> None:
+        """In `unless` a result may be a value of the match: it says what must not have made it."""
         ops = [p for p in patterns if isinstance(p, t.OpPattern)]
         for pattern in ops:
             for target in pattern.targets:
-                self._bind(target, "value")
+                bind(target, "value")
             if pattern.handle is not None:
                 self._bind(pattern.handle, "node")
         for pattern in ops:

@@ -8,7 +8,7 @@ from . import tree as t
 from .arguments import check_argument
 from .declared import Known, OpFacts
 from .diagnostics import Label, nearest
-from .kind import ANY, TENSOR, Kind, accepts, declared_kind
+from .kind import ANY, NUMBERS, TENSOR, Kind, accepts, declared_kind
 from .kinds import Kinds
 from .names import Scope
 from .report import Report
@@ -167,6 +167,10 @@ class Operations:
             message = f"`{facts.name}` takes {takes} input{'s' * (takes != 1)}, not {count}"
             help = "write `_` for an input that does not matter" if clause == "match" else ""
             self.report.error("T004", message, Label(step.whole), place, help=help)
+        if step.extra is not None:
+            place = Label(facts.decl.name.span, "declared here")
+            message = f"`{facts.name}` has no attribute for this argument"
+            self.report.error("T004", message, Label(step.extra.span, "one too many"), place)
         if clause == "rewrite":
             self._activations(step, facts)
 
@@ -219,7 +223,7 @@ class Operations:
         kind = self.kinds.expr(expr, "let")
         if kind.name == "none" and facts.params[name].optional:
             return
-        if not accepts(TENSOR, kind, "let"):
+        if kind.name in NUMBERS or not accepts(TENSOR, kind, "let"):
             places = (
                 Label(expr.span, f"this is {kind}"),
                 Label(facts.params[name].span, "declared here"),

@@ -16,8 +16,17 @@ from .sampling import Sampler, guards_of
 from .shapes import models
 from .sides import Sides, sides
 
-MAX_PAIRS = 400
-"""Pairs of rules of one group that are compared; the checker says when it stops."""
+MAX_PAIRS = 3000
+MAX_SITES = 60
+"""Pairs of rules of a file that are compared, and that are tried on drawn sites; it says so."""
+
+
+@dataclass(slots=True)
+class Effort:
+    """What is left to spend on pairs of rules in this file."""
+
+    pairs: int = MAX_PAIRS
+    sites: int = MAX_SITES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +44,24 @@ class Entry:
         return found.value if found else 0
 
 
-def check_overlap(stage: t.Stage, group: Sequence[Entry], known: Known, report: Report) -> None:
+def check_overlap(
+    stage: t.Stage, group: Sequence[Entry], known: Known, effort: Effort, report: Report
+) -> None:
     """Compare the rules of one `fixpoint` or `once` group at the same root."""
-    pairs = list(islice(combinations(group, 2), MAX_PAIRS + 1))
-    for first, second in pairs[:MAX_PAIRS]:
+    for first, second in combinations(group, 2):
+        if effort.pairs <= 0 or effort.sites <= 0:
+            label = Label(stage.name.span, "from here on, rules are not compared")
+            message = "not all pairs of rules were compared for overlap"
+            report.warn("V003", message, label, help="split the file")
+            return
+        effort.pairs -= 1
         if first.rule is not second.rule and first.at == second.at:
-            _pair(stage, first, second, known, report)
-    if len(pairs) > MAX_PAIRS:
-        label = Label(stage.name.span, f"{len(group)} rules in one group")
-        message = f"only {MAX_PAIRS} pairs of rules of stage `{stage.name}` were compared"
-        report.warn("O001", message, label, help="split the stage")
+            _pair(stage, first, second, known, effort, report)
 
 
-def _pair(stage: t.Stage, first: Entry, second: Entry, known: Known, report: Report) -> None:
+def _pair(
+    stage: t.Stage, first: Entry, second: Entry, known: Known, effort: Effort, report: Report
+) -> None:
     winner, loser = (first, second) if first.priority >= second.priority else (second, first)
     if _more_general(winner, loser, known):
         _unreachable(stage, winner, loser, report)
@@ -58,6 +72,7 @@ def _pair(stage: t.Stage, first: Entry, second: Entry, known: Known, report: Rep
     found = bottom and top and embed(first.both, bottom, second.both.left, known, loose=True)
     if not found:
         return
+    effort.sites -= 1
     certain = _satisfiable(first, second, found, known)
     if certain is not None:
         _overlapping(stage, first, second, certain, report)

@@ -10,7 +10,7 @@ from . import tree as t
 from .declared import Known, OpFacts
 from .diagnostics import Label
 from .sides import Sides, Step
-from .symbolic import TooLarge, const
+from .symbolic import Poly, TooLarge, const
 from .terms import SCALAR, UNKNOWN, Term, Terms, declared_shape, dimension, dimension_names
 from .unify import Mismatch, Shape, Solver
 
@@ -45,7 +45,8 @@ class Fault:
 class Model:
     """Both sides of a rule for one choice of ops.
 
-    `reals` are the rule's parameters in floats, `flags` the symbols that are 0 or 1.
+    `reals` are the rule's parameters in floats, `flags` the symbols that are 0 or 1, `extents` the
+    output extents that costs treat as one symbol; `sampled` says that an equation was not proved.
     """
 
     rule: t.Rule
@@ -61,6 +62,8 @@ class Model:
     topics: dict[object, Fault] = field(default_factory=dict)
     reals: dict[str, float] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
+    extents: dict[str, Poly] = field(default_factory=dict)
+    sampled: bool = False
     terms: Terms = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from . import tree as t
 from .declared import Known, OpFacts
@@ -14,7 +15,10 @@ Operand = str | t.Expr | t.Rest | None
 
 @dataclass(slots=True)
 class Step:
-    """One op on one side. `clone` is the handle that a build copies, `like` what `from` names."""
+    """One op on one side. `clone` is the handle that a build copies, `like` what `from` names.
+
+    `extra` is a positional argument for which the op has no attribute.
+    """
 
     ops: tuple[str, ...]
     operands: list[Operand]
@@ -27,6 +31,7 @@ class Step:
     like: str = ""
     shared: bool = False
     repeat: str = ""
+    extra: t.Expr | None = None
     words: tuple[t.Word, ...] = ()
     keywords: dict[str, Span] = field(default_factory=dict)
 
@@ -41,9 +46,12 @@ class Step:
         return [op for op in self.operands if isinstance(op, str)] + rest
 
 
-@dataclass(slots=True)
+@dataclass
 class Sides:
-    """`aliases` are the builds `y = x`; `odd` are builds that are neither an op nor an alias."""
+    """Both sides; what is derived from them is computed once, when `sides` has returned.
+
+    `aliases` are the builds `y = x`; `odd` are builds that are neither an op nor an alias.
+    """
 
     rule: t.Rule
     left: list[Step] = field(default_factory=list)
@@ -52,22 +60,22 @@ class Sides:
     odd: list[t.Build] = field(default_factory=list)
     shapes: list[t.ShapePattern] = field(default_factory=list)
 
-    @property
+    @cached_property
     def produced(self) -> dict[str, Step]:
         return {name: step for step in self.left for name in step.results}
 
-    @property
+    @cached_property
     def inner(self) -> set[str]:
         """Matched values that another matched op reads."""
         return {name for step in self.left for name in step.reads} & set(self.produced)
 
-    @property
+    @cached_property
     def outputs(self) -> list[str]:
         """Matched values that no other matched op reads: the rewrite must define them again."""
         inner = self.inner
         return [name for step in self.left for name in step.results if name not in inner]
 
-    @property
+    @cached_property
     def built(self) -> dict[str, Step | None]:
         """Every value that the rewrite defines; None for an alias."""
         made: dict[str, Step | None] = {n: step for step in self.right for n in step.results}
@@ -155,7 +163,9 @@ def _call_step(result: Sides, call: t.Call, known: Known, handles: set[str]) -> 
     count = input_count(facts, call.args)
     for arg in call.args[:count]:
         step.operands.append(_built_operand(result, arg, known, handles))
-    for attr, arg in zip(facts.attrs if facts else (), call.args[count:], strict=False):
+    attrs = tuple(facts.attrs) if facts else ()
+    step.extra = next(iter(call.args[count + len(attrs) :]), None)
+    for attr, arg in zip(attrs, call.args[count:], strict=False):
         step.settings.setdefault(attr, arg)
     result.right.append(step)
     return step

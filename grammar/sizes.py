@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from . import tree as t
 from .diagnostics import Diagnostic, Label, Span
 from .report import Report
@@ -10,6 +12,9 @@ from .shapes import Instance, Model
 from .symbolic import Poly, TooLarge
 from .truth import Sample
 from .unify import Mismatch, Rest, Shape, show
+
+
+_NUMBERED = re.compile(r"\b([A-Za-z]+)(_\d+)\b")
 
 
 def check_sizes(models: list[Model], samplers: list[Sampler], report: Report) -> bool:
@@ -49,7 +54,7 @@ def _demands(model: Model, sampler: Sampler, report: Report, note: str) -> None:
         fault = model.topics.get(demand.topic)  # type: ignore[call-overload]
         if found is None:
             continue
-        text = f"{_shown(found, poly)} makes them differ by {abs(number(poly, found)):g}"
+        text = f"{_shown(found, poly)} makes two sizes differ by {abs(number(poly, found)):g}"
         notes = f"smallest counterexample: {text}"
         if fault is not None:
             labels, message, code = fault.labels, fault.message, fault.code
@@ -71,6 +76,7 @@ def _counterexample(model: Model, sampler: Sampler, poly: Poly) -> dict[str, flo
         except (ZeroDivisionError, KeyError):
             return False
 
+    model.sampled = True
     for sample in sampler.instances():
         if wrong(sample):
             return sampler.smallest(sample, wrong, sampler.symbols)
@@ -84,7 +90,7 @@ def _shown(sample: Sample, *polys: Poly) -> str:
     parts = []
     for name, base in zip(names, bases, strict=True):
         parts.append(f"{base if bases.count(base) == 1 else name} = {sample.get(name, 1):g}")
-    return ", ".join(parts)
+    return plain(", ".join(parts))
 
 
 def _name_order(name: str) -> tuple[bool, str]:
@@ -107,7 +113,7 @@ def _output(model: Model, sampler: Sampler, report: Report, name: str, note: str
     try:
         solver.unify(old, new, ("output", name))
     except Mismatch:
-        example = f"{len(old)} axes before and {len(new)} after"
+        example = f"it has {len(old)} axes before and {len(new)} after"
         _differs(model, report, name, (show(old), show(new)), example, note)
         return
     except TooLarge:
@@ -117,7 +123,8 @@ def _output(model: Model, sampler: Sampler, report: Report, name: str, note: str
         poly = solver.resolve(demand.poly)
         found = _counterexample(model, sampler, poly)
         if found is not None:
-            example = f"{_shown(found, poly)} gives {_axis_text(old, new, demand.axis, found)}"
+            numbers = _axis_text(old, new, demand.axis, found)
+            example = f"smallest counterexample: {_shown(found, poly)} gives {numbers}"
             shapes = _until(old, demand.axis), _until(new, demand.axis)
             _differs(model, report, name, shapes, example, note)
             return
@@ -129,7 +136,17 @@ def _until(shape: Shape, axis: int) -> str:
         text = show(shape)
     else:
         text = show(shape[: axis + 1])[:-1] + ", ...]"
-    return text if ".1" in text else text.replace(".0", "")
+    return plain(text if ".1" in text else text.replace(".0", ""))
+
+
+def plain(text: str) -> str:
+    """`N` for `N_2`, where no other `N` occurs: the number only keeps symbols of two ops apart."""
+    found = set(_NUMBERED.findall(text))
+    for base in {base for base, _ in found}:
+        same = {mark for name, mark in found if name == base}
+        if len(same) == 1 and not re.search(rf"\b{base}\b", text):
+            text = re.sub(rf"\b{base}{min(same)}\b", base, text)
+    return text
 
 
 def _axis_text(old: Shape, new: Shape, axis: int, sample: Sample) -> str:
@@ -153,7 +170,7 @@ def _differs(
     if twice is not None:
         labels[0] = Label(twice[0], "stride applied a second time")
         help = f"`{twice[1]}` already has stride {twice[2]}; use stride = 1"
-    notes = "; ".join(filter(None, (f"smallest counterexample: {example}", note)))
+    notes = "; ".join(filter(None, (example, note)))
     message = f"`{name}` has another shape after the rewrite"
     report.error("S001", message, *labels, note=notes, help=help)
 

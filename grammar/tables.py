@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +64,15 @@ def write(path: Path) -> None:
 
 
 def _read(name: str) -> str | None:
-    file = resources.files(__package__).joinpath(name)
-    return file.read_text("utf-8") if file.is_file() else None
+    path = Path(__file__).with_name(name)
+    return path.read_text("utf-8") if path.is_file() else None
 
 
-def _integer_keys(found: dict[str, Any]) -> dict[str | int, Any]:
+def _integer_keys(found: dict[str, Any]) -> dict[Any, Any]:
     """JSON turns the numbers of states and tokens into strings; names never start with a digit."""
     if next(iter(found), "").isdigit():
         return {int(key): value for key, value in found.items()}
-    return dict(found)
+    return found
 
 
 if __name__ == "__main__":

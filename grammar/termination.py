@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from . import tree as t
-from .costs import total
+from .costs import extended, total
 from .declared import Known
 from .diagnostics import Label
 from .embed import Embedding, embed
@@ -36,8 +36,8 @@ def check_growth(
         if measure is None and again:
             _endless(rule, both, found, report)
             return
-        if measure is not None:
-            _shrinks(rule, model, found, measure, again, report)
+        if measure is not None and not _shrinks(rule, model, found, measure, again, report):
+            return
 
 
 def _inside(both: Sides, found: Embedding) -> bool:
@@ -145,7 +145,7 @@ def _shrinks(
     measure: t.Recursive,
     samples: list[Sample],
     report: Report,
-) -> None:
+) -> bool:
     for sample in samples:
         names = _bindings(rule, model, found, sample)
         old = Truth(model.terms).value(measure.measure, sample)
@@ -161,7 +161,8 @@ def _shrinks(
             )
             message = f"the measure of `{rule.name}` does not decrease"
             report.error("L003", message, *places, note=note)
-            return
+            return False
+    return True
 
 
 # -- L002 ------------------------------------------------------------------------------------------
@@ -254,7 +255,8 @@ def _sign(entry: Entry, measure: str, built: dict[int, tuple[Model, Sampler]]) -
     if before is None or after is None or len(model.left) + len(model.right) == 0:
         return None
     gap = model.solver.resolve(after - before)
-    usable = [s for s in sampler.instances() if gap.symbols <= set(s)]
+    samples = [extended(model, s) for s in sampler.instances()]
+    usable = [s for s in samples if gap.symbols <= set(s)]
     return _compare([number(gap, s) for s in usable]) if usable else None
 
 

@@ -124,7 +124,7 @@ class Declarations:
         if (kind, name) in self._pending:
             return self._pending[kind, name].label
         parsed = self._parsed.get((kind, name))
-        return parsed and Label(parsed.name.span, "declared here")
+        return None if parsed is None else Label(parsed.name.span, "declared here")
 
 
 def _scan(source: Source) -> Iterator[tuple[str, _Statement]]:

@@ -15,9 +15,11 @@ from .tensors import finite, pivot_sign, require, svd, wide
 
 RIDGE = 1e-12
 """Share of the mean input power added to every direction: unseen ones are ranked by the weights."""
-MAX_SWEEPS = 50
-CONVERGED = 1e-10
+MAX_SWEEPS = 10
+CONVERGED = 1e-6
+"""HOOI ends when a sweep gains less than this share of the energy."""
 SLACK = 1e-9
+"""Relative room for rounding where a rank meets its bound exactly."""
 
 
 # -- which rank ------------------------------------------------------------------------------------
@@ -52,51 +54,18 @@ def rank_for_share(share: float | None, per: int, full: int) -> int | None:
     return max(1, int(share * full / per * (1 + SLACK)))
 
 
-# -- one linear, or a convolution as KxL then 1x1 --------------------------------------------------
+# -- a convolution as KxL, then 1x1 ----------------------------------------------------------------
 
 
-def low_rank_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def channel_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`(last [O, R, 1, ...], s [R], first [R, I, ...])` of `w [O, I, ...]`, s falling.
 
     `last[:, :r]` after `first[:r]` is the best weight of rank r, up to R = min(O, I * taps); the
     root of each singular value goes to either side. dtype of `w`. Raises K002 unless `w` is finite.
     """
-    u, s, v = svd(finite("low_rank_svd", w).flatten(1))
+    u, s, v = svd(finite("channel_svd", w).flatten(1))
     root = s.sqrt()
     return _factors(w, u * root, s, root[:, None] * v)
-
-
-def whitened_svd(w: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `low_rank_svd`, but with the least error of the output over inputs of these moments.
-
-    `moments` is E[x x^T], `[J, J]` with J = I * taps in the order of `w.flatten(1)`. With C C^T =
-    moments, the rank-r weight that minimises ||(w - w') C|| in the Frobenius norm is u u^T w, where
-    u are the first r left singular vectors of w C: the principal directions of the output. That is
-    the whitened truncation (w C)_r C^-1 without the inverse, so inputs that never vary do no harm.
-    `s[i]^2` is the mean output power in direction i.
-
-    Zhang et al. 2015; the same optimum in DRONE (Chen et al., NeurIPS 2021) and SVD-LLM (Wang et
-    al., ICLR 2025, arXiv:2403.07378). Raises K001 if `moments` does not fit, K002 unless all is
-    finite.
-    """
-    matrix = finite("whitened_svd", w).flatten(1)
-    u, s, _ = svd(matrix @ _root("whitened_svd", moments, matrix.shape[1]))
-    return _factors(w, u, s, u.T @ matrix)
-
-
-def _root(name: str, moments: Tensor, size: int) -> Tensor:
-    """C with C C^T = moments (and the ridge), by eigenvalues: Cholesky fails on directions without
-    power.
-    """
-    require(
-        moments.shape == (size, size),
-        name,
-        f"second moments {list(moments.shape)} do not fit {size} inputs",
-    )
-    power = finite(name, moments)
-    ridge = RIDGE * power.diagonal().mean().clamp(min=torch.finfo(power.dtype).tiny)
-    values, vectors = torch.linalg.eigh((power + power.T) / 2)
-    return vectors * (values.clamp(min=0) + ridge).sqrt()
 
 
 def _factors(w: Tensor, last: Tensor, s: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,15 +74,62 @@ def _factors(w: Tensor, last: Tensor, s: Tensor, first: Tensor) -> tuple[Tensor,
     return last.to(w.dtype), s.to(w.dtype), first.to(w.dtype)
 
 
-def low_rank_join(last: Tensor, first: Tensor) -> Tensor:
+def channel_join(last: Tensor, first: Tensor) -> Tensor:
     """What `first [R, I, ...]`, then `last [O, R, 1, ...]` equal: `[O, I, ...]`, rounded once."""
     require(
         last.shape[1] == first.shape[0] and last.numel() == last.shape[0] * last.shape[1],
-        "low_rank_join",
+        "channel_join",
         f"{list(first.shape)} then {list(last.shape)} do not compose",
     )
     product = wide(last).flatten(1) @ wide(first).flatten(1)
     return product.reshape(last.shape[0], *first.shape[1:]).to(last.dtype)
+
+
+# -- with the least error of the output ------------------------------------------------------------
+
+
+def whitened_svd(w: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`(last [O, O], s [O], first [O, I])` of `w [O, I]` for inputs x with `moments` = E[x x^T].
+
+    `last[:, :r] @ first[:r]` is the rank-r weight with the least mean of |(w - w') x|^2. It is
+    u u^T w, where u are the first r eigenvectors of w moments w^T: the principal directions of the
+    output. With C C^T = moments it equals the whitened truncation (w C)_r C^-1, but needs neither C
+    nor its inverse, so inputs that never vary do no harm. `s[i]^2` is the mean output power in
+    direction i.
+
+    Zhang et al. 2015; the same optimum in DRONE (Chen et al., NeurIPS 2021) and SVD-LLM (Wang et
+    al., ICLR 2025, arXiv:2403.07378). dtype of `w`. Raises K001 if `moments` is not `[I, I]`, K002
+    unless all is finite.
+    """
+    matrix, seen = finite("whitened_svd", w), finite("whitened_svd", moments)
+    require(
+        seen.shape == (matrix.shape[1], matrix.shape[1]),
+        "whitened_svd",
+        f"second moments {list(seen.shape)} do not fit {matrix.shape[1]} inputs",
+    )
+    ridge = RIDGE * seen.diagonal().mean().clamp(min=torch.finfo(seen.dtype).tiny)
+    power, u = _principal(matrix @ seen @ matrix.T + ridge * (matrix @ matrix.T))
+    return u.to(w.dtype), power.sqrt().to(w.dtype), (u.T @ matrix).to(w.dtype)
+
+
+def whitened_channel_svd(w: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`whitened_svd` of a convolution: `(last [O, O, 1, ...], s [O], first [O, I, ...])`.
+
+    `moments` is `[J, J]`, J = I * taps, over the patches of the input in the order of `unfold`.
+    """
+    last, s, first = whitened_svd(w.flatten(1), moments)
+    return _factors(w, last, s, first)
+
+
+def _principal(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues `[M]`, falling and not negative, and eigenvectors `[M, M]` with fixed signs.
+
+    Of a Gram matrix they are the squared singular values and the left singular vectors of what it
+    comes from: far faster for a wide matrix, and complete where it has fewer columns than rows.
+    """
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    vectors = vectors.flip(1)
+    return values.flip(0).clamp(min=0), vectors * pivot_sign(vectors)
 
 
 # -- a convolution as Kx1 then 1xL -----------------------------------------------------------------
@@ -150,11 +166,17 @@ def spatial_join(last: Tensor, first: Tensor) -> Tensor:
 
 
 def mode_svd(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values `(so, si)` of `w [O, I, ...]` unfolded by outputs and by inputs, falling."""
+    """Singular values `so [O]`, `si [I]` of `w [O, I, ...]` unfolded by outputs and by inputs."""
     dense = finite("mode_svd", w).flatten(2)
-    by_output = torch.linalg.svdvals(dense.flatten(1))
-    by_input = torch.linalg.svdvals(dense.transpose(0, 1).flatten(1))
+    by_output = _principal(_gram(dense))[0].sqrt()
+    by_input = _principal(_gram(dense.transpose(0, 1)))[0].sqrt()
     return by_output.to(w.dtype), by_input.to(w.dtype)
+
+
+def _gram(dense: Tensor) -> Tensor:
+    """`[M, M]` products of the slices of `dense [M, ...]`."""
+    rows = dense.flatten(1)
+    return rows @ rows.T
 
 
 def tucker2_ranks(so: Tensor, si: Tensor, energy: float) -> tuple[int, int]:
@@ -207,26 +229,16 @@ def tucker2(w: Tensor, p: int, q: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _iterate(dense: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
     """HOOI on `dense [O, I, taps]` from the HOSVD: orthonormal `[O, p]` and `[I, q]`."""
-    right = _leading(dense.transpose(0, 1).flatten(1), q)
+    right = _principal(_gram(dense.transpose(0, 1)))[1][:, :q]
     enough, kept = CONVERGED * float(dense.square().sum()), -1.0
     for _ in range(MAX_SWEEPS):
-        left = _leading(torch.einsum("oit,iq->oqt", dense, right).flatten(1), p)
-        half = torch.einsum("oit,op->ipt", dense, left)
-        right = _leading(half.flatten(1), q)
-        before, kept = kept, float(torch.einsum("ipt,iq->pqt", half, right).square().sum())
+        left = _principal(_gram(torch.einsum("oit,iq->oqt", dense, right)))[1][:, :p]
+        power, right = _principal(_gram(torch.einsum("oit,op->ipt", dense, left)))
+        right = right[:, :q]
+        before, kept = kept, float(power[:q].sum())
         if kept - before <= enough:
             break
     return left, right
-
-
-def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """The first `rank` left singular vectors, `[M, rank]`.
-
-    A matrix with fewer columns than that leaves directions free; any completion to an orthonormal
-    set is right.
-    """
-    u = torch.linalg.svd(matrix, full_matrices=rank > matrix.shape[1])[0][:, :rank]
-    return u * pivot_sign(u)
 
 
 def tucker2_join(first: Tensor, core: Tensor, last: Tensor) -> Tensor:
@@ -242,6 +254,7 @@ def tucker2_join(first: Tensor, core: Tensor, last: Tensor) -> Tensor:
 
 
 FUNCTIONS = (
-    rank_for_energy, rank_for_share, low_rank_svd, whitened_svd, low_rank_join, spatial_svd,
-    spatial_join, mode_svd, tucker2_ranks, tucker2_ranks_for_share, tucker2, tucker2_join,
+    rank_for_energy, rank_for_share, channel_svd, channel_join, whitened_svd, whitened_channel_svd,
+    spatial_svd, spatial_join, mode_svd, tucker2_ranks, tucker2_ranks_for_share, tucker2,
+    tucker2_join,
 )  # fmt: skip

@@ -64,4 +64,14 @@ def separable_join(dw: Tensor, pw: Tensor, m: int = 1) -> Tensor:
     return dense.reshape(pw.shape[0], inputs, *dw.shape[2:]).to(dw.dtype)
 
 
-FUNCTIONS = (separable_svd, separable_join)
+def separable_svd_1d(w: Tensor, m: int = 1) -> tuple[Tensor, Tensor]:
+    """`separable_svd` of `w [O, I, K]`: the declaration of a rule function fixes the axes."""
+    return separable_svd(w, m)
+
+
+def separable_join_1d(dw: Tensor, pw: Tensor, m: int = 1) -> Tensor:
+    """`separable_join` of the factors of `w [O, I, K]`."""
+    return separable_join(dw, pw, m)
+
+
+FUNCTIONS = (separable_svd, separable_join, separable_svd_1d, separable_join_1d)

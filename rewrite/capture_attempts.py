@@ -17,6 +17,7 @@ from .capture_lowering import Untraceable
 from .constants import fold_constants
 from .proof import diverging_node, failing_node, first_difference, innermost, one_line
 from .relift import exported
+from .spec import TensorSpec
 from .tracer import Guard, Recorder, Specialised
 
 _REMEDY = (
@@ -86,7 +87,7 @@ def by_trace(
     recorder = Recorder(model, frozenset(opaque))
     bound = bind(recorder, trials[0].case.fresh())
     try:
-        graph = recorder.trace(*bound.args, **bound.kwargs)
+        graph = recorder.trace(*bound.args, **bound.kwargs, **bound.defaults)
     except Exception as error:
         return _broken_trace(recorder, error)
     whole, where = copy_of(graph)
@@ -102,7 +103,7 @@ def by_trace(
         "trace with opaque leaves" if opaque else "trace",
         (*bound.fixed, *(guard.about for guard in guards)),
         _opaque(module, opaque),
-        tuple(verdict.notes),
+        (*_data_notes(guards), *verdict.notes),
         tuple(verdict.proved),
     )
 
@@ -148,6 +149,35 @@ def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
 
 def _where(site: str, source: str) -> str:
     return f"{site} ({source})" if site and source else site or source
+
+
+def _reads_data(guard: Guard) -> bool:
+    """True if a guard's value follows from what a tensor holds, not from its shape."""
+    todo = [guard.node]
+    while todo:
+        node = todo.pop()
+        if isinstance(node.meta["val"], TensorSpec):
+            return True
+        if node.target not in ("size", "numel", "nelement"):
+            todo += node.all_input_nodes
+    return False
+
+
+def _data_notes(guards: Sequence[Guard]) -> tuple[Diagnostic, ...]:
+    """M006 as a warning where values in the example decided what the graph does."""
+    found = [guard.about for guard in guards if _reads_data(guard)]
+    if not found:
+        return ()
+    return (
+        Diagnostic(
+            "M006",
+            "values in the example decided what the graph does; other values may need another",
+            tuple(Label(None, where=_where(about.site, about.source)) for about in found),
+            tuple(about.why for about in found),
+            ("give an example for which these answers are the ones you need",),
+            "warning",
+        ),
+    )
 
 
 def judge(candidate: Candidate, trials: Sequence[Trial]) -> Verdict:

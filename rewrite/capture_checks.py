@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator
 
 import torch
@@ -13,15 +14,34 @@ from .capture_leaves import has_hooks, is_parametrized
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise M001 for a model in training mode, M008 for state that rules cannot handle."""
+    """Raise M001 for a model in training mode, M004 for a name that no graph can hold, M008 for
+    state that rules cannot handle.
+    """
     for path, module in model.named_modules():
         if module.training:
             raise _training(path, module)
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if _unwritable(name):
+                raise _bad_name(path, name)
     for kind, state in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for path, tensor in state:
             reason = _unfit(tensor, kind)
             if reason:
                 raise _refused(kind, path, reason)
+
+
+def _unwritable(name: str) -> bool:
+    """torch.fx writes names into generated source, keywords and quotes included."""
+    return keyword.iskeyword(name) or not name.isprintable() or '"' in name or "\\" in name
+
+
+def _bad_name(path: str, name: str) -> LissomError:
+    return fail(
+        "M004",
+        f"a graph's generated code cannot hold the name {name!r}",
+        Label(None, where=f"{path}.{name}".strip(".")),
+        help="rename the module, parameter or buffer; Python keywords, quotes and backslashes fail",
+    )
 
 
 def _training(path: str, module: nn.Module) -> LissomError:
@@ -55,7 +75,7 @@ def _unfit(tensor: torch.Tensor, kind: str) -> str:
         return "on the meta device"
     if tensor.is_quantized:
         return "quantised"
-    if tensor.layout is not torch.strided and tensor.layout is not torch._mkldnn:
+    if tensor.layout is not torch.strided and not tensor.is_mkldnn:
         return "sparse"
     return "complex" if tensor.is_complex() and kind == "parameter" else ""
 

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from ..grammar.diagnostics import Label, LissomError, fail
+from .capture_scalars import is_traced
 from .capture_values import Step, leaves, path_text, rebuild, tensors
 from .tracer import Recorder, Specialised
 
@@ -93,28 +94,56 @@ def _tile(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Bound:
-    """A case whose values have placeholders in a recorder's graph, and what of it the graph holds
-    fixed.
+    """A case whose values have placeholders in a recorder's graph.
+
+    Arguments stay positional or named as they were given. `defaults` are the numbers forward would
+    take by itself; `fixed` is what the graph takes from the case for good.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    defaults: dict[str, Any]
     fixed: tuple[Specialised, ...]
 
 
 def bind(recorder: Recorder, case: Case) -> Bound:
     """Give every parameter of forward a placeholder."""
     signature = inspect.signature(recorder.root.forward)
-    arguments = signature.bind(*case.args, **case.kwargs)
-    given = set(arguments.arguments)
-    arguments.apply_defaults()
+    given = signature.bind(*case.args, **case.kwargs).arguments
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     fixed: list[Specialised] = []
-    for name, parameter in signature.parameters.items():
-        value = arguments.arguments[name]
+    optional = False
+    for index, (name, parameter) in enumerate(signature.parameters.items()):
+        value = given.get(name, _nothing(parameter))
         fixed += _fixed(name, value, name in given)
         target, default = _spelling(parameter)
-        arguments.arguments[name] = recorder.placeholder(target, default, value)
-    return Bound(arguments.args, arguments.kwargs, tuple(fixed))
+        # Generated code has no bare `*`, so a required name after a default needs one as well.
+        optional = optional or bool(default)
+        required_late = optional and not default and parameter.kind is parameter.KEYWORD_ONLY
+        value = recorder.placeholder(target, (None,) if required_late else default, value)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            args += value
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs |= value
+        elif name not in given:
+            defaults |= {name: value} if is_traced(value) and _nameable(parameter) else {}
+        elif index < len(case.args):
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return Bound(tuple(args), kwargs, defaults, tuple(fixed))
+
+
+def _nothing(parameter: inspect.Parameter) -> Any:
+    """What a parameter is when a call does not give it."""
+    empty: dict[Any, Any] = {parameter.VAR_POSITIONAL: (), parameter.VAR_KEYWORD: {}}
+    return empty.get(parameter.kind, parameter.default)
+
+
+def _nameable(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is not parameter.POSITIONAL_ONLY
 
 
 def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dict[fx.Node, Any]:
@@ -156,7 +185,8 @@ def _unreadable(case: Case, path: tuple[Step, ...], leaf: object) -> LissomError
 
 def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
     """The placeholder's target and its default, if any."""
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    marks: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+    stars = marks.get(parameter.kind, "")
     default = parameter.default
     if default is parameter.empty:
         return stars + parameter.name, ()

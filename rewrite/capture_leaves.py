@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ def has_hooks(module: nn.Module) -> bool:
     return any(not _is_own(hook, module) for hook in hooks) or is_parametrized(module)
 
 
-def _is_own(hook: object, module: nn.Module) -> bool:
+def _is_own(hook: Any, module: nn.Module) -> bool:
     function = inspect.unwrap(getattr(hook, "func", hook))
     package = (getattr(function, "__module__", None) or "").partition(".")[0]
     installed = getattr(sys.modules.get(package), "__file__", None) or ""

@@ -28,6 +28,13 @@ class Call:
     forced: bool = False
 
 
+# Weighted functions are always written by position, so that a rule finds the weight in one place.
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = (*_CONV[:5], "output_padding", "groups", "dilation")
+_PARAMETERS: dict[str, tuple[str, ...]] = {"linear": _CONV[:3]}
+_PARAMETERS |= {f"conv{axes}d": _CONV for axes in (1, 2, 3)}
+_PARAMETERS |= {f"conv_transpose{axes}d": _CONV_TRANSPOSE for axes in (1, 2, 3)}
+
 # Methods behind Python's operators. `x + y` and `x.add(y)` reach torch as the same call; the
 # operator is kept.
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -83,12 +90,25 @@ def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     if is_getter(func):
         return Call("call_function", getattr, (args[0], getter_name(func)), {})
     if not _is_method(func):
+        args, kwargs = _in_order(_PARAMETERS.get(name, ()), args, kwargs)
         return Call("call_function", func, args, kwargs, func in _FORCED_FUNCTIONS)
     if name in _FORCED:
         return _forced(_FORCED[name], args)
     if kwargs:
         return Call("call_method", name, args, kwargs)
     return _operator(name, args)
+
+
+def _in_order(
+    names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments given by name moved to their positions, as far as no position is left out."""
+    rest, placed = dict(kwargs), list(args)
+    for name in names[len(args) :]:
+        if name not in rest:
+            break
+        placed.append(rest.pop(name))
+    return tuple(placed), rest
 
 
 def _operator(name: str, args: tuple[Any, ...]) -> Call:
@@ -115,7 +135,7 @@ def is_getter(func: Any) -> bool:
 
 def getter_name(func: Any) -> str:
     owner = func.__self__
-    return owner.fget.__name__ if isinstance(owner, property) else owner.__name__
+    return getattr(owner, "fget", owner).__name__
 
 
 def is_setter(func: Any) -> bool:

@@ -80,7 +80,7 @@ def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
     """The largest relative difference between the perturbed original and the rewrite, on recorded inputs."""
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     env: Env = dict(state.samples.values(state.module, tensors))
-    left = run_nodes(state.module, [call.node for call in site.calls], env, plan.moved, None)
+    left = run_nodes(state.module, site.nodes, env, plan.moved, None)
     right = run_plan(plan, env, None)
     names = _names(site, value)
     return max(relative_error(left[site.outputs[n]], load(plan.outputs[n], right)) for n in names)

@@ -25,18 +25,20 @@ def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
 def _emit(state: State, planned: Planned) -> Emitted:
     if not planned.op.params:
         return Emitted(planned.op, (None,) * len(planned.op.inputs), {}, planned.attrs, None)
-    params = {name: _rounded(planned, value) for name, value in planned.params.items()}
+    params = {name: _rounded(state, planned, value) for name, value in planned.params.items()}
     inputs = tuple(_stand_in(value) for value in planned.inputs)
     inputs += (None,) * (len(planned.op.inputs) - len(inputs))
     return emit(planned.op, inputs, params, planned.attrs, _origin_layer(state, planned))
 
 
-def _rounded(planned: Planned, value: Tensor | ParamRef | None) -> Tensor | None:
+def _rounded(state: State, planned: Planned, value: Tensor | ParamRef | None) -> Tensor | None:
+    """A weight that is passed on stays the same tensor, unless others go on reading it."""
     if isinstance(value, ParamRef):
-        return value.tensor.detach()
-    if value is None or not value.is_floating_point():
-        return value
-    return value.to(planned.dtype).contiguous()
+        tensor = value.tensor.detach()
+        return tensor.clone() if len(state.readers(value.path)) > 1 else tensor
+    if value is None:
+        return None
+    return value.to(planned.dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
 
 
 def _stand_in(value: Any) -> Any:
@@ -60,7 +62,7 @@ def _origin_layer(state: State, planned: Planned) -> nn.Module | None:
 
 def insertion_point(site: Site, plan: Plan, inputs: Iterable[fx.Node]) -> fx.Node | None:
     """The node in front of which the new ops can stand: behind all they read, before all that reads them."""
-    inside = {call.node for call in site.calls}
+    inside = set(site.nodes)
     users = [user for node in site.outputs.values() for user in node.users if user not in inside]
     last = site.calls[-1].node
     first = min(users, key=lambda node: node._sort_key, default=last)
@@ -77,6 +79,7 @@ def commit(state: State, site: Site, plan: Plan, emitted: dict[Planned, Emitted]
 
     `shrinks`: the site has fewer ops than before, so a rule that matches its own result still ends.
     """
+    gone = list(site.gone)
     _drop_layers(state, site)
     heirs = _heritage(site, "" if shrinks else site.rule.name)
     new: dict[Planned, fx.Node] = {}
@@ -84,7 +87,7 @@ def commit(state: State, site: Site, plan: Plan, emitted: dict[Planned, Emitted]
         new[planned] = _insert(state, site, planned, emitted[planned], new, point, heirs)
     for name, node in site.outputs.items():
         node.replace_all_uses_with(_node_of(plan.outputs[name], new))
-    _erase(state, [call.node for call in site.removed])
+    _erase(state, gone)
     return list(new.values())
 
 
@@ -144,16 +147,20 @@ def fresh_path(state: State, site: str, rule: str) -> str:
 
 def _holds_layer(module: nn.Module, path: str) -> bool:
     """Whether something that computes lives at `path`; a bare container does not."""
-    return _exists(module, path) and type(module.get_submodule(path)) is not nn.Module
+    found = _at(module, path)
+    return isinstance(found, nn.Module) and type(found) is not nn.Module
 
 
 def _exists(module: nn.Module, path: str) -> bool:
+    return _at(module, path) is not None
+
+
+def _at(module: nn.Module, path: str) -> Any:
+    """What lives at `path`: a module, a weight, any attribute; None if nothing does."""
     owner: Any = module
     for part in path.split(".") if path else ():
-        if not isinstance(owner, nn.Module) or not hasattr(owner, part):
-            return False
-        owner = getattr(owner, part)
-    return isinstance(owner, nn.Module) if path else True
+        owner = getattr(owner, part, None) if isinstance(owner, nn.Module) else None
+    return owner
 
 
 # -- removing ------------------------------------------------------------------------------------------------------

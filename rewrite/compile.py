@@ -90,10 +90,10 @@ def compile_model(
     Raises `LissomError` where the model cannot be captured, the program cannot be run, or a rule breaks its promise.
     """
     begun = time.perf_counter()
-    captured = capture(model, inputs if inputs is not None else _example(data))
+    captured = capture(model, inputs if inputs is not None else example_of(data))
     original = snapshot(captured.module)
     digests = {"original": model_digest(original)}
-    state = _state(captured, program, data, options)
+    state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)
     run = Pipeline(
         state, program, program.pipeline(options.pipeline), Metrics(original, metrics), options.args, options.progress, frozenset(options.allow)
@@ -108,13 +108,13 @@ def compile_model(
     )  # fmt: skip
 
 
-def _state(captured: Captured, program: Program, data: Source | None, options: Options) -> State:
+def working_state(captured: Captured, program: Program, data: Source | None, options: Options) -> State:
     vocabulary = Vocabulary.from_files(program.files, options.own)
     samples = Samples(tuple(captured.inputs), data)
     return State(captured.module, vocabulary, options.functions, QUESTIONS, samples, Journal(), options.verify, options.seed)
 
 
-def _example(data: Source | None) -> tuple[Any, ...]:
+def example_of(data: Source | None) -> tuple[Any, ...]:
     """Without example inputs, the first batch of the training data serves."""
     if data is None:
         hint = "pass `inputs=`, or define inputs() in the model file"

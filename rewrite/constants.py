@@ -130,7 +130,8 @@ def _compute(module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> An
         return _attribute(module, str(node.target))
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
     if node.op == "call_function":
-        return node.target(*args, **kwargs)
+        function: Any = node.target
+        return function(*args, **kwargs)
     return getattr(args[0], str(node.target))(*args[1:], **kwargs)
 
 

@@ -197,7 +197,7 @@ def unify(
 
     `broadcasting`: what `...` stands for in one shape broadcasts with what it is in another.
     """
-    waiting: list[tuple[Axis, int]] = []
+    waiting: list[_Equation] = []
     for spec, shape in pairs:
         _check_rank(spec, shape)
         _unify_rest(spec, shape, scope, broadcasting)
@@ -206,7 +206,7 @@ def unify(
         for axis, size in zip(spec.before + spec.after, sizes, strict=True):
             if axis.alone is not None and scope.setdefault(axis.alone, size) == size:
                 continue
-            waiting.append((axis, size))
+            waiting.append(_Equation(spec.owner, axis, size))
     _solve(waiting, scope)
 
 
@@ -231,51 +231,58 @@ def _unify_rest(spec: ShapeSpec, shape: Shape, scope: Scope, broadcasting: bool)
     scope[REST] = together
 
 
-def _solve(waiting: list[tuple[Axis, int]], scope: Scope) -> None:
+@dataclass(frozen=True, slots=True)
+class _Equation:
+    """One axis of `owner`, and its size."""
+
+    owner: str
+    axis: Axis
+    size: int
+
+    def check(self, scope: Scope) -> None:
+        if self.axis.evaluate(scope) != self.size:
+            raise self.refuse(scope)
+
+    def refuse(self, scope: Scope) -> LissomError:
+        names = sorted(self.axis.names & scope.keys())
+        known = ", ".join(f"{name} = {scope[name]}" for name in names)
+        message = f"an axis of `{self.owner}` has size {self.size}, its declaration says otherwise"
+        return fail("S002", message, Label(self.axis.expr.span, known or "declared here"))
+
+    def solve(self, name: str, scope: Scope) -> None:
+        """Give `name`, the one unknown, the value for which the axis has its size.
+
+        It occurs once, below `*`, `+` or `-`.
+        """
+        expr, value = self.axis.expr, self.size
+        while not isinstance(expr, t.Name):
+            if not isinstance(expr, t.Binary) or expr.op not in ("*", "+", "-"):
+                raise self.refuse(scope)
+            in_left = name in names_of(expr.left)
+            inner, other = (expr.left, expr.right) if in_left else (expr.right, expr.left)
+            known = compiled(other)(scope)
+            if expr.op == "*" and (known == 0 or value % known):
+                raise self.refuse(scope)
+            expr, value = inner, _undo(expr.op, value, known, in_left)
+        scope[name] = value
+        self.check(scope)
+
+
+def _solve(waiting: list[_Equation], scope: Scope) -> None:
     """Axes with one unknown are turned around; those with none are checked; until nothing moves."""
     while waiting:
         left = []
-        for axis, size in waiting:
-            unknown = axis.names - scope.keys()
+        for equation in waiting:
+            unknown = equation.axis.names - scope.keys()
             if not unknown:
-                _check_extent(axis, size, scope)
+                equation.check(scope)
             elif len(unknown) == 1:
-                name = next(iter(unknown))
-                scope[name] = _invert(axis.expr, name, size, scope, axis)
-                _check_extent(axis, size, scope)
+                equation.solve(next(iter(unknown)), scope)
             else:
-                left.append((axis, size))
+                left.append(equation)
         if len(left) == len(waiting):
             return
         waiting = left
-
-
-def _check_extent(axis: Axis, size: int, scope: Scope) -> None:
-    if axis.evaluate(scope) != size:
-        raise _disagree(axis, size, scope)
-
-
-def _disagree(axis: Axis, size: int, scope: Scope) -> LissomError:
-    known = ", ".join(f"{name} = {scope[name]}" for name in sorted(axis.names & scope.keys()))
-    message = f"an axis has size {size}, its declaration says otherwise"
-    return fail("S002", message, Label(axis.expr.span, known or "declared here"))
-
-
-def _invert(expr: t.Expr, name: str, value: int, scope: Scope, axis: Axis) -> int:
-    """The value of `name` for which `expr` is `value`; `name` occurs in it once, below `*`, `+` or
-    `-`.
-    """
-    while not isinstance(expr, t.Name):
-        if not isinstance(expr, t.Binary) or expr.op not in ("*", "+", "-"):
-            raise _disagree(axis, value, scope)
-        in_left = name in names_of(expr.left)
-        inner, other = (expr.left, expr.right) if in_left else (expr.right, expr.left)
-        known = compiled(other)(scope)
-        if expr.op == "*" and (known == 0 or value % known):
-            raise _disagree(axis, value, scope)
-        value = _undo(expr.op, value, known, in_left)
-        expr = inner
-    return value
 
 
 def _undo(op: str, value: int, known: int, in_left: bool) -> int:

@@ -152,12 +152,20 @@ def _shape(value: Any) -> Any:
 # -- the module tree -------------------------------------------------------------------------------
 
 
+_STATISTICS = ("running_mean", "running_var")
+"""Declared like parameters, but measured instead of trained."""
+
+
 def _holder(params: Params) -> nn.Module:
     holder = nn.Module()
     for name, tensor in params.items():
-        if tensor is not None:
-            trained = tensor.is_floating_point()
-            holder.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=trained))
+        if tensor is None:
+            continue
+        if name in _STATISTICS:
+            holder.register_buffer(name, tensor.detach())
+            continue
+        trained = tensor.is_floating_point()
+        holder.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=trained))
     return holder
 
 

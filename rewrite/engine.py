@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span
+from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
+from .call import Call
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point
 from .construct import Plan, Planned, construct
+from .effects import seen_through
 from .emit import Emitted
 from .evaluate import shown
 from .journal import Applied, Costs, Refused, Verdict
-from .match import GUARDS, PLAN, Bindings, Miss, Search, rarest
+from .match import GUARDS, PLAN, STRUCTURE, Bindings, Miss, Search, rarest
 from .pattern import PatternOp
 from .rule import Rule
 from .site import Site, examine, owners_miss
 from .state import State
-from .verify import check_exact, check_shapes, plan_inputs
+from .verify import IN_DOUBLE, check_exact, check_shapes, flat, plan_inputs
 
 
 @dataclass(slots=True)
@@ -86,9 +88,10 @@ def _fenced(rule: Rule, bindings: Bindings) -> Miss | None:
 def prepare(state: State, site: Site) -> Ready | Miss:
     """Plans and verifies. A budget that does not hold is a miss; a rewrite that is not equal is an error of the rule."""
     plan = construct(state, site)
-    unowned = owners_miss(state, site)
-    if unowned is not None:
-        return unowned
+    _check_alive(site, plan)
+    unfit = owners_miss(state, site) or _unseen(state, site, plan)
+    if unfit is not None:
+        return unfit
     shapes = check_shapes(site, plan)
     if not shapes.holds:
         raise _unsound(site, shapes, "S001")
@@ -98,15 +101,69 @@ def prepare(state: State, site: Site) -> Ready | Miss:
         return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "R005")
     emitted = emit_plan(state, plan)
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
-    for verdict in exact:
-        if not verdict.holds:
-            raise _unsound(site, verdict, "V101")
+    wrong = next((verdict for verdict in exact if not verdict.holds), None)
+    if wrong is not None and wrong.claim == IN_DOUBLE:
+        raise _unsound(site, wrong, "V101")
+    if wrong is not None:
+        return _too_coarse(site, wrong)
     claims = check_claims(state, site, plan) if state.verify else ()
     broken = next((verdict for verdict in claims if not verdict.holds), None)
     if broken is not None:
         return _broken(site, broken)
     costs = before(state, site), after(state, site, plan)
     return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims))
+
+
+def _check_alive(site: Site, plan: Plan) -> None:
+    """New ops may read what the match reads, what it keeps and each other, but nothing that goes."""
+    lost = next((node for node in plan_inputs(plan) if node in site.gone), None)
+    if lost is not None:
+        name = next((name for name, value in site.bindings.values.items() if value is lost), lost.name)
+        hint = f"mark its line `shared {name} = ...`: then it stays"
+        raise fail("N005", f"the rewrite reads `{name}`, which it removes", Label(rule_span(site)), help=hint)
+
+
+def _unseen(state: State, site: Site, plan: Plan) -> Miss | None:
+    """Whether in-place ops could tell the new values from the old ones.
+
+    A result that becomes memory of another value must be written by no later op, nor that value. A matched in-place op
+    that stays has overwritten its input by the time the new ops run.
+    """
+    for name, old in site.outputs.items():
+        new = _memory(plan.outputs[name])
+        other = seen_through(state.view, state.mutations, old, new) if new and not _same_memory(site) else None
+        if other is not None:
+            text = f"{other.name} computes in place, and would be seen through `{name}`"
+            return Miss(PLAN, 0, lambda: text, rule_span(site), other, "R006")
+    kept = [call for call in site.calls if call.in_place and call.node not in site.gone]
+    lost = next((call for call in kept if call.inputs[0] in plan_inputs(plan)), None)
+    if lost is None:
+        return None
+    return Miss(PLAN, 0, lambda: f"{lost.node.name} overwrites what the rewrite reads", rule_span(site), lost.node, "R006")
+
+
+def _memory(value: object) -> list[fx.Node]:
+    """The nodes whose memory a planned value may be."""
+    if isinstance(value, fx.Node):
+        return [value]
+    if not isinstance(value, Planned) or "alias" not in value.op.traits:
+        return []
+    return [node for item in flat(value.inputs) for node in _memory(item)]
+
+
+def _same_memory(site: Site) -> bool:
+    """Ops such as identity hand on the very tensor they get, so that nothing changes for in-place ops behind them."""
+    return all({"alias", "elementwise"} <= call.op.traits and _keeps_dtype(call) for call in site.calls)
+
+
+def _keeps_dtype(call: Call) -> bool:
+    return all(node.meta.get("val") == call.node.meta.get("val") for node in call.node.all_input_nodes)
+
+
+def _too_coarse(site: Site, verdict: Verdict) -> Miss:
+    """Right in float64 but not in the model's precision: an overflow, say. The site stays as it is."""
+    text = f"equal in float64, not in the model's dtype: largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
+    return Miss(PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V102")
 
 
 def rule_span(site: Site) -> Span:
@@ -140,13 +197,14 @@ def describe(site: Site) -> dict[str, str]:
 
 
 def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Node]:
-    """Commits a prepared site and writes it down. Returns the new nodes."""
+    """Commits a prepared site and writes it down. Returns the nodes around: new ones, their inputs, their readers."""
     site = ready.site
     name, place = site.name, str(site.rule.source.name.span)
     removed = tuple(str(call.node.meta.get("site") or call.node.name) for call in site.removed)
     origins = tuple(sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))}))
     started = time.perf_counter()
     bindings = describe(site)
+    around = [*site.inputs, *(user for old in site.outputs.values() for user in old.users)]
     shrinks = ready.after.ops < ready.before.ops
     new = commit(state, site, ready.plan, ready.emitted, ready.point, shrinks)
     added = tuple(str(node.meta.get("site") or node.name) for node in new)
@@ -155,15 +213,38 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
         stage, site.rule.label, name, place, removed, added, origins, ready.before, ready.after, ready.verdicts, bindings, seconds
     )  # fmt: skip
     state.journal.add(event)
-    return new
+    return alive([*new, *around])
+
+
+def ready_at(state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> Ready | Miss:
+    """A rule at one anchor, verified but not committed; or the reason why not.
+
+    Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site; other errors are the
+    rule's own, and are raised with the site's name.
+    """
+    try:
+        found = find(state, rule, node, start)
+        return prepare(state, found) if isinstance(found, Site) else found
+    except LissomError as error:
+        first = error.diagnostics[0]
+        if first.code.startswith("K"):
+            return Miss(PLAN, 0, lambda: first.message, rule.source.name.span, node, first.code)
+        raise _located(error, node) from error
+
+
+def _located(error: LissomError, node: fx.Node) -> LissomError:
+    """The error with the place in the model, if it names none."""
+    first, *rest = error.diagnostics
+    if any(label.where for label in first.labels):
+        return error
+    place = Label(None, where=f"{node.meta.get('site') or node.name} ({node.meta.get('source') or 'no source line'})")
+    return LissomError(replace(first, labels=(*first.labels, place)), *rest)
 
 
 def attempt(state: State, stage: str, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> list[fx.Node] | Miss:
-    """Tries a rule at one anchor: the new nodes, or the reason why nothing happened."""
+    """Tries a rule at one anchor: the nodes around the rewrite, or the reason why nothing happened."""
     begun = time.perf_counter()
-    found = find(state, rule, node, start)
-    if isinstance(found, Site):
-        found = prepare(state, found)
+    found = ready_at(state, rule, node, start)
     if isinstance(found, Ready):
         return apply(state, stage, found, time.perf_counter() - begun)
     return found
@@ -174,7 +255,7 @@ def refuse(state: State, stage: str, rule: Rule, node: fx.Node, miss: Miss) -> N
     where = miss.node if miss.node is not None else node
     site = str(where.meta.get("site") or where.name)
     place = str(miss.span) if miss.span is not None else ""
-    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place))
+    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place, miss.stage == STRUCTURE))
 
 
 def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:

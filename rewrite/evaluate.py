@@ -97,7 +97,7 @@ class Scope:
             return _EVALUATE[type(expr)](self, expr)
         except LissomError:
             raise
-        except (ArithmeticError, ValueError, TypeError, RuntimeError, IndexError) as error:
+        except (ArithmeticError, ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
             raise fail("R001", f"`{expr.span.text}` cannot be computed", Label(expr.span, str(error))) from error
 
     def name(self, expr: t.Name) -> Any:
@@ -199,9 +199,9 @@ class Scope:
 
 
 def double(tensor: Tensor) -> Tensor:
-    """A detached copy for arithmetic: float64 where floating."""
+    """A copy for arithmetic, float64 where floating. Always a copy: weights in float64 must not be written to either."""
     detached = tensor.detach()
-    return detached.double() if detached.is_floating_point() else detached.clone()
+    return detached.to(torch.float64 if detached.is_floating_point() else detached.dtype, copy=True)
 
 
 def shown(value: Any) -> str:
@@ -219,11 +219,15 @@ def shown(value: Any) -> str:
 
 def _broadcast(function: Callable[[Any, Any], Any], left: Any, right: Any, *, all_of: bool) -> Any:
     """Applies an operator; pairs such as strides work element by element, and comparisons ask for all elements."""
+    if function is operator.ne:
+        return not _broadcast(_equal, left, right, all_of=True)
+    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) != len(right) and function is _equal:
+        return False
     if isinstance(left, tuple) or isinstance(right, tuple):
         size = len(left) if isinstance(left, tuple) else len(right)
         pairs = zip(_spread(left, size), _spread(right, size), strict=True)
         parts = tuple(function(a, b) for a, b in pairs)
-        return all(parts) if all_of and function is not operator.ne else (any(parts) if all_of else parts)
+        return all(parts) if all_of else parts
     result = function(left, right)
     return bool(result.all()) if all_of and isinstance(result, Tensor) else result
 

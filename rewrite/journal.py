@@ -59,7 +59,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One candidate that was left as it was, and why."""
+    """One candidate that was left as it was, and why. `structural` says that it only looked like one: no news."""
 
     stage: str
     rule: str
@@ -67,6 +67,7 @@ class Refused:
     code: str
     reason: str
     place: str
+    structural: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ def build_layer(
     and which parameters are trained; without it the `rank` of the input decides the class.
     """
     kind = _class_of(op_name, like, rank)
-    if kind is None:
+    if kind is None or (op_name in _SIZED_BY_TENSORS and not _any_tensor(params)):
         return None
     layer = _BUILD[op_name](kind, params, attrs)
     for name, tensor in params.items():
@@ -35,6 +34,10 @@ def build_layer(
     _count_batches(layer, like)
     layer.train(attrs.get("training", like is not None and like.training))
     return layer
+
+
+def _any_tensor(params: Params) -> bool:
+    return any(tensor is not None for tensor in params.values())
 
 
 def _class_of(op_name: str, like: nn.Module | None, rank: int | None) -> type[nn.Module] | None:
@@ -113,7 +116,7 @@ def _embedding(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
 
 
 def _with_statistics(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
-    width = next((len(tensor) for tensor in params.values() if tensor is not None), 1)
+    width = next(len(tensor) for tensor in params.values() if tensor is not None)
     return kind(
         width,
         eps=attrs["eps"],
@@ -132,9 +135,7 @@ def _layer_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn
 
 
 def _group_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
-    width = (
-        math.prod(_weight(params).shape) if params["weight"] is not None else attrs["num_groups"]
-    )
+    width = next(len(tensor) for tensor in params.values() if tensor is not None)
     affine = params["weight"] is not None
     return kind(attrs["num_groups"], width, eps=attrs["eps"], affine=affine, device="meta")
 
@@ -159,6 +160,9 @@ def _attention(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
         device="meta",
     )
 
+
+_SIZED_BY_TENSORS = {"batch_norm", "instance_norm", "group_norm"}
+"""Layers whose width is that of their tensors; without any they are function calls."""
 
 _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "conv1d": (nn.Conv1d,),

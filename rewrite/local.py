@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from .construct import Plan, Planned
 from .call import tensor_at
+from .construct import Plan, Planned
 from .effects import mutates
 from .emit import Emitted
 from .evaluate import ParamRef
 from .spec import TensorSpec
 
 Env = dict[Any, Any]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small tensors in many groups: waiting for a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -161,7 +161,7 @@ class Search:
         depth = len(bindings.ops)
         call = self.view.call(node)
         if call is None:
-            self.missed(STRUCTURE, depth, lambda: self.view.why_opaque(node), op.source.ops.span, node)
+            self.missed(STRUCTURE, depth, lambda: _boundary(op, node) or self.view.why_opaque(node), op.source.ops.span, node)
             return
         if op.ops is not None and call.op.name not in op.ops:
             self.missed(STRUCTURE, depth, lambda: f"{_wanted(op)} expected, found {call.op.name}", op.source.ops.span, node)
@@ -221,6 +221,12 @@ def _link(op: PatternOp, call: Call) -> Any:
 
 def _wanted(op: PatternOp) -> str:
     return " or ".join(sorted(op.ops or ()))
+
+
+def _boundary(op: PatternOp, node: fx.Node) -> str:
+    """What a miss says at the edge of the model."""
+    place = {"placeholder": "an input of the model", "output": "the model's output", "get_attr": "a weight"}.get(node.op)
+    return f"{_wanted(op) or 'an op'} expected, found {place}" if place else ""
 
 
 def _producer(op: PatternOp, value: fx.Node) -> fx.Node:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Span
@@ -20,7 +20,7 @@ from .spell import Reader
 __all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", "op_spec"]
 
 
-@dataclass(slots=True)
+@dataclass
 class _Spelled:
     """The (torch name, op name) pairs of one callable, and their readers once someone needs
     them.
@@ -29,6 +29,10 @@ class _Spelled:
     names: list[tuple[str, str]] = field(default_factory=list)
     in_place: bool = False
     readers: tuple[Reader, ...] | None = None
+
+    @cached_property
+    def ops(self) -> tuple[str, ...]:
+        return tuple(name for _, name in self.names)
 
 
 class Vocabulary:
@@ -88,33 +92,25 @@ class Vocabulary:
 
     def readers(self, node: fx.Node, root: fx.GraphModule) -> tuple[Reader, ...] | str:
         """What can read a node, in order of declaration; or why nothing can."""
-        if node.op == "call_function":
-            found = self._functions.get(node.target)
-        elif node.op == "call_method":
-            found = self._methods.get(str(node.target))
-        elif node.op == "call_module":
-            return self.module_readers(root.get_submodule(str(node.target)))
-        else:
-            return f"a {node.op} is no op"
-        return self._compiled(found) if found else f"no op is declared for {shown(node)}"
-
-    def module_readers(self, module: nn.Module) -> tuple[Reader, ...] | str:
-        """What can read a module of this exact class, or of a subclass that computes the same."""
-        base = self._base(type(module))
-        return base if isinstance(base, str) else self._compiled(self._classes[base])
+        found = self._spelled(node, root)
+        if found is None:
+            return f"no op is declared for {shown(node)}"
+        return found if isinstance(found, str) else self._compiled(found)
 
     def candidates(self, node: fx.Node, root: fx.GraphModule) -> tuple[str, ...]:
         """The names of the ops that a node may turn out to be, without reading it."""
+        found = self._spelled(node, root)
+        return found.ops if isinstance(found, _Spelled) else ()
+
+    def _spelled(self, node: fx.Node, root: fx.GraphModule) -> _Spelled | str | None:
         if node.op == "call_function":
-            found = self._functions.get(node.target)
-        elif node.op == "call_method":
-            found = self._methods.get(str(node.target))
-        elif node.op == "call_module":
-            base = self._base(type(root.get_submodule(str(node.target))))
-            found = None if isinstance(base, str) else self._classes[base]
-        else:
-            found = None
-        return tuple(name for _, name in found.names) if found else ()
+            return self._functions.get(node.target)
+        if node.op == "call_method":
+            return self._methods.get(str(node.target))
+        if node.op != "call_module":
+            return f"a {node.op} is no op"
+        base = self._base(type(root.get_submodule(str(node.target))))
+        return base if isinstance(base, str) else self._classes[base]
 
     def _base(self, kind: type) -> type | str:
         if kind not in self._bases:

@@ -313,7 +313,7 @@ class OpSpec:
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
     ) -> tuple[TensorSpec, ...]:
         with torch.no_grad():
-            found = spec_of(self.run(on_meta(inputs), on_meta(params), attrs))
+            found: Any = spec_of(self.run(on_meta(inputs), on_meta(params), attrs))
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
 
 

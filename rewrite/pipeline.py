@@ -43,7 +43,7 @@ class Pipeline:
         """Runs every stage, then the checks of `verify`."""
         self._refuse_later_parts()
         self.original = model_costs(self.state.module, self.state.view)
-        self._define_data()
+        self.define_data()
         stages = self._stages()
         for number, stage in enumerate(stages):
             self.progress(stage.name.text, number, len(stages))
@@ -66,7 +66,8 @@ class Pipeline:
             place = Label(later[0].span, "needs training")
             raise fail("R002", "this version cannot train: `recover` has no engine yet", place)
 
-    def _define_data(self) -> None:
+    def define_data(self) -> None:
+        """Gives the data statements of the program their samples."""
         for item in self.source.all(t.Data) if self.source is not None else ():
             split, count = _sample(item)
             self.state.samples.define(item.name.text, split, count, Label(item.span))
@@ -162,13 +163,15 @@ class Pipeline:
         return 0
 
     def _each(self, runner: Runner, step: t.Each) -> int:
-        (rule,) = self._rules((step.ref,))
+        rules = self._rules((step.ref,))
+        if not rules:
+            return 0
         order = step.order.text if isinstance(step.order, t.Name) else "saving"
         if order not in RANKS:
             raise fail("R006", f"sites cannot be ordered by `{order}`", Label(step.span), help=f"one of {', '.join(RANKS)}")
         until = step.until
         reached = (lambda: False) if until is None else (lambda: bool(self.ask(until)[2]))
-        return runner.each(rule, RANKS[order], reached, self._broken_budget)
+        return runner.each(rules[0], RANKS[order], reached, self._broken_budget)
 
     def _broken_budget(self) -> str | None:
         """The first budget that does not hold on the present graph, said in words."""
@@ -188,6 +191,7 @@ class Pipeline:
             given |= dict(zip(names, (scope.number(a) for a in ref.args), strict=False))
             rule = compile_rule(source, given, ref.at, order)
             if source.kind in self.allow:
+                self.state.journal.tried[rule.label] += 0
                 found.append(rule)
             else:
                 self.state.journal.add(Note("", "W701", f"{rule.label} is {source.kind} and was not allowed; allow it with --allow {source.kind}"))

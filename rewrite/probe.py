@@ -14,7 +14,7 @@ from .spec import TensorSpec
 from .state import State
 
 TRIES = 2
-"""Random draws for each application."""
+"""Random draws for each application: one from the normal distribution, one that spans magnitudes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +25,40 @@ class Probe:
     small: bool
 
 
-def probes(state: State, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> list[Probe]:
-    """Inputs for the matched `nodes`. Integers (indices, masks) are recorded from the model: random ones may be illegal."""
+def probes(
+    state: State, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], *, small: bool = True, special: bool = False
+) -> list[Probe]:
+    """Inputs for the matched `nodes`. Integers (indices, masks) are recorded from the model: random ones may be illegal.
+
+    `small`: with shorter free axes where the nodes accept that. `special`: with infinities and nan among the values,
+    which only ops that compute element by element leave where they are.
+    """
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
     recorded = state.samples.values(state.module, real) if real else {}
     computed = any(node not in tensors for node in inputs)
     generator = torch.Generator().manual_seed(state.seed)
-    draws = []
-    for size in () if real or computed else _sizes(nodes):
+    for size in (None,) if real or computed or not small else (*_sizes(nodes), None):
         draws = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
-        if _runs(state, nodes, draws[0]):
-            return draws
-    return [_draw(tensors, recorded, generator, None) for _ in range(TRIES)]
+        if size is None or _runs(state, nodes, draws[0]):
+            break
+    spread = {node: _spread(value, generator, special) for node, value in draws[-1].values.items() if node not in recorded}
+    return [*draws[:-1], Probe({**draws[-1].values, **spread}, draws[-1].small)]
+
+
+def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> torch.Tensor:
+    """Normal values times 0.1 to 30, a tenth of them zero: a bound of 6 or a division by zero must not go unseen."""
+    kind = torch.rand(value.shape, generator=generator, dtype=torch.float64)
+    value = value * 10 ** (2.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1)
+    value = torch.where(kind < 0.1, 0.0, value)
+    for number, found in enumerate((torch.nan, torch.inf, -torch.inf) if special else (), start=1):
+        value = torch.where((kind > 1 - 0.05 * number) & (kind <= 1.05 - 0.05 * number), found, value)
+    return value
 
 
 def _sizes(nodes: Sequence[fx.Node]) -> tuple[int, ...]:
     """Extents to try for the free axes: wide enough for two windows of the largest kernel, then wider."""
-    return (4, 9) if nodes else ()
+    return (5, 9) if nodes else ()
 
 
 def _draw(tensors: Sequence[fx.Node], recorded: dict[fx.Node, Any], generator: torch.Generator, size: int | None) -> Probe:

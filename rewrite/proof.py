@@ -132,7 +132,9 @@ class _Watch(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, seen: dict[str, list[Any]] | None = None) -> None:
         super().__init__(module)
-        self.seen, self.at, self.diverging = seen or {}, None, None
+        self.seen = seen or {}
+        self.at: fx.Node | None = None
+        self.diverging: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
@@ -185,8 +187,9 @@ def _digest(value: Any) -> list[Any]:
 
 
 def _interpret(watch: _Watch, model: nn.Module, case: Case) -> None:
+    graph: Any = watch.graph
     with torch.no_grad():
-        watch.run(initial_env=environment(watch.module.graph, model.forward, case))
+        watch.run(initial_env=environment(graph, model.forward, case))
 
 
 def _state(model: nn.Module) -> dict[tuple[str, str], Any]:

@@ -65,12 +65,17 @@ def _numbers(graph: fx.Graph) -> Iterator[Specialised]:
 
 def _export(model: nn.Module, case: Case) -> ExportedProgram:
     fresh = case.fresh()
-    arguments = inspect.signature(model.forward).bind(*fresh.args, **fresh.kwargs)
-    arguments.apply_defaults()
-    sizes = {name: _symbolic(value) for name, value in arguments.arguments.items()}
-    return torch.export.export(
-        model, arguments.args, arguments.kwargs, dynamic_shapes=sizes, strict=False
+    signature = inspect.signature(model.forward)
+    sizes = {
+        name: _symbolic(value)
+        for name, value in signature.bind(*fresh.args, **fresh.kwargs).arguments.items()
+    }
+    order = list(signature.parameters)
+    named = sorted(
+        fresh.kwargs, key=lambda name: order.index(name) if name in order else len(order)
     )
+    kwargs = {name: fresh.kwargs[name] for name in named}
+    return torch.export.export(model, fresh.args, kwargs, dynamic_shapes=sizes, strict=False)
 
 
 def _symbolic(values: Any) -> Any:
@@ -116,7 +121,8 @@ class _Transfer:
         if node.op != "call_function":
             raise Untraceable(f"torch.export keeps `{node.target}` as a graph of its own")
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.where[source])
-        new = self.recorder.graph.call_function(node.target, args, kwargs)
+        function: Any = node.target
+        new = self.recorder.graph.call_function(function, args, kwargs)
         stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
         known = [path for path in stack if not path.startswith("_empty")]
         new.meta.update(site=known[-1] if known else "", source=_source(node), mutates=())
@@ -130,7 +136,8 @@ class _Transfer:
         for spec in self.program.graph_signature.output_specs:
             if spec.kind is not OutputKind.USER_OUTPUT:
                 raise Untraceable(f"torch.export reports that forward changes `{spec.target}`")
-        flat = [self.where.get(item, item) for item in node.args[0]]
+        results: Any = node.args[0]
+        flat = [self.where.get(item, item) for item in results]
         structure = pytree.tree_unflatten(flat, self.program.call_spec.out_spec)
         output = self.recorder.graph.output(self.recorder.lowering.emit(structure))
         output.meta.update(site="", source="", mutates=())

@@ -81,6 +81,7 @@ def compile_rule(source: t.Rule, args: Mapping[str, Any], at: str | None = None,
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
     if not pattern.anchors():
         raise fail("P001", "the pattern has no op that is always there", Label(source.name.span), help="match one op without `?` or `*`")
+    pattern.order(pattern.anchors()[0])
     unless = tuple(_unless(clause, known, len(pattern.ops)) for clause in source.all(t.Unless))
     built = {w.text for r in source.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build) for w in s.targets}
     outputs = frozenset(built & set(pattern.produced))

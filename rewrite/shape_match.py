@@ -56,7 +56,10 @@ def _shapes(scope: Scope, clauses: Sequence[t.ShapePattern]) -> Miss | None:
         if misfit is not None and misfit.code != _LATER:
             return misfit
         again += [clause] if misfit is not None else []
-    return next((m for clause in again if (m := _shape(scope, clause)) is not None), None)
+    misfit = next((m for clause in again if (m := _shape(scope, clause)) is not None), None)
+    if misfit is not None:
+        misfit.code = ""
+    return misfit
 
 
 def _calls(bindings: Bindings, index: int) -> list[Call]:

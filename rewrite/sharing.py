@@ -4,13 +4,14 @@ change for others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from .call import tensor_at
+from .call import Call, tensor_at
+from .spec import TensorSpec
 
 _LONGEST_CHAIN = 64
 
@@ -71,14 +72,17 @@ def _held(root: nn.Module, node: fx.Node) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{target}.{name}", tensor
 
 
-def overwrites_others(node: fx.Node, shares_input: Any) -> str:
-    """Why the in-place op `node` is more than a function of its input; "" if it is not.
+def overwrites_others(call: Call, may_share: Callable[[fx.Node], list[fx.Node]]) -> str:
+    """Why an in-place op is more than a function of its inputs; "" if it is not.
 
-    It is one only if nothing else can see the memory it writes: each value from the written one up
-    to the one that allocated the memory has a single reader. `shares_input(node)` says whether a
-    result may be its input's memory.
+    It is a function only if nothing else can see the memory it writes: each value from the written
+    one up to the one that allocated the memory has a single reader. And the result must have the
+    dtype that the op would give: `x.eq_(y)` and float32 += float64 keep that of `x`.
+    `may_share(node)` lists the inputs whose memory a result may be.
     """
-    written = node.args[0] if node.args else next(iter(node.kwargs.values()), None)
+    written = call.inputs[0]
+    if _keeps_dtype(call):
+        return "it keeps the dtype of what it overwrites"
     for _ in range(_LONGEST_CHAIN):
         if not isinstance(written, fx.Node):
             return "it overwrites what is no single value"
@@ -86,13 +90,22 @@ def overwrites_others(node: fx.Node, shares_input: Any) -> str:
             return f"it overwrites `{written.name}`, which the model does not own"
         if len(written.users) != 1:
             return f"it overwrites `{written.name}`, which others read too"
-        if not shares_input(written):
+        inputs = may_share(written)
+        if not inputs:
             return ""
-        inputs = written.all_input_nodes
         if len(inputs) != 1:
-            return "" if not inputs else _several(written, inputs)
+            return _several(written, inputs)
         written = inputs[0]
     return "it overwrites the end of a chain of views that is too long to follow"
+
+
+def _keeps_dtype(call: Call) -> bool:
+    """Whether the written tensor's dtype differs from the result that the op declares."""
+    if any(kind.name not in ("f", "t") for kind in call.op.decl.results):
+        return True
+    pairs = zip(call.op.inputs, call.inputs, strict=True)
+    specs = [v.meta.get("val") for s, v in pairs if isinstance(v, fx.Node) and s.kind in "ft"]
+    return len({spec.dtype for spec in specs if isinstance(spec, TensorSpec)}) > 1
 
 
 def _several(view: fx.Node, inputs: list[fx.Node]) -> str:

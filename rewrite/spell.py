@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,31 @@ _COMPUTED: dict[str, Callable[[Any], Any]] = {"uses_batch_statistics": _from_bat
 """Arguments that torch's own `forward` computes from the module."""
 
 
+def _kept_axes(x: Any, sizes: Any) -> int:
+    """`x.view(x.size(0), -1)` is flatten from axis 1 on. Raises `Unreadable` for other sizes."""
+    known = x.meta.get("val") if isinstance(x, fx.Node) else None
+    lead = sizes[:-1] if isinstance(sizes, (tuple, list)) and sizes and sizes[-1] == -1 else ()
+    fits = isinstance(known, TensorSpec) and 0 < len(lead) < len(known.shape)
+    if not fits or not all(_is_size(size, x, axis) for axis, size in enumerate(lead)):
+        raise Unreadable("its sizes are not the first ones of its input, then -1")
+    return len(lead)
+
+
+def _is_size(value: Any, x: fx.Node, axis: int) -> bool:
+    """`x.size(axis)`, `x.size()[axis]` or `x.shape[axis]`."""
+    if not isinstance(value, fx.Node):
+        return False
+    if value.target is operator.getitem and value.args[1] == axis:
+        source: Any = value.args[0]
+        whole = source.target == "size" and source.args == (x,)
+        return whole or (source.target is getattr and source.args == (x, "shape"))
+    return value.target == "size" and value.args == (x, axis)
+
+
+_CONVERTED: dict[str, Callable[[Any, Any], Any]] = {"kept_axes": _kept_axes}
+"""Arguments whose value is read together with the first input."""
+
+
 class Reader:
     """One signature of one op. `in_place`: reads the spelling whose result overwrites its input."""
 
@@ -44,6 +70,8 @@ class Reader:
         self.by_name = {
             slot.theirs.text: key for slot, key in zip(signature.slots, self.ours, strict=True)
         }
+        by_theirs = {slot.theirs.text: slot.ours.text for slot in signature.slots}
+        self.converted = [(o, _CONVERTED[t_]) for t_, o in by_theirs.items() if t_ in _CONVERTED]
         spread = [i for i, slot in enumerate(signature.slots) if slot.variadic]
         self.spread = spread[0] if spread else None
         fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}
@@ -54,6 +82,8 @@ class Reader:
         """The node as a call. Raises `Unreadable`."""
         values: dict[str, Any] = {}
         self._bind(node, values)
+        for ours, convert in self.converted:
+            values[ours] = convert(values.get(self.op.inputs[0].name), values.get(ours))
         module = None
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
@@ -161,10 +191,12 @@ class Reader:
         return found
 
     def _check_sizes(self, name: str, value: Any) -> None:
+        """Data movement may take sizes from the graph, if they are known to be whole numbers."""
         if not self.op.traits & {"movement", "resize"}:
             raise Unreadable(f"its {name} is computed in the graph")
-        if any(isinstance(n.meta.get("val"), TensorSpec) for n in _nodes(value)):
-            raise Unreadable(f"its {name} is a tensor")
+        for node in _nodes(value):
+            if type(node.meta.get("val")) is not int:
+                raise Unreadable(f"its {name} is computed by `{node}`, not known to be a number")
 
 
 def _key(slot: t.Slot) -> str:

@@ -46,8 +46,10 @@ class State:
         return Scope(names, self.functions, self.questions, self)
 
     def readers(self, path: str) -> list[fx.Node]:
-        """The nodes that read the storage of a parameter, each once."""
-        return list(dict.fromkeys(node for node, _ in self.view.owners(path)))
+        """The nodes that compute with the storage of a parameter, each once; `get_attr` only hands it on."""
+        holders = dict.fromkeys(node for node, _ in self.view.owners(path))
+        users = ([*node.users] if node.op == "get_attr" else [node] for node in holders)
+        return list(dict.fromkeys(node for group in users for node in group))
 
     def counts(self, pattern: Pattern) -> dict[str, int]:
         """How often each op that the pattern names occurs in the graph."""

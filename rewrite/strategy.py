@@ -11,12 +11,11 @@ from torch import fx
 
 from ..grammar.diagnostics import Label, fail
 from .checkpoint import snapshot
-from .engine import Ready, alive, anchor, apply, attempt, candidates, find, prepare, refuse
+from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
 from .match import Miss
 from .pattern import PatternOp
 from .rule import Rule
-from .site import Site
 from .state import State
 
 CAP_PER_NODE = 10
@@ -69,26 +68,27 @@ class Runner:
     def fixpoint(self, rules: Sequence[Rule], limit: int | None = None) -> int:
         """Applies the rules until none matches. Each node is tried again only when something near it changed."""
         work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
-        cap = limit or max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
+        cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
         while (node := work.pop()) is not None:
             for rule, start in work.rules_for(node):
                 self.state.journal.tried[rule.label] += 1
-                near = work.near(node, rule)
                 result = attempt(self.state, self.stage, rule, node, start)
                 if isinstance(result, Miss):
                     work.missed(rule, node, result)
                     continue
-                self._count(rule, cap, limit is not None)
-                work.push([*near, *result, *(user for new in result for user in new.users)])
+                self._count(rule, self.applied - before + 1, limit or cap)
+                work.push(work.near([node, *result]))
+                break
+            if limit is not None and self.applied - before >= limit:
                 break
         work.report(self)
         return self.applied - before
 
-    def _count(self, rule: Rule, cap: int, asked: bool) -> None:
+    def _count(self, rule: Rule, count: int, cap: int) -> None:
         self.applied += 1
         self.recent.append(rule.name)
-        if self.applied > cap and not asked:
+        if count > cap:
             cycle = ", ".join(f"{name} ({count} of the last {len(self.recent)})" for name, count in Counter(self.recent).most_common())
             place = Label(rule.source.name.span, "still applying")
             hint = "make one direction `once`, or declare `recursive decreasing ...`"
@@ -139,9 +139,7 @@ class Runner:
 
     def _ready(self, rule: Rule, node: fx.Node, start: PatternOp) -> Ready | None:
         self.state.journal.tried[rule.label] += 1
-        found = find(self.state, rule, node, start)
-        if isinstance(found, Site):
-            found = prepare(self.state, found)
+        found = ready_at(self.state, rule, node, start)
         if isinstance(found, Miss):
             refuse(self.state, self.stage, rule, node, found)
             return None
@@ -189,9 +187,9 @@ class _Worklist:
             return []
         return [(rule, start) for rule, start in self.starts if start.ops is None or call.op.name in start.ops]
 
-    def near(self, node: fx.Node, rule: Rule) -> list[fx.Node]:
-        """Nodes whose own match may depend on `node`: those within the reach of the patterns."""
-        found, edge = {node: None}, [node]
+    def near(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """Nodes whose own match may depend on `nodes`: those within the reach of the patterns."""
+        found, edge = dict.fromkeys(nodes), list(nodes)
         for _ in range(self.reach):
             edge = [other for n in edge for other in (*n.all_input_nodes, *n.users) if other not in found]
             found.update(dict.fromkeys(edge))

@@ -9,6 +9,7 @@ moved was written to, and its node says so in `meta["mutates"]`.
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class Recorder(TorchFunctionMode):
         key = (node.target, repr(node.args))
         if node not in self.varying or key in self.guards:
             return
-        text = f"{why}: {formula(node)} is {value!r}"
+        text = f"{why}: {formula(node)} is {reprlib.repr(value)}"
         source, site = node.meta["source"], self.stack[-1]
         self.guards[key] = Guard(node, Specialised(text, node.name, source, value, site))
 

@@ -7,24 +7,28 @@ stored in too small a type). The tolerance is scaled by the magnitude of the sum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..grammar import tree as t
+from .call import Call, tensor_at
 from .construct import Plan, Planned
+from .emit import Emitted
 from .evaluate import ParamRef
 from .journal import Verdict
-from .emit import Emitted
-from .local import Env, cast, load, run_emitted, run_nodes, run_plan
-from .magnitude import magnitude, tolerance
+from .local import Env, cast, load, one_thread, run_emitted, run_nodes, run_plan
+from .magnitude import absolute, magnitude, tolerance
+from .match import parts_of
 from .probe import Probe, probes
 from .site import Site
 from .spec import TensorSpec
 from .state import State
-from .call import Call, tensor_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,10 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        return self.worst / self.allowed if self.allowed > 0 else (0.0 if self.worst == 0 else float("inf"))
+        if self.worst == 0:
+            return 0.0
+        bounded = math.isfinite(self.worst) and math.isfinite(self.allowed) and self.allowed > 0
+        return self.worst / self.allowed if bounded else math.inf
 
 
 def check_shapes(site: Site, plan: Plan) -> Verdict:
@@ -57,15 +64,40 @@ def spec_after(value: Any) -> Any:
     return value.meta.get("val") if isinstance(value, fx.Node) else value
 
 
+IN_DOUBLE = "rewrite equals perturbed original, float64"
+IN_OWN = "the same, in the model's dtype"
+
+
 def check_exact(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> tuple[Verdict, ...]:
-    """The rewrite against the perturbed original: in float64, then in the model's own precision."""
-    nodes = [call.node for call in site.calls]
+    """The rewrite against the perturbed original: in float64, then in the model's own precision.
+
+    An approximate rule without `perturb` has no exact half; only its budget binds it.
+    """
+    if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
+        return (Verdict(IN_DOUBLE, "not checked", True, detail="the rule has no `perturb`: only its error is measured"),)
+    verdicts = _check_on(state, site, plan, emitted, small=True)
+    # A rule may use the extents of a value, which small probes do not have: only full size can convict it.
+    return verdicts if all(verdict.holds for verdict in verdicts) else _check_on(state, site, plan, emitted, small=False)
+
+
+def _check_on(
+    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted], *, small: bool
+) -> tuple[Verdict, ...]:
+    nodes = site.nodes
     extra = [node for node in plan_inputs(plan) if node not in nodes]
     inputs = list(dict.fromkeys([*site.inputs, *extra]))
-    tries = probes(state, inputs, nodes)
-    double = [_compare(state, site, plan, emitted, probe, torch.float64) for probe in tries]
-    own = [_compare(state, site, plan, emitted, probe, None) for probe in tries[:1]]
-    return (_verdict("rewrite equals perturbed original, float64", double), _verdict("the same, in the model's dtype", own))
+    with one_thread() if small else nullcontext():
+        tries = probes(state, inputs, nodes, small=small, special=_elementwise(site, plan))
+        double = [_compare(state, site, plan, emitted, probe, torch.float64) for probe in tries]
+        scale = double[0][1]
+        own = [_compare(state, site, plan, emitted, probe, None, scale) for probe in tries[:1]]
+    return (_verdict(IN_DOUBLE, [found for found, _ in double]), _verdict(IN_OWN, [found for found, _ in own]))
+
+
+def _elementwise(site: Site, plan: Plan) -> bool:
+    """Whether one strange value of an input stays one strange value, so that both sides must agree on it."""
+    kinds = [item.op.traits for item in (*site.calls, *plan.ops)]
+    return all("elementwise" in traits or "movement" in traits for traits in kinds)
 
 
 def plan_inputs(plan: Plan) -> list[fx.Node]:
@@ -82,37 +114,47 @@ def flat(values: Sequence[Any]) -> list[Any]:
 
 
 def _verdict(claim: str, runs: Sequence[Sequence[Comparison]]) -> Verdict:
-    comparisons = [c for run in runs for c in run]
-    worst = max(comparisons, key=lambda c: c.ratio, default=None)
-    if worst is None:
+    each = [max(run, key=lambda c: c.ratio) for run in runs if run]
+    if not each:
         return Verdict(claim, "not checked", True, detail="the rule defines no output")
-    holds = worst.ratio <= 1.0 and not worst.note
-    return Verdict(claim, "tested", holds, len(runs), worst.worst, worst.allowed, worst.note or f"`{worst.name}`")
+    # The first draw that fails tells more than the worst: draws become stranger.
+    worst = next((c for c in each if c.ratio > 1.0), max(each, key=lambda c: c.ratio))
+    detail = f"`{worst.name}`" if math.isfinite(worst.worst) else f"`{worst.name}` is infinite on one side only"
+    return Verdict(claim, "tested", worst.ratio <= 1.0, len(runs), worst.worst, worst.allowed, worst.note or detail)
 
 
 def _compare(
-    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted], probe: Probe, dtype: torch.dtype | None
-) -> list[Comparison]:
-    """Both sides on one probe. In the model's own precision the new layers themselves run, in float64 their meaning."""
-    nodes = [call.node for call in site.calls]
+    state: State,
+    site: Site,
+    plan: Plan,
+    emitted: Mapping[Planned, Emitted],
+    probe: Probe,
+    dtype: torch.dtype | None,
+    scale: _Scale | None = None,
+) -> tuple[list[Comparison], _Scale | None]:
+    """Both sides on one probe, and the magnitudes they were judged by, which are the same in every precision.
+
+    In the model's own precision the new layers themselves run, in float64 their meaning.
+    """
+    nodes = site.nodes
     env = {node: cast(value, dtype or _own_dtype(node)) for node, value in probe.values.items()}
     left = run_nodes(state.module, nodes, env, plan.moved, dtype)
-    outside = {node: value for node, value in left.items() if node in probe.values or node not in _removed(site)}
-    right = run_plan(plan, outside, dtype) if dtype is not None else run_emitted(plan, emitted, outside)
-    scale = _Scale(state, site, plan, left, right, env, dtype)
-    return [
+    outside = {node: value for node, value in left.items() if node in env or node not in site.gone}
+    try:
+        right = run_plan(plan, outside, dtype) if dtype is not None else run_emitted(plan, emitted, outside)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        return [Comparison("", float("inf"), 0.0, f"the rewrite cannot run: {str(error).splitlines()[0]}")], scale
+    scale = scale or _Scale(state, site, plan, left, right, env)
+    found = [
         _difference(name, left[node], load(plan.outputs[name], right), scale.of(node, plan.outputs[name]))
         for name, node in site.outputs.items()
     ]
+    return found, scale
 
 
 def _own_dtype(node: fx.Node) -> torch.dtype | None:
     spec = node.meta.get("val")
     return spec.dtype if isinstance(spec, TensorSpec) else None
-
-
-def _removed(site: Site) -> set[fx.Node]:
-    return {call.node for call in site.removed}
 
 
 def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
@@ -130,10 +172,12 @@ def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
 def _floating(name: str, left: Tensor, right: Tensor, scale: Tensor, factor: float) -> Comparison:
     same = (left == right) | left.isnan()
     apart = torch.where(same, 0.0, (left.double() - right.double()).abs())
-    allowed = (scale.double().abs() * factor).clamp_min(torch.finfo(left.dtype).tiny).broadcast_to(apart.shape)
+    allowed = (scale.abs() * factor).clamp_min(torch.finfo(left.dtype).tiny).broadcast_to(apart.shape)
     if not apart.numel():
         return Comparison(name, 0.0, 0.0)
-    index = int((apart / allowed).argmax())
+    # Where a weight is nan or infinite so is the scale: such elements must be the same, and must not hide the others.
+    ratio = torch.where(same, 0.0, (apart / allowed).nan_to_num(torch.inf))
+    index = int(torch.where(allowed.isinf() & ~same, torch.inf, ratio).argmax())
     return Comparison(name, float(apart.flatten()[index]), float(allowed.reshape(-1)[index]))
 
 
@@ -142,15 +186,15 @@ def _spec(value: Tensor) -> TensorSpec:
 
 
 class _Scale:
-    """Magnitudes of both sides, op by op."""
+    """Magnitudes of both sides, op by op, in float64: a sum of magnitudes may overflow where the signed sum does not."""
 
-    def __init__(
-        self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env, dtype: torch.dtype | None
-    ) -> None:
-        self.state, self.plan, self.dtype = state, plan, dtype
-        self.known: Env = {node: _absolute(value) for node, value in env.items()}
+    def __init__(self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env) -> None:
+        self.state, self.plan = state, plan
+        self.known: Env = {node: absolute(value) for node, value in env.items()}
         for call in site.calls:
-            self.known[call.node] = self._of_call(call, left[call.node])
+            scale = self.known[call.node] = self._of_call(call, left[call.node])
+            parts = parts_of(call.node).items() if isinstance(scale, (tuple, list)) else ()
+            self.known.update((part, absolute(scale[index])) for index, part in parts)
         for planned in plan.ops:
             self.known[planned] = self._of_planned(planned, right[planned])
 
@@ -171,15 +215,15 @@ class _Scale:
         if path is None:
             return None
         own = tensor_at(self.state.module, path).detach()
-        return cast(self.plan.moved.get(path, own), self.dtype or (own.dtype if own.is_floating_point() else None))
+        return cast(self.plan.moved.get(path, own), torch.float64)
 
     def _of_planned(self, planned: Planned, value: Any) -> Any:
-        params = {n: cast(_tensor(p), self.dtype or planned.dtype) for n, p in planned.params.items()}
+        params = {n: cast(_tensor(p), torch.float64) for n, p in planned.params.items()}
         inputs = dict(zip((spec.name for spec in planned.op.inputs), planned.inputs, strict=False))
         return self._scale(planned.op, inputs, params, planned.attrs, value)
 
     def _scale(self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any) -> Any:
-        scales = {name: load(operand, self.known) for name, operand in inputs.items()}
+        scales = {name: absolute(load(operand, self.known)) for name, operand in inputs.items()}
 
         def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
             with torch.no_grad():
@@ -192,10 +236,6 @@ def _tensor(value: Any) -> Any:
     return value.tensor.detach() if isinstance(value, ParamRef) else value
 
 
-def _absolute(value: Any) -> Any:
-    return value.abs() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
 # -- the approximate half ------------------------------------------------------------------------------------------
 
 
@@ -204,7 +244,7 @@ def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], fl
 
     Both sides run on what the matched ops see on the calibration inputs, in the model's own precision.
     """
-    nodes = [call.node for call in site.calls]
+    nodes = site.nodes
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     values = state.samples.values(state.module, tensors)
     before = run_nodes(state.module, nodes, values, {}, None)

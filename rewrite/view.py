@@ -6,6 +6,7 @@ The graph itself is the carrier and is never normalised.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx
@@ -34,7 +35,7 @@ class View:
         self._read: dict[fx.Node, tuple[Any, Any, Call | str]] = {}
         self._by_op: dict[str, dict[fx.Node, None]] = {}
         self._unsorted: set[str] = set()
-        self._names: dict[Any, tuple[str, ...]] = {}
+        self._names: dict[fx.Node, tuple[str, ...]] = {}
         self._owners: Owners | None = None
         for node in root.graph.nodes:
             self._index(node)
@@ -63,7 +64,7 @@ class View:
         """For the node that takes result k out of an op with several results: that op's node and
         k.
         """
-        if node.op != "call_function" or getattr(node.target, "__name__", "") != "getitem":
+        if node.target is not operator.getitem:
             return None
         source, index = node.args
         if not isinstance(source, fx.Node) or not isinstance(index, int):
@@ -82,32 +83,24 @@ class View:
 
     def add(self, node: fx.Node) -> None:
         """Take in a node that was inserted."""
-        for name in self._index(node):
-            self._unsorted.add(name)
+        self._unsorted.update(self._index(node))
         if self._owners is not None:
             self._owners.add(node)
 
     def forget(self, node: fx.Node) -> None:
         """Drop a node that is about to be erased, or whose module changed."""
         self._read.pop(node, None)
-        for name in self._candidates(node):
-            self._by_op.get(name, {}).pop(node, None)
+        for name in self._names.pop(node, ()):
+            self._by_op[name].pop(node, None)
         if self._owners is not None:
             self._owners.forget(node)
 
     # -- inside ------------------------------------------------------------------------------------
 
     def _index(self, node: fx.Node) -> tuple[str, ...]:
-        names = self._candidates(node)
+        names = self._names[node] = self.vocabulary.candidates(node, self.root)
         for name in names:
             self._by_op.setdefault(name, {})[node] = None
-        return names
-
-    def _candidates(self, node: fx.Node) -> tuple[str, ...]:
-        key = node.op, node.target
-        names = self._names.get(key)
-        if names is None:
-            names = self._names[key] = self.vocabulary.candidates(node, self.root)
         return names
 
     def _is(self, node: fx.Node, op_name: str) -> bool:
@@ -115,22 +108,27 @@ class View:
         return isinstance(found, Call) and found.op.name == op_name
 
     def _reading(self, node: fx.Node) -> Call | str:
+        found = self._remembered(node)
+        # Whether an in-place op is a plain function depends on the readers of others, so it is
+        # never remembered.
+        if isinstance(found, Call) and found.in_place:
+            return overwrites_others(found, self._may_share) or found
+        return found
+
+    def _remembered(self, node: fx.Node) -> Call | str:
         args, kwargs = node.args, node.kwargs
         known = self._read.get(node)
         if known is None or known[0] is not args or known[1] is not kwargs:
             known = self._read[node] = (args, kwargs, self._read_node(node))
-        found = known[2]
-        # Whether an in-place op is a plain function depends on the readers of others, so it is
-        # never remembered.
-        if isinstance(found, Call) and found.in_place:
-            return overwrites_others(node, self._shares_input) or found
-        return found
+        return known[2]
 
     def _read_node(self, node: fx.Node) -> Call | str:
-        if node.op == "call_module" and has_hooks(self.root.get_submodule(str(node.target))):
-            return f"the module {node.target} has hooks or parametrizations"
-        if self.projection(node) is not None:
-            return f"it takes one result of `{node.args[0]}`"
+        if node.op == "call_module" and self._is_altered(node):
+            return f"the module {node.target} has hooks, parametrizations or a forward of its own"
+        if node.target is operator.getitem:
+            reason = self._not_a_slice(node)
+            if reason:
+                return reason
         readers = self.vocabulary.readers(node, self.root)
         if isinstance(readers, str):
             return readers
@@ -142,14 +140,31 @@ class View:
                 reasons.append(f"not `{reader.op.name}`: {misfit.reason}")
         return "; ".join(dict.fromkeys(reasons))
 
+    def _is_altered(self, node: fx.Node) -> bool:
+        module = self.root.get_submodule(str(node.target))
+        return has_hooks(module) or "forward" in module.__dict__
+
+    def _not_a_slice(self, node: fx.Node) -> str:
+        """`x[k]` takes one result of an op that gives several, or slices a tensor."""
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or self._gives_several(source):
+            return f"it takes one result of `{source}`"
+        known = "val" in source.meta or source.op in ("placeholder", "get_attr")
+        unclear = not known and self.call(source) is None
+        return f"whether `{source}` is one tensor is not recorded" if unclear else ""
+
     def _gives_several(self, node: fx.Node) -> bool:
         if "val" in node.meta:
             return not isinstance(node.meta["val"], TensorSpec)
         call = self.call(node)
         return call is not None and call.op.results != 1
 
-    def _shares_input(self, node: fx.Node) -> bool:
-        """Whether the result may be memory of an input. What is opaque may do anything."""
-        found = self._read.get(node) or (None, None, self._read_node(node))
-        call = found[2]
-        return not isinstance(call, Call) or call.in_place or "alias" in call.op.traits
+    def _may_share(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs whose memory the result may be. What is opaque may return any of them."""
+        call = self._remembered(node)
+        if not isinstance(call, Call):
+            return node.all_input_nodes
+        if not call.in_place and "alias" not in call.op.traits:
+            return []
+        first = call.inputs[0]
+        return [first] if isinstance(first, fx.Node) else node.all_input_nodes

@@ -9,7 +9,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden",
         action="store_true",
-        help="write the expected messages of tests/errors anew; read the difference before you commit it",
+        help="write the expected messages of tests/errors anew; read the difference first",
     )
 
 

@@ -176,8 +176,15 @@ class Fn(nn.Module):
                 setattr(self, name, part)
         self.eval()
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(self, *inputs)
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+class Fn2(Fn):
+    """As `Fn`, with two inputs."""
+
+    def forward(self, x: Any, z: Any) -> Any:
+        return self.function(self, x, z)
 
 
 def random_norms(model: nn.Module, seed: int = 0) -> nn.Module:

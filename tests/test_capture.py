@@ -203,6 +203,16 @@ def test_nested_inputs() -> None:
     assert same(captured, model, make(7))
 
 
+def test_a_required_name_after_a_default() -> None:
+    class Late(nn.Module):
+        def forward(self, x: torch.Tensor, k: float = 2.0, *, y: torch.Tensor) -> torch.Tensor:
+            return x * k + y
+
+    model = Late().eval()
+    captured = capture(model, {"x": torch.rand(2, 3), "y": torch.rand(2, 3)})
+    assert same(captured, model, torch.rand(4, 3), 3.0, y=torch.rand(4, 3))
+
+
 class Pad(nn.Conv2d):
     """Same padding computed from the input's size."""
 
@@ -227,6 +237,17 @@ def test_subclasses_of_convolution() -> None:
     assert conv.meta["site"] == "0"
     for size in ((8, 9), (16, 31)):
         assert same(captured, model, torch.rand(1, 3, *size))
+
+
+def test_weights_given_by_name_are_written_by_position() -> None:
+    class Named(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(input=x, weight=self.weight, bias=self.bias)
+
+    captured = capture(nn.Sequential(Named(3, 4)).eval(), (torch.rand(2, 3),))
+    (linear,) = captured.module.graph.find_nodes(op="call_function", target=F.linear)
+    assert [arg.name for arg in linear.args] == ["input_1", "_0_weight", "_0_bias"]
+    assert linear.kwargs == {}
 
 
 def test_a_subclass_that_overrides_a_method_of_forward_is_no_leaf() -> None:

@@ -151,6 +151,16 @@ def test_inputs_that_hide_their_tensors() -> None:
     assert found.labels[0].where == "inputs[0]['x']"
 
 
+@pytest.mark.parametrize("name", ["class", 'a"b', "a\nb", "a\\"])
+def test_names_that_generated_code_cannot_hold(name: str) -> None:
+    model = nn.ModuleDict({name: nn.Linear(2, 2)}).eval()
+    found = refusal(nn.Sequential(model), torch.rand(2, 2))
+    assert found.code == "M001"
+    found = refusal(nn.Sequential(model).eval(), torch.rand(2, 2))
+    assert found.code == "M004"
+    assert repr(name) in found.message
+
+
 class Result:
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -175,6 +185,16 @@ def test_branch_on_data() -> None:
     assert found.code == "M006"
     assert found.labels[0].where.startswith("test_capture_hard.py:")
     assert "branch on data" in found.notes[0]
+
+
+def test_a_branch_on_data_that_no_second_example_contradicts_is_reported() -> None:
+    def forward(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x if mask.all() else x.masked_fill(~mask, 0.0)
+
+    captured = capture(Lambda(forward).eval(), (torch.rand(2, 3), torch.ones(2, 3).bool()))
+    assert codes(captured) == ["M006"]
+    assert "bool(all(getitem(_inputs, 1))) is True" in captured.notes[0].notes[0]
+    assert captured.notes[0].labels[0].where.startswith("test_capture_hard.py:")
 
 
 def test_number_read_out_of_a_tensor_follows_the_input() -> None:

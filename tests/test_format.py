@@ -16,7 +16,7 @@ from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError, Source, Span
 from lissom.grammar.format import format_file, format_text
 from lissom.grammar.format_expr import PLACES
-from lissom.grammar.format_statement import item
+from lissom.grammar.format_item import item
 from lissom.grammar.layout import WIDTH
 from lissom.grammar.parse import parse
 
@@ -90,7 +90,7 @@ def larger(inner: st.SearchStrategy[t.Expr]) -> st.SearchStrategy[t.Expr]:
     )
 
 
-exprs_drawn = st.recursive(atoms, larger, max_leaves=12)
+exprs_drawn = st.recursive(atoms, larger, max_leaves=9)
 exprs = st.deferred(lambda: exprs_drawn)
 dims = exprs | node(t.DimRange, exprs, exprs) | node(t.DimRest)
 types = st.one_of(node(t.Type, plain, maybe(many(dims))), node(t.Type, st.none(), many(dims)))
@@ -205,7 +205,7 @@ statements = st.one_of(
 )
 files = node(t.File, many(statements, 0, 4))
 thorough = settings(
-    max_examples=250,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -220,6 +220,7 @@ def test_any_tree_survives_formatting_and_parsing(file: t.File) -> None:
     assert format_text(text) == text
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @thorough
 @given(exprs)
 def test_no_pair_of_parentheses_can_go(expr: t.Expr) -> None:
@@ -304,6 +305,7 @@ def test_comments_inside_a_broken_statement_move_before_it() -> None:
 HOSTS = [
     'exact rule a {@ match {@ y = relu(@x@)@ @}@ where {@ x > 1 else "}"@ @}@ @}@',
     "@pipeline p {@ stage s {@ fixpoint {@ a@; b @}@ @}@ on_fail x@ @}@\n@use a.b@",
+    "approx rule a {@ train {@ a@;@ b@ }@ ensure { needs x@;@ b }@ }",
     'op r(@x: f[...]@) -> f[...] {@ attr a: str = "#"@\n meaning torch.relu(@x@)@ @}@',
 ]
 
@@ -338,11 +340,12 @@ def test_a_blank_line_after_a_comment_stays() -> None:
 
 
 def test_long_calls_break_under_the_bracket() -> None:
-    arguments = ", ".join(f"argument_{i} = {i}" for i in range(9))
+    words = [f"argument_{i} = {i}" for i in range(9)]
+    arguments = ", ".join(words)
     text = format_text(f"exact rule a {{ rewrite {{ y = conv2d({arguments}) from c }} }}")
     assert text.splitlines()[2:5] == [
-        "    y = conv2d(argument_0 = 0, argument_1 = 1, argument_2 = 2, argument_3 = 3, argument_4 = 4,",
-        "               argument_5 = 5, argument_6 = 6, argument_7 = 7, argument_8 = 8) from c",
+        f"    y = conv2d({', '.join(words[:5])},",
+        f"               {', '.join(words[5:])}) from c",
         "  }",
     ]
 

@@ -64,7 +64,7 @@ def test_same_input_same_bytes() -> None:
     w = randn(24, 16, 3, 3, dtype=torch.float32)
     for name, call in {
         "separable": lambda: separable.separable_svd(w, 2),
-        "low rank": lambda: lowrank.low_rank_svd(w),
+        "low rank": lambda: lowrank.channel_svd(w),
         "spatial": lambda: lowrank.spatial_svd(w),
         "tucker": lambda: lowrank.tucker2(w, 6, 5),
     }.items():
@@ -77,7 +77,7 @@ def test_arguments_are_never_written() -> None:
     before = w.clone(), gain.clone()
     separable.separable_svd(w, 2)
     lowrank.tucker2(w, 3, 2)
-    lowrank.whitened_svd(w, torch.eye(36).double())
+    lowrank.whitened_channel_svd(w, torch.eye(36).double())
     tensors.scale(w, gain)
     channels.scale_inputs(w, randn(4))
     assert (w._version, gain._version) == versions
@@ -90,10 +90,10 @@ def test_factors_keep_the_dtype_of_the_weight(dtype: torch.dtype) -> None:
     w = randn(8, 6, 3, 3).to(dtype)
     factors = (
         *separable.separable_svd(w, 2),
-        *lowrank.low_rank_svd(w),
+        *lowrank.channel_svd(w),
         *lowrank.spatial_svd(w),
         *lowrank.tucker2(w, 4, 3),
-        *lowrank.whitened_svd(w, torch.eye(54).double()),
+        *lowrank.whitened_channel_svd(w, torch.eye(54).double()),
         tensors.scale(w, randn(8)),
         channels.scale_inputs(w, randn(6)),
     )
@@ -355,21 +355,21 @@ def test_tucker_ranks_without_a_share() -> None:
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 4, 3, 3), (20, 2, 3, 3), (4, 3, 5)])
 def test_low_rank_factors_are_exact_and_optimal(shape: tuple[int, ...]) -> None:
     w = randn(*shape)
-    last, s, first = lowrank.low_rank_svd(w)
-    assert relative(lowrank.low_rank_join(last, first), w) < 1e-12
+    last, s, first = lowrank.channel_svd(w)
+    assert relative(lowrank.channel_join(last, first), w) < 1e-12
     narrow = w.float()
-    wide_rank = lowrank.low_rank_svd(narrow)
-    assert relative(lowrank.low_rank_join(wide_rank[0], wide_rank[2]), narrow) < 1e-6
+    wide_rank = lowrank.channel_svd(narrow)
+    assert relative(lowrank.channel_join(wide_rank[0], wide_rank[2]), narrow) < 1e-6
     for rank in range(1, len(s)):
-        error = (lowrank.low_rank_join(last[:, :rank], first[:rank]) - w).square().sum()
+        error = (lowrank.channel_join(last[:, :rank], first[:rank]) - w).square().sum()
         assert float(error) == pytest.approx(energy_beyond(w.flatten(1), rank), rel=1e-9)
 
 
 def test_no_random_factors_beat_the_svd() -> None:
     """Eckart-Young against many least-squares fits from random starts."""
     w = randn(8, 6)
-    last, _, first = lowrank.low_rank_svd(w)
-    best = float((lowrank.low_rank_join(last[:, :2], first[:2]) - w).norm())
+    last, _, first = lowrank.channel_svd(w)
+    best = float((lowrank.channel_join(last[:, :2], first[:2]) - w).norm())
     for seed in range(50):
         b = randn(8, 2, seed=seed)
         for _ in range(20):
@@ -388,10 +388,10 @@ def test_factored_convolutions_are_the_perturbed_one(
     def dense(weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding, dilation)
 
-    last, _, first = lowrank.low_rank_svd(w)
+    last, _, first = lowrank.channel_svd(w)
     last, first = last[:, :2], first[:2]
     found = F.conv2d(F.conv2d(x, first, None, stride, padding, dilation), last, bias)
-    assert relative(found, dense(lowrank.low_rank_join(last, first))) < 1e-13
+    assert relative(found, dense(lowrank.channel_join(last, first))) < 1e-13
 
     last, _, first = lowrank.spatial_svd(w)
     last, first = last[:, :3], first[:3]
@@ -472,15 +472,13 @@ def test_whitened_factors_minimise_the_error_of_the_output() -> None:
     w, x = randn(12, 10), uneven(500, 10)
     seen = x.T @ x / len(x)
     last, s, first = lowrank.whitened_svd(w, seen)
-    plain_last, _, plain_first = lowrank.low_rank_svd(w)
+    plain_last, _, plain_first = lowrank.channel_svd(w)
     y = x @ w.T
     for rank in (1, 3, 6):
-        found = float(
-            (x @ lowrank.low_rank_join(last[:, :rank], first[:rank]).T - y).square().sum()
-        )
+        found = float((x @ lowrank.channel_join(last[:, :rank], first[:rank]).T - y).square().sum())
         assert found == pytest.approx(energy_beyond(y, rank), rel=1e-6)
         assert found / len(x) == pytest.approx(float(s[rank:].square().sum()), rel=1e-6)
-        plain = lowrank.low_rank_join(plain_last[:, :rank], plain_first[:rank])
+        plain = lowrank.channel_join(plain_last[:, :rank], plain_first[:rank])
         assert float((x @ plain.T - y).square().sum()) > found
 
 
@@ -491,25 +489,25 @@ def test_whitened_agrees_with_the_textbook_inverse() -> None:
     u, s, v = torch.linalg.svd(w @ root)
     wanted = u[:, :3] @ torch.diag(s[:3]) @ v[:3] @ torch.linalg.inv(root)
     last, _, first = lowrank.whitened_svd(w, seen)
-    assert relative(lowrank.low_rank_join(last[:, :3], first[:3]), wanted) < 1e-6
+    assert relative(lowrank.channel_join(last[:, :3], first[:3]), wanted) < 1e-6
 
 
 def test_whitened_is_exact_at_full_rank_even_with_dead_inputs() -> None:
     w, x = randn(6, 9), uneven(100, 9)
     x[:, 4:] = 0
     last, _, first = lowrank.whitened_svd(w, x.T @ x / len(x))
-    assert relative(lowrank.low_rank_join(last, first), w) < 1e-12
+    assert relative(lowrank.channel_join(last, first), w) < 1e-12
     tall = randn(9, 6)
     last, _, first = lowrank.whitened_svd(tall, torch.zeros(6, 6).double())
-    assert relative(lowrank.low_rank_join(last, first), tall) < 1e-10
+    assert relative(lowrank.channel_join(last, first), tall) < 1e-10
 
 
 def test_whitened_convolution_minimises_the_error_of_its_output() -> None:
     w, x = randn(7, 3, 3, 2), randn(4, 3, 9, 8, seed=1).cumsum(-1)
     patches = F.unfold(x, (3, 2), padding=1, stride=2).transpose(1, 2).reshape(-1, 18)
-    last, _, first = lowrank.whitened_svd(w, patches.T @ patches / len(patches))
+    last, _, first = lowrank.whitened_channel_svd(w, patches.T @ patches / len(patches))
     y = F.conv2d(x, w, padding=1, stride=2)
-    cut = lowrank.low_rank_join(last[:, :2], first[:2])
+    cut = lowrank.channel_join(last[:, :2], first[:2])
     error = float((F.conv2d(x, cut, padding=1, stride=2) - y).square().sum())
     assert error == pytest.approx(energy_beyond(y.transpose(0, 1).flatten(1), 2), rel=1e-6)
 
@@ -529,7 +527,7 @@ def test_decompositions_refuse_weights_that_are_not_finite(bad: float) -> None:
     calls = (
         lambda: tensors.svd(w),
         lambda: separable.separable_svd(w, 1),
-        lambda: lowrank.low_rank_svd(w),
+        lambda: lowrank.channel_svd(w),
         lambda: lowrank.spatial_svd(w),
         lambda: lowrank.tucker2(w, 2, 2),
         lambda: lowrank.mode_svd(w),
@@ -542,7 +540,7 @@ def test_decompositions_refuse_weights_that_are_not_finite(bad: float) -> None:
 def wrong_variants() -> dict[str, Tensor]:
     """The output of a rank-8 pair of linears, made wrong in ways a loose budget lets pass."""
     w, x, bias = low_rank_case()
-    last, _, first = lowrank.low_rank_svd(w)
+    last, _, first = lowrank.channel_svd(w)
     last, first = last[:, :8], first[:8]
 
     def run(b: Tensor, a: Tensor, shift: Tensor) -> Tensor:
@@ -567,8 +565,8 @@ def low_rank_case() -> tuple[Tensor, Tensor, Tensor]:
 def test_wrong_pairs_differ_from_the_perturbed_reference(variant: str) -> None:
     """Against the original they hide in the error of the rank; against the perturbed weight not."""
     w, x, bias = low_rank_case()
-    last, _, first = lowrank.low_rank_svd(w)
-    perturbed = lowrank.low_rank_join(last[:, :8], first[:8])
+    last, _, first = lowrank.channel_svd(w)
+    perturbed = lowrank.channel_join(last[:, :8], first[:8])
     reference, original = F.linear(x, perturbed, bias), F.linear(x, w, bias)
     right = F.linear(F.linear(x, first[:8]), last[:, :8], bias)
     wrong = wrong_variants()[variant]

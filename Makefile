@@ -1,0 +1,44 @@
+# Everything a newcomer or a build machine needs. Each target makes what it stands on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: venv demo test check bench fmt clean
+
+venv: $(BIN)/python
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/lissom demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyrefly check
+	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/python -m pytest -n 2 --ignore tests/test_house.py
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/rewriting.py
+	$(BIN)/python benchmarks/folding.py
+	$(BIN)/python benchmarks/capture.py
+
+fmt: $(VENV)/.test
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(BIN)/lissom fmt passes/*.lissom
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,88 @@
+"""Asks one rule about one model: what `why` does before it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .compiling import read_settings
+from .grammar import tree as t
+from .grammar.diagnostics import Label, Source, Span, did_you_mean, fail
+from .grammar.program import Program, load_program, program_of
+from .model_file import load_model
+from .output import Output
+from .passes.functions import FUNCTIONS
+from .rewrite.capture import capture
+from .rewrite.compile import Options, example_of, working_state
+from .rewrite.evaluate import Scope
+from .rewrite.funnel import Funnel, funnel, opaque_at
+from .rewrite.model_check import Metrics
+from .rewrite.pipeline import Pipeline
+from .rewrite.rule import compile_rule
+from .rewrite.state import State
+
+
+def ask(
+    out: Output,
+    model: str,
+    rule: str,
+    at: str | None,
+    program: str | None,
+    settings: tuple[str, ...],
+    nearest: int,
+) -> tuple[Funnel, list[tuple[str, str]]]:
+    """The funnel of `rule`, and what at `at` no rule can see.
+
+    The rule has the arguments that the program's pipeline gives it, overridden by `settings`.
+    """
+    read = load_program(Path(program)) if program is not None else program_of("", "<no program>")
+    source = _rule(read, rule)
+    state = _state(model, read, out)
+    given = _given(read, rule, state) | read_settings(settings, source.params)
+    with out.progress(f"asking {rule}"):
+        found = funnel(state, compile_rule(source, given), at, nearest)
+    return found, opaque_at(state, at) if at is not None else []
+
+
+def _rule(program: Program, name: str) -> t.Rule:
+    """The rule of that name. Raises N001, pointing at the command line rather than at a file."""
+    if not name.isidentifier() or (name not in program.own_rules and not program.shelf.get(name)):
+        known = [*program.own_rules, *program.shelf.names]
+        hint = next(iter(did_you_mean(name, known)), "name its file: --program FILE")
+        raise fail("N001", f"no rule is called `{name}`", Label(None, where=name), help=hint)
+    source = Source("<command line>", name)
+    return program.rule(t.Word(name, span=Span(source, 0, len(name))))
+
+
+def _state(model: str, program: Program, out: Output) -> State:
+    file = load_model(model)
+    options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops)
+    with out.progress(f"capturing {model}"):
+        captured = capture(file.model, file.inputs or example_of(file.data))
+    state = working_state(captured, program, file.data, options)
+    for pipeline in program.file.all(t.Pipeline)[:1]:
+        Pipeline(state, program, pipeline, Metrics(captured.module, file.metrics)).define_data()
+    out.report(*captured.notes)
+    return state
+
+
+def _given(program: Program, rule: str, state: State) -> dict[str, Any]:
+    """The arguments of the rule's only use in the pipeline; none where it is used several times."""
+    refs = list(_refs(program, rule))
+    if len(refs) != 1:
+        return {}
+    pipeline = program.pipeline()
+    assert pipeline is not None
+    defaults = {
+        p.name.text: p.default.value for p in pipeline.params if hasattr(p.default, "value")
+    }
+    scope: Scope = state.scope(defaults)
+    return {keyword.name.text: scope.number(keyword.value) for keyword in refs[0].keywords}
+
+
+def _refs(program: Program, rule: str) -> Iterator[t.Ref]:
+    for pipeline in program.file.all(t.Pipeline):
+        for node in t.walk(pipeline):
+            if isinstance(node, t.Ref) and node.rule.text == rule:
+                yield node

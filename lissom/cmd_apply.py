@@ -1,0 +1,94 @@
+"""`lissom apply`: compress a model, verify the result, write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .grammar.diagnostics import fail
+from .options import allow_option, pipeline_option, set_option, strict_option
+from .output import Output, command, exit_code
+
+if TYPE_CHECKING:
+    from .compiling import Request
+    from .model_file import ModelFile
+    from .rewrite.compile import Compiled
+
+
+@command()
+@click.argument("model")
+@click.argument("program", required=False)
+@click.option("--plan", type=click.Path(dir_okay=False), help="Do exactly what this plan says.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.option("--measure", metavar="SPLIT", help="Measure every metric of the model file on it.")
+@set_option
+@allow_option
+@pipeline_option
+@strict_option
+def apply(
+    out: Output,
+    model: str,
+    program: str | None,
+    plan: str | None,
+    output: str,
+    measure: str | None,
+    settings: tuple[str, ...],
+    allow: tuple[str, ...],
+    pipeline: str | None,
+    strict: bool,
+) -> int:
+    """Compress MODEL by PROGRAM, or exactly as a saved plan says, and write it to a folder.
+
+    The written model is loaded in a fresh process and must give the same outputs, bit for bit.
+    Then sizes, latency and, with --measure, metrics are measured before and after.
+    """
+    given = bool(settings or pipeline)
+    _check_usage(program, plan, given)
+    from . import planning
+    from .compiling import Request, remarks
+    from .model_file import load_model
+
+    file = load_model(model)
+    if plan is not None:
+        compiled = _by_plan(out, file, Path(plan), allow)
+    else:
+        compiled = _by_program(out, file, Request(program or "", pipeline, settings, allow))
+    found = remarks(compiled, strict)
+    out.report(*found)
+    if exit_code(found):
+        return exit_code(found)
+    planning.show_plan(out, compiled)
+    planning.write_result(out, file, compiled, Path(output), measure)
+    out.say(
+        f'wrote {output}; load it with lissom.load("{output}"); check it: lissom verify {output}'
+    )
+    return 0
+
+
+def _check_usage(program: str | None, plan: str | None, given: bool) -> None:
+    if (program is None) == (plan is None):
+        hint = "lissom apply MODEL PROGRAM -o OUT, or lissom apply MODEL --plan plan.json -o OUT"
+        raise fail("U001", "`apply` needs a program or a plan, and not both", help=hint)
+    if plan is not None and given:
+        hint = "make a new plan with these settings"
+        raise fail("U001", "a plan keeps its own --set and --pipeline", help=hint)
+
+
+def _by_program(out: Output, file: ModelFile, request: Request) -> Compiled:
+    from .compiling import read_program, run
+
+    return run(file, read_program(request), request, out)
+
+
+def _by_plan(out: Output, file: ModelFile, path: Path, allow: tuple[str, ...]) -> Compiled:
+    """A plan needs no permission again, but one given here must have been given to the plan."""
+    from .compiling import read_plan, run_plan
+
+    _, request = read_plan(path)
+    more = set(allow) - set(request.allow)
+    if more:
+        hint = f"make a new plan with --allow {' --allow '.join(sorted(more))}"
+        raise fail("U001", "the plan was made without approximate rules", help=hint)
+    return run_plan(file, path, out)[0]

@@ -1,0 +1,46 @@
+"""`lissom doctor`: what a bug report needs to say, and nothing about a model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from .grammar.program import Shelf
+from .grammar.vocabulary import library, library_sources
+from .output import Output, command
+
+PACKAGES = (
+    "lissom", "torch", "numpy", "safetensors", "networkx", "lark", "click", "rich", "scikit-learn",
+)  # fmt: skip
+SETTINGS = ("LISSOM_TRACEBACK", "NO_COLOR", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+PRIVACY = "It holds no weights, no data, no paths and no names of your models."
+
+
+@command()
+def doctor(out: Output) -> None:
+    """Print versions and settings for a bug report. It holds no weights and no paths."""
+    import torch
+
+    found = {
+        "python": f"{platform.python_version()} ({sys.implementation.name})",
+        "system": f"{platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in PACKAGES},
+        "threads": str(torch.get_num_threads()),
+        "processors": str(os.cpu_count()),
+        "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "ops": str(len(library().names())),
+        "rules": str(len(Shelf(library_sources()).names)),
+        **{name: os.environ.get(name, "not set") for name in SETTINGS},
+    }
+    out.table(list(found.items()))
+    out.say(PRIVACY)
+    out.fields |= {"found": found, "privacy": PRIVACY}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

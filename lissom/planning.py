@@ -1,0 +1,76 @@
+"""What `plan`, `apply` and `demo` print about a compilation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from . import show
+from .compiling import not_allowed
+from .model_file import ModelFile
+from .output import Output
+from .rewrite.artifact import save_compiled
+from .rewrite.compile import Compiled
+from .rewrite.latency import Latency, measure
+from .rewrite.samples import as_args
+from .summary import (
+    batches_of,
+    compared,
+    metrics_on,
+    refuse_broken,
+    rule_rows,
+    stage_ends,
+)
+
+
+def show_plan(out: Output, compiled: Compiled) -> None:
+    """The table of rules, the checks that were asked for, and the total."""
+    rows = rule_rows(compiled)
+    show.captured(out, compiled)
+    show.rules(out, rows)
+    if out.verbose:
+        show.stages(out, stage_ends(compiled))
+    show.verdicts(out, "verify", compiled.verdicts)
+    show.total(out, compiled)
+    left = not_allowed(compiled)
+    if left:
+        rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
+        out.say(f"{rules} not applied ({', '.join(left)}); enable with --allow approx")
+    out.fields |= {
+        "before": asdict(compiled.before),
+        "after": asdict(compiled.after),
+        "rules": [row.as_json() for row in rows],
+        "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
+        "not_allowed": left,
+    }
+
+
+def write_result(
+    out: Output, file: ModelFile, compiled: Compiled, folder: Path, measured: str | None
+) -> None:
+    """Write the artifact, reload it in a fresh process, and show what it is worth.
+
+    Raises V104 where a claim of `verify` does not hold, V103 where the reloaded model differs.
+    """
+    show.stages(out, stage_ends(compiled))
+    show.verdicts(out, "verify", compiled.verdicts)
+    refuse_broken(compiled.verdicts)
+    with out.progress(f"writing {folder}"):
+        _, reloaded = save_compiled(compiled, folder)
+    show.verdicts(out, "reload", reloaded)
+    with out.progress("measuring"):
+        metrics = metrics_on(file, compiled, measured) if measured is not None else []
+        rows = compared(compiled, folder, _latency(file, compiled, measured), metrics)
+    show.comparison(out, rows)
+    out.fields |= {
+        "output": str(folder),
+        "compared": [asdict(row) for row in rows],
+        "stages": [asdict(end) for end in stage_ends(compiled)],
+        "reload": [asdict(verdict) for verdict in reloaded],
+    }
+
+
+def _latency(file: ModelFile, compiled: Compiled, split: str | None) -> Latency:
+    """Of both models as graphs, on the first batch of a split, or on the example inputs."""
+    args = as_args(batches_of(file, split)[0][0]) if split is not None else compiled.samples.inputs
+    return measure(compiled.original, compiled.model, args)

@@ -1,0 +1,138 @@
+"""How results look: tables of rules, stages, verdicts, and of before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .output import Output
+from .rewrite.compile import Compiled
+from .rewrite.funnel import Funnel
+from .rewrite.journal import StageEnd, Verdict
+from .summary import Compared, RuleRow, rewrites
+
+LONG = 72
+"""Characters of a site list or a claim that are shown at most."""
+
+
+def captured(out: Output, compiled: Compiled) -> None:
+    """One line about what was captured, and how."""
+    was = compiled.before
+    out.say(
+        f"captured {was.ops} ops, {was.params:,} parameters, {was.macs:,} MACs"
+        f"  ({compiled.capture_how})"
+    )
+
+
+def rules(out: Output, rows: Sequence[RuleRow]) -> None:
+    """A row for each rule: how many sites, what they change; below it the misses, counted."""
+    lines = [("stage", "kind", "rule", "sites", "parameters", "bytes", "MACs")]
+    for row in rows:
+        lines.append(_rule_line(row))
+        lines += [("", "", f"  {text}", "", "", "", "") for text in _below(row, out.verbose)]
+    out.table(lines, "<<<>>>>", header=True)
+
+
+def _rule_line(row: RuleRow) -> tuple[str, ...]:
+    count = str(len(row.sites)) if row.kept else "undone"
+    changes = (row.params, row.bytes, row.macs) if row.kept else (0, 0, 0)
+    return (row.stage, row.kind, row.rule, count, *map(_change, changes))
+
+
+def _below(row: RuleRow, verbose: int) -> list[str]:
+    lines = [f"{count} x not: {reason}" for reason, count in row.misses.most_common()]
+    if verbose:
+        lines += [f"{count} x no match: {why}" for why, count in row.structural.most_common()]
+        lines += [f"at {_cut(', '.join(row.sites))}"] if row.sites else []
+    return lines
+
+
+def _change(value: int) -> str:
+    return f"{value:+,}" if value else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
+
+
+def total(out: Output, compiled: Compiled) -> None:
+    """The plan in one line."""
+    old, new = compiled.before, compiled.after
+    parts = [f"{old.ops} -> {new.ops} ops"]
+    parts += [
+        f"{was:,} -> {now:,} {name} ({_share(was, now)})"
+        for was, now, name in (
+            (old.params, new.params, "parameters"),
+            (old.bytes, new.bytes, "bytes of weights"),
+            (old.macs, new.macs, "MACs"),
+        )
+    ]
+    out.say(f"{rewrites(compiled)}: {', '.join(parts)}")
+
+
+def stages(out: Output, ends: Iterable[StageEnd]) -> None:
+    """What was checked after each stage."""
+    rows = []
+    for end in ends:
+        if not end.verdicts:
+            rows.append((end.stage, "-", "changed nothing", ""))
+        rows += [(end.stage, *_verdict(verdict)) for verdict in end.verdicts]
+        if not end.kept:
+            rows.append((end.stage, "undone", end.reason, ""))
+    out.table(rows)
+
+
+def verdicts(out: Output, about: str, found: Iterable[Verdict]) -> None:
+    out.table([(about, *_verdict(verdict)) for verdict in found])
+
+
+def _verdict(verdict: Verdict) -> tuple[str, str, str]:
+    mark = "ok" if verdict.holds else "FAILED"
+    return mark, verdict.claim, f"{verdict.how}: {_numbers(verdict)}"
+
+
+def _numbers(verdict: Verdict) -> str:
+    parts = [verdict.detail] if verdict.detail else []
+    if verdict.worst is not None and " against " not in verdict.detail:
+        allowed = "" if verdict.tolerance is None else f" <= {verdict.tolerance:.2g}"
+        parts.insert(0, f"{verdict.worst:.2g}{allowed}")
+    if verdict.samples > 1 and verdict.how == "tested":
+        parts.append(f"{verdict.samples} samples")
+    return ", ".join(parts) or "holds"
+
+
+def comparison(out: Output, rows: Iterable[Compared]) -> None:
+    """Before and after, side by side."""
+    lines = [("", "before", "after", "change", "")]
+    lines += [
+        (row.name, _number(row.before, row), _number(row.after, row), _difference(row), row.how)
+        for row in rows
+    ]
+    out.table(lines, "<>>><", header=True)
+
+
+def _number(value: float, row: Compared) -> str:
+    if row.unit:
+        return f"{value:.3f} {row.unit}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _difference(row: Compared) -> str:
+    """Costs change by a share; metrics, which are shares themselves, by a difference."""
+    if row.unit or isinstance(row.before, int):
+        return _share(row.before, row.after)
+    return f"{row.after - row.before:+.4f}"
+
+
+def _share(old: float, new: float) -> str:
+    return f"{100 * (new - old) / old:+.1f} %" if old else ""
+
+
+def funnel(out: Output, found: Funnel) -> None:
+    """How many candidates came to each condition, and how many passed."""
+    out.say(f"{found.rule}  ({found.place})")
+    rows: list[Sequence[str]] = [("", "condition", "came", "passed")]
+    rows.append(("anchor", found.anchor, "", str(found.candidates)))
+    rows += [(le.kind, le.text, str(le.came), str(le.passed)) for le in found.levels]
+    out.table(rows, "<<>>", header=True)
+    places = _cut(", ".join(found.sites))
+    out.say(f"applies at {len(found.sites)} of {found.candidates} candidates: {places or 'none'}")

@@ -1,0 +1,162 @@
+"""What a compilation did, as rows: per rule, before and after. Numbers only, no layout."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .grammar import tree as t
+from .grammar.diagnostics import Label, fail
+from .model_file import ModelFile
+from .rewrite.compile import Compiled
+from .rewrite.journal import Applied, Refused, StageEnd, Verdict
+from .rewrite.latency import Latency
+from .rewrite.store import file_bytes, save
+
+
+@dataclass
+class RuleRow:
+    """One rule in one stage. `params`, `bytes` and `macs` are changes, so savings are negative.
+
+    `misses` counts reasons that a guard or a budget gave; `structural` those of candidates that
+    only looked like one. `kept` is False where the stage was rolled back.
+    """
+
+    stage: str
+    rule: str
+    kind: str
+    kept: bool = True
+    sites: list[str] = field(default_factory=list)
+    params: int = 0
+    bytes: int = 0
+    macs: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    structural: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rule_rows(compiled: Compiled) -> list[RuleRow]:
+    """A row for each rule of each stage, in the order in which things happened; last, the rules
+    that had no candidate.
+    """
+    rows: dict[tuple[str, str], RuleRow] = {}
+    for event in compiled.journal.events:
+        if isinstance(event, Applied | Refused):
+            key = event.stage, event.rule
+            if key not in rows:
+                kept = event.stage in compiled.kept_stages
+                rows[key] = RuleRow(*key, _kind(compiled, event.rule), kept)
+            _count(rows[key], event)
+    seen = {rule for _, rule in rows}
+    silent = [rule for rule in compiled.journal.tried if rule not in seen]
+    return [*rows.values(), *(RuleRow("-", rule, _kind(compiled, rule)) for rule in silent)]
+
+
+def _count(row: RuleRow, event: Applied | Refused) -> None:
+    if isinstance(event, Refused):
+        (row.structural if event.structural else row.misses)[event.reason] += 1
+        return
+    change = event.after - event.before
+    row.sites.append(event.site)
+    row.params += change.params
+    row.bytes += change.bytes
+    row.macs += change.macs
+
+
+def _kind(compiled: Compiled, label: str) -> str:
+    name = label.partition("(")[0]
+    return compiled.program.rule(t.Word(name, span=compiled.program.file.span)).kind
+
+
+def stage_ends(compiled: Compiled) -> list[StageEnd]:
+    return compiled.journal.of(StageEnd)
+
+
+def rewrites(compiled: Compiled) -> str:
+    """`1 rewrite`, `5 rewrites`."""
+    count = len(compiled.applied)
+    return f"{count} rewrite{'' if count == 1 else 's'}"
+
+
+# -- before and after ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One quantity before and after; `how` says what the numbers depend on."""
+
+    name: str
+    before: float
+    after: float
+    unit: str = ""
+    how: str = ""
+
+
+def compared(
+    compiled: Compiled, folder: Path, latency: Latency | None, measured: Iterable[Compared]
+) -> list[Compared]:
+    """Everything that was counted or measured about the original and the written result."""
+    old, new = compiled.before, compiled.after
+    batch = f"at batch {_batch(compiled)}"
+    rows = [
+        Compared("parameters", old.params, new.params),
+        Compared("file bytes", stored_bytes(compiled), file_bytes(folder), "", "as written"),
+        Compared("MACs", old.macs, new.macs, "", batch),
+        Compared("ops", old.ops, new.ops),
+    ]
+    if latency is not None:
+        times = 1e3 * latency.before, 1e3 * latency.after
+        rows.append(Compared("latency", *times, "ms", latency.how))
+    return [*rows, *measured]
+
+
+def stored_bytes(compiled: Compiled) -> int:
+    """Bytes of the original, written to disk as the result is, and measured there."""
+    with tempfile.TemporaryDirectory() as folder:
+        return file_bytes(save(compiled.original, Path(folder) / "original"))
+
+
+def _batch(compiled: Compiled) -> int:
+    shapes = (getattr(value, "shape", ()) for value in compiled.samples.inputs)
+    return next((int(shape[0]) for shape in shapes if len(shape)), 1)
+
+
+def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared]:
+    """Every metric of the model file on a split, of the original and of the result.
+
+    Raises D002 without data, D001 for a split that is not there.
+    """
+    batches = batches_of(file, split)
+    samples = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
+    how = f"{split}, {samples} samples"
+    return [
+        Compared(name, metric(compiled.original, batches), metric(compiled.model, batches), "", how)
+        for name, metric in file.metrics.items()
+    ]
+
+
+def batches_of(file: ModelFile, split: str) -> list[tuple[Any, Any]]:
+    place = Label(None, where=f"--measure {split}")
+    if file.data is None:
+        hint = "define data(split) in the model file"
+        raise fail("D002", "measuring needs data, and the model file has none", place, help=hint)
+    try:
+        return list(file.data(split))
+    except (ValueError, KeyError) as error:
+        raise fail("D001", f"there is no split `{split}`", place, note=str(error)) from error
+
+
+def refuse_broken(verdicts: Iterable[Verdict]) -> None:
+    """Raises V104 where a claim of the program's `verify` block does not hold."""
+    broken = [verdict for verdict in verdicts if not verdict.holds]
+    if broken:
+        notes = [f"`{verdict.claim}`: {verdict.detail}" for verdict in broken]
+        hint = "allow more rules, loosen the claim, or see what each stage did: lissom plan -v"
+        text = "the result is not what `verify` asks for, and was not written"
+        raise fail("V104", text, note="\n".join(notes), help=hint)

@@ -1,0 +1,125 @@
+"""The benchmark scripts run on small inputs, check their own results and print tables."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import each other as scripts do: from their own folder."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def measure(scripts: None) -> ModuleType:
+    return pytest.importorskip("measure")
+
+
+@pytest.fixture
+def report(scripts: None) -> ModuleType:
+    return pytest.importorskip("report")
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(FOLDER / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table's body."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def has_peer() -> bool:
+    return all(__import__("importlib.util").util.find_spec(n) for n in ("onnx", "onnxscript"))
+
+
+@pytest.mark.slow
+def test_rewriting_measures_every_graph_and_tool() -> None:
+    peers = [] if has_peer() else ["--skip-peers"]
+    nets = ["--nets", "resnet8", "densenet8"]
+    text = run("rewriting.py", "--sizes", "100", "400", *nets, "--rounds", "1", *peers)
+    found = rows(text)
+    assert [row[0].split(",")[0] for row in found] == [
+        "chain 100", "chain 400", "resnet8-like", "densenet8-like",
+    ]  # fmt: skip
+    assert "50 matches" in found[0][0]
+    assert "200 matches" in found[1][0]
+    assert all(row[1].endswith("s") for row in found)
+    assert all((row[3] == "--") == bool(peers) for row in found)
+    assert "lissom n^" in text
+
+
+@pytest.mark.slow
+def test_folding_counts_pairs_and_compares_with_fuse() -> None:
+    found = rows(run("folding.py", "--nets", "resnet8", "densenet8", "--rounds", "1"))
+    assert found[0][0] == "resnet8-like, 9 of 9 batch norms fold"
+    assert found[1][0] == "densenet8-like, 5 of 11 batch norms fold"
+    assert all(cell.endswith("s") for row in found for cell in row[1:6])
+
+
+@pytest.mark.slow
+def test_startup_times_each_command() -> None:
+    found = rows(run("startup.py", "--rounds", "1"))
+    assert [row[0] for row in found] == [
+        "`lissom --help`", "`lissom check`, 300 lines", "`python -c pass`",
+    ]  # fmt: skip
+
+
+def test_exponent_of_a_power_law(measure: ModuleType) -> None:
+    assert measure.exponent({n: 3e-6 * n**2 for n in (10, 100, 1000)}) == pytest.approx(2.0)
+    assert math.isnan(measure.exponent({10: 1.0}))
+
+
+def test_rounds_are_interleaved_and_ratios_are_taken_per_round(measure: ModuleType) -> None:
+    order: list[str] = []
+
+    def contestant(name: str, most: int) -> object:
+        return measure.Contestant(name, lambda: name, order.append, most_rounds=most)
+
+    times = measure.race([contestant("a", 9), contestant("b", 1)], 3)
+    assert order == ["a", "b", "a", "a"]
+    assert len(times.seconds["a"]) == 3
+    fixed = measure.Times({"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 4.0, 4.0], "once": [8.0]})
+    assert fixed.ratio("theirs", "ours") == 2.0
+    assert fixed.ratio("once", "ours") == 4.0
+
+
+def test_a_check_stops_a_race(measure: ModuleType) -> None:
+    def refuse(result: object) -> None:
+        raise AssertionError(f"{result} rewrites")
+
+    with pytest.raises(AssertionError, match="7 rewrites"):
+        measure.race([measure.Contestant("a", lambda: 7, lambda given: given, refuse)], 1)
+
+
+def test_a_table_replaces_what_stands_between_its_markers(report: ModuleType) -> None:
+    page = "# Speed\n<!-- benchmark a -->\nold\n<!-- end a -->\nrest\n"
+    assert report.put(page, "a", "new\n") == page.replace("old", "new")
+    with pytest.raises(ValueError, match="no markers"):
+        report.put(page, "b", "new")
+
+
+def test_the_page_has_a_place_for_every_script(report: ModuleType) -> None:
+    page = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    for name in report.SCRIPTS:
+        assert report.put(page, name, "x") != page
+
+
+def test_the_checked_program_has_the_length_it_claims(scripts: None) -> None:
+    startup = pytest.importorskip("startup")
+    text = startup.program()
+    assert text.count("\n") == startup.LINES
+    assert text.count("exact rule own_") > 10

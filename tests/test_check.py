@@ -1,0 +1,262 @@
+"""The checker on whole programs: what is accepted, what is proved, that it never fails itself."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lissom.grammar import tree as t
+from lissom.grammar.check import MAX_FILE, check, methods
+from lissom.grammar.codes import codes, explain
+from lissom.grammar.diagnostics import Diagnostic, LissomError, Source
+from lissom.grammar.parse import parse, parse_file
+from lissom.grammar.vocabulary import Declarations, library, library_sources
+
+HERE = Path(__file__).parent
+PROGRAMS = sorted(p for p in (HERE / "programs").glob("*.lissom") if p.stem != "declarations")
+LIBRARY = [s for s in library_sources() if "rule " in s.text]
+
+
+@pytest.fixture(scope="module")
+def small() -> Declarations:
+    """The vocabulary of the planted mistakes."""
+    builtin = [s for s in library_sources() if s.name == "passes/builtin.lissom"]
+    ops = Source("ops.lissom", (HERE / "errors/ops.vocabulary").read_text("utf-8"))
+    return Declarations([*builtin, ops])
+
+
+def errors(found: list[Diagnostic]) -> list[str]:
+    return [str(d) for d in found if d.severity == "error"]
+
+
+def codes_of(text: str, known: Declarations) -> list[str]:
+    return [d.code for d in check(parse(text), known)]
+
+
+# -- programs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_programs_of_the_language_check(path: Path) -> None:
+    """`small_vit` uses the rules of the others and a file of its own, which stands in here."""
+    files = {p: parse_file(p) for p in PROGRAMS}
+    own = {rule.name.text for rule in files[path].all(t.Rule)}
+    rules = [r for f in files.values() for r in f.all(t.Rule) if r.name.text not in own]
+    assert errors(check(files[path], library(), rules, used=["mylab.ops"])) == []
+
+
+def test_unresolved_use_is_the_only_error_of_a_lone_program() -> None:
+    file = parse("use mylab.ops\nuse other\n")
+    assert [d.code for d in check(file, library(), used=["other"])] == ["N007"]
+
+
+@pytest.mark.parametrize("source", LIBRARY, ids=lambda source: source.name)
+def test_library_rules_check(source: Source) -> None:
+    assert errors(check(parse(source.text, source.name), library())) == []
+
+
+def test_stride_composition_is_proved_not_sampled() -> None:
+    """((H - 1) // s) // t == (H - 1) // (s * t) needs more than polynomial arithmetic."""
+    found = methods(parse_file(HERE / "programs/small_vit.lissom"), library())
+    assert found["merge_pointwise"] == "proved"
+    assert methods(parse_file(HERE / "programs/separable_conv.lissom"), library()) == {
+        "separable_conv": "proved"
+    }
+
+
+def test_what_the_normal_form_leaves_open_is_sampled(small: Declarations) -> None:
+    """2 * (H // 2) is H only for even H; the guard says so, and only drawing sizes sees it."""
+    text = """
+exact rule a {{
+  match {{ h = linear(x) as l
+          y = relu(h)
+          l.weight : [O, 2 * I] }}
+  where {{ O mod 2 == {rest} }}
+  rewrite {{ y = linear(x, weight = zeros(2 * (O // 2), 2 * I)) }}
+}}
+"""
+    assert codes_of(text.format(rest=0), small) == []
+    assert methods(parse(text.format(rest=0)), small) == {"a": "sampled"}
+    assert "S001" in codes_of(text.format(rest=1), small)
+
+
+# -- semantics -----------------------------------------------------------------------------------
+
+
+def test_clone_takes_over_attributes_and_weights(small: Declarations) -> None:
+    clone = "exact rule a { match { h = relu(x); y = conv2d(h) as c } rewrite { y = c(x) } }"
+    fresh = clone.replace("c(x)", "conv2d(x, weight = c.weight)")
+    assert codes_of(clone, small) == []
+    assert "S002" in codes_of(fresh, small) or "S001" in codes_of(fresh, small)
+
+
+def test_positional_attributes_follow_the_inputs(small: Declarations) -> None:
+    rule = "exact rule a { match { y = relu(x) ; x : f[N, C, H, W] } rewrite { z = PLACE; y = x } }"
+    assert codes_of(rule.replace("PLACE", "flatten(adaptive_avg_pool2d(x, 1), 1)"), small) == []
+    found = codes_of(rule.replace("PLACE", "adaptive_avg_pool2d(x, 1, 2)"), small)
+    assert found == ["T004"]
+
+
+def test_dimensions_unify_across_the_rule(small: Declarations) -> None:
+    text = """
+exact rule a {{
+  match {{ h = linear(x) as a
+          y = linear(h) as b
+          a.weight : [M, I]
+          b.weight : [O, {inner}] }}
+  rewrite {{ y = linear(x, weight = b.weight @ a.weight) }}
+}}
+"""
+    assert codes_of(text.format(inner="M"), small) == []
+    assert codes_of(text.format(inner="J"), small) == []
+
+
+def test_shared_inner_value_may_be_read(small: Declarations) -> None:
+    text = "exact rule a { match { SHARED h = relu(x); y = relu(h) } rewrite { y = h } }"
+    assert codes_of(text.replace("SHARED", "shared"), small) == []
+    assert "N005" in codes_of(text.replace("SHARED", ""), small)
+
+
+def test_disjoint_guards_do_not_overlap(small: Declarations) -> None:
+    text = (HERE / "errors/o001_overlap.lissom").read_text("utf-8")
+    pairs = [d.message for d in check(parse(text), small) if d.code == "O001"]
+    assert len(pairs) == 2
+    assert not any("`b` and `c`" in message for message in pairs)
+
+
+def test_priority_settles_an_overlap(small: Declarations) -> None:
+    text = (HERE / "errors/o001_overlap.lissom").read_text("utf-8")
+    settled = text.replace("approx rule a {", "approx rule a {\n  priority 1")
+    assert "O001" not in codes_of(settled, small)
+
+
+def test_specific_rule_first_is_reachable(small: Declarations) -> None:
+    text = (HERE / "errors/o002_unreachable.lissom").read_text("utf-8")
+    assert "O002" in codes_of(text, small)
+    swapped = text.replace("drop_identity; drop_dropout", "drop_dropout; drop_identity")
+    assert "O002" not in codes_of(swapped, small)
+
+
+def test_guard_over_weights_is_never_called_endless(small: Declarations) -> None:
+    """Whether a low-rank rule applies to its own product depends on the weights: no error."""
+    file = parse_file(HERE / "programs/low_rank_linear.lissom")
+    assert "L001" not in {d.code for d in check(file, small)}
+
+
+def test_claim_that_follows_from_the_guards_is_silent(small: Declarations) -> None:
+    text = (HERE / "errors/c001_not_implied.lissom").read_text("utf-8")
+    assert "C001" in codes_of(text, small)
+    guarded = text.replace("K * L > 1;", "K * L > 1; M * (K * L + O) < O * K * L;")
+    assert "C001" not in codes_of(guarded, small)
+
+
+def test_break_even_is_derived(small: Declarations) -> None:
+    text = (HERE / "errors/c001_not_implied.lissom").read_text("utf-8")
+    (found,) = [d for d in check(parse(text), small) if d.code == "C001"]
+    assert "M < K*L*O/(K*L + O)" in found.helps[0]
+
+
+def test_recover_clears_what_is_owed(small: Declarations) -> None:
+    text = """
+approx rule thin {
+  match { y = linear(x) as l }
+  perturb { l.weight := l.weight * 0.5 }
+  ensure { error(y) <= 5% on calib; needs recover }
+}
+pipeline p {
+  data calib = sample("train", 64)
+  stage a { once thin }
+  RECOVER
+}
+"""
+    assert codes_of(text.replace("RECOVER", ""), small) == ["F001"]
+    assert codes_of(text.replace("RECOVER", "recover tune { epochs = 1 }"), small) == []
+
+
+# -- codes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("info", [i for i in codes().values() if i.static], ids=lambda i: i.code)
+def test_example_of_a_code_triggers_it(info: object, small: Declarations) -> None:
+    try:
+        found = [d.code for d in check(parse(info.example), small)]  # type: ignore[attr-defined]
+    except LissomError as error:
+        found = [d.code for d in error.diagnostics]
+    assert info.code in found  # type: ignore[attr-defined]
+
+
+def test_every_code_is_explained() -> None:
+    for code, info in codes().items():
+        assert info.title
+        assert info.explanation
+        assert info.fix
+        assert explain(code).startswith(f"{code}: ")
+
+
+def test_every_code_of_the_grammar_has_a_page() -> None:
+    folder = Path(sys.modules["lissom.grammar.check"].__file__ or "").resolve().parent
+    used = {c for p in folder.glob("*.py") for c in re.findall(r'"([A-Z]\d{3})"', p.read_text())}
+    assert used - set(codes()) == set()
+
+
+def test_unknown_code_is_a_diagnostic() -> None:
+    with pytest.raises(LissomError, match="there is no code"):
+        explain("Z999")
+
+
+# -- robustness ----------------------------------------------------------------------------------
+
+
+def test_never_raises_on_mutated_programs(small: Declarations) -> None:
+    """Names of real programs exchanged at random: what still parses is checked without a crash."""
+    texts = [p.read_text("utf-8") for p in PROGRAMS]
+    texts += [p.read_text("utf-8") for p in sorted((HERE / "errors").glob("[a-df-z]*.lissom"))]
+    source, checked = random.Random(7), 0
+    for _ in range(400):
+        words = re.split(r"(\b[A-Za-z_]+\b)", source.choice(texts))
+        for _ in range(source.randint(1, 2)):
+            place = 2 * source.randrange(len(words) // 2) + 1
+            words[place] = source.choice((source.choice(words[1::2]), "x", "c.weight", "O", "7"))
+        try:
+            file = parse("".join(words))
+        except LissomError:
+            continue
+        checked += 1
+        for found in check(file, small):
+            assert found.code in codes()
+            assert str(found)
+    assert checked > 60
+
+
+def test_broken_library_statement_is_reported_not_raised() -> None:
+    text = "op relu(x: f[...]) -> f[...] { trat elementwise }"
+    known = Declarations([Source("lib.lissom", text)])
+    found = check(parse("exact rule a { match { y = relu(x) } rewrite { y = x } }"), known)
+    assert "E003" in {d.code for d in found}
+
+
+def test_sorted_by_place(small: Declarations) -> None:
+    text = (HERE / "errors/t004_arity.lissom").read_text("utf-8")
+    starts = [d.labels[0].span.start for d in check(parse(text), small)]  # type: ignore[union-attr]
+    assert starts == sorted(starts)
+
+
+def test_a_long_file_is_checked_in_part_and_says_so(small: Declarations) -> None:
+    rule = "exact rule r{} {{ match {{ h = relu(x); y = neg(h) }} rewrite {{ y = x }} }}"
+    text = "\n".join(map(rule.format, range(MAX_FILE + 20)))
+    assert "V003" in codes_of(text, small)
+
+
+def test_checking_needs_no_torch() -> None:
+    code = (
+        "import sys; from lissom.grammar.check import check; from lissom.grammar.parse import parse;"
+        "from lissom.grammar.vocabulary import library;"
+        "check(parse('exact rule a { match { y = relu(x) } rewrite { y = x } }'), library());"
+        "assert not {'torch', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
