@@ -37,6 +37,7 @@ import torchvision_cpu
 
 from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.capture_inputs import as_case, doubled
+from lissom.rewrite.capture_values import tensors
 from lissom.rewrite.proof import first_difference
 
 _SETS = {
@@ -192,8 +193,9 @@ def _plain_fx(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     case = as_case(inputs)
     try:
         module = fx.symbolic_trace(model)
-        cases = [case, doubled(case)]
-        return not any(first_difference(c.run(model), c.run(module)) for c in cases)
+        pairs = [(c.run(model), c.run(module)) for c in (case, doubled(case))]
+        # Only tensors count here: plain fx turns an OrderedDict into a dict.
+        return not any(first_difference(tensors(a), tensors(b)) for a, b in pairs)
     except Exception as error:
         print(f"  plain fx: {type(error).__name__}", file=sys.stderr)
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from . import tree as t
@@ -15,13 +16,14 @@ from .diagnostics import Diagnostic, Label
 from .discipline import check_discipline
 from .facts import Flow
 from .guards import check_guards
+from .instances import MAX_CHOICES
 from .names import Names
 from .operations import check_operations
 from .overlap import Effort, Entry, check_duplicates, check_overlap
 from .pipelines import Pipelines
 from .report import Report
 from .sampling import TRIES, Sampler, guards_of
-from .shapes import MAX_CHOICES, Model, models
+from .shapes import Model, models
 from .sides import Sides, sides
 from .sizes import check_sizes
 from .termination import check_cycles, check_growth
@@ -51,7 +53,7 @@ def check(
 
 
 def methods(file: t.File, known: Declarations) -> dict[str, Method]:
-    """How the shapes of each rule were compared: by normal form, by drawing sizes, or not at all."""
+    """How the shapes of each rule were compared: by normal form, by drawing sizes, or not."""
     checker = Checker(file, Known(file, known), {})
     checker.run(set())
     found: dict[str, Method] = {rule.name.text: "not checked" for rule in file.all(t.Rule)}
@@ -74,7 +76,7 @@ def _weight(rule: t.Rule, both: Sides) -> float:
     return choices * (len(both.left) + len(both.right)) + (rule.span.end - rule.span.start) / 200
 
 
-@dataclass(slots=True)
+@dataclass
 class Checker:
     """The passes over one file. A rule with an error in one pass is left out of the later ones."""
 
@@ -128,7 +130,7 @@ class Checker:
         both = sides(rule, self.known)
         scope = Names(rule, both, self.known, self.report).run()
         if self.report.errors == before:
-            check_operations(rule, both, scope, self.known, self.report, self._attached())
+            check_operations(rule, both, scope, self.known, self.report, self.attached)
             check_discipline(rule, both, self.report)
         if self.report.errors > before:
             return
@@ -153,7 +155,8 @@ class Checker:
             check_costs(rule, model, sampler, self.report)
             check_growth(rule, both, model, sampler, self.known, self.report)
 
-    def _attached(self) -> frozenset[str]:
+    @cached_property
+    def attached(self) -> frozenset[str]:
         """The names under which observers record, in this file and in the rules it uses."""
         rules = [*self.foreign.values(), *self.file.all(t.Rule)]
         steps = [s for r in rules for c in r.all(t.Rewrite) for s in c.steps]
@@ -167,7 +170,7 @@ class Checker:
 
     def _pipeline(self, pipeline: t.Pipeline, rules: dict[str, t.Rule]) -> None:
         Pipelines(pipeline, rules, self.known, self.report).run()
-        Flow(pipeline, rules, self._attached(), self.report).run()
+        Flow(pipeline, rules, self.attached, self.report).run()
         for stage in pipeline.all(t.Stage):
             for step in stage.steps:
                 if isinstance(step, (t.Fixpoint, t.Once)):

@@ -16,7 +16,7 @@ _EXAMPLE = re.compile(r"^```lissom\n(.*?)^```$", re.M | re.S)
 
 @dataclass(frozen=True, slots=True)
 class CodeInfo:
-    """`example` is a rule file that triggers the code in `check`; empty for codes that need a model."""
+    """`example` is a rule file that triggers the code; empty for codes that need a model."""
 
     code: str
     title: str

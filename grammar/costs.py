@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from . import tree as t
 from .diagnostics import Label
+from .instances import Instance
 from .report import Report
 from .sampling import Sampler, number
-from .shapes import Instance, Model
+from .shapes import Model
 from .symbolic import Poly, TooLarge, common, const, divide, linear_in, product, symbol
-from .terms import Term, Terms
+from .term import Term
+from .terms import Terms
 from .truth import Sample
 
 MEASURES = ("macs", "params", "ops")
@@ -66,7 +68,7 @@ def _weights(model: Model, inst: Instance) -> Poly | None:
 
 
 def check_costs(rule: t.Rule, model: Model, sampler: Sampler, report: Report) -> None:
-    """Test every claim such as `macs(after) < macs(before)` on instances that satisfy the guards."""
+    """Test each claim such as `macs(after) < macs(before)` on instances that pass the guards."""
     if not model.right and not model.sides.aliases:
         return
     if len(model.right) < len(model.sides.right) or len(model.left) < len(model.sides.left):

@@ -1,4 +1,4 @@
-"""Checks of `op`, `extern fn` and `test` statements: bound dimensions, known types, traits and slots."""
+"""`op`, `extern fn` and `test` statements: bound dimensions, known types, traits and slots."""
 
 from __future__ import annotations
 

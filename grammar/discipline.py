@@ -1,4 +1,4 @@
-"""What a rule must keep to: outputs defined once, one connected pattern, exact and approximate apart."""
+"""What a rule must keep to: outputs defined once, one connected pattern, its own kind."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _wildcards(both: Sides, report: Report) -> None:
 
 
 def _cycles(both: Sides, report: Report) -> None:
-    """A value that depends on itself: no graph has one. Ops are taken away once their inputs are."""
+    """A value that depends on itself: no graph has one. Ops go once all their inputs are gone."""
     readers: dict[str, list[Step]] = {}
     missing: dict[int, int] = {}
     for step in both.left:

@@ -1,4 +1,4 @@
-"""One pattern inside another graph of ops: the common ground of overlap, reachability and termination."""
+"""One pattern inside another graph of ops: the ground of overlap, reach and termination."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """V001 and V002: guards that no instance satisfies, and guards that every instance satisfies.
 
-Intervals decide a guard alone, for all instances. Sampling decides the guards together, and says so.
+Intervals decide a guard alone, for all instances. Sampling decides the guards together, and says
+so.
 """
 
 from __future__ import annotations

@@ -228,9 +228,10 @@ _ROLES = {
     "value": Kind("value"), "values": Kind("values"), "node": Kind("node"), "built": Kind("node"),
     "weight": Kind("param"), "dim": INT, "class": Kind("dim"),
 }  # fmt: skip
-_OF: dict[type, Callable[[Kinds, t.Expr], Kind]] = {
+_OF: dict[type, Callable[..., Kind]] = {
     t.Name: Kinds.name, t.Constant: Kinds.constant, t.Number: Kinds.number, t.Tuple: Kinds.tuple,
     t.List: Kinds.list, t.Attribute: Kinds.attribute, t.Subscript: Kinds.subscript,
-    t.Unary: Kinds.unary, t.Binary: Kinds.binary, t.Quantifier: Kinds.quantifier, t.Call: Kinds.call,
+    t.Unary: Kinds.unary, t.Binary: Kinds.binary, t.Call: Kinds.call,
+    t.Quantifier: Kinds.quantifier,
     t.Frac: lambda *_: Kind("frac"), t.String: lambda *_: Kind("str"),
-}  # type: ignore[dict-item]  # fmt: skip
+}  # fmt: skip

@@ -307,11 +307,11 @@ class Names:
 
 
 _NOUNS = {"param": "parameter", "attr": "attribute", "node": "node", "let": "binding"}
-_CLAUSES = {
+_CLAUSES: dict[type, Callable[..., None]] = {
     t.Where: Names.where, t.Let: Names.let, t.Perturb: Names.perturb, t.Rewrite: Names.rewrite,
     t.Train: Names.train, t.Ensure: Names.ensure, t.Recursive: Names.recursive,
 }  # fmt: skip
-_STEPS = {
+_STEPS: dict[type, Callable[..., None]] = {
     t.Build: Names.build, t.Assign: Names.assign, t.Store: Names.store, t.Attach: Names.attach,
     t.Exit: Names.exit,
 }  # fmt: skip

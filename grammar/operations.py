@@ -1,7 +1,8 @@
-"""Ops in patterns and builds against their declarations: names, numbers of inputs, attributes, weights."""
+"""Ops in patterns and builds against their declarations: inputs, attributes, weights, results."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import tree as t
@@ -248,7 +249,7 @@ class Operations:
             self.report.error("T004", message, *places)
 
 
-_CLAUSES = {
+_CLAUSES: dict[type, Callable[..., None]] = {
     t.Where: Operations.where, t.Let: Operations.let, t.Perturb: Operations.perturb,
     t.Rewrite: Operations.rewrite, t.Train: Operations.train, t.Ensure: Operations.ensure,
 }  # fmt: skip

@@ -166,7 +166,7 @@ def _prefixed(first: t.Rule, second: t.Rule) -> dict[str, t.Expr]:
 def _merged(
     pattern: t.OpPattern, other: object, names: dict[str, t.Expr], back: dict[str, t.Expr]
 ) -> t.OpPattern:
-    """The attributes that either rule constrains; a literal of one replaces the name of the other."""
+    """The attributes that either rule constrains; a literal replaces the name of the other."""
     attrs = {k.name.text: k for k in pattern.attrs}
     for attr, expr in other.settings.items():  # type: ignore[attr-defined]
         mine = attrs.get(attr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import tree as t
@@ -167,7 +167,7 @@ class Pipelines:
             self.report.unknown("N001", message, label, name, self.known.extern_names)
 
 
-_ITEMS = {
+_ITEMS: dict[type, Callable[..., None]] = {
     t.Input: Pipelines.nothing, t.Data: Pipelines.sample, t.Budget: Pipelines.budget,
     t.Stage: Pipelines.stage, t.Recover: Pipelines.recover, t.Verify: Pipelines.verify,
     t.OnFail: Pipelines.on_fail, t.Mode: Pipelines.mode,

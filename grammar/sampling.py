@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from . import tree as t
 from .shapes import Model
-from .symbolic import Poly, evaluate
+from .substitution import evaluate
+from .symbolic import Poly
 from .truth import Sample, Truth
 
 TRIES = 400

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice, product
 
 from . import tree as t
-from .declared import Known, OpFacts
+from .declared import Known
 from .diagnostics import Label
+from .instances import (
+    WIDTHS,
+    Fault,
+    Instance,
+    choices,
+    inputs_of,
+    low,
+    never,
+    ordered,
+    widened,
+)
 from .sides import Sides, Step
 from .symbolic import Poly, TooLarge, const
-from .terms import SCALAR, UNKNOWN, Term, Terms, declared_shape, dimension, dimension_names
+from .term import SCALAR, UNKNOWN, Term
+from .terms import Terms, declared_shape, dimension, dimension_names
 from .unify import Mismatch, Shape, Solver
-
-MAX_CHOICES = 8
-"""Alternatives multiply: a rule with more combinations is checked for the first ones."""
-
-_WIDTHS = {"int": 1, "bool": 1, "int2": 2, "int3": 3}
-
-
-@dataclass(slots=True)
-class Instance:
-    """One step with the names of its declaration filled in."""
-
-    step: Step
-    facts: OpFacts
-    local: Terms
-    weights: dict[str, Term]
-    inputs: list[Shape]
-    results: list[Shape] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Fault:
-    """Two shapes that can never be equal, or a size that has two values."""
-
-    code: str
-    message: str
-    labels: tuple[Label, ...]
 
 
 @dataclass(slots=True)
@@ -168,7 +152,7 @@ class Model:
         found = self._apply(Instance(step, facts, local, weights, []), self.value, "P004")
         self.left.append(found)
         for name, shape in zip(step.results, found.results, strict=False):
-            self._unify(self.value(name), shape, _never(step))
+            self._unify(self.value(name), shape, never(step))
 
     def _part(self, step: Step, name: str, term: Term) -> None:
         if step.handle:
@@ -177,25 +161,25 @@ class Model:
     def _matched_attr(self, step: Step, attr: t.OpAttr) -> Term:
         """What the pattern says about an attribute; a fresh name gets new symbols."""
         given = step.settings.get(attr.name.text)
-        width = _WIDTHS.get(attr.type.name or "", 0)
+        width = WIDTHS.get(attr.type.name or "", 0)
         if isinstance(given, t.Name) and given.text not in self.terms.names:
             term = self._new_attr(given.text, attr, width)
             self.terms.names[given.text] = term
             return term
         if given is None:
             return self._new_attr(attr.name.text, attr, width)
-        return _widened(self.terms.of(given), width)
+        return widened(self.terms.of(given), width)
 
     def _new_attr(self, name: str, attr: t.OpAttr, width: int) -> Term:
-        low = 0 if attr.type.name == "bool" else _low(attr.default)
+        least = 0 if attr.type.name == "bool" else low(attr.default)
         if width == 1:
-            symbol = self.solver.fresh(name, low)
+            symbol = self.solver.fresh(name, least)
             self.flags |= symbol.symbols if attr.type.name == "bool" else set()
             return Term((), symbol)
         if width == 0:
             return SCALAR if attr.type.name in ("float", "any") else UNKNOWN
         names = [f"{name}.{i}" for i in range(width)]
-        return Term(items=tuple(Term((), self.solver.fresh(n, low)) for n in names))
+        return Term(items=tuple(Term((), self.solver.fresh(n, least)) for n in names))
 
     def _set_attr(self, local: Terms, attr: t.OpAttr, term: Term) -> None:
         """`groups: int = G` makes the attribute and the dimension the same number."""
@@ -223,7 +207,7 @@ class Model:
         given = list(inputs_of(inst.step, facts))
         spread = "elementwise" in facts.traits and len(given) > 1
         for param, operand in given:
-            shape = value(operand) if isinstance(operand, str) else _literal_shape(operand)
+            shape = value(operand) if isinstance(operand, str) else ()
             inst.inputs.append(shape)
             inst.local.names[param.name.text] = Term(shape)
             if shape and param.type.dims is not None and not spread and not param.variadic:
@@ -242,7 +226,7 @@ class Model:
     def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:
         step, name = inst.step, inst.facts.name
         if code == "P004":
-            return _never(step)
+            return never(step)
         shown = operand if isinstance(operand, str) and operand[0] != "%" else "the nested op"
         place = Label(inst.facts.decl.inputs[0].span, "declared here")
         message = f"`{shown}` does not fit as input of `{name}`"
@@ -323,14 +307,14 @@ class Model:
 
     def _built_attr(self, step: Step, attr: t.OpAttr) -> Term:
         given = step.settings.get(attr.name.text)
-        width = _WIDTHS.get(attr.type.name or "", 0)
+        width = WIDTHS.get(attr.type.name or "", 0)
         if given is not None:
-            return _widened(self.terms.of(given), width)
+            return widened(self.terms.of(given), width)
         if step.clone:
             return self.terms.parts.get((step.clone, attr.name.text), UNKNOWN)
         if isinstance(attr.default, t.Name) and attr.default.is_dimension:
             return Term((), self.solver.fresh(attr.name.text)) if width else UNKNOWN
-        return _widened(Terms(self.solver, self.known).of(attr.default), width)
+        return widened(Terms(self.solver, self.known).of(attr.default), width)
 
     def _built_weight(self, step: Step, name: str) -> Term:
         if name in step.settings:
@@ -361,60 +345,6 @@ class Model:
             self.faults.append(Fault(fault.code, message, fault.labels))
         except TooLarge:
             return
-
-
-def _never(step: Step) -> Fault:
-    return Fault("P004", "the pattern can never match", (Label(step.whole, "here"),))
-
-
-def _literal_shape(operand: object) -> Shape:
-    return SCALAR.shape or () if operand is not None else ()
-
-
-def _low(default: t.Expr) -> int:
-    """The smallest value worth trying: 0 for an attribute that is 0 by default, 1 otherwise."""
-    return 0 if isinstance(default, t.Number) and default.value == 0 else 1
-
-
-def _widened(term: Term, width: int) -> Term:
-    """A single number stands for a pair."""
-    if width > 1 and term.items is None and term.number is not None:
-        return Term(items=(Term((), term.number),) * width)
-    return term
-
-
-def inputs_of(step: Step, facts: OpFacts) -> Iterator[tuple[t.Param, object]]:
-    """(declared input, operand) pairs; a variadic input takes all that is left."""
-    params = list(facts.inputs)
-    for index, operand in enumerate(step.operands):
-        place = min(index, len(params) - 1)
-        if place >= 0 and not isinstance(operand, t.Rest):
-            yield params[place], operand
-
-
-def ordered(steps: list[Step]) -> list[Step]:
-    """Producers before readers; steps of a cycle keep their order."""
-    made = {name: step for step in steps for name in step.results}
-    done: list[Step] = []
-    waiting, seen = list(reversed(steps)), set()
-    while waiting:
-        step = waiting[-1]
-        needs = [made[n] for n in step.reads if n in made and id(made[n]) not in seen]
-        seen.add(id(step))
-        if needs:
-            waiting += [s for s in needs if id(s) not in seen]
-            continue
-        waiting.pop()
-        if all(step is not other for other in done):
-            done.append(step)
-    return done
-
-
-def choices(both: Sides) -> Iterator[dict[int, str]]:
-    """Each combination of the alternatives on the left, by the identity of the step."""
-    picks = [[(id(step), op) for op in step.ops] for step in both.left]
-    for combination in islice(product(*picks), MAX_CHOICES):
-        yield dict(combination)
 
 
 def models(rule: t.Rule, both: Sides, known: Known) -> list[Model]:

@@ -6,13 +6,13 @@ import re
 
 from . import tree as t
 from .diagnostics import Diagnostic, Label, Span
+from .instances import Instance
 from .report import Report
 from .sampling import Sampler, number
-from .shapes import Instance, Model
+from .shapes import Model
 from .symbolic import Poly, TooLarge
 from .truth import Sample
 from .unify import Mismatch, Rest, Shape, show
-
 
 _NUMBERED = re.compile(r"\b([A-Za-z]+)(_\d+)\b")
 
@@ -131,7 +131,7 @@ def _output(model: Model, sampler: Sampler, report: Report, name: str, note: str
 
 
 def _until(shape: Shape, axis: int) -> str:
-    """The shape up to the axis that matters; `p` for `p.0` where the other element does not occur."""
+    """The shape up to the axis that matters; `p` for `p.0` where `p.1` does not occur."""
     if axis < 0 or axis == len(shape) - 1:
         text = show(shape)
     else:
@@ -199,7 +199,7 @@ def _stride_twice(model: Model, name: str) -> tuple[Span, str, str] | None:
 
 
 def _alternatives_disagree(models: list[Model], report: Report) -> bool:
-    """Whether an axis that another op names is the channels of one alternative and not of the other."""
+    """Whether an axis that another op names holds the channels of one alternative only."""
     for step in models[0].sides.left if models else ():
         if len(step.ops) > 1:
             found = _split_axes(models, step)
@@ -223,7 +223,7 @@ def _split_axes(models: list[Model], step: object) -> Diagnostic | None:
 
 
 def _own_axis(model: Model, step: object, reader: object, name: str) -> bool | None:
-    """Whether the axis that the reader ties to its weights is the one made by the step's weights."""
+    """Whether the axis that the reader ties to its weights was made by the step's weights."""
     made = next((i for i in model.left if i.step is step), None)
     read = next((i for i in model.left if i.step is reader), None)
     if made is None or read is None or not made.weights:

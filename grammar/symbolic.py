@@ -185,23 +185,23 @@ def power(base: Poly, exponent: int) -> Poly:
 
 
 def least(*args: Poly) -> Poly:
-    return _extreme("min", args)
+    return extreme("min", args)
 
 
 def greatest(*args: Poly) -> Poly:
-    return _extreme("max", args)
+    return extreme("max", args)
 
 
-def _extreme(function: str, args: tuple[Poly, ...]) -> Poly:
+def extreme(function: str, args: tuple[Poly, ...]) -> Poly:
     distinct = tuple(dict.fromkeys(args))
     numbers = [arg.constant for arg in distinct]
     if all(number is not None for number in numbers):
         choose: Callable[..., Number] = min if function == "min" else max
         return const(choose(number for number in numbers if number is not None))
-    return distinct[0] if len(distinct) == 1 else _atom(Apply(function, distinct))
+    return distinct[0] if len(distinct) == 1 else single(Apply(function, distinct))
 
 
-def _atom(atom: Atom) -> Poly:
+def single(atom: Atom) -> Poly:
     return Poly(((((atom, 1),), 1),))
 
 
@@ -257,9 +257,9 @@ def floordiv(top: Poly, bottom: Poly) -> Poly:
         return whole + const(rest.constant // bottom.constant)
     nested = _nested_floor(rest)
     if nested is None:
-        return whole + _atom(Apply("floor", (rest, bottom)))
+        return whole + single(Apply("floor", (rest, bottom)))
     inner_top, inner_bottom = nested.args
-    remaining = rest - _atom(nested)
+    remaining = rest - single(nested)
     return whole + floordiv(inner_top + remaining * inner_bottom, inner_bottom * bottom)
 
 
@@ -317,47 +317,6 @@ def linear_in(poly: Poly, name: str) -> tuple[Poly, Poly] | None:
             outside[monomial] = coefficient
     a, b = _poly(inside), _poly(outside)
     return None if a.is_zero or name in a.symbols | b.symbols else (a, b)
-
-
-# -- substitution and evaluation ------------------------------------------------------------------
-
-
-def substitute(poly: Poly, values: Mapping[str, Poly]) -> Poly:
-    """`poly` with symbols replaced, in normal form again."""
-    if poly.symbols.isdisjoint(values):
-        return poly
-    total = const(0)
-    for monomial, coefficient in poly.terms:
-        part = const(coefficient)
-        for atom, exponent in monomial:
-            part = part * power(_substitute_atom(atom, values), exponent)
-        total = total + part
-    return total
-
-
-def _substitute_atom(atom: Atom, values: Mapping[str, Poly]) -> Poly:
-    if isinstance(atom, Symbol):
-        return values.get(atom.name, _atom(atom))
-    args = tuple(substitute(arg, values) for arg in atom.args)
-    return floordiv(*args) if atom.function == "floor" else _extreme(atom.function, args)
-
-
-def evaluate(poly: Poly, values: Mapping[str, int]) -> Number:
-    """The number for these values. Raises KeyError for a missing symbol, ZeroDivisionError."""
-    total: Number = 0
-    for monomial, coefficient in poly.terms:
-        for atom, exponent in monomial:
-            value = values[atom.name] if isinstance(atom, Symbol) else _apply(atom, values)
-            coefficient = coefficient * (value if exponent == 1 else value**exponent)
-        total += coefficient
-    return total
-
-
-def _apply(atom: Apply, values: Mapping[str, int]) -> Number:
-    args = [evaluate(arg, values) for arg in atom.args]
-    if atom.function == "floor":
-        return args[0] // args[1]
-    return min(args) if atom.function == "min" else max(args)
 
 
 # -- writing --------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from .sampling import Sampler, guards_of, number
 from .shapes import Model
 from .sides import Sides
 from .symbolic import Poly
-from .terms import Term, Terms
+from .term import Term
+from .terms import Terms
 from .truth import Sample, Truth
 from .unify import Shape
 

@@ -15,35 +15,14 @@ from .symbolic import (
     Poly,
     TooLarge,
     const,
-    divide,
-    floordiv,
     greatest,
     least,
-    modulo,
-    power,
     product,
 )
+from .term import ARITHMETIC, DATA, UNKNOWN, Stop, Term, exact, paired, sliced
 from .unify import Axis, Mismatch, Rest, Shape, Solver
 
 _EINSUM = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """`shape` of an array, `number` of an integer, `items` of a tuple; all None if nothing is known.
-
-    `presence` is 1 for what is there, a symbol in {0, 1} for a weight that may be absent.
-    """
-
-    shape: Shape | None = None
-    number: Poly | None = None
-    items: tuple[Term, ...] | None = None
-    presence: Poly | None = None
-    word: str = ""
-
-
-UNKNOWN = Term()
-SCALAR = Term(shape=())
 
 
 @dataclass(slots=True)
@@ -77,7 +56,7 @@ class Terms:
         return self.names.get(expr.text, UNKNOWN)
 
     def literal(self, expr: t.Number) -> Term:
-        return Term((), const(_exact(expr)))
+        return Term((), const(exact(expr)))
 
     def constant(self, expr: t.Constant) -> Term:
         if expr.value is None:
@@ -116,12 +95,12 @@ class Terms:
         left, right = self.of(expr.left), self.of(expr.right)
         if expr.op == "or":
             return self._either(left, right)
-        if expr.op not in _ARITHMETIC:
+        if expr.op not in ARITHMETIC:
             return UNKNOWN
         if left.items is not None or right.items is not None:
-            return _paired(expr.op, left, right)
+            return paired(expr.op, left, right)
         if left.number is not None and right.number is not None:
-            return Term((), _ARITHMETIC[expr.op](left.number, right.number))
+            return Term((), ARITHMETIC[expr.op](left.number, right.number))
         if left.shape is None or right.shape is None:
             return UNKNOWN
         if expr.op == "@":
@@ -157,7 +136,7 @@ class Terms:
         for position, item in enumerate(index):
             if position >= len(shape) or isinstance(shape[position], Rest) or item is UNKNOWN:
                 return UNKNOWN
-            axes += _sliced(shape[position], item)
+            axes += sliced(shape[position], item)
         return Term((*axes, *shape[len(index) :]), presence=const(1))
 
     def _index(self, item: t.Expr | t.Slice) -> object:
@@ -166,7 +145,7 @@ class Terms:
             if item.start is not None:
                 return UNKNOWN
             stop = None if item.stop is None else self.number(item.stop)
-            return UNKNOWN if item.stop is not None and stop is None else _Stop(stop)
+            return UNKNOWN if item.stop is not None and stop is None else Stop(stop)
         found = self.of(item)
         return UNKNOWN if found.shape is None else found.shape or None
 
@@ -221,17 +200,6 @@ class Terms:
             self.broken.append((message, self.labels[topic][1], has))
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """A slice `:n`, or `:` with None."""
-
-    size: Poly | None
-
-
-DATA = Term(word="data")
-"""An integer that only the weights decide."""
-
-
 def declared_shape(local: Terms, type_: t.Type, rests: dict[str, Shape], solver: Solver) -> Shape:
     """The shape of a declared type; its dimension names live in `local`, `...` in `rests`."""
     axes: list[Axis] = []
@@ -272,50 +240,6 @@ def _result(local: Terms, type_: t.Type, rests: dict[str, Shape]) -> Term:
         shape = declared_shape(local, type_, rests, local.solver)
         return Term(shape, presence=const(1))
     return DATA if type_.name == "int" else UNKNOWN
-
-
-def _sliced(axis: Axis, item: object) -> list[Axis]:
-    if isinstance(item, _Stop):
-        return [axis if item.size is None else item.size]
-    return []
-
-
-def _exact(number: t.Number) -> int | Fraction:
-    return number.value if isinstance(number.value, int) else Fraction(number.text)
-
-
-def _floor(left: Poly, right: Poly) -> Poly | None:
-    return None if right.is_zero else floordiv(left, right)
-
-
-def _mod(left: Poly, right: Poly) -> Poly | None:
-    return None if right.is_zero else modulo(left, right)
-
-
-def _power(left: Poly, right: Poly) -> Poly | None:
-    exponent = right.constant
-    return power(left, exponent) if isinstance(exponent, int) else None
-
-
-_ARITHMETIC: dict[str, Callable[[Poly, Poly], Poly | None]] = {
-    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": divide,
-    "//": _floor, "mod": _mod, "^": _power, "@": lambda a, b: None,
-}  # fmt: skip
-
-
-def _paired(op: str, left: Term, right: Term) -> Term:
-    """Arithmetic on pairs, element by element; a number counts for each."""
-    count = len(left.items or right.items or ())
-    pairs = zip(_spread(left, count), _spread(right, count), strict=False)
-    items = []
-    for a, b in pairs:
-        known = a.number is not None and b.number is not None
-        items.append(Term((), _ARITHMETIC[op](a.number, b.number)) if known else UNKNOWN)
-    return Term(items=tuple(items))
-
-
-def _spread(term: Term, count: int) -> tuple[Term, ...]:
-    return term.items if term.items is not None else (term,) * count
 
 
 # -- functions whose result the type language cannot say -------------------------------------------
@@ -387,10 +311,10 @@ _SPECIAL: dict[str, Callable[[Terms, t.Call, list[Term]], Term]] = {
     "size": _size, "numel": _numel, "min": _extreme(least), "max": _extreme(greatest),
     "zeros": _filled, "ones": _filled, "kaiming": _filled, "einsum": _einsum,
 }  # fmt: skip
-_OF: dict[type, Callable[[Terms, t.Expr], Term]] = {
+_OF: dict[type, Callable[..., Term]] = {
     t.Name: Terms.name, t.Number: Terms.literal, t.Constant: Terms.constant, t.Tuple: Terms.tuple,
     t.List: Terms.tuple, t.Attribute: Terms.attribute, t.Unary: Terms.unary, t.Binary: Terms.binary,
     t.Subscript: Terms.subscript, t.Call: Terms.call,
     t.Frac: lambda terms, e: Term((), const(Fraction(e.percent) / 100)),
     t.String: lambda terms, e: Term(word=e.value), t.Quantifier: lambda terms, e: UNKNOWN,
-}  # type: ignore[dict-item, attr-defined]  # fmt: skip
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a guard or claim says for one instance of a rule: true, false, or not known without a model."""
+"""What a guard says for one instance of a rule: true, false, or not known without a model."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from . import tree as t
-from .symbolic import Poly, evaluate
-from .terms import Term, Terms
+from .substitution import evaluate
+from .symbolic import Poly
+from .term import Term
+from .terms import Terms
 
 Sample = Mapping[str, float]
 Value = float | bool | str | tuple[object, ...] | None
 """None means that nothing is known."""
 
-_COMPARE: dict[str, Callable[[object, object], bool]] = {
+_COMPARE: dict[str, Callable[..., bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
     ">": operator.gt, ">=": operator.ge,
-}  # type: ignore[dict-item]  # fmt: skip
-_COMPUTE: dict[str, Callable[[float, float], float]] = {
+}  # fmt: skip
+_COMPUTE: dict[str, Callable[..., float]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
     "//": operator.floordiv, "mod": operator.mod, "^": operator.pow,
 }  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., float]] = {
-    "min": min, "max": max, "abs": abs, "round_up": lambda x, multiple: -(-x // multiple) * multiple,
+    "min": min, "max": max, "abs": abs,
+    "round_up": lambda x, multiple: -(-x // multiple) * multiple,
 }  # fmt: skip
 LIMIT = 1e12
 
@@ -122,7 +125,7 @@ def float_or_int(number: object) -> float:
 
 
 def _pairs(op: str, left: object, right: object) -> Value:
-    """A pair equals a number if both elements do; pairs are otherwise computed element by element."""
+    """A pair equals a number if both elements do; pairs are computed element by element."""
     count = len(left) if isinstance(left, tuple) else len(right)  # type: ignore[arg-type]
     a = left if isinstance(left, tuple) else (left,) * count
     b = right if isinstance(right, tuple) else (right,) * count

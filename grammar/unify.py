@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
-from .symbolic import Poly, common, const, divide, floordiv, linear_in, substitute, symbol
+from .substitution import substitute
+from .symbolic import Poly, common, const, divide, floordiv, linear_in, symbol
 
 
 @dataclass(frozen=True, slots=True)

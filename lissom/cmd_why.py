@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from .options import set_option
-from .output import FAILED, Output, command
+from .output import Output, command
 
 
 @command()
@@ -40,7 +40,7 @@ def why(
     out.fields |= {"funnel": _as_json(found), "opaque": dict(opaque)}
     if not out.quiet:
         out.report(*(near.diagnostic() for near in found.nearest))
-    return 0 if found.sites else FAILED
+    return 0
 
 
 def _as_json(found: object) -> dict[str, object]:

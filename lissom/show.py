@@ -132,7 +132,11 @@ def funnel(out: Output, found: Funnel) -> None:
     out.say(f"{found.rule}  ({found.place})")
     rows: list[Sequence[str]] = [("", "condition", "came", "passed")]
     rows.append(("anchor", found.anchor, "", str(found.candidates)))
-    rows += [(le.kind, le.text, str(le.came), str(le.passed)) for le in found.levels]
+    asked = [level for level in found.levels if level.came or out.verbose]
+    rows += [(level.kind, level.text, str(level.came), str(level.passed)) for level in asked]
     out.table(rows, "<<>>", header=True)
+    unasked = len(found.levels) - len(asked)
+    if unasked and found.candidates:
+        out.say(f"{unasked} more conditions were not reached")
     places = _cut(", ".join(found.sites))
     out.say(f"applies at {len(found.sites)} of {found.candidates} candidates: {places or 'none'}")

@@ -35,8 +35,8 @@ class Lowering:
         self.root, self._add = root, add_node
         self.origins = OriginTable()
         self._nodes: dict[tuple[Any, ...], fx.Node] = {}
-        self._held: list[torch.Tensor] = []
-        self._state = _state_paths(root)
+        self._state = _state_tensors(root)
+        self._constants = 0
 
     def once(self, key: tuple[Any, ...], make: Callable[[], fx.Node]) -> fx.Node:
         if key not in self._nodes:
@@ -52,7 +52,8 @@ class Lowering:
         origin = self.origins.get(tensor)
         if origin is not None:
             return self.resolve(origin)
-        path = self._state.get(id(tensor)) or self._constant(tensor)
+        known = self._state.get(id(tensor))
+        path = known[1] if known else self._constant(tensor)
         return self.once((path,), lambda: self._add("get_attr", path, (), {}, tensor))
 
     def resolve(self, origin: Origin) -> fx.Node:
@@ -80,12 +81,12 @@ class Lowering:
         """
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             raise Untraceable("calls torch.vmap or torch.func on recorded tensors")
-        name = f"constant_{len(self._held)}"
+        name = f"constant_{self._constants}"
+        self._constants += 1
         while hasattr(self.root, name):
             name = f"{name}_"
         self.root.register_buffer(name, tensor.detach().clone())
-        self._held.append(tensor)
-        self._state[id(tensor)] = name
+        self._state[id(tensor)] = tensor, name
         return name
 
     # -- arguments -----------------------------------------------------------------------------
@@ -156,18 +157,18 @@ def _part(spec: Any, step: Step) -> Any:
     return None
 
 
-def _state_paths(root: nn.Module) -> dict[int, str]:
-    """Parameters, buffers and plain tensor attributes by identity; the first path of a shared
-    one.
+def _state_tensors(root: nn.Module) -> dict[int, tuple[torch.Tensor, str]]:
+    """Parameters, buffers and plain tensor attributes by id, with the first path of a shared one.
+
+    The tensors are held, since an id means one only as long as it lives.
     """
-    paths: dict[int, str] = {}
+    found: dict[int, tuple[torch.Tensor, str]] = {}
     for prefix, module in root.named_modules():
         dot = f"{prefix}." if prefix else ""
-        own = {**module._parameters, **module._buffers, **module.__dict__}
-        for name, value in own.items():
+        for name, value in {**module._parameters, **module._buffers, **module.__dict__}.items():
             if isinstance(value, torch.Tensor):
-                paths.setdefault(id(value), dot + name)
-    return paths
+                found.setdefault(id(value), (value, dot + name))
+    return found
 
 
 def formula(node: fx.Node, depth: int = 3) -> str:

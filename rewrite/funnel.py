@@ -82,7 +82,7 @@ class Funnel:
 def funnel(state: State, rule: Rule, at: str | None = None, nearest: int = NEAREST) -> Funnel:
     """Asks every candidate of `rule`, or those at the module path or glob `at`, and counts.
 
-    Raises M030 if the model has nothing at `at`; whatever the rule itself raises is passed on.
+    Raises U008 if the model has nothing at `at`; whatever the rule itself raises is passed on.
     """
     start = anchor(state, rule)
     nodes = candidates(state, rule)
@@ -114,7 +114,7 @@ def _nodes_at(state: State, at: str) -> set[fx.Node]:
     if not found:
         known = dict.fromkeys(name for node in nodes for name in _names(node))
         hint = next(iter(did_you_mean(at, known)), f"there are {', '.join(list(known)[:12])} ...")
-        raise fail("M030", f"the model has nothing at `{at}`", Label(None, where=at), help=hint)
+        raise fail("U008", f"the model has nothing at `{at}`", Label(None, where=at), help=hint)
     return found
 
 

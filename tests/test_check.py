@@ -254,7 +254,8 @@ def test_a_long_file_is_checked_in_part_and_says_so(small: Declarations) -> None
 
 def test_checking_needs_no_torch() -> None:
     code = (
-        "import sys; from lissom.grammar.check import check; from lissom.grammar.parse import parse;"
+        "import sys; from lissom.grammar.check import check;"
+        "from lissom.grammar.parse import parse;"
         "from lissom.grammar.vocabulary import library;"
         "check(parse('exact rule a { match { y = relu(x) } rewrite { y = x } }'), library());"
         "assert not {'torch', 'sympy'} & set(sys.modules)"

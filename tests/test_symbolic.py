@@ -8,20 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lissom.grammar.substitution import evaluate, substitute
 from lissom.grammar.symbolic import (
     Poly,
     TooLarge,
     common,
     const,
     divide,
-    evaluate,
     floordiv,
     greatest,
     least,
     linear_in,
     modulo,
     power,
-    substitute,
     symbol,
 )
 

@@ -1,0 +1,91 @@
+"""Steps with the names of their declarations filled in, and the faults found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice, product
+
+from . import tree as t
+from .declared import OpFacts
+from .diagnostics import Label
+from .sides import Sides, Step
+from .term import Term
+from .terms import Terms
+from .unify import Shape
+
+MAX_CHOICES = 8
+"""Alternatives multiply: a rule with more combinations is checked for the first ones."""
+
+WIDTHS = {"int": 1, "bool": 1, "int2": 2, "int3": 3}
+
+
+@dataclass(slots=True)
+class Instance:
+    """One step with the names of its declaration filled in."""
+
+    step: Step
+    facts: OpFacts
+    local: Terms
+    weights: dict[str, Term]
+    inputs: list[Shape]
+    results: list[Shape] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Fault:
+    """Two shapes that can never be equal, or a size that has two values."""
+
+    code: str
+    message: str
+    labels: tuple[Label, ...]
+
+
+def never(step: Step) -> Fault:
+    return Fault("P004", "the pattern can never match", (Label(step.whole, "here"),))
+
+
+def low(default: t.Expr) -> int:
+    """The smallest value worth trying: 0 for an attribute that is 0 by default, 1 otherwise."""
+    return 0 if isinstance(default, t.Number) and default.value == 0 else 1
+
+
+def widened(term: Term, width: int) -> Term:
+    """A single number stands for a pair."""
+    if width > 1 and term.items is None and term.number is not None:
+        return Term(items=(Term((), term.number),) * width)
+    return term
+
+
+def inputs_of(step: Step, facts: OpFacts) -> Iterator[tuple[t.Param, object]]:
+    """(declared input, operand) pairs; a variadic input takes all that is left."""
+    params = list(facts.inputs)
+    for index, operand in enumerate(step.operands):
+        place = min(index, len(params) - 1)
+        if place >= 0 and not isinstance(operand, t.Rest):
+            yield params[place], operand
+
+
+def ordered(steps: list[Step]) -> list[Step]:
+    """Producers before readers; steps of a cycle keep their order."""
+    made = {name: step for step in steps for name in step.results}
+    done: list[Step] = []
+    waiting, seen = list(reversed(steps)), set()
+    while waiting:
+        step = waiting[-1]
+        needs = [made[n] for n in step.reads if n in made and id(made[n]) not in seen]
+        seen.add(id(step))
+        if needs:
+            waiting += [s for s in needs if id(s) not in seen]
+            continue
+        waiting.pop()
+        if all(step is not other for other in done):
+            done.append(step)
+    return done
+
+
+def choices(both: Sides) -> Iterator[dict[int, str]]:
+    """Each combination of the alternatives on the left, by the identity of the step."""
+    picks = [[(id(step), op) for op in step.ops] for step in both.left]
+    for combination in islice(product(*picks), MAX_CHOICES):
+        yield dict(combination)
