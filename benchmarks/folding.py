@@ -1,6 +1,7 @@
 """Folding batch norms into the convolutions before them: lissom beside torch.fx's `fuse`.
 
-    python benchmarks/folding.py [--nets resnet152 densenet201] [--rounds 3] [--skip-peers]
+    python benchmarks/folding.py [--nets resnet152 densenet201] [--rounds 3] [--threads 1]
+        [--skip-peers]
 
 `compile` is all of `lissom.compile`: it copies the model, captures and proves the graph, folds and,
 with verification on, checks each fold and the whole model. `rewriting alone` starts from the
@@ -149,7 +150,7 @@ def row(name: str, model: nn.Module, times: Times) -> list[str]:
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     rows, worst = [], 0.0
     for name in options.nets:
         model = models.build(name)
@@ -175,6 +176,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nets", nargs="*", default=["resnet152", "densenet201"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for every tool")
     parser.add_argument("--skip-peers", action="store_true", help="measure lissom alone")
     return parser.parse_args()
 

@@ -40,7 +40,9 @@ def machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [processor(), f"{cores} cores", f"Python {platform.python_version()}"]
-    return ", ".join([*parts, f"torch {torch.__version__}", f"{torch.get_num_threads()} thread"])
+    threads = torch.get_num_threads()
+    named = "1 thread" if threads == 1 else f"{threads} threads"
+    return ", ".join([*parts, f"torch {torch.__version__}", named])
 
 
 def processor() -> str:

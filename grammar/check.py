@@ -26,6 +26,7 @@ from .sampling import TRIES, Sampler, guards_of
 from .shapes import Model, models
 from .sides import Sides, sides
 from .sizes import check_sizes
+from .symbolic import TooLarge
 from .termination import check_cycles, check_growth
 
 MAX_RULE = 80
@@ -139,8 +140,14 @@ class Checker:
         weight = _weight(rule, both)
         if weight <= MAX_RULE and self.spent + weight <= MAX_FILE:
             self.spent += weight
-            self._sizes(rule, both, tries)
+            self._try_sizes(rule, both, tries)
         else:
+            self.skipped.append(rule)
+
+    def _try_sizes(self, rule: t.Rule, both: Sides, tries: int) -> None:
+        try:
+            self._sizes(rule, both, tries)
+        except TooLarge:
             self.skipped.append(rule)
 
     def _sizes(self, rule: t.Rule, both: Sides, tries: int) -> None:

@@ -48,7 +48,7 @@ def explain(code: str) -> str:
 @cache
 def codes() -> Mapping[str, CodeInfo]:
     """All codes in the order of codes.md."""
-    text = resources.files(__package__).joinpath("codes.md").read_text("utf-8")
+    text = resources.files(__package__ or "").joinpath("codes.md").read_text("utf-8")
     return {info.code: info for info in _sections(text)}
 
 

@@ -13,6 +13,7 @@ from .report import Report
 from .sides import Sides
 
 DOMAINS = ("channels", "heads", "features", "tokens")
+POLICIES = ("skip", "clone", "all_sites")
 WORDS = frozenset(
     ("eval", "train", "before", "after", "model", "outputs", "original", "reloaded", "all")
 )
@@ -214,6 +215,13 @@ class Names:
                 if item.within is not None:
                     self.use(item.within, "ensure")
 
+    def on_shared(self, clause: t.OnShared) -> None:
+        word = clause.policy
+        if word.text not in POLICIES:
+            label = Label(word.span, f"known: {', '.join(POLICIES)}")
+            message = f"`{word}` is no policy for shared weights"
+            self.report.unknown("N001", message, label, word.text, POLICIES)
+
     def recursive(self, clause: t.Recursive) -> None:
         self.use(clause.measure, "ensure")
 
@@ -310,6 +318,7 @@ _NOUNS = {"param": "parameter", "attr": "attribute", "node": "node", "let": "bin
 _CLAUSES: dict[type, Callable[..., None]] = {
     t.Where: Names.where, t.Let: Names.let, t.Perturb: Names.perturb, t.Rewrite: Names.rewrite,
     t.Train: Names.train, t.Ensure: Names.ensure, t.Recursive: Names.recursive,
+    t.OnShared: Names.on_shared,
 }  # fmt: skip
 _STEPS: dict[type, Callable[..., None]] = {
     t.Build: Names.build, t.Assign: Names.assign, t.Store: Names.store, t.Attach: Names.attach,

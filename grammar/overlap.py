@@ -15,6 +15,7 @@ from .report import Report
 from .sampling import Sampler, guards_of
 from .shapes import models
 from .sides import Sides, sides
+from .symbolic import TooLarge
 
 MAX_PAIRS = 3000
 MAX_SITES = 60
@@ -68,9 +69,11 @@ def _pair(
         return
     if first.priority != second.priority:
         return
-    bottom, top = root(second.both), root(first.both)
-    found = bottom and top and embed(first.both, bottom, second.both.left, known, loose=True)
-    if not found:
+    bottom = root(second.both)
+    if bottom is None:
+        return
+    found = embed(first.both, bottom, second.both.left, known, loose=True)
+    if found is None:
         return
     effort.sites -= 1
     certain = _satisfiable(first, second, found, known)
@@ -118,7 +121,10 @@ def _satisfiable(first: Entry, second: Entry, found: Embedding, known: Known) ->
     """Whether one site satisfies both: True, False for `may`, None if no instance was found."""
     joint = _joint(first, second, found)
     both = sides(joint, known)
-    model = next(iter(models(joint, both, known)), None)
+    try:
+        model = next(iter(models(joint, both, known)), None)
+    except TooLarge:
+        return None
     if model is None or model.faults:
         return None
     sampler = Sampler(model, guards_of(joint))

@@ -17,7 +17,7 @@ MAX_TERMS = 200
 
 
 class TooLarge(ValueError):
-    """The normal form of an expression is too large to be worth having."""
+    """An expression has no normal form worth having: it is too large, or it divides by zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +250,8 @@ def floordiv(top: Poly, bottom: Poly) -> Poly:
     (a + r * b) // (b * c): it holds for all integers with positive b and c, and is what makes
     successive strides multiply.
     """
+    if bottom.is_zero:
+        raise TooLarge
     whole, rest = _split(top, bottom)
     if rest.is_zero:
         return whole

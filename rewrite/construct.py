@@ -143,9 +143,10 @@ class Constructor:
             return None
         op = self.state.vocabulary[function.text]
         params, attrs = self._settings(op, expr.keywords)
-        given = zip(op.attrs, inputs[len(op.inputs) :], strict=False)
+        inputs, settings = _operands(op, inputs)
+        given = zip(op.attrs, settings, strict=False)
         attrs.update((name, read_attr(op.attrs[name], value)) for name, value in given)
-        return self._plan(op, inputs[: len(op.inputs)], params, attrs, expr)
+        return self._plan(op, inputs, params, attrs, expr)
 
     def _clone(self, expr: t.Call, like: Call) -> Planned:
         params, attrs = self._settings(like.op, expr.keywords)
@@ -161,7 +162,7 @@ class Constructor:
         for keyword in keywords:
             value = self.scope.value(keyword.value)
             if keyword.name.text in names:
-                params[keyword.name.text] = value
+                params[keyword.name.text] = None if _is_nothing(value) else value
             elif keyword.name.text in op.attrs:
                 attrs[keyword.name.text] = read_attr(op.attrs[keyword.name.text], self.scope.plain(value))
             else:
@@ -207,6 +208,11 @@ class Constructor:
         return floating[0] if floating else torch.get_default_dtype()
 
 
+def _is_nothing(value: Any) -> bool:
+    """`(a.bias or 0) + (b.bias or 0)` of two absent biases is the number 0: an absent bias."""
+    return isinstance(value, (int, float)) and value == 0
+
+
 def _solve(
     op: OpSpec, specs: dict[str, Any], weights: dict[str, Any], attrs: dict[str, Any], dtype: torch.dtype
 ) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
@@ -214,6 +220,15 @@ def _solve(
     given = [name for name, spec in both.items() if spec is not None]
     filled = op.fill(attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)})
     return filled, op.specs(_in_dtype(specs, dtype), _in_dtype(weights, dtype), filled)
+
+
+def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first settings."""
+    at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
+    if at is None:
+        return values[: len(op.inputs)], values[len(op.inputs) :]
+    rest = tuple(item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,)))
+    return (*values[:at], rest), ()
 
 
 def _spec(value: Any) -> Any:

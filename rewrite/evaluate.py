@@ -81,6 +81,8 @@ class Scope:
             if value.path not in self._doubles:
                 self._doubles[value.path] = double(value.tensor)
             return self._doubles[value.path]
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            return double(tensor_at(self.state.module, str(value.target)))
         if isinstance(value, tuple):
             return tuple(self.plain(item) for item in value)
         return value

@@ -55,8 +55,8 @@ def known(scope: Scope, value: Any) -> bool:
 
 
 def constant(scope: Scope, value: Any) -> bool:
-    """Whether a matched operand is a number rather than a tensor of the graph."""
-    return not isinstance(value, (fx.Node, Planned))
+    """Whether a matched operand is the same for every input: a number, or a tensor that the model keeps."""
+    return value.op == "get_attr" if isinstance(value, fx.Node) else not isinstance(value, Planned)
 
 
 def numel(scope: Scope, value: Any) -> int:
@@ -88,20 +88,7 @@ def moments(scope: Scope, call: Call) -> Tensor | None:
     `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution. None without data.
     """
     state = scope.state
-    if state.samples.generated:
-        return None
-    node = call.inputs[0]
-    value = state.samples.values(state.module, [node])[node].double()
-    rows = value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
-    return rows.T @ rows / rows.shape[0]
-
-
-def _patches(call: Call, value: Tensor) -> Tensor:
-    weight = call.tensor("weight")
-    assert weight is not None
-    settings = {key: call.attrs[key] for key in ("dilation", "padding", "stride")}
-    patches = torch.nn.functional.unfold(value, tuple(weight.shape[2:]), **settings)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return None if state.samples.generated else state.samples.moments(state.module, call)
 
 
 def cost(field: str) -> Callable[..., Any]:

@@ -105,7 +105,21 @@ def _arguments(source: t.Rule, args: Mapping[str, Any]) -> dict[str, Any]:
     missing = [p.name.text for p in source.params if p.name.text not in bound]
     if missing:
         raise fail("T004", f"`{source.name}` needs `{missing[0]}`", Label(source.name.span))
+    for param in source.params:
+        _check_range(param, bound[param.name.text])
     return bound
+
+
+def _check_range(param: t.Param, value: Any) -> None:
+    """Whole numbers in rules count things, shares are parts of one: the checker relies on it, so arguments must keep it."""
+    kind, fits = param.type.name, True
+    if kind == "int" and value is not None:
+        fits = isinstance(value, int) and value >= 1
+    if kind == "frac" and value is not None:
+        fits = isinstance(value, (int, float)) and 0 <= value <= 1
+    if not fits:
+        wanted = "a whole number from 1 on" if kind == "int" else "a share from 0% to 100%"
+        raise fail("T002", f"`{param.name}` is {value}, but must be {wanted}", Label(param.span, "declared here"))
 
 
 _LATER: Sequence[tuple[type, str]] = (

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 from ..grammar.diagnostics import Label, did_you_mean, fail
+from .call import Call
 
 Batches = Sequence[tuple[Any, Any]]
 Source = Callable[[str], Iterable[tuple[Any, Any]]]
@@ -35,6 +36,7 @@ class Samples:
         self.source = source
         self.named: dict[str, Batches] = {}
         self._values: dict[fx.Node, Tensor] = {}
+        self._moments: dict[fx.Node, Tensor] = {}
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
         """`data calib = sample("train", 512)`: the first `count` samples of a split under a name."""
@@ -74,6 +76,7 @@ class Samples:
     def forget(self) -> None:
         """Drops recorded values: the graph has changed in value."""
         self._values.clear()
+        self._moments.clear()
 
     def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
         """What `nodes` hold when the model runs on the calibration inputs, batches concatenated along axis 0."""
@@ -93,6 +96,13 @@ class Samples:
             wanted.append(node)
         if wanted:
             self.values(module, wanted)
+
+    def moments(self, module: fx.GraphModule, call: Call) -> Tensor:
+        """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration data, in float64."""
+        if call.node not in self._moments:
+            data = self.named.get("calib") or next(iter(self.named.values()))
+            self._moments[call.node] = second_moments(module, call, data)
+        return self._moments[call.node]
 
     def _make_room(self) -> None:
         if sum(t.numel() * t.element_size() for t in self._values.values() if isinstance(t, Tensor)) > MEMORY:
@@ -177,3 +187,25 @@ def _joined(values: list[Any]) -> Any:
         return values[0]
     same = all(v.shape[1:] == values[0].shape[1:] for v in values)
     return torch.cat(values) if same else values[0]
+
+
+# -- second moments ------------------------------------------------------------------------------------------------
+
+
+def second_moments(module: fx.GraphModule, call: Call, batches: Batches) -> Tensor:
+    """E[u u^T]; u is the input vector [I] of a linear layer, the patch [I * K * L] of a convolution."""
+    source = call.inputs[0]
+    total, rows = torch.zeros(()), 0
+    for x, _ in batches:
+        value = _run(module, [source], as_args(x))[source].double()
+        seen = value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
+        total, rows = total + seen.T @ seen, rows + seen.shape[0]
+    return total / max(rows, 1)
+
+
+def _patches(call: Call, value: Tensor) -> Tensor:
+    weight = call.tensor("weight")
+    assert weight is not None
+    settings = {key: call.attrs[key] for key in ("dilation", "padding", "stride")}
+    patches = torch.nn.functional.unfold(value, tuple(weight.shape[2:]), **settings)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])

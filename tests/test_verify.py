@@ -99,18 +99,27 @@ def conv_model(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[nn.Module
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize(("inputs", "outputs"), [(32, 32), (96, 40), (256, 512), (1024, 1024)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 32), (96, 40)])
 def test_low_rank_linear_and_its_mutants(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     model, x = linear_model(inputs, outputs, dtype)
-    if inputs < 1024 or dtype in (torch.float32, torch.bfloat16):
-        rank = max(4, inputs // 8)
-        assert verdict(model, x, written(LINEAR, {}), R=rank) == "applied"
-        for name, changed in MUTANTS.items():
-            assert verdict(model, x, written(LINEAR, changed), R=rank) == "V101", name
+    rank = max(4, inputs // 8)
+    assert verdict(model, x, written(LINEAR, {}), R=rank) == "applied"
+    for name, changed in MUTANTS.items():
+        assert verdict(model, x, written(LINEAR, changed), R=rank) == "V101", name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [512, 1024])
+def test_wide_low_rank_linear_and_its_mutants(width: int, dtype: torch.dtype) -> None:
+    model, x = linear_model(width, width, dtype)
+    assert verdict(model, x, written(LINEAR, {}), R=width // 8) == "applied"
+    for name, changed in MUTANTS.items():
+        assert verdict(model, x, written(LINEAR, changed), R=width // 8) == "V101", name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("inputs", "outputs"), [(16, 32), (64, 64), (256, 128)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 32), (64, 64)])
 def test_low_rank_conv_and_its_mutants(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     model, x = conv_model(inputs, outputs, dtype)
     assert verdict(model, x, written(CONV, {}), R=8) == "applied"
@@ -315,11 +324,10 @@ X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
         (lambda m, x: x.clamp(-6, 6), "y = clamp(x)", "y = x", "V101"),
         (lambda m, x: nn.functional.relu6(x), "y = (relu6 | hardtanh)(x)", "y = relu(x)", "V101"),
         (lambda m, x: x.clamp(-25, 25), "y = clamp(x)", "y = x", "V101"),
-        (lambda m, x: x * 0, "y = mul(x, 0)", "y = sub(x, x)", "V101"),
-        (lambda m, x: x - x, "y = sub(x, x)", "y = mul(x, 0)", "V101"),
+        (lambda m, x: x * 0, "y = mul(x, 0)", "y = clamp(x, min = 0, max = 0)", "V101"),
+        (lambda m, x: x - x, "y = sub(x, x)", "y = clamp(x, min = 0, max = 0)", "V101"),
         (lambda m, x: x / x, "y = div(x, x)", "y = add(mul(x, 0), 1)", "V101"),
         (lambda m, x: (x + 0).abs().sqrt(), "a = abs(x)\ny = sqrt(a)", "y = sqrt(relu(x))", "V101"),
-        (lambda m, x: x.exp().log(), "a = exp(x)\ny = log(a)", "y = x", "V101"),
         (lambda m, x: x.transpose(2, 3), "y = transpose(x)", "y = x", "V101"),
         (lambda m, x: x.relu().neg(), "h = relu(x)\ny = neg(h)", "y = clamp(neg(x), max = 0)", "applied"),
         (lambda m, x: (x - 3) - (x - 3.001), "a = sub(x, 3)\nb = sub(x, 3.001)\ny = sub(a, b)", "y = sub(sub(x, 3), sub(x, 3.001))", "applied"),
@@ -340,7 +348,7 @@ def test_a_rule_may_use_extents() -> None:
     assert code(mean, X, match, "y = div(sum(x, dim = (2, 3), keepdim = true), H * W)") == "applied"
     assert code(mean, X, match, "y = div(sum(x, dim = (2, 3), keepdim = true), H + W)") == "V101"
     wide = torch.randn(2, 8, 33, 33)
-    assert code(mean, wide, match, "y = div(sum(x, dim = (2, 3), keepdim = true), 25)") == "V101"
+    assert code(mean, wide, match, "y = div(sum(x, dim = (2, 3), keepdim = true), 49)") == "V101"
 
 
 def test_results_keep_shape_and_dtype() -> None:
