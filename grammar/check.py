@@ -178,10 +178,9 @@ class Checker:
     def _pipeline(self, pipeline: t.Pipeline, rules: dict[str, t.Rule]) -> None:
         Pipelines(pipeline, rules, self.known, self.report).run()
         Flow(pipeline, rules, self.attached, self.report).run()
-        for stage in pipeline.all(t.Stage):
-            for step in stage.steps:
-                if isinstance(step, (t.Fixpoint, t.Once)):
-                    self._group(stage, step)
+        for stage, step in ((s, step) for s in pipeline.all(t.Stage) for step in s.steps):
+            if isinstance(step, (t.Fixpoint, t.Once)):
+                self._group(stage, step)
 
     def _group(self, stage: t.Stage, step: t.Fixpoint | t.Once) -> None:
         group = [entry for ref in step.refs if (entry := self._entry(ref)) is not None]

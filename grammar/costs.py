@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import tree as t
+from .clauses import claims
 from .diagnostics import Label
 from .instances import Instance
 from .report import Report
@@ -73,10 +74,9 @@ def check_costs(rule: t.Rule, model: Model, sampler: Sampler, report: Report) ->
         return
     if len(model.right) < len(model.sides.right) or len(model.left) < len(model.sides.left):
         return
-    for ensure in rule.all(t.Ensure):
-        for claim in ensure.items:
-            if isinstance(claim, t.Claim) and isinstance(claim.condition, t.Binary):
-                _claim(rule, model, sampler, report, claim.condition)
+    for claim in claims(rule):
+        if isinstance(claim.condition, t.Binary):
+            _claim(rule, model, sampler, report, claim.condition)
 
 
 def _claim(rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: t.Binary) -> None:

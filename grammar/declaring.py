@@ -71,11 +71,11 @@ def _op(facts: OpFacts, report: Report) -> None:
 
 
 def _traits(op: t.Op, report: Report) -> None:
-    for item in (i for i in op.items if isinstance(i, t.OpTrait)):
-        for word in item.names:
-            if word.text not in TRAITS:
-                label = Label(word.span, f"known: {', '.join(sorted(TRAITS))}")
-                report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
+    words = (word for i in op.items if isinstance(i, t.OpTrait) for word in i.names)
+    for word in words:
+        if word.text not in TRAITS:
+            label = Label(word.span, f"known: {', '.join(sorted(TRAITS))}")
+            report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
 
 
 def _dimensions(facts: OpFacts, report: Report) -> None:
@@ -105,21 +105,19 @@ def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Report) -> Non
 
 def _slots(facts: OpFacts, report: Report) -> None:
     known = {*facts.settings, "_"}
-    for item in facts.decl.items:
-        if not isinstance(item, (t.OpMeaning, t.OpSpelling)):
-            continue
-        for slot in item.signature.slots:
-            if slot.ours.text not in known:
-                label = Label(slot.ours.span, f"known: {', '.join(facts.settings)}")
-                message = f"`{slot.ours}` is no input, weight or attribute of `{facts.name}`"
-                report.unknown("N001", message, label, slot.ours.text, facts.settings)
+    calls = [i.signature for i in facts.decl.items if isinstance(i, (t.OpMeaning, t.OpSpelling))]
+    for slot in (slot for call in calls for slot in call.slots):
+        if slot.ours.text not in known:
+            label = Label(slot.ours.span, f"known: {', '.join(facts.settings)}")
+            message = f"`{slot.ours}` is no input, weight or attribute of `{facts.name}`"
+            report.unknown("N001", message, label, slot.ours.text, facts.settings)
 
 
 def check_tests(file: t.File, rules: Iterable[str], report: Report) -> None:
     """The rules that tests name must exist."""
-    for test in file.all(t.Test):
-        for case in (c for c in test.cases if not isinstance(c, t.Check)):
-            if case.rule.text not in rules:
-                label = Label(case.rule.span, "no rule has this name")
-                message = f"the rule `{case.rule}` does not exist"
-                report.unknown("N001", message, label, case.rule.text, rules)
+    cases = (case for test in file.all(t.Test) for case in test.cases)
+    for case in cases:
+        if isinstance(case, (t.Fires, t.Silent)) and case.rule.text not in rules:
+            label = Label(case.rule.span, "no rule has this name")
+            message = f"the rule `{case.rule}` does not exist"
+            report.unknown("N001", message, label, case.rule.text, rules)

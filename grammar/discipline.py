@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from graphlib import CycleError, TopologicalSorter
+
 from . import tree as t
+from .clauses import builds, claims
 from .diagnostics import Label, Span
 from .references import references
 from .report import Report
@@ -24,53 +27,57 @@ def check_discipline(rule: t.Rule, both: Sides, report: Report) -> None:
     _kind(rule, both, report)
 
 
-def _builds(rule: t.Rule) -> list[t.Build]:
-    return [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build)]
-
-
 # -- N004, N005, P003 ------------------------------------------------------------------------------
 
 
 def _outputs(rule: t.Rule, both: Sides, report: Report) -> None:
-    defined: dict[str, Span] = {}
-    for build in _builds(rule):
-        for word in build.targets:
-            first = defined.setdefault(word.text, word.span)
-            if first is not word.span:
-                places = Label(word.span, "defined again"), Label(first, "defined here")
-                report.error("N004", f"`{word}` is defined twice by the rewrite", *places)
+    defined = _defined(rule, report)
     if not defined or rule.kind == "observe":
         return
     words = {w.text: w for step in both.left for w in step.words}
-    for name in both.outputs:
-        if name not in defined:
-            label = Label(words[name].span, "matched here, read by the rest of the model")
-            help = f"define it: `{name} = ...`, or match less"
-            message = f"the rewrite does not define the output `{name}`"
-            report.error("N004", message, label, help=help)
-    for name in sorted(both.inner & set(defined)):
-        if not both.produced[name].shared:
-            places = Label(defined[name], "returned here"), Label(words[name].span, "matched here")
-            help = "an inner value has no reader outside; `shared` allows one"
-            message = f"`{name}` is an inner value and is returned too"
-            report.warn("P003", message, *places, help=help)
+    for name in (name for name in both.outputs if name not in defined):
+        label = Label(words[name].span, "matched here, read by the rest of the model")
+        help = f"define it: `{name} = ...`, or match less"
+        message = f"the rewrite does not define the output `{name}`"
+        report.error("N004", message, label, help=help)
+    inner = sorted(n for n in both.inner & set(defined) if not both.produced[n].shared)
+    for name in inner:
+        places = Label(defined[name], "returned here"), Label(words[name].span, "matched here")
+        help = "an inner value has no reader outside; `shared` allows one"
+        message = f"`{name}` is an inner value and is returned too"
+        report.warn("P003", message, *places, help=help)
+
+
+def _defined(rule: t.Rule, report: Report) -> dict[str, Span]:
+    """What the rewrite defines, and where."""
+    defined: dict[str, Span] = {}
+    for word in (word for build in builds(rule) for word in build.targets):
+        first = defined.setdefault(word.text, word.span)
+        if first is not word.span:
+            places = Label(word.span, "defined again"), Label(first, "defined here")
+            report.error("N004", f"`{word}` is defined twice by the rewrite", *places)
+    return defined
 
 
 def _removed(rule: t.Rule, both: Sides, report: Report) -> None:
     """Reading a matched value whose op goes away, before the rewrite has defined it again."""
-    redefined = {w.text for build in _builds(rule) for w in build.targets}
+    redefined = {w.text for build in builds(rule) for w in build.targets}
     if not redefined & set(both.produced):
         return
     gone = {n for n, step in both.produced.items() if not step.shared}
-    for build in _builds(rule):
-        for name, span, called in references(build.value):
-            if name in gone and not called:
-                word = next(w for w in both.produced[name].words if w.text == name)
-                places = Label(span, "read here"), Label(word.span, "removed with this op")
-                help = f"write `shared {name} = ...` in the pattern to keep the op"
-                message = f"the rewrite reads `{name}`, which it removes"
-                report.error("N005", message, *places, help=help)
+    for build in builds(rule):
+        read = {n: span for n, span, called in references(build.value) if not called}
+        for name in read.keys() & gone:
+            _reads_removed(both, name, read[name], report)
         gone -= {w.text for w in build.targets}
+
+
+def _reads_removed(both: Sides, name: str, span: Span, report: Report) -> None:
+    word = next(w for w in both.produced[name].words if w.text == name)
+    places = Label(span, "read here"), Label(word.span, "removed with this op")
+    help = f"write `shared {name} = ...` in the pattern to keep the op"
+    message = f"the rewrite reads `{name}`, which it removes"
+    report.error("N005", message, *places, help=help)
 
 
 # -- P001, P002, P004 ------------------------------------------------------------------------------
@@ -97,11 +104,9 @@ def _reached(start: Step, meets: dict[str, list[Step]]) -> set[int]:
     seen, waiting = {id(start)}, [start]
     while waiting:
         step = waiting.pop()
-        for name in (*step.results, *step.reads):
-            for other in meets.pop(name, ()):
-                if id(other) not in seen:
-                    seen.add(id(other))
-                    waiting.append(other)
+        near = [o for name in (*step.results, *step.reads) for o in meets.pop(name, ())]
+        waiting += [other for other in near if id(other) not in seen]
+        seen |= {id(other) for other in near}
     return seen
 
 
@@ -115,34 +120,20 @@ def _wildcards(both: Sides, report: Report) -> None:
 
 
 def _cycles(both: Sides, report: Report) -> None:
-    """A value that depends on itself: no graph has one. Ops go once all their inputs are gone."""
-    readers: dict[str, list[Step]] = {}
-    missing: dict[int, int] = {}
-    for step in both.left:
-        inner = [name for name in step.reads if name in both.produced]
-        missing[id(step)] = len(inner)
-        for name in inner:
-            readers.setdefault(name, []).append(step)
-    ready = [step for step in both.left if not missing[id(step)]]
-    done: set[int] = set()
-    while ready:
-        step = ready.pop()
-        done.add(id(step))
-        for reader in (r for name in step.results for r in readers.get(name, ())):
-            missing[id(reader)] -= 1
-            if not missing[id(reader)]:
-                ready.append(reader)
-    stuck = next((step for step in both.left if id(step) not in done), None)
-    if stuck is not None:
+    """A value that depends on itself: no graph has one."""
+    needs = {id(s): {n for n in s.reads if n in both.produced} for s in both.left}
+    sorter = TopologicalSorter(
+        {key: {id(both.produced[n]) for n in names} for key, names in needs.items()}
+    )
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        stuck = next(step for step in both.left if id(step) in error.args[1])
         label = Label(stuck.whole, "its result is among its own inputs")
         report.error("P004", "the pattern can never match: it reads its own result", label)
 
 
 # -- X001, X002, X003 ------------------------------------------------------------------------------
-
-
-def _claims(rule: t.Rule) -> list[t.Claim]:
-    return [c for e in rule.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)]
 
 
 def _calls(expr: t.Node) -> dict[str, Span]:
@@ -168,23 +159,20 @@ def _kind(rule: t.Rule, both: Sides, report: Report) -> None:
 def _exact(rule: t.Rule, report: Report) -> None:
     place = Label(rule.name.span, f"declared {rule.kind}")
     help = "declare it `approx rule`, or leave this out"
+    whole = f"the {rule.kind} rule `{rule.name}`"
     for perturb in rule.all(t.Perturb):
         label = Label(_head(perturb.span, "perturb"), "moves numbers")
-        report.error(
-            "X001", f"the {rule.kind} rule `{rule.name}` perturbs", label, place, help=help
-        )
-    for claim in _claims(rule):
-        for name in sorted(BUDGETS & set(_calls(claim.condition))):
-            label = Label(claim.condition.span, "an error budget")
-            message = f"the {rule.kind} rule `{rule.name}` claims an error"
-            report.error(
-                "X001", message, label, place, help=f"{help}; `{name}` is for approx rules"
-            )
-    for clause in rule.all(t.Let, t.Rewrite):
-        for name, span in _calls(clause).items():
-            if name in LOSSY and not _is_op(clause, name):
-                message = f"the {rule.kind} rule `{rule.name}` calls `{name}`, which is not exact"
-                report.error("X001", message, Label(span, "loses numbers"), place, help=help)
+        report.error("X001", f"{whole} perturbs", label, place, help=help)
+    for claim in (c for c in claims(rule) if BUDGETS & set(_calls(c.condition))):
+        label = Label(claim.condition.span, "an error budget")
+        report.error("X001", f"{whole} claims an error", label, place, help=help)
+    called = [
+        (c, name, span) for c in rule.all(t.Let, t.Rewrite) for name, span in _calls(c).items()
+    ]
+    for clause, name, span in called:
+        if name in LOSSY and not _is_op(clause, name):
+            message = f"{whole} calls `{name}`, which is not exact"
+            report.error("X001", message, Label(span, "loses numbers"), place, help=help)
 
 
 def _is_op(clause: t.Let | t.Rewrite, name: str) -> bool:
@@ -197,7 +185,7 @@ def _is_op(clause: t.Let | t.Rewrite, name: str) -> bool:
 
 def _observing(rule: t.Rule, both: Sides, report: Report) -> None:
     place = Label(rule.name.span, "declared observe")
-    for build in _builds(rule):
+    for build in builds(rule):
         if any(w.text in both.produced for w in build.targets):
             message = f"the observe rule `{rule.name}` replaces `{build.targets[0]}`"
             help = "an observer leaves every value as it is: `attach ... on x as c.seen`"
@@ -210,7 +198,7 @@ def _observing(rule: t.Rule, both: Sides, report: Report) -> None:
 def _approximate(rule: t.Rule, report: Report) -> None:
     split = bool(rule.all(t.Perturb))
     label = Label(rule.name.span, "declared approx")
-    if not any(map(is_budget, _claims(rule))):
+    if not any(map(is_budget, claims(rule))):
         help = "ensure { error(y) <= 5% on calib }"
         message = f"the approx rule `{rule.name}` has no error budget"
         if split:

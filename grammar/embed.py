@@ -44,16 +44,12 @@ class Search:
         return pattern.is_wildcard or theirs <= mine
 
     def _attrs(self, pattern: Step, target: Step) -> bool:
-        for name, mine in pattern.settings.items():
-            theirs = target.settings.get(name)
-            if not is_literal(mine):
-                continue
-            if theirs is None or not is_literal(theirs):
-                if not self.loose:
-                    return False
-            elif mine != theirs:
-                return False
-        return True
+        fixed = {name: expr for name, expr in pattern.settings.items() if is_literal(expr)}
+        return all(self._agrees(expr, target.settings.get(n)) for n, expr in fixed.items())
+
+    def _agrees(self, mine: t.Expr, theirs: t.Expr | None) -> bool:
+        known = theirs is not None and is_literal(theirs)
+        return mine == theirs if known else self.loose
 
     def _operands(self, pattern: Step, target: Step) -> bool:
         if len(pattern.operands) != len(target.operands):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from . import tree as t
+from .clauses import facts
 from .diagnostics import Label, Span, did_you_mean
 from .discipline import is_budget
 from .report import Report
@@ -62,9 +63,8 @@ class Flow:
         for step in steps:
             if isinstance(step, t.Calibrate):
                 self._calibrate(step)
-            for ref in refs_of(step):
-                if ref.rule.text in self.rules:
-                    self._rule(ref, self.rules[ref.rule.text])
+            for ref in (r for r in refs_of(step) if r.rule.text in self.rules):
+                self._rule(ref, self.rules[ref.rule.text])
         refs = [ref for step in steps for ref in refs_of(step)]
         effects = [_changes(self.rules[r.rule.text]) for r in refs if r.rule.text in self.rules]
         measured = any(isinstance(step, t.Calibrate) for step in steps)
@@ -83,7 +83,7 @@ class Flow:
 
     def _rule(self, ref: t.Ref, rule: t.Rule) -> None:
         self._observed(ref, rule)
-        for fact in (f for e in rule.all(t.Ensure) for f in e.items if isinstance(f, t.Fact)):
+        for fact in facts(rule):
             for word in fact.names:
                 self._fact(ref, fact.kind, word)
         if any(isinstance(s, t.Attach) for r in rule.all(t.Rewrite) for s in r.steps):
@@ -137,16 +137,14 @@ class Flow:
             self.undone[name] = word
 
     def _verify(self, verify: t.Verify) -> None:
-        for fact in (f for f in verify.items if isinstance(f, t.Fact) and f.kind == "needs"):
-            for word in fact.names:
-                if word.text not in self.facts:
-                    message = f"`verify` needs `{word}`, which does not hold here"
-                    self.report.error("F001", message, Label(word.span, "needed here"))
+        needs = [f for f in verify.items if isinstance(f, t.Fact) and f.kind == "needs"]
+        for word in (w for f in needs for w in f.names if w.text not in self.facts):
+            message = f"`verify` needs `{word}`, which does not hold here"
+            self.report.error("F001", message, Label(word.span, "needed here"))
 
 
 def _provided(rule: t.Rule) -> set[str]:
-    facts = [f for e in rule.all(t.Ensure) for f in e.items if isinstance(f, t.Fact)]
-    return {word.text for f in facts if f.kind == "provides" for word in f.names}
+    return {word.text for f in facts(rule) if f.kind == "provides" for word in f.names}
 
 
 def _changes(rule: t.Rule) -> bool:

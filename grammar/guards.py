@@ -10,10 +10,11 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
+from . import clauses
 from . import tree as t
 from .diagnostics import Label
-from .references import references
 from .report import Report
 from .sampling import Sampler
 from .symbolic import Apply, Poly, Symbol
@@ -49,9 +50,8 @@ def interval(poly: Poly, lows: Mapping[str, int], flags: set[str]) -> Interval:
     total = Interval(0, 0)
     for monomial, coefficient in poly.terms:
         part = Interval(float(coefficient), float(coefficient))
-        for atom, exponent in monomial:
-            for _ in range(exponent):
-                part = part * _atom(atom, lows, flags)
+        for atom in (atom for atom, exponent in monomial for _ in range(exponent)):
+            part = part * _atom(atom, lows, flags)
         total = total + part
     return total
 
@@ -103,7 +103,7 @@ def _sign(op: str, gap: Interval) -> bool | None:
 
 def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
     """Whether the guards can hold. Guards over weights or the model count as open."""
-    guards = [g for w in rule.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
+    guards = list(clauses.guards(rule))
     for guard in guards:
         verdict = decided(guard.condition, sampler)
         if verdict is False:
@@ -143,17 +143,14 @@ def _bounds_clash(guards: list[t.Guard], sampler: Sampler, report: Report, rule:
     for guard in guards:
         for poly, op, limit in _bounds(guard.condition, sampler):
             bounds.setdefault(poly, []).append((op, limit, guard))
-    for found in bounds.values():
-        for op, limit, guard in found:
-            for other, bound, earlier in found:
-                if guard.span.start > earlier.span.start and _empty(op, limit, other, bound):
-                    places = (
-                        Label(guard.condition.span, "contradicts"),
-                        Label(earlier.condition.span, "this guard"),
-                    )
-                    message = f"the rule `{rule.name}` can never apply"
-                    report.error("V001", message, *places, note="shown with intervals")
-                    return True
+    pairs = (pair for found in bounds.values() for pair in combinations(found, 2))
+    for (op, limit, earlier), (other, bound, guard) in pairs:
+        if guard is not earlier and _empty(op, limit, other, bound):
+            label = Label(guard.condition.span, "contradicts")
+            places = label, Label(earlier.condition.span, "this guard")
+            message = f"the rule `{rule.name}` can never apply"
+            report.error("V001", message, *places, note="shown with intervals")
+            return True
     return False
 
 
@@ -184,8 +181,3 @@ def _empty(op: str, limit: float, other: str, bound: float) -> bool:
     }  # fmt: skip
     candidates = (limit, bound, (limit + bound) / 2, min(limit, bound) - 1, max(limit, bound) + 1)
     return not any(tests[op](c, limit) and tests[other](c, bound) for c in candidates)
-
-
-def reads_model(expr: t.Expr) -> bool:
-    """Whether an expression calls anything: sizes alone cannot decide it."""
-    return any(called for _, _, called in references(expr))

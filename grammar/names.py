@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import tree as t
+from .clauses import bindings, builds, names_in
 from .declared import Known
 from .diagnostics import Label, Span, nearest
 from .references import PREFIX, hole_expression, holes, references
@@ -122,11 +123,14 @@ class Names:
 
     def _bind_dims(self, type_: t.Type) -> None:
         for dim in type_.dims or ():
-            for name in (n for n in t.walk(dim) if isinstance(n, t.Name)):
-                if name.is_dimension:
-                    self._meet(t.Word(name.text, span=name.span), "dim")
-                else:
-                    self.use(name, "match")
+            for name in names_in(dim):
+                self._bind_dim(name)
+
+    def _bind_dim(self, name: t.Name) -> None:
+        if name.is_dimension:
+            self._meet(t.Word(name.text, span=name.span), "dim")
+        else:
+            self.use(name, "match")
 
     def _meet(self, word: t.Word, role: str) -> None:
         """Bind a name at its first place in a pattern; later places refer to it."""
@@ -140,13 +144,11 @@ class Names:
     # -- clauses
 
     def _collect_later(self) -> None:
-        for let in self.rule.all(t.Let):
-            for binding in let.bindings:
-                self.later |= {w.text: w for w in binding.targets}
-        for rewrite in self.rule.all(t.Rewrite):
-            for build in (s for s in rewrite.steps if isinstance(s, t.Build)):
-                words = (*build.targets, *((build.handle,) if build.handle else ()))
-                self.later |= {w.text: w for w in words if w.text not in self.scope.words}
+        for binding in bindings(self.rule):
+            self.later |= {w.text: w for w in binding.targets}
+        for build in builds(self.rule):
+            words = (*build.targets, *((build.handle,) if build.handle else ()))
+            self.later |= {w.text: w for w in words if w.text not in self.scope.words}
 
     def where(self, clause: t.Where) -> None:
         for guard in clause.guards:
@@ -209,11 +211,10 @@ class Names:
             self._use_word(word, "train")
 
     def ensure(self, clause: t.Ensure) -> None:
-        for item in clause.items:
-            if isinstance(item, t.Claim):
-                self.use(item.condition, "ensure")
-                if item.within is not None:
-                    self.use(item.within, "ensure")
+        for claim in (item for item in clause.items if isinstance(item, t.Claim)):
+            self.use(claim.condition, "ensure")
+            if claim.within is not None:
+                self.use(claim.within, "ensure")
 
     def on_shared(self, clause: t.OnShared) -> None:
         word = clause.policy

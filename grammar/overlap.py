@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice, product
 
+from . import clauses
 from . import tree as t
 from .declared import Known
 from .diagnostics import Label
@@ -14,7 +15,7 @@ from .renaming import dump, renamed
 from .report import Report
 from .sampling import Sampler, guards_of
 from .shapes import models
-from .sides import Sides, sides
+from .sides import Sides, Step, sides
 from .symbolic import TooLarge
 
 MAX_PAIRS = 3000
@@ -111,9 +112,9 @@ def _names(found: Embedding) -> dict[str, t.Expr]:
     for pattern, target in found.steps:
         if pattern.handle and target.handle:
             names[pattern.handle] = t.Name(target.handle, span=target.span)
-        for attr, expr in pattern.settings.items():
-            if isinstance(expr, t.Name) and attr in target.settings:
-                names[expr.text] = target.settings[attr]
+        named = {a: e for a, e in pattern.settings.items() if isinstance(e, t.Name)}
+        shared = named.keys() & target.settings.keys()
+        names |= {named[attr].text: target.settings[attr] for attr in shared}
     return names
 
 
@@ -137,19 +138,18 @@ def _satisfiable(first: Entry, second: Entry, found: Embedding, known: Known) ->
 
 def _joint(first: Entry, second: Entry, found: Embedding) -> t.Rule:
     """A rule that matches where both match: the second one's pattern, met by the first one's."""
-    prefix = _prefixed(first.rule, second.rule)
+    prefix = _prefixed(first.rule)
     names = prefix | _names(found)
     patterns: list[t.Pattern] = []
     meets = {id(target): pattern for pattern, target in found.steps}
     back: dict[str, t.Expr] = {}
     steps = {step.results: step for step in second.both.left}
-    for match in second.rule.all(t.Match):
-        for pattern in match.patterns:
-            other = None
-            if isinstance(pattern, t.OpPattern):
-                step = steps.get(tuple(w.text for w in pattern.targets))
-                other = meets.get(id(step))
-            patterns.append(_merged(pattern, other, names, back) if other else pattern)
+    for pattern in clauses.patterns(second.rule):
+        targets = pattern.targets if isinstance(pattern, t.OpPattern) else ()
+        other = meets.get(id(steps.get(tuple(word.text for word in targets))))
+        if isinstance(pattern, t.OpPattern) and other is not None:
+            pattern = _merged(pattern, other, names, back)
+        patterns.append(pattern)
     patterns += _shape_patterns(first, names)
     guards = [renamed(renamed(g, names), back) for g in guards_of(first.rule)]
     guards += [renamed(g, back) for g in guards_of(second.rule)]
@@ -159,22 +159,19 @@ def _joint(first: Entry, second: Entry, found: Embedding) -> t.Rule:
     return replace(second.rule, params=tuple(params.values()), clauses=(match, where))
 
 
-def _prefixed(first: t.Rule, second: t.Rule) -> dict[str, t.Expr]:
+def _prefixed(first: t.Rule) -> dict[str, t.Expr]:
     """Sizes of the first rule get names of their own: equal names in two rules mean nothing."""
-    found: dict[str, t.Expr] = {}
-    for match in first.all(t.Match):
-        for pattern in (p for p in match.patterns if isinstance(p, t.ShapePattern)):
-            for name in (n for n in t.walk(pattern.type) if isinstance(n, t.Name)):
-                found[name.text] = t.Name(f"{name.text}_first", span=name.span)
-    return found
+    shapes = [p for p in clauses.patterns(first) if isinstance(p, t.ShapePattern)]
+    names = [name for shape in shapes for name in clauses.names_in(shape.type)]
+    return {n.text: t.Name(f"{n.text}_first", span=n.span) for n in names}
 
 
 def _merged(
-    pattern: t.OpPattern, other: object, names: dict[str, t.Expr], back: dict[str, t.Expr]
+    pattern: t.OpPattern, other: Step, names: dict[str, t.Expr], back: dict[str, t.Expr]
 ) -> t.OpPattern:
     """The attributes that either rule constrains; a literal replaces the name of the other."""
     attrs = {k.name.text: k for k in pattern.attrs}
-    for attr, expr in other.settings.items():  # type: ignore[attr-defined]
+    for attr, expr in other.settings.items():
         mine = attrs.get(attr)
         if mine is None:
             word = t.Word(attr, span=expr.span)

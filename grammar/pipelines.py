@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from . import tree as t
 from .arguments import check_argument, pair
+from .clauses import claims
 from .declared import Known
 from .diagnostics import Label
 from .discipline import is_budget
@@ -95,8 +96,7 @@ class Pipelines:
             return
         self._arguments(ref, rule)
         self._data_of(ref, rule)
-        claims = [c for e in rule.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)]
-        unlimited = rule.kind == "approx" and not any(map(is_budget, claims))
+        unlimited = rule.kind == "approx" and not any(map(is_budget, claims(rule)))
         if unlimited and not has_budget(self.pipeline):
             places = Label(ref.rule.span, "used here"), Label(rule.name.span, "without a budget")
             message = f"nothing limits the error of `{rule.name}` in this pipeline"
@@ -131,7 +131,7 @@ class Pipelines:
         return ANY if isinstance(expr, t.Name) else kinds.expr(expr, "where")
 
     def _data_of(self, ref: t.Ref, rule: t.Rule) -> None:
-        for claim in (c for e in rule.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)):
+        for claim in claims(rule):
             if claim.data is not None and claim.data.text not in self.data:
                 places = Label(ref.rule.span, "used here"), Label(claim.data.span, "measured here")
                 message = f"`{rule.name}` is measured on `{claim.data}`, which the pipeline lacks"

@@ -24,18 +24,22 @@ def references(expr: t.Node) -> Iterator[tuple[str, Span, bool]]:
     stack: list[tuple[t.Node, frozenset[str]]] = [(expr, frozenset())]
     while stack:
         node, hidden = stack.pop()
-        if isinstance(node, t.Name):
-            if node.text not in hidden:
-                yield node.text, node.span, False
+        if isinstance(node, t.Name) and node.text not in hidden:
+            yield node.text, node.span, False
         elif isinstance(node, t.Quantifier):
             stack.append((node.body, hidden | {node.variable.text}))
             stack.append((node.domain, hidden))
         elif isinstance(node, t.Call) and isinstance(node.function, t.Name):
             yield node.function.text, node.function.span, True
-            if node.function.text not in FREE:
-                stack += [(n, hidden) for n in reversed((*node.args, *node.keywords))]
+            stack += [(n, hidden) for n in _arguments(node)]
         else:
             stack += [(n, hidden) for n in reversed(t.children(node)) if not isinstance(n, t.Word)]
+
+
+def _arguments(call: t.Call) -> list[t.Node]:
+    assert isinstance(call.function, t.Name)
+    free = call.function.text in FREE
+    return [] if free else list(reversed((*call.args, *call.keywords)))
 
 
 def holes(guard: t.Guard) -> Iterator[tuple[str, Span]]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from . import clauses
 from . import tree as t
 from .shapes import Model
 from .substitution import evaluate
@@ -115,28 +116,23 @@ def number(poly: Poly, sample: Sample) -> float:
 def _extents(model: Model) -> list[Poly]:
     """The sizes of the left side that are more than one symbol: they must come out positive."""
     found: dict[Poly, None] = {}
-    for shape in model.before.values():
-        for axis in model.solver.shape(shape):
-            if isinstance(axis, Poly) and axis.constant is None and len(axis.terms) > 1:
-                found[axis] = None
+    axes = (axis for shape in model.before.values() for axis in model.solver.shape(shape))
+    for axis in axes:
+        if isinstance(axis, Poly) and axis.constant is None and len(axis.terms) > 1:
+            found[axis] = None
     values = [model.solver.resolve(poly) for poly in model.solver.values.values()]
     return [*found, *(v for v in values if not v.symbols and v.constant is None)]
 
 
-def _constants(guards: Iterable[t.Expr]) -> set[int]:
+def _constants(conditions: Iterable[t.Expr]) -> set[int]:
     """The integers in the guards and their neighbours: where a guard changes its mind."""
     found: set[int] = set()
-    for guard in guards:
-        for node in t.walk(guard):
-            if isinstance(node, t.Number) and isinstance(node.value, int) and node.value < 1 << 20:
-                found |= {node.value - 1, node.value, node.value + 1, 2 * node.value}
+    numbers = (n for c in conditions for n in t.walk(c) if isinstance(n, t.Number))
+    for value in (n.value for n in numbers):
+        if isinstance(value, int) and value < 1 << 20:
+            found |= {value - 1, value, value + 1, 2 * value}
     return {n for n in found if n > 0}
 
 
 def guards_of(rule: t.Rule) -> tuple[t.Expr, ...]:
-    return tuple(
-        guard.condition
-        for where in rule.all(t.Where)
-        for guard in where.guards
-        if isinstance(guard, t.Guard)
-    )
+    return tuple(guard.condition for guard in clauses.guards(rule))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import tree as t
+from .clauses import bindings, moves
 from .declared import Known
 from .diagnostics import Label
 from .instances import (
@@ -89,10 +90,9 @@ class Model:
 
     def _names(self) -> None:
         """Sizes that the rule names get their symbols first, so that messages show these names."""
-        for pattern in self.sides.shapes:
-            for dim in pattern.type.dims or ():
-                for name in dimension_names(dim):
-                    dimension(self.terms, name, self.solver)
+        dims = [dim for pattern in self.sides.shapes for dim in pattern.type.dims or ()]
+        for name in (name for dim in dims for name in dimension_names(dim)):
+            dimension(self.terms, name, self.solver)
 
     def _special(self) -> None:
         for clause in self.rule.all(t.MatchDim):
@@ -243,9 +243,8 @@ class Model:
     # -- the right side
 
     def _lets(self) -> None:
-        for let in self.rule.all(t.Let):
-            for binding in let.bindings:
-                self._bind(binding)
+        for binding in bindings(self.rule):
+            self._bind(binding)
 
     def _bind(self, binding: t.Binding) -> None:
         words = binding.targets
@@ -257,12 +256,11 @@ class Model:
             self.terms.names[word.text] = item
 
     def _perturb(self) -> None:
-        for clause in self.rule.all(t.Perturb):
-            for move in clause.moves:
-                if isinstance(move, t.Assign) and len(move.path.parts) == 2:
-                    self._assign(move)
-                elif isinstance(move, t.Effect):
-                    self.terms.of(move.call)
+        for move in moves(self.rule):
+            if isinstance(move, t.Assign) and len(move.path.parts) == 2:
+                self._assign(move)
+            elif isinstance(move, t.Effect):
+                self.terms.of(move.call)
 
     def _assign(self, move: t.Assign) -> None:
         node, name = (word.text for word in move.path.parts)

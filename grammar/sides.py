@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from . import tree as t
+from .clauses import builds
 from .declared import Known, OpFacts
 from .diagnostics import Span
 
@@ -95,10 +96,8 @@ def sides(rule: t.Rule, known: Known) -> Sides:
         path = t.Path((value.name,), span=value.name.span)
         result.shapes.append(t.ShapePattern(path, value.type, span=value.span))
     handles = set(result.handles)
-    for rewrite in rule.all(t.Rewrite):
-        for build in rewrite.steps:
-            if isinstance(build, t.Build):
-                _add_build(result, build, known, handles)
+    for build in builds(rule):
+        _add_build(result, build, known, handles)
     return result
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 
 from . import tree as t
+from .clauses import builds
 from .diagnostics import Diagnostic, Label, Span
 from .instances import Instance
 from .report import Report
 from .sampling import Sampler, number
 from .shapes import Model
+from .sides import Step
 from .symbolic import Poly, TooLarge
 from .truth import Sample
 from .unify import Mismatch, Rest, Shape, show
@@ -176,22 +179,18 @@ def _differs(
 
 
 def _alias_span(rule: t.Rule, name: str) -> Span:
-    for rewrite in rule.all(t.Rewrite):
-        for build in rewrite.steps:
-            if isinstance(build, t.Build) and any(w.text == name for w in build.targets):
-                return build.span
-    return rule.name.span
+    found = (b.span for b in builds(rule) if any(w.text == name for w in b.targets))
+    return next(found, rule.name.span)
 
 
 def _stride_twice(model: Model, name: str) -> tuple[Span, str, str] | None:
     """The usual mistake: the stride of the matched op is given to two ops in a row."""
     given = [i.step for i in model.right if "stride" in i.step.settings]
-    for index, step in enumerate(given):
+    for first, step in combinations(given, 2):
         text = step.settings["stride"].span.text
-        for first in given[:index]:
-            same = first.settings["stride"].span.text == text != "1"
-            if same and set(first.results) & set(step.reads):
-                return step.keywords.get("stride", step.whole), first.results[0], text
+        same = first.settings["stride"].span.text == text != "1"
+        if same and set(first.results) & set(step.reads):
+            return step.keywords.get("stride", step.whole), first.results[0], text
     return None
 
 
@@ -200,29 +199,26 @@ def _stride_twice(model: Model, name: str) -> tuple[Span, str, str] | None:
 
 def _alternatives_disagree(models: list[Model], report: Report) -> bool:
     """Whether an axis that another op names holds the channels of one alternative only."""
-    for step in models[0].sides.left if models else ():
-        if len(step.ops) > 1:
-            found = _split_axes(models, step)
-            if found is not None:
-                report.found[found] = None
-                return True
-    return False
+    steps = models[0].sides.left if models else []
+    found = (_split_axes(models, step) for step in steps if len(step.ops) > 1)
+    first = next((diagnostic for diagnostic in found if diagnostic is not None), None)
+    if first is not None:
+        report.found[first] = None
+    return first is not None
 
 
-def _split_axes(models: list[Model], step: object) -> Diagnostic | None:
-    by_op: dict[str, Model] = {}
-    for model in models:
-        by_op.setdefault(model.ops[id(step)], model)
-    for reader in models[0].sides.left:
-        for name in set(reader.reads) & set(step.results):  # type: ignore[attr-defined]
-            verdicts = {op: _own_axis(m, step, reader, name) for op, m in by_op.items()}
-            known = {op: v for op, v in verdicts.items() if v is not None}
-            if len(set(known.values())) > 1:
-                return _axes_diagnostic(models, step, reader, known)
+def _split_axes(models: list[Model], step: Step) -> Diagnostic | None:
+    by_op = {model.ops[id(step)]: model for model in reversed(models)}
+    readers = models[0].sides.left
+    for reader, name in ((r, n) for r in readers for n in r.reads if n in step.results):
+        verdicts = {op: _own_axis(m, step, reader, name) for op, m in by_op.items()}
+        known = {op: v for op, v in verdicts.items() if v is not None}
+        if len(set(known.values())) > 1:
+            return _axes_diagnostic(models, step, reader, known)
     return None
 
 
-def _own_axis(model: Model, step: object, reader: object, name: str) -> bool | None:
+def _own_axis(model: Model, step: Step, reader: Step, name: str) -> bool | None:
     """Whether the axis that the reader ties to its weights was made by the step's weights."""
     made = next((i for i in model.left if i.step is step), None)
     read = next((i for i in model.left if i.step is reader), None)
@@ -239,16 +235,13 @@ def _own_axis(model: Model, step: object, reader: object, name: str) -> bool | N
 
 def _symbols(model: Model, inst: Instance) -> frozenset[str]:
     """The symbols in the shapes of an op's weights, for a weight that has one axis or the first."""
-    found: frozenset[str] = frozenset()
-    for term in inst.weights.values():
-        for axis in model.solver.shape(term.shape or ())[:1]:
-            if isinstance(axis, Poly):
-                found |= axis.symbols
-    return found
+    shapes = (model.solver.shape(term.shape or ())[:1] for term in inst.weights.values())
+    axes = (axis for shape in shapes for axis in shape if isinstance(axis, Poly))
+    return frozenset(name for axis in axes for name in axis.symbols)
 
 
 def _axes_diagnostic(
-    models: list[Model], step: object, reader: object, verdicts: dict[str, bool]
+    models: list[Model], step: Step, reader: Step, verdicts: dict[str, bool]
 ) -> Diagnostic:
     assert models
     good = [op for op, own in verdicts.items() if own]
@@ -258,16 +251,16 @@ def _axes_diagnostic(
     alone, example = _last_axis(model, step)
     message = f"`{good[0]}` and `{bad[0]}` put their channels on different axes"
     labels = (
-        Label(step.span, alone.format(op=bad[0])),  # type: ignore[attr-defined]
-        Label(reader.span, f"`{consumer}` reads {_reads_axis(model, reader)}"),  # type: ignore[attr-defined]
+        Label(step.span, alone.format(op=bad[0])),
+        Label(reader.span, f"`{consumer}` reads {_reads_axis(model, reader)}"),
     )
     note = f"smallest counterexample: {example}"
-    shown = step.results[0]  # type: ignore[attr-defined]
+    shown = step.results[0]
     help = f"write one rule for each op, the one for `{bad[0]}` with `{shown} : f[N, F]`"
     return Diagnostic("S003", message, labels, (note,), (help,))
 
 
-def _last_axis(model: Model, step: object) -> tuple[str, str]:
+def _last_axis(model: Model, step: Step) -> tuple[str, str]:
     inst = next(i for i in model.left if i.step is step)
     shape = inst.results[0]
     last = bool(shape) and isinstance(shape[0], Rest) and isinstance(shape[-1], Poly)
@@ -275,7 +268,7 @@ def _last_axis(model: Model, step: object) -> tuple[str, str]:
     return text, "[N, L, F] fits only if L == F"
 
 
-def _reads_axis(model: Model, reader: object) -> str:
+def _reads_axis(model: Model, reader: Step) -> str:
     inst = next(i for i in model.left if i.step is reader)
     weights = _symbols(model, inst)
     for axis, size in enumerate(model.solver.shape(inst.inputs[0])):

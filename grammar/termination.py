@@ -10,11 +10,12 @@ from .costs import extended, total
 from .declared import Known
 from .diagnostics import Label
 from .embed import Embedding, embed
+from .instances import Instance
 from .overlap import Entry
 from .report import Report
 from .sampling import Sampler, guards_of, number
 from .shapes import Model
-from .sides import Sides
+from .sides import Sides, Step
 from .symbolic import Poly
 from .term import Term
 from .terms import Terms
@@ -81,24 +82,29 @@ def _bindings(rule: t.Rule, model: Model, found: Embedding, sample: Sample) -> T
     made = {id(i.step): i for i in model.right}
     for pattern, target in found.steps:
         inst = made.get(id(target))
-        if inst is None:
+        if inst is None or not _bind_step(model, terms, pattern, inst, sample):
             return None
-        for attr, expr in pattern.settings.items():
-            given = inst.local.names.get(attr, Term())
-            if isinstance(expr, t.Name) and expr.text not in terms.names:
-                terms.names[expr.text] = given
-            elif not _agree(model, terms.of(expr), given, sample):
-                return None
-        if pattern.handle:
-            attrs = {(pattern.handle, a): inst.local.names.get(a, Term()) for a in inst.facts.attrs}
-            terms.parts |= attrs
-            terms.parts |= {(pattern.handle, w): term for w, term in inst.weights.items()}
     values = model.after | {n: s for n, s in model.before.items() if n not in model.after}
     for shape in model.sides.shapes:
         met = _met(shape, found, terms, values)
         if met is None or not _bind_shape(model, terms, shape.type, met, sample):
             return None
     return terms
+
+
+def _bind_step(model: Model, terms: Terms, pattern: Step, inst: Instance, sample: Sample) -> bool:
+    """Bind the attributes of one op; False if the pattern asks for others."""
+    attrs = inst.local.names
+    for attr, expr in pattern.settings.items():
+        given = attrs.get(attr, Term())
+        if isinstance(expr, t.Name) and expr.text not in terms.names:
+            terms.names[expr.text] = given
+        elif not _agree(model, terms.of(expr), given, sample):
+            return False
+    parts = {name: attrs.get(name, Term()) for name in inst.facts.attrs} | inst.weights
+    if pattern.handle:
+        terms.parts |= {(pattern.handle, name): term for name, term in parts.items()}
+    return True
 
 
 def _met(
@@ -193,10 +199,9 @@ def _reached(start: Entry, enables: dict[int, list[Entry]]) -> set[int]:
     seen: set[int] = set()
     waiting = [start]
     while waiting:
-        for other in enables[id(waiting.pop())]:
-            if id(other) not in seen:
-                seen.add(id(other))
-                waiting.append(other)
+        near = [o for o in enables[id(waiting.pop())] if id(o) not in seen]
+        seen |= {id(other) for other in near}
+        waiting += near
     return seen
 
 

@@ -217,9 +217,9 @@ def dimension(local: Terms, dim: t.Expr, solver: Solver) -> Poly:
     """The size that a dimension expression denotes; unbound names become new symbols."""
     for name in dimension_names(dim):
         if name.text not in local.names:
-            local.names[name.text] = Term((), solver.fresh(name.text))
-            if local.is_rule:
-                solver.named |= local.names[name.text].number.symbols  # type: ignore[union-attr]
+            size = solver.fresh(name.text)
+            local.names[name.text] = Term((), size)
+            solver.named |= size.symbols if local.is_rule else set()
     found = local.number(dim)
     return solver.fresh("N") if found is None else found
 

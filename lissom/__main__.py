@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return cli.main(args=argv, prog_name="lissom", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         return _misused(error)
     except (click.Abort, KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -77,7 +78,7 @@ class Output:
         if self.json:
             diagnostics = [found.as_json() for found in self.found]
             document = {"command": self.command, "exit": code, "diagnostics": diagnostics}
-            click.echo(json.dumps(document | self.fields, indent=1, ensure_ascii=False))
+            click.echo(json.dumps(_finite(document | self.fields), indent=1, ensure_ascii=False))
         return code
 
     @functools.cached_property
@@ -94,6 +95,15 @@ class Output:
             yield lambda stage, done, total: status.update(
                 f"{text}: {stage} ({done + 1} of {total})"
             )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _console(file: Any) -> Console:

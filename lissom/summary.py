@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class RuleRow:
     structural: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        counts = {"misses": dict(self.misses), "structural": dict(self.structural)}
+        return vars(self) | counts
 
 
 def rule_rows(compiled: Compiled) -> list[RuleRow]:

@@ -11,11 +11,11 @@ from .construct import Plan, Planned
 from .cost import calls_costs, plan_costs
 from .evaluate import Scope, shown
 from .journal import Costs, Verdict
-from .local import Env, load, run_nodes, run_plan
+from .local import Env, load, run_nodes, run_plan, weights_read
 from .site import Site
 from .spec import TensorSpec
 from .state import State
-from .verify import relative_error, site_error
+from .verify import named_weights, relative_error, site_error
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
@@ -80,6 +80,7 @@ def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
     """The largest relative difference between the perturbed original and the rewrite, on recorded inputs."""
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     env: Env = dict(state.samples.values(state.module, tensors))
+    env |= weights_read(state.module, named_weights(site, plan), plan.moved, None)
     left = run_nodes(state.module, site.nodes, env, plan.moved, None)
     right = run_plan(plan, env, None)
     names = _names(site, value)

@@ -92,6 +92,12 @@ def _weight(module: nn.Module, path: str, moved: Mapping[str, Tensor], dtype: to
     return cast(moved.get(path, own), dtype or (own.dtype if own.is_floating_point() else None))
 
 
+def weights_read(module: nn.Module, nodes: Sequence[fx.Node], moved: Mapping[str, Tensor], dtype: torch.dtype | None) -> Env:
+    """The weights among `nodes`: what a graph reads by name instead of through a layer."""
+    held = [node for node in nodes if node.op == "get_attr"]
+    return {node: _weight(module, str(node.target), moved, dtype) for node in held}
+
+
 def _run_module(
     module: fx.GraphModule, path: str, args: Any, kwargs: Any, moved: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> Any:

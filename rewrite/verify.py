@@ -22,7 +22,7 @@ from .construct import Plan, Planned
 from .emit import Emitted
 from .evaluate import ParamRef
 from .journal import Verdict
-from .local import Env, cast, load, one_thread, run_emitted, run_nodes, run_plan
+from .local import Env, cast, load, one_thread, run_emitted, run_nodes, run_plan, weights_read
 from .magnitude import absolute, magnitude, tolerance
 from .match import parts_of
 from .probe import Probe, probes
@@ -85,7 +85,7 @@ def _check_on(
 ) -> tuple[Verdict, ...]:
     nodes = site.nodes
     extra = [node for node in plan_inputs(plan) if node not in nodes]
-    inputs = list(dict.fromkeys([*site.inputs, *extra]))
+    inputs = [node for node in dict.fromkeys([*site.inputs, *extra]) if node.op != "get_attr"]
     with one_thread() if small else nullcontext():
         tries = probes(state, inputs, nodes, small=small, special=_elementwise(site, plan))
         double = [_compare(state, site, plan, emitted, probe, torch.float64) for probe in tries]
@@ -107,6 +107,12 @@ def plan_inputs(plan: Plan) -> list[fx.Node]:
         if isinstance(value, fx.Node):
             found[value] = None
     return list(found)
+
+
+def named_weights(site: Site, plan: Plan) -> list[fx.Node]:
+    """The `get_attr` nodes that either side reads."""
+    read = [node for call in site.calls for node in call.node.all_input_nodes]
+    return [node for node in (*read, *plan_inputs(plan)) if node.op == "get_attr"]
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
@@ -138,6 +144,7 @@ def _compare(
     """
     nodes = site.nodes
     env = {node: cast(value, dtype or _own_dtype(node)) for node, value in probe.values.items()}
+    env |= weights_read(state.module, named_weights(site, plan), plan.moved, dtype)
     left = run_nodes(state.module, nodes, env, plan.moved, dtype)
     outside = {node: value for node, value in left.items() if node in env or node not in site.gone}
     try:
@@ -247,6 +254,7 @@ def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], fl
     nodes = site.nodes
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     values = state.samples.values(state.module, tensors)
+    values |= weights_read(state.module, named_weights(site, plan), {}, None)
     before = run_nodes(state.module, nodes, values, {}, None)
     after = run_nodes(state.module, nodes, values, plan.moved, None) if plan.moved else run_plan(plan, dict(before), None)
     count = next((int(v.shape[0]) for v in values.values() if isinstance(v, Tensor) and v.dim()), 0)

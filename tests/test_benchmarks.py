@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import subprocess
 import sys
@@ -21,12 +23,12 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def measure(scripts: None) -> ModuleType:
-    return pytest.importorskip("measure")
+    return importlib.import_module("measure")
 
 
 @pytest.fixture
 def report(scripts: None) -> ModuleType:
-    return pytest.importorskip("report")
+    return importlib.import_module("report")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -43,7 +45,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def has_peer() -> bool:
-    return all(__import__("importlib.util").util.find_spec(n) for n in ("onnx", "onnxscript"))
+    return all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript"))
 
 
 @pytest.mark.slow
@@ -119,7 +121,7 @@ def test_the_page_has_a_place_for_every_script(report: ModuleType) -> None:
 
 
 def test_the_checked_program_has_the_length_it_claims(scripts: None) -> None:
-    startup = pytest.importorskip("startup")
+    startup = importlib.import_module("startup")
     text = startup.program()
     assert text.count("\n") == startup.LINES
     assert text.count("exact rule own_") > 10

@@ -106,7 +106,7 @@ def test_a_broken_budget_is_the_last_condition(state: State) -> None:
     text = """approx rule cut {
       match { y = conv2d(x, groups = 1) as c }
       perturb { c.weight := 0 * c.weight }
-      rewrite { y = c(x) from c }
+      rewrite { y = c(x, weight = 0 * c.weight) from c }
       ensure { error(y) <= 1% }
     }"""
     last = ask(state, text).levels[-1]

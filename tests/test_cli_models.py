@@ -1,0 +1,289 @@
+"""The commands that run a model: why, plan, apply, verify; from the command line to the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lissom
+from lissom.__main__ import main
+from tests.cli_models import FAILING, MODEL, PROGRAM, SILENT, write_case
+
+Case = tuple[str, str]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return write_case(tmp_path)
+
+
+def as_json(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main([*arguments, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+# -- plan ------------------------------------------------------------------------------------------
+
+
+def test_exact_rules_are_planned_and_the_others_are_counted(case: Case, capsys: Capture) -> None:
+    assert main(["plan", *case]) == 0
+    text = capsys.readouterr().out
+    assert "fold_bn" in text
+    assert "2 rewrites: " in text
+    assert "1 approximate rule not applied (low_rank_linear(" in text
+    assert "enable with --allow approx" in text
+
+
+def test_allowed_rules_are_planned_with_their_savings(case: Case, capsys: Capture) -> None:
+    code, found = as_json(capsys, "plan", *case, "--allow", "approx")
+    rows = {row["rule"].partition("(")[0]: row for row in found["rules"]}
+    low = rows["low_rank_linear"]
+    assert (code, found["not_allowed"]) == (0, [])
+    assert (low["kind"], low["sites"]) == ("approx", ["head"])
+    assert low["params"] == 8 + 4 - 8 * 4
+    changes = sum(row["params"] for row in rows.values())
+    assert changes == found["after"]["params"] - found["before"]["params"]
+
+
+def test_reasons_of_guards_are_news_and_other_ops_are_not(case: Case, capsys: Capture) -> None:
+    program = Path(case[1])
+    program.write_text(PROGRAM.replace("least = 4", "least = 30"))
+    assert main(["plan", *case, "--allow", "approx"]) == 0
+    text = capsys.readouterr().out
+    assert "1 x not: 4x8 is too small" in text
+    assert "expected, found" not in text
+    assert main(["plan", *case, "--allow", "approx", "-v"]) == 0
+    assert "1 x no match: batch_norm expected, found relu" in capsys.readouterr().out
+
+
+def test_the_exit_code_can_tell_changes(case: Case) -> None:
+    assert main(["plan", *case, "-q", "--exit-code"]) == 10
+    Path(case[1]).write_text(SILENT)
+    assert main(["plan", *case, "-q", "--exit-code"]) == 0
+
+
+def test_a_rule_that_changes_nothing_is_a_warning_or_an_error(case: Case, capsys: Capture) -> None:
+    Path(case[1]).write_text(SILENT)
+    assert main(["plan", *case]) == 0
+    assert "warning[W702]: drop_double_neg changed none" in capsys.readouterr().err
+    assert main(["plan", *case, "--strict"]) == 2
+    assert "error[W702]" in capsys.readouterr().err
+
+
+def test_quiet_says_nothing_but_errors(case: Case, capsys: Capture) -> None:
+    Path(case[1]).write_text(SILENT)
+    assert main(["plan", *case, "-q"]) == 0
+    streams = capsys.readouterr()
+    assert (streams.out, streams.err) == ("", "")
+
+
+def test_settings_reach_the_pipeline(case: Case, capsys: Capture) -> None:
+    arguments = ["plan", *case, "--allow", "approx"]
+    _, found = as_json(capsys, *arguments, "--set", "energy=98%")
+    assert "low_rank_linear(energy = 0.98, least = 4)" in [row["rule"] for row in found["rules"]]
+
+
+@pytest.mark.parametrize("setting", ["energi=1", "energy", "energy=f(2)"])
+def test_settings_that_mean_nothing(setting: str, case: Case, capsys: Capture) -> None:
+    assert main(["plan", *case, "--set", setting]) == 2
+    assert "error[U004]" in capsys.readouterr().err
+
+
+def test_a_claim_that_does_not_hold_fails(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    Path(case[1]).write_text(FAILING)
+    assert main(["plan", *case]) == 1
+    assert "FAILED  params(model) <= 10" in capsys.readouterr().out
+    assert main(["apply", *case, "-o", str(tmp_path / "out")]) == 1
+    assert "error[V104]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_fails_is_exit_code_three(tmp_path: Path, capsys: Capture) -> None:
+    case = write_case(tmp_path)
+    Path(tmp_path / "net.py").write_text(MODEL.replace("return net.eval()", "return net.train()"))
+    assert main(["plan", *case]) == 3
+    assert "error[M001]" in capsys.readouterr().err
+    Path(tmp_path / "net.py").write_text("1 / 0\n")
+    code, found = as_json(capsys, "plan", *case)
+    assert (code, [d["code"] for d in found["diagnostics"]]) == (3, ["M020"])
+
+
+# -- apply -----------------------------------------------------------------------------------------
+
+
+def test_apply_writes_what_it_verified(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    arguments = ["apply", *case, "-o", str(out), "--allow", "approx", "--measure", "test"]
+    code, found = as_json(capsys, *arguments)
+    rows = {row["name"]: row for row in found["compared"]}
+    assert code == 0
+    assert rows["parameters"]["after"] < rows["parameters"]["before"]
+    written = sum((out / name).stat().st_size for name in ("graph.json", "weights.safetensors"))
+    assert rows["file bytes"]["after"] == written + (out / "manifest.json").stat().st_size
+    assert rows["latency"]["how"].endswith("1 thread, torch eager, batch 4")
+    assert rows["share"]["how"] == "test, 12 samples"
+    assert [verdict["holds"] for verdict in found["reload"]] == [True]
+    x = torch.rand(5, 3, 6, 6)
+    assert lissom.load(out)(x).shape == (5, 4)
+
+
+def test_a_plan_is_done_exactly(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    plan, one, two = (str(tmp_path / name) for name in ("plan.json", "one", "two"))
+    assert main(["plan", *case, "--allow", "approx", "--set", "energy=98%", "-o", plan]) == 0
+    # The program may be gone or changed: the plan holds its text.
+    Path(case[1]).write_text("pipeline other {\n}\n")
+    for folder in (one, two):
+        assert main(["apply", case[0], "--plan", plan, "-o", folder, "-q"]) == 0
+    names = sorted(path.name for path in Path(one).iterdir())
+    assert all((Path(one) / n).read_bytes() == (Path(two) / n).read_bytes() for n in names)
+    rules = [a["rule"] for a in json.loads((Path(one) / "plan.json").read_text())["applications"]]
+    assert "low_rank_linear(energy = 0.98, least = 4)" in rules
+
+
+def test_a_plan_for_other_weights_is_refused(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    plan, out = str(tmp_path / "plan.json"), tmp_path / "out"
+    assert main(["plan", *case, "-o", plan]) == 0
+    (tmp_path / "net.py").write_text(MODEL.replace("manual_seed(0)", "manual_seed(5)"))
+    assert main(["apply", case[0], "--plan", plan, "-o", str(out)]) == 2
+    assert "error[P101]" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plan: "not json",
+        lambda plan: "[]",
+        lambda plan: json.dumps(plan | {"format": 99}),
+        lambda plan: json.dumps(plan | {"result": 3}),
+        lambda plan: json.dumps({k: v for k, v in plan.items() if k != "request"}),
+        lambda plan: json.dumps(plan | {"request": plan["request"] | {"threads": 10**9}}),
+        lambda plan: json.dumps(plan | {"applications": [{"rule": 1}]}),
+    ],
+)
+def test_damaged_plans_are_refused(
+    damage: Any, case: Case, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "plan.json"
+    assert main(["plan", *case, "-o", str(path), "-q"]) == 0
+    path.write_text(damage(json.loads(path.read_text())))
+    assert main(["apply", case[0], "--plan", str(path), "-o", str(tmp_path / "out")]) == 2
+    assert "error[U006]" in capsys.readouterr().err
+
+
+def test_a_plan_gives_no_permission_that_it_has_not(
+    case: Case, tmp_path: Path, capsys: Capture
+) -> None:
+    plan = str(tmp_path / "plan.json")
+    assert main(["plan", *case, "-o", plan]) == 0
+    arguments = ["apply", case[0], "--plan", plan, "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--allow", "approx"]) == 2
+    assert "the plan was made without approximate rules" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["p.lissom", "--plan", "x"], ["--plan", "x", "--set", "a=1"]]
+)
+def test_apply_wants_a_program_or_a_plan(extra: list[str], capsys: Capture) -> None:
+    assert main(["apply", "net.py", *extra, "-o", "out"]) == 2
+    assert "error[U001]" in capsys.readouterr().err
+
+
+def test_apply_keeps_folders_of_others(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    assert main(["apply", *case, "-o", str(out)]) == 1
+    assert "error[A003]" in capsys.readouterr().err
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("split", "code"), [("tset", "D001"), ("test", "D002")])
+def test_measuring_needs_data(
+    split: str, code: str, case: Case, tmp_path: Path, capsys: Capture
+) -> None:
+    if code == "D002":
+        (tmp_path / "net.py").write_text(MODEL.replace("def data(", "def no_data("))
+    Path(case[1]).write_text("pipeline p { stage s { once fold_bn } }\n")
+    arguments = ["apply", *case, "-o", str(tmp_path / "out"), "--measure", split]
+    assert main(arguments) == 2
+    assert f"error[{code}]" in capsys.readouterr().err
+
+
+# -- verify ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(case: Case, tmp_path: Path) -> Path:
+    out = tmp_path / "out"
+    assert main(["apply", *case, "-o", str(out), "-q"]) == 0
+    return out
+
+
+def test_verify_of_a_whole_artifact(written: Path, capsys: Capture) -> None:
+    code, found = as_json(capsys, "verify", str(written))
+    assert code == 0
+    assert len(found["verdicts"]) == 4
+    assert all(verdict["holds"] for verdict in found["verdicts"])
+
+
+def test_verify_finds_damage(written: Path, capsys: Capture) -> None:
+    weights = written / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["verify", str(written)]) == 1
+    assert "error[A021]" in capsys.readouterr().err
+
+
+def test_verify_of_nothing(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["verify", str(tmp_path / "nothing")]) == 1
+    assert "error[A0" in capsys.readouterr().err
+
+
+# -- why -------------------------------------------------------------------------------------------
+
+
+def test_why_shows_the_funnel_and_the_nearest_miss(case: Case, capsys: Capture) -> None:
+    assert main(["why", case[0], "low_rank_linear"]) == 0
+    streams = capsys.readouterr()
+    assert "min(O, I) >= least" in streams.out
+    assert "applies at 0 of 1 candidates" in streams.out
+    assert "head: 4x8 is too small" in streams.err
+    assert "^" in streams.err
+
+
+def test_why_takes_the_arguments_of_the_program(case: Case, capsys: Capture) -> None:
+    arguments = ["why", case[0], "low_rank_linear", "--program", case[1]]
+    _, found = as_json(capsys, *arguments)
+    assert found["funnel"]["sites"] == ["head"]
+    assert found["funnel"]["rule"] == "low_rank_linear(energy = 0.99, least = 4)"
+    _, found = as_json(capsys, *arguments, "--set", "least=9")
+    assert found["funnel"]["sites"] == []
+
+
+def test_why_at_a_place(case: Case, capsys: Capture) -> None:
+    _, found = as_json(capsys, "why", case[0], "fold_bn", "bn")
+    assert found["funnel"]["sites"] == ["conv"]
+    assert main(["why", case[0], "fold_bn", "bnn"]) == 2
+    assert "error[U008]" in capsys.readouterr().err
+
+
+def test_why_of_a_rule_that_is_not_there(case: Case, capsys: Capture) -> None:
+    assert main(["why", case[0], "fold_bnn"]) == 2
+    assert "did you mean `fold_bn`" in capsys.readouterr().err

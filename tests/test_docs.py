@@ -1,0 +1,78 @@
+"""What the documentation shows is what happens: rule texts check, Python runs, the transcript is what the command prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lissom.grammar.check import check
+from lissom.grammar.parse import parse
+from lissom.grammar.program import Shelf
+from lissom.grammar.vocabulary import Declarations, library_sources
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "language.md", ROOT / "docs" / "engine.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+TEXTS = [(page.name, text) for page in PAGES for text in blocks(page, "lissom")]
+
+
+@pytest.mark.parametrize(("page", "text"), TEXTS)
+def test_rule_texts_check(page: str, text: str) -> None:
+    file = parse(text, page)
+    shelf = Shelf(library_sources())
+    rules = [rule for name in shelf.names if (rule := shelf.get(name)) is not None]
+    found = check(file, Declarations(library_sources(), [file]), rules)
+    assert [str(d) for d in found if d.severity == "error"] == []
+
+
+def test_the_readme_has_a_rule_python_and_a_transcript() -> None:
+    assert len(TEXTS) >= 3
+    assert blocks(PAGES[0], "python")
+    assert blocks(PAGES[0], "console")
+
+
+def test_python_of_the_readme_runs(tmp_path: Path) -> None:
+    code = "\n".join(blocks(PAGES[0], "python"))
+    done = _run([sys.executable, "-c", code], tmp_path)
+    assert "('fold_bn', '0')" in done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_prints_the_transcript(tmp_path: Path) -> None:
+    (wanted,) = blocks(PAGES[0], "console")
+    printed = _run([sys.executable, "-m", "lissom", "demo"], tmp_path)
+    _assert_like(wanted.removeprefix("$ lissom demo\n").splitlines(), printed.splitlines())
+
+
+@pytest.mark.parametrize("name", ["own_rule", "why"])
+def test_examples_run(name: str, tmp_path: Path) -> None:
+    printed = _run([sys.executable, str(ROOT / "examples" / f"{name}.py")], tmp_path)
+    wanted = {"own_rule": "error[V101]", "why": "left alone: read_twice: `h` is also read by"}
+    assert wanted[name] in printed
+
+
+def _run(command: list[str], folder: Path) -> str:
+    env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _assert_like(wanted: list[str], found: list[str]) -> None:
+    """Line by line; `...` stands for any text, and runs of blanks count as one."""
+    assert len(wanted) == len(found), "\n".join(found)
+    for pattern, line in zip(wanted, found, strict=True):
+        parts = [re.escape(" ".join(part.split())) for part in pattern.split("...")]
+        regex = r"\s*" + r".*".join(parts) + r"\s*"
+        assert re.fullmatch(regex, " ".join(line.split())), f"{line!r} is not like {pattern!r}"
