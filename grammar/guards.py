@@ -58,13 +58,20 @@ def interval(poly: Poly, lows: Mapping[str, int], flags: set[str]) -> Interval:
 
 def _atom(atom: Symbol | Apply, lows: Mapping[str, int], flags: set[str]) -> Interval:
     if isinstance(atom, Symbol):
-        return Interval(lows.get(atom.name, 1), 1 if atom.name in flags else math.inf)
+        return _symbol(atom.name, lows, flags)
     parts = [interval(arg, lows, flags) for arg in atom.args]
     if atom.function == "floor":
         top, bottom = parts
         return Interval(0, top.high) if top.low >= 0 and bottom.low >= 1 else EVERYTHING
     choose: Callable[..., float] = min if atom.function == "min" else max
     return Interval(choose(p.low for p in parts), choose(p.high for p in parts))
+
+
+def _symbol(name: str, lows: Mapping[str, int], flags: set[str]) -> Interval:
+    """Sizes are at least 1. An attribute such as `dim` may be negative: nothing is said of it."""
+    if name in flags:
+        return Interval(0, 1)
+    return Interval(lows.get(name, 1), math.inf) if name[0].isupper() else EVERYTHING
 
 
 def decided(guard: t.Expr, sampler: Sampler) -> bool | None:

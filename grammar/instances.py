@@ -47,7 +47,8 @@ def never(step: Step) -> Fault:
 
 def low(default: t.Expr) -> int:
     """The smallest value worth trying: 0 for an attribute that is 0 by default, 1 otherwise."""
-    return 0 if isinstance(default, t.Number) and default.value == 0 else 1
+    negative = isinstance(default, t.Unary)
+    return 0 if negative or (isinstance(default, t.Number) and default.value == 0) else 1
 
 
 def widened(term: Term, width: int) -> Term:

@@ -31,6 +31,7 @@ class Sampler:
     truth: Truth = field(init=False)
     symbols: list[str] = field(init=False)
     pool: list[int] = field(init=False)
+    negative: list[int] = field(init=False)
     extents: list[Poly] = field(init=False)
     zeros: list[Poly] = field(init=False)
     drawn: list[Sample] | None = None
@@ -40,6 +41,7 @@ class Sampler:
         self.truth = Truth(self.model.terms)
         self.symbols = [name for name in solver.lows if name not in solver.values]
         self.pool = sorted({*_LARGE, *_constants(self.guards)})
+        self.negative = _negative(self.guards)
         self.extents = _extents(self.model)
         self.zeros = [solver.resolve(poly) for poly in solver.assumed]
 
@@ -67,7 +69,7 @@ class Sampler:
         if name in self.model.flags:
             return source.choice((0, 1))
         if low == 0:
-            return source.choice((0, 0, 1, 2))
+            return source.choice((0, 0, 1, 2, *self.negative))
         large = source.random() < (0.3, 0.5, 0.8, 0.1)[attempt % 4]
         return max(low, source.choice(self.pool if large else _SMALL))
 
@@ -132,6 +134,13 @@ def _constants(conditions: Iterable[t.Expr]) -> set[int]:
         if isinstance(value, int) and value < 1 << 20:
             found |= {value - 1, value, value + 1, 2 * value}
     return {n for n in found if n > 0}
+
+
+def _negative(conditions: Iterable[t.Expr]) -> list[int]:
+    """The negative integers in the guards, which attributes such as `dim` may be compared with."""
+    signs = (n for c in conditions for n in t.walk(c) if isinstance(n, t.Unary) and n.op == "-")
+    numbers = [n.operand.value for n in signs if isinstance(n.operand, t.Number)]
+    return [-n for n in numbers if isinstance(n, int)][:4]
 
 
 def guards_of(rule: t.Rule) -> tuple[t.Expr, ...]:

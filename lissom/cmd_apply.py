@@ -59,7 +59,7 @@ def apply(
     out.report(*found)
     if exit_code(found):
         return exit_code(found)
-    planning.show_plan(out, compiled)
+    planning.show_rules(out, compiled)
     planning.write_result(out, file, compiled, Path(output), measure)
     out.say(
         f'wrote {output}; load it with lissom.load("{output}"); check it: lissom verify {output}'

@@ -41,7 +41,7 @@ def _require_data() -> None:
 
 def _copy(folder: Path) -> None:
     """Copy the model and the program. Raises U005 rather than overwrite what was changed."""
-    home = resources.files(__package__).joinpath("demo")
+    home = resources.files("lissom").joinpath("demo")
     for name in FILES:
         content, path = home.joinpath(name).read_bytes(), folder / name
         if path.exists() and path.read_bytes() != content:

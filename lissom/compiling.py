@@ -127,12 +127,12 @@ def read_plan(path: Path) -> tuple[dict[str, Any], Request]:
 
 
 def _read_request(found: Mapping[str, Any]) -> Request:
-    texts = [tuple(map(_text, found[key])) for key in ("settings", "allow")]
+    settings, allow = (tuple(map(_text, found[key])) for key in ("settings", "allow"))
     pipeline = None if found["pipeline"] is None else _text(found["pipeline"])
     threads = found["threads"]
     if type(threads) is not int or not 1 <= threads <= 1024:
         raise ValueError(f"threads is {threads!r}")
-    return Request(_text(found["program"]), pipeline, *texts, threads)
+    return Request(_text(found["program"]), pipeline, settings, allow, threads)
 
 
 def _text(value: Any) -> str:

@@ -22,6 +22,8 @@ from .grammar.diagnostics import Label, LissomError, did_you_mean, fail
 
 DEFAULT = "build"
 
+Data = Callable[[str], list[tuple[Any, Any]]]
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -36,7 +38,7 @@ class ModelFile:
     model: nn.Module
     module: ModuleType = field(repr=False)
     inputs: tuple[Any, ...] | dict[str, Any] | None = None
-    data: Callable[[str], Iterable[tuple[Any, Any]]] | None = None
+    data: Data | None = None
     metrics: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     ops: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +157,7 @@ def _inputs(module: ModuleType) -> tuple[Any, ...] | dict[str, Any] | None:
     raise fail("M022", "`inputs` gives no inputs", Label(None, where=file), note=note, help=hint)
 
 
-def _data(module: ModuleType) -> Callable[[str], Iterable[tuple[Any, Any]]] | None:
+def _data(module: ModuleType) -> Data | None:
     given = getattr(module, "data", None)
     if given is None:
         return None
@@ -163,7 +165,10 @@ def _data(module: ModuleType) -> Callable[[str], Iterable[tuple[Any, Any]]] | No
     if not callable(given):
         hint = "define `def data(split): ...` that yields batches (x, y)"
         raise fail("M023", "`data` is not a function", Label(None, where=file), help=hint)
+    return _guarded_data(given, file)
 
+
+def _guarded_data(given: Callable[[str], Iterable[tuple[Any, Any]]], file: str) -> Data:
     def data(split: str) -> list[tuple[Any, Any]]:
         # ValueError and KeyError mean "no such split"; whoever asked for the split says where.
         text = f'`data("{split}")` failed'

@@ -23,15 +23,11 @@ from .summary import (
 )
 
 
-def show_plan(out: Output, compiled: Compiled) -> None:
-    """The table of rules, the checks that were asked for, and the total."""
+def show_rules(out: Output, compiled: Compiled) -> None:
+    """The table of rules, and which rules were not allowed."""
     rows = rule_rows(compiled)
     show.captured(out, compiled)
     show.rules(out, rows)
-    if out.verbose:
-        show.stages(out, stage_ends(compiled))
-    show.verdicts(out, "verify", compiled.verdicts)
-    show.total(out, compiled)
     left = not_allowed(compiled)
     if left:
         rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
@@ -43,6 +39,15 @@ def show_plan(out: Output, compiled: Compiled) -> None:
         "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
         "not_allowed": left,
     }
+
+
+def show_plan(out: Output, compiled: Compiled) -> None:
+    """The rules, the checks that were asked for, and the total."""
+    show_rules(out, compiled)
+    if out.verbose:
+        show.stages(out, stage_ends(compiled))
+    show.verdicts(out, "verify", compiled.verdicts)
+    show.total(out, compiled)
 
 
 def write_result(

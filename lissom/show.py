@@ -25,7 +25,7 @@ def captured(out: Output, compiled: Compiled) -> None:
 
 def rules(out: Output, rows: Sequence[RuleRow]) -> None:
     """A row for each rule: how many sites, what they change; below it the misses, counted."""
-    lines = [("stage", "kind", "rule", "sites", "parameters", "bytes", "MACs")]
+    lines: list[Sequence[str]] = [("stage", "kind", "rule", "sites", "parameters", "bytes", "MACs")]
     for row in rows:
         lines.append(_rule_line(row))
         lines += [("", "", f"  {text}", "", "", "", "") for text in _below(row, out.verbose)]
@@ -87,7 +87,8 @@ def verdicts(out: Output, about: str, found: Iterable[Verdict]) -> None:
 
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:
     mark = "ok" if verdict.holds else "FAILED"
-    return mark, verdict.claim, f"{verdict.how}: {_numbers(verdict)}"
+    numbers = _numbers(verdict)
+    return mark, verdict.claim, f"{verdict.how}: {numbers}" if numbers else verdict.how
 
 
 def _numbers(verdict: Verdict) -> str:
@@ -97,7 +98,7 @@ def _numbers(verdict: Verdict) -> str:
         parts.insert(0, f"{verdict.worst:.2g}{allowed}")
     if verdict.samples > 1 and verdict.how == "tested":
         parts.append(f"{verdict.samples} samples")
-    return ", ".join(parts) or "holds"
+    return ", ".join(parts)
 
 
 def comparison(out: Output, rows: Iterable[Compared]) -> None:

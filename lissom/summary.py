@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .grammar import tree as t
 from .grammar.diagnostics import Label, fail
 from .model_file import ModelFile
@@ -124,8 +126,9 @@ def stored_bytes(compiled: Compiled) -> int:
 
 
 def _batch(compiled: Compiled) -> int:
-    shapes = (getattr(value, "shape", ()) for value in compiled.samples.inputs)
-    return next((int(shape[0]) for shape in shapes if len(shape)), 1)
+    """The size of the first axis of the first tensor among the example inputs."""
+    tensors = (value for value in compiled.samples.inputs if isinstance(value, Tensor))
+    return next((len(tensor) for tensor in tensors if tensor.dim()), 1)
 
 
 def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared]:

@@ -199,7 +199,7 @@ def describe(site: Site) -> dict[str, str]:
 def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Node]:
     """Commits a prepared site and writes it down. Returns the nodes around: new ones, their inputs, their readers."""
     site = ready.site
-    name, place = site.name, str(site.rule.source.name.span)
+    name, place = site.name, site.rule.place
     removed = tuple(str(call.node.meta.get("site") or call.node.name) for call in site.removed)
     origins = tuple(sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))}))
     started = time.perf_counter()

@@ -31,7 +31,9 @@ class Latency:
     def how(self) -> str:
         """What the numbers depend on, in words."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"median of {self.rounds}, {threads}, {self.runtime}, batch {self.batch}"
+        spread = " and ".join(f"{1e3 * seconds:.2g}" for seconds in self.spread)
+        medians = f"median of {self.rounds} (quartiles {spread} ms apart)"
+        return f"{medians}, {threads}, {self.runtime}, batch {self.batch}"
 
 
 def measure(

@@ -37,11 +37,16 @@ class Rule:
     def kind(self) -> str:
         return self.source.kind
 
-    @property
+    @cached_property
     def label(self) -> str:
         """The rule with the arguments that the program gave."""
         given = ", ".join(f"{key} = {value}" for key, value in self.given.items())
         return f"{self.name}({given})" if given else self.name
+
+    @cached_property
+    def place(self) -> str:
+        """`file:line:column` of the rule's name."""
+        return str(self.source.name.span)
 
     @cached_property
     def priority(self) -> int:

@@ -170,8 +170,9 @@ class _Worklist:
             heapq.heappush(self.heap, (node._sort_key, self.serial, node))
 
     def _wanted(self, node: fx.Node) -> bool:
-        call = self.state.view.call(node)
-        return call is not None and (self.names is None or call.op.name in self.names)
+        if self.names is None:
+            return self.state.view.call(node) is not None
+        return not self.names.isdisjoint(self.state.view.may_be(node))
 
     def pop(self) -> fx.Node | None:
         while self.heap:
@@ -182,10 +183,8 @@ class _Worklist:
         return None
 
     def rules_for(self, node: fx.Node) -> list[tuple[Rule, PatternOp]]:
-        call = self.state.view.call(node)
-        if call is None:
-            return []
-        return [(rule, start) for rule, start in self.starts if start.ops is None or call.op.name in start.ops]
+        names = self.state.view.may_be(node)
+        return [(rule, start) for rule, start in self.starts if start.ops is None or not start.ops.isdisjoint(names)]
 
     def near(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Nodes whose own match may depend on `nodes`: those within the reach of the patterns."""

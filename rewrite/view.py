@@ -79,6 +79,10 @@ class View:
             self._owners = Owners(self.root)
         return self._owners.of(path)
 
+    def may_be(self, node: fx.Node) -> tuple[str, ...]:
+        """The ops that a node is if it can be read, by what it calls alone: costs one look-up."""
+        return self._names.get(node, ())
+
     # -- keeping up --------------------------------------------------------------------------------
 
     def add(self, node: fx.Node) -> None:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from lissom.rewrite.strategy import Runner
 LIBRARY = Path(lissom.passes.__path__[0])
 
 
+@cache
 def library(*names: str) -> str:
     """The text of library files: `library("fold", "merge")`."""
     return "\n".join((LIBRARY / f"{name}.lissom").read_text() for name in names)
@@ -38,8 +40,13 @@ def library(*names: str) -> str:
 
 def rules_of(text: str, **args: Any) -> list[Rule]:
     """Every rule of a text, with the arguments it declares among `args`."""
-    sources = parse(text, "test.lissom").all(t.Rule)
+    sources = _parsed(text).all(t.Rule)
     return [_with_arguments(source, args, order) for order, source in enumerate(sources)]
+
+
+@cache
+def _parsed(text: str) -> t.File:
+    return parse(text, "test.lissom")
 
 
 def _with_arguments(source: t.Rule, args: Mapping[str, Any], order: int) -> Rule:

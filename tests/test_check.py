@@ -148,6 +148,18 @@ def test_guard_over_weights_is_never_called_endless(small: Declarations) -> None
     assert "L001" not in {d.code for d in check(file, small)}
 
 
+def test_negative_axes_are_possible(small: Declarations) -> None:
+    """An attribute is no size: `end_dim == -1` can hold, and `start_dim >= 0` can fail."""
+    text = """
+exact rule a {
+  match { y = flatten(x, start_dim = s, end_dim = e) }
+  where { e == -1; s >= 0; s * s + 1 > 0 }
+  rewrite { y = flatten(x, start_dim = s) as f }
+}
+"""
+    assert not {"V001", "V002"} & set(codes_of(text, small))
+
+
 def test_claim_that_follows_from_the_guards_is_silent(small: Declarations) -> None:
     text = (HERE / "errors/c001_not_implied.lissom").read_text("utf-8")
     assert "C001" in codes_of(text, small)
