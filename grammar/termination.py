@@ -10,7 +10,7 @@ from .costs import extended, total
 from .declared import Known
 from .diagnostics import Label
 from .embed import Embedding, embed
-from .instances import Instance
+from .instances import Instance, ordered
 from .overlap import Entry
 from .report import Report
 from .sampling import Sampler, guards_of, number
@@ -227,7 +227,8 @@ def _ring(
 
 def _measures(ring: list[Entry]) -> list[str]:
     names = {op for e in ring for s in (*e.both.left, *e.both.right) for op in s.ops}
-    return ["ops", *(f"count of {name}" for name in sorted(names)), "params", "macs"]
+    counts = [f"count of {name}" for name in sorted(names)]
+    return ["ops", *counts, "params", "macs", *(f"place of {name}" for name in sorted(names))]
 
 
 def _lowered(
@@ -254,6 +255,8 @@ def _sign(entry: Entry, measure: str, built: dict[int, tuple[Model, Sampler]]) -
         most = sum(name in s.ops for s in both.right)
         least = sum(s.ops == (name,) for s in both.left)
         return _compare([Fraction(most - least)])
+    if measure.startswith("place of "):
+        return _moved(both, measure.removeprefix("place of "))
     if id(entry.rule) not in built:
         return None
     model, sampler = built[id(entry.rule)]
@@ -264,6 +267,34 @@ def _sign(entry: Entry, measure: str, built: dict[int, tuple[Model, Sampler]]) -
     samples = [extended(model, s) for s in sampler.instances()]
     usable = [s for s in samples if gap.symbols <= set(s)]
     return _compare([number(gap, s) for s in usable]) if usable else None
+
+
+def _moved(both: Sides, name: str) -> int | None:
+    """-1 if a rule that keeps its ops moves `name` towards the output: each op has an end to reach.
+
+    The ops behind `name` are counted. Those outside the site stay behind it, so the count over the
+    whole model changes by as much as the count in the site; that needs the same ops on both sides.
+    """
+    if sorted(s.ops for s in both.left) != sorted(s.ops for s in both.right):
+        return None
+    before, after = (_behind(steps, name) for steps in (both.left, both.right))
+    return (after > before) - (after < before)
+
+
+def _behind(steps: Sequence[Step], name: str) -> int:
+    """How many pairs of an op `name` and another op that depends on it there are."""
+    starts = [step for step in steps if name in step.ops]
+    return sum(_below(start, ordered(list(steps))) for start in starts)
+
+
+def _below(start: Step, steps: list[Step]) -> int:
+    """The number of ops that depend on `start`; `steps` has producers before readers."""
+    values, count = set(start.results), 0
+    for step in steps:
+        if values & set(step.reads):
+            values |= set(step.results)
+            count += 1
+    return count
 
 
 def _compare(gaps: Sequence[object]) -> int:

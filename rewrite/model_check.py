@@ -17,8 +17,8 @@ from .samples import Batches, as_args
 
 Metric = Callable[[nn.Module, Batches], float]
 
-DOUBLE_TOLERANCE = 1e-9
-"""Relative L2 difference allowed between two models in float64 that compute the same."""
+AMPLIFIED = 4.0
+"""How many times its own rounding error a model may move when it is rewritten exactly."""
 
 
 def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
@@ -30,16 +30,20 @@ def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
 def model_equality(before: nn.Module, after: nn.Module, args: tuple[Any, ...], nodes: int) -> Verdict:
     """Whether two models compute the same on the example inputs, up to rounding in the model's own precision.
 
-    Rounding can be amplified by a model; where the own precision leaves doubt, float64 decides.
+    Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding error is measured, as the
+    distance between its outputs in its own precision and in float64, and the rewritten model may be off by a few times
+    that: its new weights were rounded once more.
     """
-    worst, allowed, kind = _compare(outputs(before, args), outputs(after, args), nodes)
+    left = outputs(before, args)
+    worst, allowed, kind = _compare(left, outputs(after, args), nodes)
     claim = "whole model equals the one before the stage"
     if worst <= allowed:
         return Verdict(claim, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
-    double = [outputs(_double(model), tree_map(_double_tensor, args)) for model in (before, after)]
-    exact, _, _ = _compare(double[0], double[1], nodes)
-    detail = f"relative L2, float64; {worst:.2g} in {kind}"
-    return Verdict(claim, "tested", exact <= DOUBLE_TOLERANCE, 1, exact, DOUBLE_TOLERANCE, detail)
+    double = outputs(_double(before), tree_map(_double_tensor, args))
+    own, _, _ = _compare(double, [_double_tensor(value) for value in left], nodes)
+    allowed = max(allowed, AMPLIFIED * own)
+    detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
+    return Verdict(claim, "tested", worst <= allowed, 1, worst, allowed, detail)
 
 
 def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:

@@ -133,8 +133,10 @@ def apart(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
     assert torch.equal(a.isnan(), b.isnan())
     same = (a == b) | a.isnan()
+    if not a.numel():
+        return 0.0
     scale = a.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-30)
-    return float(torch.where(same, 0.0, (a - b).abs() / scale).max()) if a.numel() else 0.0
+    return float(torch.where(same, 0.0, (a - b).abs() / scale).max())
 
 
 def run(

@@ -148,6 +148,19 @@ def test_guard_over_weights_is_never_called_endless(small: Declarations) -> None
     assert "L001" not in {d.code for d in check(file, small)}
 
 
+def test_an_op_that_only_moves_down_ends(small: Declarations) -> None:
+    """Two rules that push neg behind relu and gelu keep every count, and still come to an end."""
+    rule = "exact rule {0} {{ match {{ h = neg(x); y = {0}(h) }}"
+    rule += " rewrite {{ g = {0}(x); y = neg(g) }} }}"
+    back = "exact rule up { match { h = relu(x); y = neg(h) } rewrite { g = neg(x); y = relu(g) } }"
+    down = f"{rule.format('relu')}\n{rule.format('gelu')}\n"
+    assert "L002" not in codes_of(
+        down + "pipeline p { stage s { fixpoint { relu; gelu } } }", small
+    )
+    both = f"{down}{back}\npipeline p {{ stage s {{ fixpoint {{ relu; gelu; up }} }} }}"
+    assert "L002" in codes_of(both, small)
+
+
 def test_negative_axes_are_possible(small: Declarations) -> None:
     """An attribute is no size: `end_dim == -1` can hold, and `start_dim >= 0` can fail."""
     text = """

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from .support import Fn, Fn2, misses, run, sites, the_rule
 from torch import nn
 
 from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
 from lissom.grammar.parse import parse
 from lissom.rewrite.rule import compile_rule
+
+from .support import Fn, Fn2, misses, run, sites, the_rule
 
 X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -43,7 +44,12 @@ def spelled(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., t
 
 
 def test_all_spellings_of_an_op_match() -> None:
-    for spelling in (torch.relu, F.relu, torch.Tensor.relu, lambda x: F.relu(x + 0.5, inplace=True)):
+    for spelling in (
+        torch.relu,
+        F.relu,
+        torch.Tensor.relu,
+        lambda x: F.relu(x + 0.5, inplace=True),
+    ):
         assert count(spelled(spelling), "y = relu(x)") == 1
     assert count(lambda m, x: m.a(x), "y = relu(x)", a=nn.ReLU()) == 1
 
@@ -133,7 +139,9 @@ def test_chain(length: int) -> None:
 
 
 def test_chain_takes_the_longest_run() -> None:
-    (site,) = sites(Fn(lambda m, x: x.relu().relu().relu().tanh()), X, pattern("k = relu*(x)\ny = tanh(k)"))
+    (site,) = sites(
+        Fn(lambda m, x: x.relu().relu().relu().tanh()), X, pattern("k = relu*(x)\ny = tanh(k)")
+    )
     assert len(site.calls) == 4
 
 
@@ -234,9 +242,16 @@ def test_literal_operands() -> None:
 
 def test_literal_attribute_and_bound_attribute() -> None:
     conv = nn.Conv2d(8, 8, 3, stride=2, padding=1)
-    for constraint, expected in (("stride = 2", 1), ("stride = 1", 0), ("stride = (2, 2)", 1), ("groups = 1", 1)):
+    for constraint, expected in (
+        ("stride = 2", 1),
+        ("stride = 1", 0),
+        ("stride = (2, 2)", 1),
+        ("groups = 1", 1),
+    ):
         assert count(lambda m, x: m.c(x), f"y = conv2d(x, {constraint})", c=conv) == expected
-    (site,) = sites(Fn(lambda m, x: m.c(x), c=conv), X, pattern("y = conv2d(x, stride = s, padding = p)"))
+    (site,) = sites(
+        Fn(lambda m, x: m.c(x), c=conv), X, pattern("y = conv2d(x, stride = s, padding = p)")
+    )
     assert site.scope.names["s"] == (2, 2)
     assert site.scope.names["p"] == (1, 1)
 
@@ -246,7 +261,10 @@ def test_a_pair_is_equal_to_a_number_only_if_both_are() -> None:
     assert count(lambda m, x: m.c(x), "y = conv2d(x, stride = 1)", c=conv) == 0
     assert count(lambda m, x: m.c(x), "y = conv2d(x, stride = s)", "where { s == 1 }", c=conv) == 0
     assert count(lambda m, x: m.c(x), "y = conv2d(x, stride = s)", "where { s != 1 }", c=conv) == 1
-    assert count(lambda m, x: m.c(x), "y = conv2d(x, stride = s)", "where { s != (1, 2) }", c=conv) == 0
+    assert (
+        count(lambda m, x: m.c(x), "y = conv2d(x, stride = s)", "where { s != (1, 2) }", c=conv)
+        == 0
+    )
 
 
 def test_one_attribute_name_twice_must_agree() -> None:
@@ -329,7 +347,9 @@ def test_a_value_that_the_model_returns_is_not_consumed() -> None:
 
 
 def test_a_matched_value_that_the_rewrite_does_not_define_is_not_consumed() -> None:
-    (miss,) = misses(Fn(lambda m, x: (x.tanh(), x.sigmoid())), X, pattern("y = tanh(x)\nz = sigmoid(x)"))
+    (miss,) = misses(
+        Fn(lambda m, x: (x.tanh(), x.sigmoid())), X, pattern("y = tanh(x)\nz = sigmoid(x)")
+    )
     assert "`z` is also read by" in miss.text()
 
 
@@ -365,7 +385,7 @@ def test_unless_means_another_op_than_the_matched_ones() -> None:
 def test_unless_may_ask_for_shapes_attributes_and_places() -> None:
     parts = {"a": nn.Conv2d(8, 8, 1), "b": nn.Conv2d(8, 4, 1, stride=2)}
     model = Fn(lambda m, x: m.b(m.a(x)), **parts)
-    match = "y = conv2d(x) as c\nin c : \"a\""
+    match = 'y = conv2d(x) as c\nin c : "a"'
     for inside, expected in (
         ("z = conv2d(y) as d\nd.weight : [4, _, _, _]", 0),
         ("z = conv2d(y) as d\nd.weight : [5, _, _, _]", 1),
@@ -383,7 +403,8 @@ def nested() -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    ("glob", "expected"), [("0.1.*", ["0.1.0"]), ("0", ["0.0.0", "0.1.0"]), ("*", ["0.0.0", "0.1.0", "1"]), ("2", [])]
+    ("glob", "expected"),
+    [("0.1.*", ["0.1.0"]), ("0", ["0.0.0", "0.1.0"]), ("*", ["0.0.0", "0.1.0", "1"]), ("2", [])],
 )
 def test_places(glob: str, expected: list[str]) -> None:
     inside = pattern(f'y = relu(x) as c\nin c : "{glob}"')

@@ -18,7 +18,12 @@ from lissom.rewrite.pattern import Pattern, compile_pattern
 from lissom.rewrite.spec import TensorSpec
 from lissom.rewrite.view import View
 
-FUNCTIONS = {"relu": (torch.relu, 1), "tanh": (torch.tanh, 1), "add": (torch.add, 2), "sub": (torch.sub, 2)}
+FUNCTIONS = {
+    "relu": (torch.relu, 1),
+    "tanh": (torch.tanh, 1),
+    "add": (torch.add, 2),
+    "sub": (torch.sub, 2),
+}
 COMMUTE = frozenset({"add"})
 
 Step = tuple[str, tuple[int, ...]]
@@ -50,12 +55,18 @@ def patterns(draw: st.DrawFn) -> str:
     """Up to four connected ops; operands are earlier results, free names, `_` or the number 2."""
     known, lines = ["x"], []
     for number in range(draw(st.integers(1, 4))):
-        name = draw(st.sampled_from(["relu", "tanh", "add", "sub", "(relu | tanh)", "(add | sub)", "_"]))
+        name = draw(
+            st.sampled_from(["relu", "tanh", "add", "sub", "(relu | tanh)", "(add | sub)", "_"])
+        )
         arity = 1 if "relu" in name or name in ("tanh", "_") else 2
         linked = draw(st.sampled_from(known))
         rest = [draw(st.sampled_from([*known, "x", "z", "_", "2"])) for _ in range(arity - 1)]
         operands = [linked, *rest] if draw(st.booleans()) else [*rest, linked]
-        repeat = "" if number == 0 or arity == 2 or name == "_" else draw(st.sampled_from(["", "", "?", "*"]))
+        repeat = (
+            ""
+            if number == 0 or arity == 2 or name == "_"
+            else draw(st.sampled_from(["", "", "?", "*"]))
+        )
         lines.append(f"v{number} = {name}{repeat}({', '.join(operands)})")
         known += [f"v{number}", *(o for o in rest if o == "z")]
     return "\n".join(lines)
@@ -91,7 +102,11 @@ def _runs(op: Any, nodes: Sequence[fx.Node]) -> list[tuple[fx.Node, ...]]:
     runs: list[tuple[fx.Node, ...]] = [(), *single]
     for run in runs:
         last = run[-1] if run else None
-        runs += [(*run, n) for n in fitting if last is not None and n.args[0] is last and list(last.users) == [n]]
+        runs += [
+            (*run, n)
+            for n in fitting
+            if last is not None and n.args[0] is last and list(last.users) == [n]
+        ]
     return runs
 
 
@@ -135,7 +150,10 @@ def _solve(equations: list[tuple[Any, Any]]) -> dict[str, Any] | None:
                 if known is None:
                     left.append((name, value))
                     continue
-                if names.setdefault(name, known) is not known or names.setdefault(str(value), known) is not known:
+                if (
+                    names.setdefault(name, known) is not known
+                    or names.setdefault(str(value), known) is not known
+                ):
                     return None
                 continue
             if names.setdefault(name, value) is not value:
@@ -170,7 +188,9 @@ def _run_of(bound: Bindings, op: Any) -> tuple[fx.Node, ...]:
     return tuple(call.node for call in bound.chains.get(op.index, ()))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 @given(graphs(), patterns(), st.integers(0, 3))
 def test_matcher_and_reference_agree(module: fx.GraphModule, match: str, number: int) -> None:
     pattern = compiled(match)
@@ -189,7 +209,9 @@ def test_the_drawn_cases_are_not_vacuous() -> None:
     """Most of what is drawn must match somewhere; else agreement means nothing."""
     hits = [0, 0]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(
+        max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    )
     @given(graphs(), patterns())
     def draw(module: fx.GraphModule, match: str) -> None:
         hits[bool(reference(compiled(match), module))] += 1

@@ -55,14 +55,19 @@ def test_the_model_may_become_its_own_input() -> None:
 
 
 def test_several_results_are_replaced_where_each_is_read() -> None:
-    text = rule("y = tanh(x)\nz = sigmoid(x)", "y = sub(mul(2, sigmoid(mul(2, x))), 1)\nz = div(add(tanh(div(x, 2)), 1), 2)")
+    text = rule(
+        "y = tanh(x)\nz = sigmoid(x)",
+        "y = sub(mul(2, sigmoid(mul(2, x))), 1)\nz = div(add(tanh(div(x, 2)), 1), 2)",
+    )
     driven = run(Fn(lambda m, x: (x.tanh() + 1) * x.sigmoid()), X, text)
     assert driven.applied == 1
     driven.check()
 
 
 def test_results_read_before_the_inputs_exist_are_refused() -> None:
-    text = rule("y = relu(x)\nz = add(y, w)\nv = add(y, 1)", "v = add(w, 1)\nz = relu(w)\ny = sub(z, w)")
+    text = rule(
+        "y = relu(x)\nz = add(y, w)\nv = add(y, 1)", "v = add(w, 1)\nz = relu(w)\ny = sub(z, w)"
+    )
 
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         y = x.relu()
@@ -89,12 +94,17 @@ def test_parts_go_with_the_op_that_made_them() -> None:
 
 def test_parts_may_be_results() -> None:
     text = rule("h = relu(x)\n(a, b) = chunk(h, chunks = 2, dim = 1)", "a = relu(narrow(x))\nb = a")
-    text = rule("(a, b) = chunk(x, chunks = 2, dim = 1)\nu = relu(a)\nv = relu(b)", "u = clamp(a, min = 0)\nv = relu(b)")
+    text = rule(
+        "(a, b) = chunk(x, chunks = 2, dim = 1)\nu = relu(a)\nv = relu(b)",
+        "u = clamp(a, min = 0)\nv = relu(b)",
+    )
     with pytest.raises(LissomError) as caught:
         run(Fn(lambda m, x: (lambda a, b: a.relu() - b.relu())(*x.chunk(2, 1))), X, text)
     assert caught.value.diagnostics[0].code == "N005"
     kept = text.replace("(a, b) =", "shared (a, b) =")
-    driven = run(Fn(lambda m, x: (lambda a, b: a.relu() - b.relu())(*x.chunk(2, 1))), X, kept).check()
+    driven = run(
+        Fn(lambda m, x: (lambda a, b: a.relu() - b.relu())(*x.chunk(2, 1))), X, kept
+    ).check()
     assert driven.applied == 1
 
 
@@ -109,7 +119,11 @@ def test_an_op_with_any_number_of_inputs_can_be_built() -> None:
 
 def many() -> nn.Module:
     torch.manual_seed(1)
-    layers = [layer for _ in range(3) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())]
+    layers = [
+        layer
+        for _ in range(3)
+        for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    ]
     return random_norms(nn.Sequential(*layers))
 
 
@@ -123,7 +137,14 @@ def test_each_site_has_weights_of_its_own() -> None:
 
 def test_a_path_that_exists_is_never_taken() -> None:
     """The model already has what the rule would call its first result."""
-    model = random_norms(Fn(lambda m, x: m.fold_bn_c_0(m.n(m.c(x))), c=nn.Conv2d(8, 8, 1), n=nn.BatchNorm2d(8), fold_bn_c_0=nn.Conv2d(8, 8, 1)))
+    model = random_norms(
+        Fn(
+            lambda m, x: m.fold_bn_c_0(m.n(m.c(x))),
+            c=nn.Conv2d(8, 8, 1),
+            n=nn.BatchNorm2d(8),
+            fold_bn_c_0=nn.Conv2d(8, 8, 1),
+        )
+    )
     holder = nn.Module()
     holder.fold_bn_0 = nn.Parameter(torch.ones(1))
     driven = run(model, X, FOLD).check()
@@ -138,7 +159,9 @@ def test_a_weight_may_have_the_name_of_a_result(name: str) -> None:
 
 
 def test_dead_layers_go_and_others_keep_their_bits() -> None:
-    model = random_norms(nn.Sequential(nn.Linear(6, 6), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(6, 5)))
+    model = random_norms(
+        nn.Sequential(nn.Linear(6, 6), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(6, 5))
+    )
     before = digests(model)
     driven = run(model, X, FOLD).check()
     after = digests(driven.module)
@@ -151,7 +174,11 @@ def test_dead_layers_go_and_others_keep_their_bits() -> None:
 @pytest.mark.parametrize("use", ["twice", "tied", "get_attr"])
 def test_shared_weights_are_not_rewritten(use: str) -> None:
     """S01, S02, S20: one convolution on two values, two layers over one weight, a weight read directly."""
-    parts: dict[str, Any] = {"c": nn.Conv2d(8, 8, 1), "n": nn.BatchNorm2d(8), "e": nn.Conv2d(8, 8, 1)}
+    parts: dict[str, Any] = {
+        "c": nn.Conv2d(8, 8, 1),
+        "n": nn.BatchNorm2d(8),
+        "e": nn.Conv2d(8, 8, 1),
+    }
     if use == "tied":
         parts["e"].weight = parts["c"].weight
     function = {
@@ -165,14 +192,21 @@ def test_shared_weights_are_not_rewritten(use: str) -> None:
 
 
 def test_ownership_is_checked_without_a_guard() -> None:
-    text = rule("h = conv2d(x) as c\ny = mul(h, 2)", "y = c(x, weight = c.weight * 2, bias = c.bias * 2) from c")
+    text = rule(
+        "h = conv2d(x) as c\ny = mul(h, 2)",
+        "y = c(x, weight = c.weight * 2, bias = c.bias * 2) from c",
+    )
     driven = run(Fn(lambda m, x: m.c(x) * 2 + m.c(x + 1), c=nn.Conv2d(8, 8, 1)), X, text).check()
     assert driven.applied == 0
     assert driven.reasons() == ["`c.weight` is also used by c"]
 
 
 def test_on_shared_clone_gives_the_site_its_own_copy() -> None:
-    text = rule("h = conv2d(x) as c\ny = mul(h, 2)", "y = c(x, weight = c.weight * 2, bias = c.bias * 2) from c", "on_shared clone")
+    text = rule(
+        "h = conv2d(x) as c\ny = mul(h, 2)",
+        "y = c(x, weight = c.weight * 2, bias = c.bias * 2) from c",
+        "on_shared clone",
+    )
     driven = run(Fn(lambda m, x: m.c(x) * 2 + m.c(x + 1), c=nn.Conv2d(8, 8, 1)), X, text).check()
     assert driven.applied == 1
     convs = [m for m in driven.module.modules() if isinstance(m, nn.Conv2d)]
@@ -180,7 +214,11 @@ def test_on_shared_clone_gives_the_site_its_own_copy() -> None:
 
 
 def test_a_weight_that_is_passed_on_by_a_clone_is_copied_too() -> None:
-    text = rule("h = conv2d(x) as c\ny = relu(h)", "g = c(x) from c\ny = clamp(g, min = 0)", "on_shared clone")
+    text = rule(
+        "h = conv2d(x) as c\ny = relu(h)",
+        "g = c(x) from c\ny = clamp(g, min = 0)",
+        "on_shared clone",
+    )
     driven = run(Fn(lambda m, x: m.c(x).relu() + m.c(x + 1), c=nn.Conv2d(8, 8, 1)), X, text).check()
     convs = [m for m in driven.module.modules() if isinstance(m, nn.Conv2d)]
     assert driven.applied == 1
@@ -301,7 +339,10 @@ def test_in_place_ops_survive_though_nothing_reads_them() -> None:
 
 
 def test_matched_in_place_ops_are_no_obstacle() -> None:
-    text = rule("h = conv2d(x) as c\nk = relu(h)\ny = mul(k, 2)", "g = c(x, weight = c.weight * 2, bias = c.bias * 2) from c\ny = relu(g)")
+    text = rule(
+        "h = conv2d(x) as c\nk = relu(h)\ny = mul(k, 2)",
+        "g = c(x, weight = c.weight * 2, bias = c.bias * 2) from c\ny = relu(g)",
+    )
     model = Fn(lambda m, x: m.r(m.c(x)) * 2, c=nn.Conv2d(8, 8, 1), r=nn.ReLU(inplace=True))
     assert run(model, X, text).check().applied == 1
 

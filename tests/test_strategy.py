@@ -117,7 +117,9 @@ def test_priority_then_order_in_the_file() -> None:
     both = f"{one}\n{two}"
     assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "")).sites("one") == ["0"]
     assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "priority 1\n")).sites("two") == ["0"]
-    assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "priority -1\n")).sites("one") == ["0"]
+    assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "priority -1\n")).sites("one") == [
+        "0"
+    ]
 
 
 def test_a_rewrite_far_from_the_anchor_wakes_its_neighbours() -> None:
@@ -165,7 +167,7 @@ def test_attempts_grow_linearly(layer: type[nn.Module]) -> None:
         ]
     )
     few, many = tried(30, rules, layer), tried(300, rules, layer)
-    assert 30 <= few
+    assert few >= 30
     assert many <= 11 * few
 
 

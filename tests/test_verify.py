@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from .support import Fn, Fn2, random_norms, run
 from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.journal import Applied
+
+from .support import Fn, Fn2, random_norms, run
 
 LINEAR = """
 approx rule low_rank(R: int = 8) {
@@ -86,7 +87,9 @@ def verdict(model: nn.Module, x: Tensor, text: str, **args: Any) -> str:
 
 def linear_model(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(inputs)
-    return nn.Sequential(nn.Linear(inputs, outputs)).to(dtype).eval(), torch.randn(2, inputs).to(dtype)
+    return nn.Sequential(nn.Linear(inputs, outputs)).to(dtype).eval(), torch.randn(2, inputs).to(
+        dtype
+    )
 
 
 def conv_model(inputs: int, outputs: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
@@ -228,7 +231,9 @@ def test_tiny_and_huge_weights_are_no_false_alarm(scale: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e9])
-@pytest.mark.parametrize("name", ["gamma forgotten", "bias not scaled", "sign of the mean", "kernel flipped"])
+@pytest.mark.parametrize(
+    "name", ["gamma forgotten", "bias not scaled", "sign of the mean", "kernel flipped"]
+)
 def test_wrong_folds_of_scaled_layers_are_found(name: str, scale: float) -> None:
     """Weights and constants at the same scale: a bug in either is visible."""
     model = conv_norm(0)
@@ -254,7 +259,9 @@ def test_sums_of_25088_terms_are_no_false_alarm() -> None:
     driven = run(model, torch.randn(2, 25088), text, functions=FOLD_FUNCTIONS)
     assert driven.applied == 1
     (event,) = driven.journal.of(Applied)
-    assert all(v.worst <= 0.5 * v.tolerance for v in event.verdicts if v.how == "tested" and v.worst)
+    assert all(
+        v.worst <= 0.5 * v.tolerance for v in event.verdicts if v.how == "tested" and v.worst
+    )
     driven.check()
 
 
@@ -306,7 +313,9 @@ def test_an_overflow_of_the_models_dtype_is_refused_with_the_reason() -> None:
 # -- rules that are wrong in other ways ------------------------------------------------------------
 
 
-def code(function: Callable[..., Any], x: Any, match: str, rewrite: str, kind: type = Fn, **parts: Any) -> str:
+def code(
+    function: Callable[..., Any], x: Any, match: str, rewrite: str, kind: type = Fn, **parts: Any
+) -> str:
     text = f"exact rule r {{ match {{\n{match}\n}}\nrewrite {{\n{rewrite}\n}} }}"
     try:
         driven = run(kind(function, **parts), x, text, how="once")
@@ -333,7 +342,9 @@ X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
         (lambda m, x: (x - 3) - (x - 3.001), "a = sub(x, 3)\nb = sub(x, 3.001)\ny = sub(a, b)", "y = sub(sub(x, 3), sub(x, 3.001))", "applied"),
     ],
 )  # fmt: skip
-def test_rules_on_values(function: Callable[..., Any], match: str, rewrite: str, expected: str) -> None:
+def test_rules_on_values(
+    function: Callable[..., Any], match: str, rewrite: str, expected: str
+) -> None:
     assert code(function, X, match, rewrite) == expected
 
 
@@ -363,7 +374,10 @@ def test_a_rewrite_that_reads_what_it_removes() -> None:
 def test_integers_are_compared_exactly() -> None:
     tokens = torch.randint(0, 9, (2, 5))
     text = "y = embedding(x) as e"
-    assert code(lambda m, x: m.e(x), tokens, text, "y = e(x) from e", e=nn.Embedding(9, 4)) == "applied"
+    assert (
+        code(lambda m, x: m.e(x), tokens, text, "y = e(x) from e", e=nn.Embedding(9, 4))
+        == "applied"
+    )
 
 
 def test_masks_are_recorded_not_drawn() -> None:
@@ -386,7 +400,9 @@ def test_unsplit_approximations_are_bound_by_their_budget_only() -> None:
 
 def test_error_of_a_site_is_the_relative_distance() -> None:
     model = Fn(lambda m, x: nn.functional.gelu(x))
-    text = "approx rule r { match { y = gelu(x) } rewrite { y = relu(x) } ensure { error(y) <= 40% } }"
+    text = (
+        "approx rule r { match { y = gelu(x) } rewrite { y = relu(x) } ensure { error(y) <= 40% } }"
+    )
     (event,) = run(model, X, text).journal.of(Applied)
     reference = nn.functional.gelu(X).double()
     expected = (X.relu().double() - reference).norm() / reference.norm()

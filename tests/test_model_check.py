@@ -1,0 +1,76 @@
+"""Whole-model equality: rounding that a model amplifies is no alarm, a changed model is."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lissom.rewrite.model_check import distance, drift, model_equality
+
+
+class Amplifier(nn.Module):
+    """Eight layers that stretch small differences, as deep nets with large gains do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.sin(6 * layer(x))
+        return x
+
+
+def nudged(model: Amplifier, size: float) -> Amplifier:
+    """A copy whose first weight is off by `size` units in the last place."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.layers[0].weight.mul_(1 + size * torch.finfo(torch.float32).eps)
+    return other
+
+
+def test_amplified_rounding_is_no_alarm() -> None:
+    model, x = Amplifier().eval(), torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    other = nudged(model, 1)
+    plain = distance(model(x).detach(), other(x).detach())
+    verdict = model_equality(model, other, (x,), 60)
+    assert plain > 32 * torch.finfo(torch.float32).eps * 60**0.5, (
+        "the model must amplify, or this tests nothing"
+    )
+    assert verdict.holds, verdict
+    assert "own rounding error" in verdict.detail
+
+
+def test_a_changed_model_is_found() -> None:
+    model, x = Amplifier().eval(), torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    assert not model_equality(model, nudged(model, 1e3), (x,), 60).holds
+
+
+def test_a_plain_model_has_the_plain_tolerance() -> None:
+    model, x = nn.Linear(8, 8).eval(), torch.randn(4, 8)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.weight.mul_(1.001)
+    assert not model_equality(model, other, (x,), 1).holds
+    assert model_equality(model, model, (x,), 1).worst == 0.0
+
+
+def test_distance_sees_nan_shape_and_dtype() -> None:
+    x = torch.ones(3)
+    nan = torch.tensor([1.0, torch.nan, 1.0])
+    assert distance(x, x.double()) == float("inf")
+    assert distance(x, torch.ones(4)) == float("inf")
+    assert distance(x, nan) == float("inf")
+    assert distance(nan, nan) == 0.0
+    assert distance(2 * x, x) == 0.5
+
+
+def test_drift_is_relative_to_the_original() -> None:
+    model = nn.Linear(4, 4, bias=False).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.weight.mul_(1.1)
+    assert abs(drift(model, other, [(torch.randn(16, 4),)]) - 0.1) < 1e-6
