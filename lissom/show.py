@@ -87,8 +87,7 @@ def verdicts(out: Output, about: str, found: Iterable[Verdict]) -> None:
 
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:
     mark = "ok" if verdict.holds else "FAILED"
-    numbers = _numbers(verdict)
-    return mark, verdict.claim, f"{verdict.how}: {numbers}" if numbers else verdict.how
+    return mark, verdict.claim, f"{verdict.how}: {_numbers(verdict)}"
 
 
 def _numbers(verdict: Verdict) -> str:
@@ -98,7 +97,7 @@ def _numbers(verdict: Verdict) -> str:
         parts.insert(0, f"{verdict.worst:.2g}{allowed}")
     if verdict.samples > 1 and verdict.how == "tested":
         parts.append(f"{verdict.samples} samples")
-    return ", ".join(parts)
+    return ", ".join(parts) or "holds"
 
 
 def comparison(out: Output, rows: Iterable[Compared]) -> None:

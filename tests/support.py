@@ -197,7 +197,7 @@ class Fn2(Fn):
 
 
 def random_norms(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Gives every batch norm random statistics and gains of both signs; returns the model in eval."""
+    """Gives every batch norm random statistics and gains of both signs; the model, in eval."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""The catalogue of silent miscompiles: each case ends equal, within budget, or refused with a reason.
+"""Known silent miscompiles: each case ends equal, within budget, or refused with a reason.
 
 Each case is called by its row in the catalogue, with the public report it comes from.
 """
@@ -243,12 +243,7 @@ def test_s26_hooks() -> None:
     hooked.register_forward_hook(lambda module, args, out: out + 1)
     torch.manual_seed(0)
     model = random_norms(Fn(lambda m, x: m.n(m.c(x)), c=hooked, n=norm()))
-    try:
-        driven = run(model, X, EXACT)
-    except LissomError as refused:
-        assert refused.diagnostics[0].code.startswith("M")
-        return
-    assert driven.check().applied == 0
+    assert run(model, X, EXACT).check().applied == 0
 
 
 def test_s27_state_that_changes_in_forward() -> None:

@@ -435,7 +435,8 @@ def test_structural_miss(function: Callable[..., torch.Tensor], reason: str, spa
 
 def test_guards_fail_in_textual_order_with_their_message() -> None:
     conv = Fn(lambda m, x: m.c(x), c=nn.Conv2d(8, 4, 3))
-    guards = 'where { K == 3 else "k"\nO >= I else "{O} outputs of {I}, {c}, {nothing}" \n false else "never" }'
+    said = "{O} outputs of {I}, {c}, {nothing}"
+    guards = f'where {{ K == 3 else "k"\nO >= I else "{said}"\nfalse else "never" }}'
     (miss,) = misses(conv, X, pattern("y = conv2d(x) as c\nc.weight : [O, I, K, K]", guards))
     assert miss.text() == "4 outputs of 8, c, {nothing}"
     assert miss.span is not None
@@ -443,7 +444,7 @@ def test_guards_fail_in_textual_order_with_their_message() -> None:
 
 
 def test_the_nearest_miss_is_kept() -> None:
-    """Of two ways to match, the one that came to the guards is worth telling, not the one without structure."""
+    """Of two ways to match, the one that came to the guards is worth telling."""
 
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return x.relu() * x.sigmoid()

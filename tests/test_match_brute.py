@@ -81,7 +81,7 @@ def compiled(match: str) -> Pattern:
 
 
 def reference(pattern: Pattern, module: fx.GraphModule) -> set[Any]:
-    """All matches, by trying every tuple of nodes; absent and repeated ops by every length of run."""
+    """All matches, by trying every tuple of nodes; for absent and repeated ops every run."""
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
     choices = [_runs(op, nodes) for op in pattern.ops]
     found = set()
@@ -120,7 +120,7 @@ def _consistent(pattern: Pattern, runs: Sequence[tuple[fx.Node, ...]]) -> Iterat
 
 
 def _equations(op: Any, run: tuple[fx.Node, ...]) -> list[list[tuple[Any, Any]]]:
-    """For each order of operands: pairs that must be equal, of pattern names and values (or two names)."""
+    """For each order of operands: pairs of a pattern name and a value that must be equal."""
     if not run:
         return [[(op.targets[0], _Name(op.reads[0]))]]
     args = run[0].args

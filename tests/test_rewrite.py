@@ -32,7 +32,7 @@ def pair(cin: int = 8, mid: int = 8, cout: int = 8) -> dict[str, Any]:
 
 
 def test_back_to_back_matches() -> None:
-    """The input of the second match is the result of the first, inside a list (pytorch/pytorch#159613)."""
+    """The second match reads the result of the first, in a list (pytorch/pytorch#159613)."""
     text = rule("h = cat(x, z, dim = 1)\ny = relu(h)", "y = cat(relu(x), relu(z), dim = 1)")
 
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_back_to_back_matches() -> None:
 
 
 def test_three_removals_in_a_row() -> None:
-    driven = run(Fn(lambda m, x: -(-(-(-(x + 1))))), X, library("tidy")).check()
+    driven = run(Fn(lambda m, x: (x + 1).neg().neg().neg().neg()), X, library("tidy")).check()
     assert driven.ops() == ["add"]
 
 
@@ -173,7 +173,7 @@ def test_dead_layers_go_and_others_keep_their_bits() -> None:
 
 @pytest.mark.parametrize("use", ["twice", "tied", "get_attr"])
 def test_shared_weights_are_not_rewritten(use: str) -> None:
-    """S01, S02, S20: one convolution on two values, two layers over one weight, a weight read directly."""
+    """S01, S02, S20: one layer on two values, two layers over one weight, a weight read by name."""
     parts: dict[str, Any] = {
         "c": nn.Conv2d(8, 8, 1),
         "n": nn.BatchNorm2d(8),

@@ -113,7 +113,8 @@ def test_once_in_graph_order() -> None:
 
 def test_priority_then_order_in_the_file() -> None:
     one = "exact rule one { match { y = relu(x) } rewrite { y = clamp(x, min = 0) } }"
-    two = "exact rule two { PRIORITY match { y = relu(x) } rewrite { y = neg(clamp(neg(x), max = 0)) } }"
+    result = "rewrite { y = neg(clamp(neg(x), max = 0)) }"
+    two = f"exact rule two {{ PRIORITY match {{ y = relu(x) }} {result} }}"
     both = f"{one}\n{two}"
     assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "")).sites("one") == ["0"]
     assert run(chain(1, nn.ReLU), X, both.replace("PRIORITY", "priority 1\n")).sites("two") == ["0"]
@@ -126,7 +127,10 @@ def test_a_rewrite_far_from_the_anchor_wakes_its_neighbours() -> None:
     """The site of `far` ends three ops behind its anchor; `wake` matches only what follows it."""
     text = """
     exact rule far { match { a = sigmoid(x)\n b = neg(a)\n y = neg(b) } rewrite { y = sigmoid(x) } }
-    exact rule wake { match { s = sigmoid(x)\n u = tanh(s)\n y = relu(u) } rewrite { y = tanh(sigmoid(x)) } }
+    exact rule wake {
+      match { s = sigmoid(x)\n u = tanh(s)\n y = relu(u) }
+      rewrite { y = tanh(sigmoid(x)) }
+    }
     """
     model = Fn(lambda m, x: torch.neg(torch.neg(x.sigmoid())).tanh().relu())
     driven = run(model, X, text).check()
@@ -141,7 +145,10 @@ def test_each_applies_the_best_first_and_stops() -> None:
       let { (u, s, v) = svd(l.weight) }
       where { I + O < I * O }
       perturb { l.weight := (u[:, :1] * s[:1]) @ v[:1] }
-      rewrite { h = linear(x, weight = v[:1], bias = none) from l\n y = linear(h, weight = u[:, :1] * s[:1], bias = l.bias) from l }
+      rewrite {
+        h = linear(x, weight = v[:1], bias = none) from l
+        y = linear(h, weight = u[:, :1] * s[:1], bias = l.bias) from l
+      }
     }"""
     work = runner(model)
     rule = the_rule(text)
@@ -159,11 +166,12 @@ def tried(length: int, rules: str, layer: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize("layer", [nn.Identity, nn.Sigmoid])
 def test_attempts_grow_linearly(layer: type[nn.Module]) -> None:
-    """Ten times the nodes: about ten times the attempts, whether every site matches or none does."""
+    """Ten times the nodes: about ten times the attempts, whether all sites match or none does."""
     rules = "\n".join(
         [
             "exact rule drop { match { y = identity(x) } rewrite { y = x } }",
-            "exact rule two { match { h = sigmoid(x)\n y = sigmoid(h) } where { 1 == 2 } rewrite { y = h } }",
+            "exact rule two { match { h = sigmoid(x)\n y = sigmoid(h) }",
+            "where { 1 == 2 } rewrite { y = h } }",
         ]
     )
     few, many = tried(30, rules, layer), tried(300, rules, layer)
