@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .capture import Captured, capture
 from .checkpoint import finish, snapshot
 from .cost import model_costs
 from .digest import model_digest
-from .journal import Applied, Costs, Journal, Verdict
+from .journal import Applied, Costs, Journal, StageEnd, Verdict
 from .model_check import Metric, Metrics
 from .ops import Vocabulary
 from .pipeline import Pipeline, Progress
@@ -42,9 +43,20 @@ class Compiled:
     capture_how: str
     samples: Samples
     metrics: Metrics
-    digests: dict[str, str]
     seed: int
     seconds: float
+    stamp: tuple[int, ...] = ()
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hashes of the captured model and of the result, taken when they are first needed.
+
+        Raises A030 where the result was changed since: a certificate speaks of the model that was verified.
+        """
+        if self.stamp != stamp(self.model):
+            hint = "save the result before training it further, or save your own copy another way"
+            raise fail("A030", "the compiled model was changed after it was verified", Label(None), help=hint)
+        return {"original": model_digest(self.original), "result": model_digest(self.model)}
 
     @property
     def verified(self) -> bool:
@@ -58,9 +70,13 @@ class Compiled:
     @property
     def kept_stages(self) -> frozenset[str]:
         """Stages that were not rolled back."""
-        from .journal import StageEnd
-
         return frozenset(end.stage for end in self.journal.of(StageEnd) if end.kept)
+
+
+def stamp(module: nn.Module) -> tuple[int, ...]:
+    """Changes whenever a weight is written to or replaced; costs next to nothing."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return tuple(number for tensor in tensors for number in (id(tensor), tensor._version))
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,6 @@ def compile_model(
     begun = time.perf_counter()
     captured = capture(model, inputs if inputs is not None else example_of(data))
     original = snapshot(captured.module)
-    digests = {"original": model_digest(original)}
     state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)
     run = Pipeline(
@@ -100,11 +115,10 @@ def compile_model(
     )  # fmt: skip
     run.run()
     finish(state.module)
-    digests["result"] = model_digest(state.module)
     after = model_costs(state.module, state.view)
     return Compiled(
         state.module, original, program, run.source, state.journal, before, after, run.final, captured.notes, captured.how,
-        state.samples, run.metrics, digests, options.seed, time.perf_counter() - begun,
+        state.samples, run.metrics, options.seed, time.perf_counter() - begun, stamp(state.module),
     )  # fmt: skip
 
 

@@ -263,9 +263,8 @@ class Pipeline:
             finish(self.state.module)
             return drift(self.metrics.original, self.state.module, batches or self.state.samples.calibration)
 
-        now = model_costs(self.state.module, self.state.view)
-        before = getattr(self, "original", now)
-        scope.facts.update(samples=samples, drop=drop, drift=drifted, error=drifted, before=before, after=now)
+        scope.facts.update(samples=samples, drop=drop, drift=drifted, error=drifted, before=self.original)
+        scope.facts["after"] = lambda: model_costs(self.state.module, self.state.view)
         return scope
 
     def _warn_silent(self) -> None:

@@ -109,7 +109,8 @@ def _costs(scope: Scope, what: Any) -> Costs:
     if what == "model":
         return model_costs(state.module, state.view)
     if what in scope.facts:
-        return scope.facts[what]
+        known = scope.facts[what]
+        return known() if callable(known) else known
     raise fail("R004", f"the cost of `{what}` is not known here", Label(None), help="before, after, model or an op")
 
 
