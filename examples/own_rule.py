@@ -1,9 +1,10 @@
-"""Writing a rule from nothing: what it says, how it is refused when it is wrong, and what it gives when it is right.
+"""Writing a rule from nothing: what it says, how it is refused when it is wrong, and what it gives
+when it is right.
 
     python examples/own_rule.py
 
-Two linear layers with nothing between them are one. The first attempt forgets the first bias; the verifier finds that on
-the model at hand and says where. The second attempt is right and is applied.
+Two linear layers with nothing between them are one. The first attempt forgets the first bias; the
+verifier finds that on the model at hand and says where. The second attempt is right and is applied.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ exact rule fuse {
 def network() -> nn.Module:
     """A small net with a pair of linear layers that do the work of one."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)).eval()
+    return nn.Sequential(
+        nn.Linear(64, 128), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)
+    ).eval()
 
 
 def main() -> None:

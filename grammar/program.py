@@ -1,4 +1,6 @@
-"""A program: one rule file, the files it uses, and the library's rules, each parsed when it is first named."""
+"""A program: one rule file, the files it uses, and the library's rules, each parsed when it is
+first named.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from .parse import parse, parse_file, read_text
 from .vocabulary import library_sources
 
 _STATEMENT = re.compile(
-    r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)|op\b|extern\b|use\b|pipeline\b|test\b)", re.M
+    r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)|op\b|extern\b|use\b|pipeline\b|test\b)",
+    re.M,
 )
 
 
@@ -71,7 +74,10 @@ class Program:
         found = self.own_rules.get(word.text) or self.shelf.get(word.text)
         if found is None:
             known = [*self.own_rules, *self.shelf.names]
-            hint = next(iter(did_you_mean(word.text, known)), "rules are declared with `exact rule NAME { ... }`")
+            hint = next(
+                iter(did_you_mean(word.text, known)),
+                "rules are declared with `exact rule NAME { ... }`",
+            )
             raise fail("N001", f"no rule is called `{word}`", Label(word.span), help=hint)
         return found
 
@@ -83,18 +89,30 @@ class Program:
         found = next((p for p in pipelines if p.name.text == name), None)
         if found is None:
             known = ", ".join(p.name.text for p in pipelines) or "none"
-            raise fail("N001", f"no pipeline is called `{name}`", Label(self.file.span), help=f"known: {known}")
+            raise fail(
+                "N001",
+                f"no pipeline is called `{name}`",
+                Label(self.file.span),
+                help=f"known: {known}",
+            )
         return found
 
     def _only(self, pipelines: tuple[t.Pipeline, ...]) -> t.Pipeline | None:
         if len(pipelines) > 1:
             places = [Label(p.name.span, "one of them") for p in pipelines]
-            raise fail("N001", "the file has several pipelines", *places, help="say which with --pipeline NAME")
+            raise fail(
+                "N001",
+                "the file has several pipelines",
+                *places,
+                help="say which with --pipeline NAME",
+            )
         return pipelines[0] if pipelines else None
 
 
 def load_program(path: Path) -> Program:
-    """Reads a rule file and the files it uses, which lie beside it: `use mylab.ops` is mylab/ops.lissom."""
+    """Reads a rule file and the files it uses, which lie beside it: `use mylab.ops` is
+    mylab/ops.lissom.
+    """
     return _load(parse_file(path), path.parent)
 
 
@@ -110,19 +128,39 @@ def _load(file: t.File, folder: Path | None) -> Program:
     return Program(file, tuple(used.values()))
 
 
-def _use(use: t.Use, folder: Path | None, used: dict[Path, t.File], trail: tuple[Path, ...]) -> None:
-    """Loads one used file and, first, what it uses itself. Words are identifiers, so no path can leave the folder."""
+def _use(
+    use: t.Use, folder: Path | None, used: dict[Path, t.File], trail: tuple[Path, ...]
+) -> None:
+    """Loads one used file and, first, what it uses itself. Words are identifiers, so no path can
+    leave the folder.
+    """
     name = ".".join(word.text for word in use.path)
-    path = None if folder is None else folder.joinpath(*(word.text for word in use.path)).with_suffix(".lissom")
+    path = (
+        None
+        if folder is None
+        else folder.joinpath(*(word.text for word in use.path)).with_suffix(".lissom")
+    )
     if path is None or not path.is_file():
         where = str(path) if path is not None else "a folder, which text alone does not have"
-        raise fail("N007", f"`use {name}` finds no file", Label(use.span), note=f"looked for {where}")
+        raise fail(
+            "N007", f"`use {name}` finds no file", Label(use.span), note=f"looked for {where}"
+        )
     assert folder is not None
     resolved = path.resolve()
     if folder.resolve() not in resolved.parents:
-        raise fail("N007", f"`use {name}` leads outside its folder", Label(use.span), note=f"it is {resolved}")
+        raise fail(
+            "N007",
+            f"`use {name}` leads outside its folder",
+            Label(use.span),
+            note=f"it is {resolved}",
+        )
     if resolved in trail:
-        raise fail("N007", f"`use {name}` is a circle", Label(use.span), help="remove one of the `use` lines")
+        raise fail(
+            "N007",
+            f"`use {name}` is a circle",
+            Label(use.span),
+            help="remove one of the `use` lines",
+        )
     if resolved in used:
         return
     file = parse(read_text(path), str(path))

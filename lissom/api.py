@@ -71,10 +71,15 @@ class Result:
             share = f"{100 * (new - old) / old:+.1f} %" if old else ""
             rows.append((name, f"{old:,}", f"{new:,}", share))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(
+            "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
 
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:
-        """Writes the artifact folder. Raises V103 where a fresh process does not get the same outputs from it."""
+        """Writes the artifact folder. Raises V103 where a fresh process does not get the same
+        outputs from it.
+        """
         return artifact.save_compiled(self.compiled, Path(path), check_reload)[0]
 
 
@@ -97,20 +102,31 @@ def compile(
 
     model: an `nn.Module` in eval mode; it is copied, never changed.
     program: the text of a rule file, or the path of one.
-    inputs: one example batch, positional (tuple) or by name (dict). Without it the first training batch serves.
-    data: `data(split)` yields batches `(x, y)`; what the program's `sample("train", 512)` draws from.
-    metrics: name -> `f(model, batches) -> float`, higher is better; what `drop(name)` measures.
-    args: values for the pipeline's parameters. functions: implementations of the program's own `extern fn`.
-    ops: torch callables that the program's own `op` declarations name.
+    inputs: one example batch, positional (tuple) or by name (dict). Without it the first training
+    batch serves. data: `data(split)` yields batches `(x, y)`; what the program's `sample("train",
+    512)` draws from. metrics: name -> `f(model, batches) -> float`, higher is better; what
+    `drop(name)` measures. args: values for the pipeline's parameters. functions: implementations of
+    the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
+    name.
 
     Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do.
     """
-    options = Options(pipeline, args or {}, tuple(allow), {**FUNCTIONS, **(functions or {})}, ops or {}, verify, seed)
+    options = Options(
+        pipeline,
+        args or {},
+        tuple(allow),
+        {**FUNCTIONS, **(functions or {})},
+        ops or {},
+        verify,
+        seed,
+    )
     return Result(compile_model(model, as_program(program), inputs, data, metrics or {}, options))
 
 
 def as_program(program: str | Path | Program) -> Program:
-    """The program of a text or a path; a text has at least one brace, which no path of a rule file ends in."""
+    """The program of a text or a path; a text has at least one brace, which no path of a rule file
+    ends in.
+    """
     if isinstance(program, Program):
         return program
     if isinstance(program, Path) or program.endswith(".lissom"):
@@ -119,5 +135,7 @@ def as_program(program: str | Path | Program) -> Program:
 
 
 def load(path: str | Path) -> fx.GraphModule:
-    """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from the folder."""
+    """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from
+    the folder.
+    """
     return load_artifact(Path(path)).module

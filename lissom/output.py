@@ -63,7 +63,7 @@ class Output:
 
     def table(self, rows: Sequence[Sequence[str]], align: str = "", header: bool = False) -> None:
         """Rows under each other; `align` has `<` or `>` for each column, left where it ends."""
-        if not self.quiet and not self.json:
+        if rows and not self.quiet and not self.json:
             print_table(self.console, rows, align, header)
 
     def report(self, *diagnostics: Diagnostic) -> None:

@@ -23,8 +23,12 @@ from .model_check import outputs
 from .store import Loaded, load, save
 
 PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
-    "program.lissom", "plan.json", "certificate.json", "journal.json", "probe.safetensors"
-)  # fmt: skip
+    "program.lissom",
+    "plan.json",
+    "certificate.json",
+    "journal.json",
+    "probe.safetensors",
+)
 
 
 def plan_of(compiled: Compiled) -> dict[str, Any]:
@@ -37,30 +41,57 @@ def plan_of(compiled: Compiled) -> dict[str, Any]:
         "original": compiled.digests["original"],
         "result": compiled.digests["result"],
         "applications": [
-            {"stage": e.stage, "rule": e.rule, "site": e.site, "params": e.after.params - e.before.params,
-             "bytes": e.after.bytes - e.before.bytes, "macs": e.after.macs - e.before.macs}
+            {
+                "stage": e.stage,
+                "rule": e.rule,
+                "site": e.site,
+                "params": e.after.params - e.before.params,
+                "bytes": e.after.bytes - e.before.bytes,
+                "macs": e.after.macs - e.before.macs,
+            }
             for e in compiled.applied
         ],
-    }  # fmt: skip
+    }
 
 
 def check_plan(plan: Mapping[str, Any], compiled: Compiled) -> None:
-    """Raises P101 where a saved plan is not what was done now: another model, program, data or version."""
+    """Raises P101 where a saved plan is not what was done now: another model, program, data or
+    version.
+    """
     now = plan_of(compiled)
     if plan["result"] == now["result"]:
         return
     for key, what in (("original", "the model's weights or graph"), ("program", "the program")):
         if plan[key] != now[key]:
-            raise fail("P101", "the plan does not fit any more", Label(None), note=f"{what} changed since it was made", help="make a new plan")
+            raise fail(
+                "P101",
+                "the plan does not fit any more",
+                Label(None),
+                note=f"{what} changed since it was made",
+                help="make a new plan",
+            )
     planned = [(a["stage"], a["rule"], a["site"]) for a in plan["applications"]]
     done = [(a["stage"], a["rule"], a["site"]) for a in now["applications"]]
     first = next((p for p, d in zip([*planned, None], [*done, None], strict=False) if p != d), None)
-    note = f"the first difference is {first}" if first else "the same sites were changed, with other numbers"
-    raise fail("P101", "the plan does not fit any more", Label(None), note=note, help="data or versions changed; make a new plan")
+    note = (
+        f"the first difference is {first}"
+        if first
+        else "the same sites were changed, with other numbers"
+    )
+    raise fail(
+        "P101",
+        "the plan does not fit any more",
+        Label(None),
+        note=note,
+        help="data or versions changed; make a new plan",
+    )
 
 
-def save_compiled(compiled: Compiled, folder: Path, check_reload: bool = True) -> tuple[Path, tuple[Verdict, ...]]:
-    """Writes the artifact. `check_reload` loads it in a fresh process and compares its outputs bit for bit.
+def save_compiled(
+    compiled: Compiled, folder: Path, check_reload: bool = True
+) -> tuple[Path, tuple[Verdict, ...]]:
+    """Writes the artifact. `check_reload` loads it in a fresh process and compares its outputs bit
+    for bit.
 
     Raises V103 where the reloaded model differs; the folder then keeps what it held before.
     """
@@ -86,8 +117,12 @@ def probe(compiled: Compiled) -> bytes:
     """Example inputs and what the result gives on them."""
     found = [v for v in outputs(compiled.model, compiled.samples.inputs) if isinstance(v, Tensor)]
     given = [v for v in tree_leaves(compiled.samples.inputs) if isinstance(v, Tensor)]
-    tensors = {f"in.{i}": v for i, v in enumerate(given)} | {f"out.{i}": v for i, v in enumerate(found)}
-    return save_tensors({name: value.detach().contiguous().clone() for name, value in tensors.items()})
+    tensors = {f"in.{i}": v for i, v in enumerate(given)} | {
+        f"out.{i}": v for i, v in enumerate(found)
+    }
+    return save_tensors(
+        {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    )
 
 
 def read_probe(data: bytes) -> tuple[list[Tensor], list[Tensor]]:
@@ -95,7 +130,9 @@ def read_probe(data: bytes) -> tuple[list[Tensor], list[Tensor]]:
     tensors = load_tensors(data)
 
     def part(kind: str) -> list[Tensor]:
-        names = sorted((n for n in tensors if n.startswith(f"{kind}.")), key=lambda n: int(n.partition(".")[2]))
+        names = sorted(
+            (n for n in tensors if n.startswith(f"{kind}.")), key=lambda n: int(n.partition(".")[2])
+        )
         return [tensors[name] for name in names]
 
     return part("in"), part("out")
@@ -107,7 +144,12 @@ def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
     missing = [name for name in (PROGRAM, CERTIFICATE, PROBE) if name not in loaded.documents]
     if missing:
         place = Label(None, where=str(folder))
-        raise fail("A020", f"the artifact has no {missing[0]}", place, help="only artifacts written by `lissom apply` can be verified")
+        raise fail(
+            "A020",
+            f"the artifact has no {missing[0]}",
+            place,
+            help="only artifacts written by `lissom apply` can be verified",
+        )
     written = json.loads(loaded.documents[CERTIFICATE])
     inputs, expected = read_probe(loaded.documents[PROBE])
     program = loaded.documents[PROGRAM].decode()
@@ -115,7 +157,9 @@ def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
 
 
 def reload_check(folder: Path) -> tuple[Verdict, ...]:
-    """Loads the artifact in a fresh process and compares its outputs with the recorded ones, bit for bit."""
+    """Loads the artifact in a fresh process and compares its outputs with the recorded ones, bit
+    for bit.
+    """
     threads = str(torch.get_num_threads())
     command = [sys.executable, "-c", _RELOAD, str(folder), threads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,7 +167,12 @@ def reload_check(folder: Path) -> tuple[Verdict, ...]:
     if done.returncode == 0 and done.stdout.strip() == "equal":
         return (Verdict(claim, "tested", True, 1, 0.0, 0.0, "bit for bit"),)
     said = (done.stdout + done.stderr).strip().splitlines()
-    raise fail("V103", "the saved model does not give the same outputs", Label(None, where=str(folder)), note=said[-1] if said else "no output")
+    raise fail(
+        "V103",
+        "the saved model does not give the same outputs",
+        Label(None, where=str(folder)),
+        note=said[-1] if said else "no output",
+    )
 
 
 _RELOAD = """

@@ -1,4 +1,6 @@
-"""The certificate: what was changed, by which rule, what was checked and how well. Anyone can check it again."""
+"""The certificate: what was changed, by which rule, what was checked and how well. Anyone can check
+it again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from .model_check import distance, outputs
 FORMAT = 1
 
 RELOAD_TOLERANCE = 1e-4
-"""Relative L2 difference allowed when outputs are computed again on another machine or with another torch."""
+"""Relative L2 difference allowed when outputs are computed again on another machine or with another
+torch.
+"""
 
 
 def certificate(compiled: Compiled) -> dict[str, Any]:
@@ -51,7 +55,11 @@ STATEMENT = (
 
 def environment() -> dict[str, str]:
     """Versions that numbers depend on. No host names."""
-    return {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
 
 
 def sha256(text: str) -> str:
@@ -77,7 +85,11 @@ def _stage(event: StageEnd) -> dict[str, Any]:
 def _probe(compiled: Compiled) -> list[dict[str, Any]]:
     """Digests of the outputs on the example inputs, which are saved beside the certificate."""
     found = outputs(compiled.model, compiled.samples.inputs)
-    return [{"sha256": tensor_digest(value), "shape": list(value.shape)} for value in found if isinstance(value, Tensor)]
+    return [
+        {"sha256": tensor_digest(value), "shape": list(value.shape)}
+        for value in found
+        if isinstance(value, Tensor)
+    ]
 
 
 def as_bytes(value: Any) -> bytes:
@@ -96,33 +108,51 @@ def _finite(value: Any) -> Any:
     return value
 
 
-# -- checking again ------------------------------------------------------------------------------------------------
+# -- checking again --------------------------------------------------------------------------------
 
 
 def recheck(
-    model: nn.Module, written: Mapping[str, Any], program: str, inputs: Sequence[Any], expected: Sequence[Tensor]
+    model: nn.Module,
+    written: Mapping[str, Any],
+    program: str,
+    inputs: Sequence[Any],
+    expected: Sequence[Tensor],
 ) -> tuple[Verdict, ...]:
-    """Compares a loaded artifact with its certificate: program, weights, and outputs on the recorded inputs."""
+    """Compares a loaded artifact with its certificate: program, weights, and outputs on the
+    recorded inputs.
+    """
     same_program = sha256(program) == written["program"]["sha256"]
     same_model = model_digest(model) == written["model"]["result"]  # type: ignore[arg-type]
     held = all(v["holds"] for a in written["applications"] for v in a["verdicts"])
     return (
         Verdict("the program is the one that was run", "proved", same_program, detail="SHA-256"),
-        Verdict("graph and weights are those that were verified", "proved", same_model, detail="SHA-256"),
+        Verdict(
+            "graph and weights are those that were verified", "proved", same_model, detail="SHA-256"
+        ),
         Verdict("every recorded verdict holds", "proved", held, len(written["applications"])),
         _outputs_again(model, tuple(inputs), expected),
     )
 
 
-def _outputs_again(model: nn.Module, inputs: tuple[Any, ...], expected: Sequence[Tensor]) -> Verdict:
+def _outputs_again(
+    model: nn.Module, inputs: tuple[Any, ...], expected: Sequence[Tensor]
+) -> Verdict:
     """Bit for bit on the same machine; within rounding elsewhere, and then the verdict says so."""
     found = [value for value in tree_leaves(outputs(model, inputs)) if isinstance(value, Tensor)]
     claim = "outputs on the recorded inputs are the recorded ones"
     if len(found) != len(expected):
-        return Verdict(claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}")
+        return Verdict(
+            claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}"
+        )
     if all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
         return Verdict(claim, "tested", True, 1, 0.0, 0.0, "bit for bit")
     worst = max(distance(b, a) for a, b in zip(found, expected, strict=True))
-    return Verdict(claim, "tested", worst <= RELOAD_TOLERANCE, 1, worst, RELOAD_TOLERANCE, "relative L2; not bit for bit")
-
-
+    return Verdict(
+        claim,
+        "tested",
+        worst <= RELOAD_TOLERANCE,
+        1,
+        worst,
+        RELOAD_TOLERANCE,
+        "relative L2; not bit for bit",
+    )

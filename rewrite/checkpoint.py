@@ -1,11 +1,16 @@
-"""Checkpoints of the working graph. Rewriting makes new tensors and never writes to old ones, so weights are shared."""
+"""Checkpoints of the working graph. Rewriting makes new tensors and never writes to old ones, so
+weights are shared.
+"""
 
 from __future__ import annotations
 
 from torch import fx
 
+
 def snapshot(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of the graph that shares the weights: rewriting never changes a tensor, it only makes new ones."""
+    """A copy of the graph that shares the weights: rewriting never changes a tensor, it only makes
+    new ones.
+    """
     copied = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     result = copied.graph_copy(module.graph, mapping)

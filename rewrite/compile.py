@@ -51,11 +51,17 @@ class Compiled:
     def digests(self) -> dict[str, str]:
         """Hashes of the captured model and of the result, taken when they are first needed.
 
-        Raises A030 where the result was changed since: a certificate speaks of the model that was verified.
+        Raises A030 where the result was changed since: a certificate speaks of the model that was
+        verified.
         """
         if self.stamp != stamp(self.model):
             hint = "save the result before training it further, or save your own copy another way"
-            raise fail("A030", "the compiled model was changed after it was verified", Label(None), help=hint)
+            raise fail(
+                "A030",
+                "the compiled model was changed after it was verified",
+                Label(None),
+                help=hint,
+            )
         return {"original": model_digest(self.original), "result": model_digest(self.model)}
 
     @property
@@ -81,7 +87,9 @@ def stamp(module: nn.Module) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Options:
-    """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host program adds."""
+    """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host
+    program adds.
+    """
 
     pipeline: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +111,8 @@ def compile_model(
 ) -> Compiled:
     """Captures, runs the pipeline, checks. The caller's model is never changed.
 
-    Raises `LissomError` where the model cannot be captured, the program cannot be run, or a rule breaks its promise.
+    Raises `LissomError` where the model cannot be captured, the program cannot be run, or a rule
+    breaks its promise.
     """
     begun = time.perf_counter()
     captured = capture(model, inputs if inputs is not None else example_of(data))
@@ -111,21 +120,66 @@ def compile_model(
     state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)
     run = Pipeline(
-        state, program, program.pipeline(options.pipeline), Metrics(original, metrics), options.args, options.progress, frozenset(options.allow)
-    )  # fmt: skip
+        state,
+        program,
+        program.pipeline(options.pipeline),
+        Metrics(original, metrics),
+        options.args,
+        options.progress,
+        frozenset(options.allow),
+    )
     run.run()
     finish(state.module)
     after = model_costs(state.module, state.view)
     return Compiled(
-        state.module, original, program, run.source, state.journal, before, after, run.final, captured.notes, captured.how,
-        state.samples, run.metrics, options.seed, time.perf_counter() - begun, stamp(state.module),
-    )  # fmt: skip
+        state.module,
+        original,
+        program,
+        run.source,
+        state.journal,
+        before,
+        after,
+        run.final,
+        captured.notes,
+        captured.how,
+        state.samples,
+        run.metrics,
+        options.seed,
+        time.perf_counter() - begun,
+        stamp(state.module),
+    )
 
 
-def working_state(captured: Captured, program: Program, data: Source | None, options: Options) -> State:
+def working_state(
+    captured: Captured, program: Program, data: Source | None, options: Options
+) -> State:
     vocabulary = Vocabulary.from_files(program.files, options.own)
-    samples = Samples(tuple(captured.inputs), data)
-    return State(captured.module, vocabulary, options.functions, QUESTIONS, samples, Journal(), options.verify, options.seed)
+    samples = Samples(positional(captured), data)
+    return State(
+        captured.module,
+        vocabulary,
+        options.functions,
+        QUESTIONS,
+        samples,
+        Journal(),
+        options.verify,
+        options.seed,
+    )
+
+
+def positional(captured: Captured) -> tuple[Any, ...]:
+    """The example in the order of the graph's inputs, up to the last that was given; defaults fill
+    the gaps.
+    """
+    if not captured.kwargs:
+        return tuple(captured.inputs)
+    places = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
+    given = {
+        **dict(zip((p.target for p in places), captured.inputs, strict=False)),
+        **captured.kwargs,
+    }
+    last = max(number for number, place in enumerate(places) if place.target in given)
+    return tuple(given.get(place.target, *place.args[:1]) for place in places[: last + 1])
 
 
 def example_of(data: Source | None) -> tuple[Any, ...]:

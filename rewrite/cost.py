@@ -26,17 +26,26 @@ def model_costs(module: fx.GraphModule, view: View) -> Costs:
 def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:
     """Costs of matched ops."""
     calls = list(calls)
-    paths = dict.fromkeys(path for call in calls for path in call.params.values() if path is not None)
+    paths = dict.fromkeys(
+        path for call in calls for path in call.params.values() if path is not None
+    )
     tensors = [tensor_at(module, path) for path in paths]
     return _sum(tensors, sum(map(call_macs, calls)), len(calls))
 
 
 def plan_costs(plan: Plan) -> Costs:
     """Costs of the ops that a plan would build."""
-    weights = [_in_precision(planned, value) for planned in plan.ops for value in planned.params.values()]
+    weights = [
+        _in_precision(planned, value) for planned in plan.ops for value in planned.params.values()
+    ]
     tensors = [weight for weight in weights if weight is not None]
     params = sum(size for size, floating, _ in tensors if floating)
-    return Costs(params, sum(count for _, _, count in tensors), sum(map(_planned_macs, plan.ops)), len(plan.ops))
+    return Costs(
+        params,
+        sum(count for _, _, count in tensors),
+        sum(map(_planned_macs, plan.ops)),
+        len(plan.ops),
+    )
 
 
 def call_macs(call: Call) -> int:
@@ -50,7 +59,9 @@ def _planned_macs(planned: Planned) -> int:
     return planned.op.macs(planned.op.bind(planned.shapes, planned.attrs))
 
 
-def _in_precision(planned: Planned, value: Tensor | ParamRef | None) -> tuple[int, bool, int] | None:
+def _in_precision(
+    planned: Planned, value: Tensor | ParamRef | None
+) -> tuple[int, bool, int] | None:
     """Numbers, whether they are floating, and bytes of a planned weight once it is stored."""
     if value is None:
         return None
@@ -65,5 +76,3 @@ def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:
     tensors = list(tensors)
     params = sum(t.numel() for t in tensors if t.is_floating_point())
     return Costs(params, sum(t.numel() * t.element_size() for t in tensors), macs, ops)
-
-

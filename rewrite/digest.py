@@ -20,7 +20,10 @@ def parameter_digests(module: nn.Module) -> dict[str, str]:
     """Dotted path -> digest of every parameter and buffer; tied ones are hashed once."""
     known: dict[int, str] = {}
     found = {}
-    for path, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for path, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         if id(tensor) not in known:
             known[id(tensor)] = tensor_digest(tensor)
         found[path] = known[id(tensor)]

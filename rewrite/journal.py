@@ -11,8 +11,8 @@ from typing import Any
 class Verdict:
     """What is known about one claim, how, and how well.
 
-    `how` is "proved", "tested" or "not checked"; `worst` is the largest difference seen and `tolerance` what was allowed,
-    in the unit of the claim.
+    `how` is "proved", "tested" or "not checked"; `worst` is the largest difference seen and
+    `tolerance` what was allowed, in the unit of the claim.
     """
 
     claim: str
@@ -26,7 +26,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Sizes of a site or a model: numbers of parameters, their bytes in memory, multiply-accumulates, ops."""
+    """Sizes of a site or a model: numbers of parameters, their bytes in memory,
+    multiply-accumulates, ops.
+    """
 
     params: int
     bytes: int
@@ -35,7 +37,10 @@ class Costs:
 
     def __sub__(self, other: Costs) -> Costs:
         return Costs(
-            self.params - other.params, self.bytes - other.bytes, self.macs - other.macs, self.ops - other.ops
+            self.params - other.params,
+            self.bytes - other.bytes,
+            self.macs - other.macs,
+            self.ops - other.ops,
         )
 
 
@@ -59,7 +64,9 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One candidate that was left as it was, and why. `structural` says that it only looked like one: no news."""
+    """One candidate that was left as it was, and why. `structural` says that it only looked like
+    one: no news.
+    """
 
     stage: str
     rule: str

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..grammar.diagnostics import Label, fail
 from .journal import Verdict
-from .samples import Batches, as_args
+from .samples import Batches
 
 Metric = Callable[[nn.Module, Batches], float]
 
@@ -27,12 +27,15 @@ def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
         return tree_leaves(model(*args))
 
 
-def model_equality(before: nn.Module, after: nn.Module, args: tuple[Any, ...], nodes: int) -> Verdict:
-    """Whether two models compute the same on the example inputs, up to rounding in the model's own precision.
+def model_equality(
+    before: nn.Module, after: nn.Module, args: tuple[Any, ...], nodes: int
+) -> Verdict:
+    """Whether two models compute the same on the example inputs, up to rounding in the model's own
+    precision.
 
-    Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding error is measured, as the
-    distance between its outputs in its own precision and in float64, and the rewritten model may be off by a few times
-    that: its new weights were rounded once more.
+    Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding
+    error is measured, as the distance between its outputs in its own precision and in float64, and
+    the rewritten model may be off by a few times that: its new weights were rounded once more.
     """
     left = outputs(before, args)
     worst, allowed, kind = _compare(left, outputs(after, args), nodes)
@@ -86,7 +89,7 @@ def _double_tensor(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-# -- against the original model ------------------------------------------------------------------------------------
+# -- against the original model --------------------------------------------------------------------
 
 
 def drift(original: nn.Module, model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
@@ -109,17 +112,19 @@ class Metrics:
         self.metrics = metrics
         self._reference: dict[tuple[str, str], float] = {}
 
-    def value(self, model: nn.Module, name: str, data: str, batches: Batches, place: Label) -> float:
+    def value(self, model: nn.Module, name: str, batches: Batches, place: Label) -> float:
         """The metric of `model`. Raises D004 for a metric that the user did not give."""
         if name not in self.metrics:
             known = ", ".join(self.metrics) or "none"
             hint = "give it in `metrics=` or in the model file's `metrics`"
-            raise fail("D004", f"no metric is called `{name}`", place, note=f"known: {known}", help=hint)
+            raise fail(
+                "D004", f"no metric is called `{name}`", place, note=f"known: {known}", help=hint
+            )
         with torch.no_grad():
             return float(self.metrics[name](model, batches))
 
     def reference(self, name: str, data: str, batches: Batches, place: Label) -> float:
         key = (name, data)
         if key not in self._reference:
-            self._reference[key] = self.value(self.original, name, data, batches, place)
+            self._reference[key] = self.value(self.original, name, batches, place)
         return self._reference[key]

@@ -1,4 +1,6 @@
-"""Runs a pipeline: stages in order, each checked as a whole and rolled back where it breaks what was asked."""
+"""Runs a pipeline: stages in order, each checked as a whole and rolled back where it breaks what
+was asked.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..grammar import tree as t
@@ -16,11 +17,10 @@ from ..grammar.program import Program
 from .checkpoint import finish, snapshot
 from .cost import model_costs
 from .engine import Ready
-from .evaluate import Scope, shown
 from .journal import Applied, Costs, Note, StageEnd, Verdict
+from .measures import Measures, sample_count
 from .model_check import Metrics, drift, model_equality
 from .rule import Rule, compile_rule
-from .samples import as_args
 from .state import State
 from .strategy import Runner
 
@@ -42,7 +42,7 @@ class Pipeline:
     def run(self) -> None:
         """Runs every stage, then the checks of `verify`."""
         self._refuse_later_parts()
-        self.original = model_costs(self.state.module, self.state.view)
+        self.measures = Measures(self.state, self.program, self.metrics, self.names)
         self.define_data()
         stages = self._stages()
         for number, stage in enumerate(stages):
@@ -51,13 +51,15 @@ class Pipeline:
         self._warn_silent()
         self.final = self._final()
 
-    # -- what the program says ------------------------------------------------------------------------------------
+    # -- what the program says ---------------------------------------------------------------------
 
     @property
     def names(self) -> dict[str, Any]:
         if self.source is None:
             return {}
-        declared = {p.name.text: p.default.value for p in self.source.params if hasattr(p.default, "value")}
+        declared = {
+            p.name.text: p.default.value for p in self.source.params if hasattr(p.default, "value")
+        }
         return {**declared, **self.args}
 
     def _refuse_later_parts(self) -> None:
@@ -82,7 +84,7 @@ class Pipeline:
         items = self.source.all(t.OnFail) if self.source is not None else ()
         return items[0].policy.text if items else "rollback"
 
-    # -- one stage ------------------------------------------------------------------------------------------------
+    # -- one stage ---------------------------------------------------------------------------------
 
     def _stage(self, stage: t.Stage) -> None:
         begun = time.perf_counter()
@@ -104,36 +106,58 @@ class Pipeline:
             self._fail(stage, entry, broken)
 
     def _end(
-        self, stage: t.Stage, kept: bool, before: Costs, verdicts: tuple[Verdict, ...], begun: float, broken: Verdict | None = None
+        self,
+        stage: t.Stage,
+        kept: bool,
+        before: Costs,
+        verdicts: tuple[Verdict, ...],
+        begun: float,
+        broken: Verdict | None = None,
     ) -> None:
         after = model_costs(self.state.module, self.state.view)
         reason = "" if broken is None else f"`{broken.claim}` does not hold: {broken.detail}"
         seconds = time.perf_counter() - begun
-        self.state.journal.add(StageEnd(stage.name.text, kept, before, after, verdicts, seconds, {}, reason))
+        self.state.journal.add(
+            StageEnd(stage.name.text, kept, before, after, verdicts, seconds, {}, reason)
+        )
 
     def _fail(self, stage: t.Stage, entry: fx.GraphModule, broken: Verdict) -> None:
-        """An exact stage that is not equal is a bug and always an error; a broken budget follows `on_fail`."""
+        """An exact stage that is not equal is a bug and always an error; a broken budget follows
+        `on_fail`.
+        """
         if broken.claim.startswith("whole model equals") or self.on_fail == "stop":
             place = Label(stage.name.span, "this stage")
-            raise fail("V102", f"stage `{stage.name}` breaks what was promised", place, note=f"{broken.claim}: {broken.detail}")
+            raise fail(
+                "V102",
+                f"stage `{stage.name}` breaks what was promised",
+                place,
+                note=f"{broken.claim}: {broken.detail}",
+            )
         self.state.reset(entry)
 
-    def _check_stage(self, entry: fx.GraphModule, applied: Sequence[Applied]) -> tuple[Verdict, ...]:
+    def _check_stage(
+        self, entry: fx.GraphModule, applied: Sequence[Applied]
+    ) -> tuple[Verdict, ...]:
         if not self.state.verify:
             return ()
         state = self.state
         if all(self._kind(event) == "exact" for event in applied):
-            found = model_equality(entry, state.module, state.samples.inputs, len(state.module.graph.nodes))
+            found = model_equality(
+                entry, state.module, state.samples.inputs, len(state.module.graph.nodes)
+            )
             return (found, *self.budgets())
         distance = drift(self.metrics.original, state.module, state.samples.calibration)
         claim = "drift of the outputs from the original model"
-        return (Verdict(claim, "tested", True, _count(state), distance, None, "relative L2"), *self.budgets())
+        return (
+            Verdict(claim, "tested", True, sample_count(state), distance, None, "relative L2"),
+            *self.budgets(),
+        )
 
     def _kind(self, event: Applied) -> str:
         name = event.rule.partition("(")[0]
         return self.program.rule(t.Word(name, span=self.program.file.span)).kind
 
-    # -- steps ----------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def _step(self, runner: Runner, step: t.Step) -> int:
         if isinstance(step, t.Once):
@@ -168,9 +192,14 @@ class Pipeline:
             return 0
         order = step.order.text if isinstance(step.order, t.Name) else "saving"
         if order not in RANKS:
-            raise fail("R006", f"sites cannot be ordered by `{order}`", Label(step.span), help=f"one of {', '.join(RANKS)}")
+            raise fail(
+                "R006",
+                f"sites cannot be ordered by `{order}`",
+                Label(step.span),
+                help=f"one of {', '.join(RANKS)}",
+            )
         until = step.until
-        reached = (lambda: False) if until is None else (lambda: bool(self.ask(until)[2]))
+        reached = (lambda: False) if until is None else (lambda: bool(self.measures.ask(until)[2]))
         return runner.each(rules[0], RANKS[order], reached, self._broken_budget)
 
     def _broken_budget(self) -> str | None:
@@ -182,7 +211,7 @@ class Pipeline:
         return None if broken is None else f"`{broken.claim}` would not hold: {broken.detail}"
 
     def _rules(self, refs: Sequence[t.Ref]) -> list[Rule]:
-        scope = self.scope(None)
+        scope = self.measures.scope(None)
         found = []
         for order, ref in enumerate(refs):
             source = self.program.rule(ref.rule)
@@ -194,86 +223,58 @@ class Pipeline:
                 self.state.journal.tried[rule.label] += 0
                 found.append(rule)
             else:
-                self.state.journal.add(Note("", "W701", f"{rule.label} is {source.kind} and was not allowed; allow it with --allow {source.kind}"))
+                text = f"{rule.label} is {rule.kind} and was not allowed"
+                hint = f"allow it with --allow {rule.kind}"
+                self.state.journal.add(Note("", "W701", f"{text}; {hint}"))
         return found
 
-    # -- budgets and checks ---------------------------------------------------------------------------------------
+    # -- budgets and checks ------------------------------------------------------------------------
 
     def _budget_items(self) -> tuple[t.Budget, ...]:
         return self.source.all(t.Budget) if self.source is not None else ()
 
     def budgets(self) -> tuple[Verdict, ...]:
         """One verdict for each `budget` of the pipeline, on the present graph."""
-        return tuple(self.judge(item.condition, item.data, item.span.text) for item in self._budget_items())
+        return tuple(
+            self.measures.judge(item.condition, item.data, item.span.text)
+            for item in self._budget_items()
+        )
 
     def _final(self) -> tuple[Verdict, ...]:
-        items = [i for v in (self.source.all(t.Verify) if self.source is not None else ()) for i in v.items]
+        items = [
+            i
+            for v in (self.source.all(t.Verify) if self.source is not None else ())
+            for i in v.items
+        ]
         claims = [i for i in items if isinstance(i, t.Claim) and not _about_reload(i)]
-        forbidden = [word for i in items if isinstance(i, t.Fact) and i.kind == "forbids" for word in i.names]
-        verdicts = [self.judge(c.condition, c.data, c.span.text, c.within) for c in claims]
+        forbidden = [
+            word for i in items if isinstance(i, t.Fact) and i.kind == "forbids" for word in i.names
+        ]
+        verdicts = [self.measures.judge(c.condition, c.data, c.span.text, c.within) for c in claims]
         return (*verdicts, *(self._forbidden(word) for word in forbidden))
 
     def _forbidden(self, word: t.Word) -> Verdict:
         count = len(self.state.view.calls_of(word.text))
-        return Verdict(f"forbids {word}", "proved", count == 0, count, detail=f"{count} found" if count else "none left")
-
-    def judge(self, condition: t.Expr, data: t.Word | None, text: str, within: t.Expr | None = None) -> Verdict:
-        """Measures one claim about the whole model."""
-        found, allowed, holds, samples = self.ask(condition, data, within)
-        detail = f"{shown(found)} against {shown(allowed)}" if allowed is not None else shown(found)
-        how = "tested" if samples else "proved"
-        numbers = [float(v) if isinstance(v, (int, float)) else None for v in (found, allowed)]
-        return Verdict(" ".join(text.split()), how, holds, samples, numbers[0], numbers[1], detail)
-
-    def ask(self, condition: t.Expr, data: t.Word | None = None, within: t.Expr | None = None) -> tuple[Any, Any, bool, int]:
-        """Both sides of a condition, whether it holds, and on how many samples it was measured."""
-        scope = self.scope(data)
-        if within is not None:
-            found, allowed = scope.number(condition), scope.number(within)
-            return found, allowed, found <= allowed, scope.facts["samples"][0]
-        if not isinstance(condition, t.Binary):
-            found = scope.number(condition)
-            return found, None, bool(found), scope.facts["samples"][0]
-        found, allowed = scope.number(condition.left), scope.number(condition.right)
-        if _is_share(condition.right, found, allowed):
-            found = found / getattr(self.original, condition.left.function.text)  # type: ignore[attr-defined]
-        names = scope.child({"_left": found, "_right": allowed})
-        left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
-        holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
-        return found, allowed, holds, scope.facts["samples"][0]
-
-    def scope(self, data: t.Word | None) -> Scope:
-        """Names and measurements that conditions of the pipeline may use."""
-        known = {name: name for name in self.metrics.metrics}
-        scope = self.state.scope({**known, **self.names})
-        samples = [0]
-        place = Label(data.span if data is not None else self.program.file.span)
-
-        def drop(metric: str) -> float:
-            name = data.text if data is not None else _only_name(self.state)
-            batches = self.state.samples.batches(name, place)
-            samples[0] = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
-            finish(self.state.module)
-            reference = self.metrics.reference(metric, name or "", batches, place)
-            return reference - self.metrics.value(self.state.module, metric, name or "", batches, place)
-
-        def drifted(_: Any) -> float:
-            batches = [as_args(x) for x, _ in self.state.samples.batches(data.text, place)] if data is not None else None
-            samples[0] = _count(self.state)
-            finish(self.state.module)
-            return drift(self.metrics.original, self.state.module, batches or self.state.samples.calibration)
-
-        scope.facts.update(samples=samples, drop=drop, drift=drifted, error=drifted, before=self.original)
-        scope.facts["after"] = lambda: model_costs(self.state.module, self.state.view)
-        return scope
+        return Verdict(
+            f"forbids {word}",
+            "proved",
+            count == 0,
+            count,
+            detail=f"{count} found" if count else "none left",
+        )
 
     def _warn_silent(self) -> None:
         """A rule that was asked for and matched nothing is what people most need to hear about."""
         for label, tried in sorted(self.state.journal.tried.items()):
             if not self.state.journal.sites(label):
                 why = self.state.journal.misses(label).most_common(2)
-                reasons = "; ".join(f"{count} x {reason}" for reason, count in why) or "no candidate op in the model"
-                self.state.journal.add(Note("", "W702", f"{label} changed none of {tried} candidates: {reasons}"))
+                reasons = (
+                    "; ".join(f"{count} x {reason}" for reason, count in why)
+                    or "no candidate op in the model"
+                )
+                self.state.journal.add(
+                    Note("", "W702", f"{label} changed none of {tried} candidates: {reasons}")
+                )
 
 
 def _sample(item: t.Data) -> tuple[str, int | None]:
@@ -282,37 +283,34 @@ def _sample(item: t.Data) -> tuple[str, int | None]:
     if isinstance(call, t.Call) and len(call.args) == 2 and isinstance(call.args[0], t.String):
         count = call.args[1]
         return call.args[0].value, int(count.value) if isinstance(count, t.Number) else None
-    raise fail("D005", "data is a sample of a split", Label(item.value.span), help='sample("train", 512) or sample("test", all)')
-
-
-def _only_name(state: State) -> str | None:
-    names = list(state.samples.named)
-    return names[0] if len(names) == 1 else None
-
-
-def _is_share(right: t.Expr, found: Any, allowed: Any) -> bool:
-    """`macs(model) <= 45%`: a cost against a share means a share of the original model's cost."""
-    return isinstance(found, int) and isinstance(allowed, float) and 0 < allowed <= 1 and isinstance(right, (t.Frac, t.Name))
+    raise fail(
+        "D005",
+        "data is a sample of a split",
+        Label(item.value.span),
+        help='sample("train", 512) or sample("test", all)',
+    )
 
 
 def _about_reload(claim: t.Claim) -> bool:
     """`equal(reloaded)` is checked when the result is saved."""
-    return any(isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition))
-
-
-def _count(state: State) -> int:
-    return sum(int(a.shape[0]) for args in state.samples.calibration for a in args[:1] if isinstance(a, torch.Tensor) and a.dim())
+    return any(
+        isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition)
+    )
 
 
 def _implicit_stages(program: Program) -> list[t.Stage]:
-    """A file of rules without a pipeline: exact rules to their fixpoint, then each approximate rule once."""
+    """A file of rules without a pipeline: exact rules to their fixpoint, then each approximate rule
+    once.
+    """
     span = program.file.span
     rules = program.file.all(t.Rule)
     exact = tuple(t.Ref(r.name, span=span) for r in rules if r.kind == "exact")
     approx = tuple(t.Ref(r.name, span=span) for r in rules if r.kind != "exact")
     stages = []
     if exact:
-        stages.append(t.Stage(t.Word("exact", span=span), (t.Fixpoint(exact, None, span=span),), span=span))
+        stages.append(
+            t.Stage(t.Word("exact", span=span), (t.Fixpoint(exact, None, span=span),), span=span)
+        )
     if approx:
         stages.append(t.Stage(t.Word("approx", span=span), (t.Once(approx, span=span),), span=span))
     return stages
@@ -321,6 +319,8 @@ def _implicit_stages(program: Program) -> list[t.Stage]:
 RANKS: Mapping[str, Callable[[Ready], float]] = {
     "saving": lambda ready: ready.saving,
     "macs": lambda ready: ready.before.macs - ready.after.macs,
-    "sensitivity": lambda ready: -max((v.worst or 0.0 for v in ready.verdicts if v.claim.startswith("error(")), default=0.0),
+    "sensitivity": lambda ready: (
+        -max((v.worst or 0.0 for v in ready.verdicts if v.claim.startswith("error(")), default=0.0)
+    ),
 }
 """What `order by` may name; the largest goes first."""

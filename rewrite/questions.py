@@ -1,4 +1,5 @@
-"""Questions that rules ask about the graph: who owns a weight, in which mode a layer is, what something costs.
+"""Questions that rules ask about the graph: who owns a weight, in which mode a layer is, what
+something costs.
 
 Each is called as `question(scope, *args)`. They read the state and never change it.
 """
@@ -27,7 +28,9 @@ def owned(scope: Scope, *refs: Any) -> bool:
 
 def sharers(scope: Scope, *refs: Any) -> str:
     """The sites that also read the weights."""
-    found = {node.meta.get("site") or node.name for ref in _params(refs) for node in _foreign(scope, ref)}
+    found = {
+        node.meta.get("site") or node.name for ref in _params(refs) for node in _foreign(scope, ref)
+    }
     return ", ".join(sorted(found)) or "nobody"
 
 
@@ -55,7 +58,9 @@ def known(scope: Scope, value: Any) -> bool:
 
 
 def constant(scope: Scope, value: Any) -> bool:
-    """Whether a matched operand is the same for every input: a number, or a tensor that the model keeps."""
+    """Whether a matched operand is the same for every input: a number, or a tensor that the model
+    keeps.
+    """
     return value.op == "get_attr" if isinstance(value, fx.Node) else not isinstance(value, Planned)
 
 
@@ -83,9 +88,11 @@ def dtype(scope: Scope, value: Any) -> str:
 
 
 def moments(scope: Scope, call: Call) -> Tensor | None:
-    """Second moments E[u u^T] of what multiplies the weight of a linear layer or convolution, in float64.
+    """Second moments E[u u^T] of what multiplies the weight of a linear layer or convolution, in
+    float64.
 
-    `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution. None without data.
+    `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution.
+    None without data.
     """
     state = scope.state
     return None if state.samples.generated else state.samples.moments(state.module, call)
@@ -111,7 +118,12 @@ def _costs(scope: Scope, what: Any) -> Costs:
     if what in scope.facts:
         known = scope.facts[what]
         return known() if callable(known) else known
-    raise fail("R004", f"the cost of `{what}` is not known here", Label(None), help="before, after, model or an op")
+    raise fail(
+        "R004",
+        f"the cost of `{what}` is not known here",
+        Label(None),
+        help="before, after, model or an op",
+    )
 
 
 def error(scope: Scope, value: Any) -> float:

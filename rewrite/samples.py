@@ -1,6 +1,8 @@
-"""Values that flow through the model: example inputs, calibration data, and what they give at each node.
+"""Values that flow through the model: example inputs, calibration data, and what they give at each
+node.
 
-Recording runs the graph once for many nodes and keeps only what was asked for, within a memory bound.
+Recording runs the graph once for many nodes and keeps only what was asked for, within a memory
+bound.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ SITE_SAMPLES = 32
 class Samples:
     """What the user gave to run the model on.
 
-    `inputs` is one example batch (positional). `source(split)` yields batches `(x, y)`; None where no data was given.
+    `inputs` is one example batch (positional). `source(split)` yields batches `(x, y)`; None where
+    no data was given.
     """
 
     def __init__(self, inputs: tuple[Any, ...], source: Source | None = None) -> None:
@@ -45,7 +48,9 @@ class Samples:
         try:
             batches = list(self.source(split))
         except (ValueError, KeyError) as error:
-            raise fail("D001", f"there is no data split `{split}`", place, note=str(error)) from None
+            raise fail(
+                "D001", f"there is no data split `{split}`", place, note=str(error)
+            ) from None
         self.named[name] = batches if count is None else _first(batches, count)
 
     def batches(self, name: str | None, place: Label) -> Batches:
@@ -54,7 +59,10 @@ class Samples:
             hint = "pass `data=` to lissom.compile, or define data(split) in the model file"
             raise fail("D002", "this needs data, and none was given", place, help=hint)
         if name is None or name not in self.named:
-            hint = next(iter(did_you_mean(name or "", self.named)), f"declared: {', '.join(self.named) or 'none'}")
+            hint = next(
+                iter(did_you_mean(name or "", self.named)),
+                f"declared: {', '.join(self.named) or 'none'}",
+            )
             raise fail("D003", f"no data is called `{name}`", place, help=hint)
         return self.named[name]
 
@@ -71,7 +79,7 @@ class Samples:
         """Whether sites are measured on the example inputs for want of data."""
         return not self.named
 
-    # -- recording ------------------------------------------------------------------------------------------------
+    # -- recording ---------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Drops recorded values: the graph has changed in value."""
@@ -79,7 +87,9 @@ class Samples:
         self._moments.clear()
 
     def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
-        """What `nodes` hold when the model runs on the calibration inputs, batches concatenated along axis 0."""
+        """What `nodes` hold when the model runs on the calibration inputs, batches concatenated
+        along axis 0.
+        """
         missing = [node for node in nodes if node not in self._values]
         if missing:
             self._make_room()
@@ -98,14 +108,21 @@ class Samples:
             self.values(module, wanted)
 
     def moments(self, module: fx.GraphModule, call: Call) -> Tensor:
-        """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration data, in float64."""
+        """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration
+        data, in float64.
+        """
         if call.node not in self._moments:
             data = self.named.get("calib") or next(iter(self.named.values()))
             self._moments[call.node] = second_moments(module, call, data)
         return self._moments[call.node]
 
     def _make_room(self) -> None:
-        if sum(t.numel() * t.element_size() for t in self._values.values() if isinstance(t, Tensor)) > MEMORY:
+        if (
+            sum(
+                t.numel() * t.element_size() for t in self._values.values() if isinstance(t, Tensor)
+            )
+            > MEMORY
+        ):
             self._values.clear()
 
 
@@ -166,13 +183,19 @@ class _Enough(Exception):
     """The last wanted node has run."""
 
 
-def record(module: fx.GraphModule, nodes: Sequence[fx.Node], batches: Sequence[tuple[Any, ...]]) -> dict[fx.Node, Any]:
-    """Runs the graph on each batch up to the last of `nodes`; tensors of all batches are concatenated."""
+def record(
+    module: fx.GraphModule, nodes: Sequence[fx.Node], batches: Sequence[tuple[Any, ...]]
+) -> dict[fx.Node, Any]:
+    """Runs the graph on each batch up to the last of `nodes`; tensors of all batches are
+    concatenated.
+    """
     runs = [_run(module, nodes, args) for args in batches]
     return {node: _joined([run[node] for run in runs]) for node in nodes}
 
 
-def _run(module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]) -> dict[fx.Node, Any]:
+def _run(
+    module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]
+) -> dict[fx.Node, Any]:
     recorder = _Recorder(module, nodes)
     with torch.no_grad():
         try:
@@ -189,16 +212,22 @@ def _joined(values: list[Any]) -> Any:
     return torch.cat(values) if same else values[0]
 
 
-# -- second moments ------------------------------------------------------------------------------------------------
+# -- second moments --------------------------------------------------------------------------------
 
 
 def second_moments(module: fx.GraphModule, call: Call, batches: Batches) -> Tensor:
-    """E[u u^T]; u is the input vector [I] of a linear layer, the patch [I * K * L] of a convolution."""
+    """E[u u^T]; u is the input vector [I] of a linear layer, the patch [I * K * L] of a
+    convolution.
+    """
     source = call.inputs[0]
     total, rows = torch.zeros(()), 0
     for x, _ in batches:
         value = _run(module, [source], as_args(x))[source].double()
-        seen = value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
+        seen = (
+            value.reshape(-1, value.shape[-1])
+            if call.op.name == "linear"
+            else _patches(call, value)
+        )
         total, rows = total + seen.T @ seen, rows + seen.shape[0]
     return total / max(rows, 1)
 

@@ -225,6 +225,15 @@ def test_measuring_needs_data(
     assert f"error[{code}]" in capsys.readouterr().err
 
 
+def test_inputs_may_be_given_by_name(case: Case, tmp_path: Path, capsys: Capture) -> None:
+    text = MODEL.replace("return (torch.rand(2, 3, 6, 6),)", 'return {"x": torch.rand(2, 3, 6, 6)}')
+    (tmp_path / "net.py").write_text(text)
+    out = str(tmp_path / "out")
+    code, found = as_json(capsys, "apply", *case, "-o", out)
+    assert (code, len(found["reload"])) == (0, 1)
+    assert main(["verify", out, "-q"]) == 0
+
+
 # -- verify ----------------------------------------------------------------------------------------
 
 

@@ -310,3 +310,28 @@ def test_an_overflow_of_the_models_dtype_is_refused_with_the_reason() -> None:
     (refused,) = driven.refusals()
     assert refused.code == "V102"
     assert refused.site == "0"
+
+
+# -- what the author is told -----------------------------------------------------------------------
+
+
+def test_a_failed_proof_names_rule_site_and_numbers() -> None:
+    with pytest.raises(LissomError) as caught:
+        run(conv_norm(0), torch.randn(2, 6, 8, 8), fold(FOLD_MUTANTS["bias not scaled"]))
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "V101"
+    assert any(label.where.startswith("0 ") for label in diagnostic.labels)
+    assert "largest difference" in diagnostic.notes[0]
+
+
+def test_a_numeric_function_that_writes_to_weights_is_impure() -> None:
+    before = conv_norm(0)
+    x = torch.randn(2, 6, 8, 8)
+    text = fold({"WEIGHT": "spoiled(c.weight)"})
+    for dtype in (torch.float32, torch.float64):
+        model = conv_norm(0).to(dtype)
+        with pytest.raises(LissomError) as caught:
+            run(model, x.to(dtype), text, functions={"spoiled": lambda w: w.mul_(0)})
+        assert caught.value.diagnostics[0].code == "G001"
+        first, second = model.get_parameter("0.weight"), before.get_parameter("0.weight")
+        assert torch.equal(first, second.to(dtype))

@@ -1,0 +1,125 @@
+"""Conditions about the whole model: budgets, `until`, `verify`. Each is measured on the present
+graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Label
+from ..grammar.program import Program
+from .checkpoint import finish
+from .cost import model_costs
+from .evaluate import Scope, shown
+from .journal import Verdict
+from .model_check import Metrics, drift
+from .samples import as_args
+from .state import State
+
+
+class Measures:
+    """Asks conditions of one pipeline. Costs before are those of the state at construction."""
+
+    def __init__(
+        self, state: State, program: Program, metrics: Metrics, names: Mapping[str, Any]
+    ) -> None:
+        self.state = state
+        self.program = program
+        self.metrics = metrics
+        self.names = names
+        self.original = model_costs(state.module, state.view)
+
+    def judge(
+        self, condition: t.Expr, data: t.Word | None, text: str, within: t.Expr | None = None
+    ) -> Verdict:
+        """Measures one claim about the whole model."""
+        found, allowed, holds, samples = self.ask(condition, data, within)
+        detail = f"{shown(found)} against {shown(allowed)}" if allowed is not None else shown(found)
+        how = "tested" if samples else "proved"
+        numbers = [float(v) if isinstance(v, (int, float)) else None for v in (found, allowed)]
+        return Verdict(" ".join(text.split()), how, holds, samples, numbers[0], numbers[1], detail)
+
+    def ask(
+        self, condition: t.Expr, data: t.Word | None = None, within: t.Expr | None = None
+    ) -> tuple[Any, Any, bool, int]:
+        """Both sides of a condition, whether it holds, and on how many samples it was measured."""
+        scope = self.scope(data)
+        if within is not None:
+            found, allowed = scope.number(condition), scope.number(within)
+            return found, allowed, found <= allowed, scope.facts["samples"][0]
+        if not isinstance(condition, t.Binary):
+            found = scope.number(condition)
+            return found, None, bool(found), scope.facts["samples"][0]
+        found, allowed = scope.number(condition.left), scope.number(condition.right)
+        if _is_share(condition.right, found, allowed):
+            found = found / getattr(self.original, condition.left.function.text)  # type: ignore[attr-defined]
+        names = scope.child({"_left": found, "_right": allowed})
+        left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
+        holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
+        return found, allowed, holds, scope.facts["samples"][0]
+
+    def scope(self, data: t.Word | None) -> Scope:
+        """Names and measurements that conditions of the pipeline may use."""
+        known = {name: name for name in self.metrics.metrics}
+        scope = self.state.scope({**known, **self.names})
+        samples = [0]
+        scope.facts.update(
+            samples=samples,
+            before=self.original,
+            after=lambda: model_costs(self.state.module, self.state.view),
+            drop=lambda metric: self._drop(metric, data, samples),
+            drift=lambda _: self._drift(data, samples),
+            error=lambda _: self._drift(data, samples),
+        )
+        return scope
+
+    def _place(self, data: t.Word | None) -> Label:
+        return Label(data.span if data is not None else self.program.file.span)
+
+    def _drop(self, metric: str, data: t.Word | None, samples: list[int]) -> float:
+        """How far a metric fell below the original model's."""
+        place = self._place(data)
+        name = data.text if data is not None else _only_name(self.state)
+        batches = self.state.samples.batches(name, place)
+        samples[0] = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
+        finish(self.state.module)
+        before = self.metrics.reference(metric, name or "", batches, place)
+        return before - self.metrics.value(self.state.module, metric, batches, place)
+
+    def _drift(self, data: t.Word | None, samples: list[int]) -> float:
+        """Relative L2 distance of the outputs from the original model's."""
+        named = None if data is None else self.state.samples.batches(data.text, self._place(data))
+        args = None if named is None else [as_args(x) for x, _ in named]
+        samples[0] = sample_count(self.state)
+        finish(self.state.module)
+        calibration = self.state.samples.calibration
+        return drift(self.metrics.original, self.state.module, args or calibration)
+
+
+def _only_name(state: State) -> str | None:
+    names = list(state.samples.named)
+    return names[0] if len(names) == 1 else None
+
+
+def _is_share(right: t.Expr, found: Any, allowed: Any) -> bool:
+    """`macs(model) <= 45%`: a cost against a share means a share of the original model's cost."""
+    return (
+        isinstance(found, int)
+        and isinstance(allowed, float)
+        and 0 < allowed <= 1
+        and isinstance(right, (t.Frac, t.Name))
+    )
+
+
+def sample_count(state: State) -> int:
+    """How many calibration samples sites are measured on."""
+    return sum(
+        int(a.shape[0])
+        for args in state.samples.calibration
+        for a in args[:1]
+        if isinstance(a, torch.Tensor) and a.dim()
+    )
