@@ -74,7 +74,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sets", nargs="*", choices=list(_SETS))
+    parser.add_argument("sets", nargs="*", type=_known_set, help=", ".join(_SETS))
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--skip", default=" ", help="no models whose name contains this")
     parser.add_argument("--plain-fx", action=argparse.BooleanOptionalAction, default=True)
@@ -82,6 +82,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", help="append results to this file, and skip what it holds")
     parser.add_argument("--table", help="print the table of an earlier run")
     return parser.parse_args()
+
+
+def _known_set(name: str) -> str:
+    if name not in _SETS:
+        raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(_SETS)}")
+    return name
 
 
 def _measure_all(name: str, options: argparse.Namespace) -> Iterable[dict[str, Any]]:
@@ -105,8 +111,7 @@ def _report(row: dict[str, Any], out: str | None) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-# -- one model
-# --------------------------------------------------------------------------------------
+# -- one model -----------------------------------------------------------------------------------
 
 
 def _in_own_process(build: capture_models.Build, options: argparse.Namespace) -> dict[str, Any]:
@@ -201,8 +206,7 @@ def _plain_fx(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
         return False
 
 
-# -- the table
-# --------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -15,8 +15,7 @@ from torch import nn
 Build = Callable[[], tuple[nn.Module, tuple[Any, ...]]]
 Entry = tuple[str, str, Build]
 
-# -- timm: one model for every pair of module and family, the smallest by its name
-# ------------------
+# -- timm: one model for every pair of module and family, the smallest by its name ---------------
 
 _SMALL_FIRST = [
     "test_",
@@ -92,8 +91,7 @@ def _timm_builder(name: str) -> Build:
     return build
 
 
-# -- torchvision
-# ------------------------------------------------------------------------------------
+# -- torchvision ---------------------------------------------------------------------------------
 
 _KINDS = ("segmentation", "video", "quantization")
 

@@ -2,14 +2,17 @@
 
     python benchmarks/startup.py [--rounds 15]
 
-Wall time of a fresh process with warm file caches; beside it, a bare Python. The checked program is
-made of rules of the library under names of its own, and must pass.
+Time of a fresh process with warm file caches; beside it, a bare Python. The processes may write and
+read compiled modules, as they do after an installation, whatever PYTHONDONTWRITEBYTECODE says. The
+checked program is made of rules of the library under names of its own, and must pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -48,11 +53,27 @@ def _lines(text: str) -> int:
     return text.count("\n")
 
 
-def wall_seconds(command: Sequence[str]) -> float:
-    """Wall time of one run. Raises CalledProcessError where it fails."""
-    begun = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float
+    """User and system time: other programs on the machine disturb it little."""
+
+
+def seconds(command: Sequence[str]) -> Seconds:
+    """How long one run takes. Raises CalledProcessError where it fails."""
+    before, begun = _child_cpu(), time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, stdin=DEVNULL, env=environment())
+    return Seconds(time.perf_counter() - begun, _child_cpu() - before)
+
+
+def environment() -> dict[str, str]:
+    """Compiled modules are kept, so that only the first run of all compiles them."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _child_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def commands(path: Path) -> dict[str, list[str]]:
@@ -65,29 +86,31 @@ def commands(path: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Interleaved rounds; a first one warms the caches and is not counted."""
+def measure(rounds: int) -> dict[str, list[Seconds]]:
+    """Interleaved rounds; a first one warms the caches and compiles, and is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "program.lissom")
         path.write_text(program())
         tasks = commands(path)
-        runs = [
-            {name: wall_seconds(task) for name, task in tasks.items()} for _ in range(rounds + 1)
-        ]
+        runs = [{name: seconds(task) for name, task in tasks.items()} for _ in range(rounds + 1)]
     return {name: [run[name] for run in runs[1:]] for name in tasks}
 
 
-def row(name: str, times: Sequence[float]) -> list[str]:
-    return [name, *map(report.seconds, (statistics.median(times), min(times)))]
+def row(name: str, times: Sequence[Seconds]) -> list[str]:
+    wall, cpu = [t.wall for t in times], [t.cpu for t in times]
+    return [name, *map(report.seconds, (statistics.median(wall), min(wall), min(cpu)))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    found = measure(rounds)
-    print(report.table(["command", "median", "least"], [row(*item) for item in found.items()]))
-    print(f"\nWall time of {rounds} interleaved rounds, after one that warmed the file caches.")
+    rows = [row(*item) for item in measure(rounds).items()]
+    print(report.table(["command", "median", "least", "least CPU"], rows))
+    print(
+        f"\nWall time and user and system time of {rounds} interleaved rounds, after one that wrote"
+        " compiled modules and warmed the file caches."
+    )
     print(f"\n{report.machine()}.")
 
 

@@ -21,7 +21,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.read_twice, self.runs_twice, self.plain = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.read_twice, self.runs_twice, self.plain = (
+            nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)
+        )
         self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(8) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:

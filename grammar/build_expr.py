@@ -1,31 +1,22 @@
-"""Builds expressions and types from lark's tree: one method for each rule of `lissom.lark`."""
+"""Builds expressions and types: one method for each rule of `lissom.lark` that makes a node."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lark import Token
-from lark.tree import Meta
-from lark.visitors import Transformer_NonRecursive, v_args
-
 from . import tree as t
 from .diagnostics import SOURCE, Label, Span, fail
+from .lalr import Token
 
 MAX_DEPTH = 64
 MAX_DIGITS = 18
 MAX_DECIMAL = 40
 Words = tuple[t.Word, ...]
 Parts = list[Any]
-"""What lark hands over for one rule of the grammar: tokens and finished nodes."""
+"""The parts of one rule of the grammar: tokens, finished nodes, None for what is absent."""
 
 _ESCAPES = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
-
-
-def span_of(meta: Meta) -> Span:
-    if meta.empty:
-        return Span(SOURCE.get(), 0, 0)
-    return Span(SOURCE.get(), meta.start_pos, meta.end_pos)
 
 
 def word(token: Token) -> t.Word:
@@ -33,8 +24,7 @@ def word(token: Token) -> t.Word:
 
 
 def token_span(token: Token) -> Span:
-    start = token.start_pos or 0
-    return Span(SOURCE.get(), start, token.end_pos or start)
+    return Span(SOURCE.get(), token.start_pos, token.end_pos)
 
 
 def words(items: Sequence[Any]) -> tuple[t.Word, ...]:
@@ -90,107 +80,102 @@ def only(kind: type | tuple[type, ...], items: Sequence[Any]) -> tuple[Any, ...]
 
 def collect(kind: Callable[..., t.Node]) -> Callable[..., t.Node]:
     """A callback for a rule whose node holds nothing but the tuple of its children."""
-    return lambda self, meta, c: kind(tuple(c), span=span_of(meta))
+    return lambda self, span, c: kind(tuple(c), span=span)
 
 
 def single(kind: Callable[..., t.Node]) -> Callable[..., t.Node]:
     """A callback for a rule whose node holds one name."""
-    return lambda self, meta, c: kind(word(c[0]), span=span_of(meta))
+    return lambda self, span, c: kind(word(c[0]), span=span)
 
 
-@v_args(meta=True)
-class Expressions(Transformer_NonRecursive):
+class Expressions:
     """Expressions and types."""
 
-    def name(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Name(str(c[0]), span=span_of(meta))
+    def name(self, span: Span, c: Parts) -> t.Expr:
+        return t.Name(str(c[0]), span=span)
 
-    def integer(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Number(str(integer_of(c[0])), span=span_of(meta))
+    def integer(self, span: Span, c: Parts) -> t.Expr:
+        return t.Number(str(integer_of(c[0])), span=span)
 
-    def float(self, meta: Meta, c: Parts) -> t.Expr:
-        number = t.Number(number_text(c[0]), span=span_of(meta))
+    def float(self, span: Span, c: Parts) -> t.Expr:
+        number = t.Number(number_text(c[0]), span=span)
         if number.value == float("inf"):
             raise fail("E005", "the number is too large for a float", Label(number.span))
         return number
 
-    def frac(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Frac(number_text(c[0])[:-1], span=span_of(meta))
+    def frac(self, span: Span, c: Parts) -> t.Expr:
+        return t.Frac(number_text(c[0])[:-1], span=span)
 
-    def string(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.String(string_of(c[0]), span=span_of(meta))
+    def string(self, span: Span, c: Parts) -> t.Expr:
+        return t.String(string_of(c[0]), span=span)
 
-    def constant(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Constant(
-            {"TRUE": True, "FALSE": False, "NONE": None}[c[0].type], span=span_of(meta)
-        )
+    def constant(self, span: Span, c: Parts) -> t.Expr:
+        return t.Constant({"TRUE": True, "FALSE": False, "NONE": None}[c[0].type], span=span)
 
-    def group(self, meta: Meta, c: Parts) -> t.Expr:
+    def group(self, span: Span, c: Parts) -> t.Expr:
         return c[0]
 
-    def tuple(self, meta: Meta, c: Parts) -> t.Expr:
+    def tuple(self, span: Span, c: Parts) -> t.Expr:
         items = only(t.Expr, c)
-        return t.Tuple(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
+        return t.Tuple(items, span=span, depth=_depth(span, *items))
 
-    def list(self, meta: Meta, c: Parts) -> t.Expr:
+    def list(self, span: Span, c: Parts) -> t.Expr:
         items = only(t.Expr, c)
-        return t.List(items, span=span_of(meta), depth=_depth(span_of(meta), *items))
+        return t.List(items, span=span, depth=_depth(span, *items))
 
-    def unary(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Unary(str(c[0]), c[1], span=span_of(meta), depth=_depth(span_of(meta), c[1]))
+    def unary(self, span: Span, c: Parts) -> t.Expr:
+        return t.Unary(str(c[0]), c[1], span=span, depth=_depth(span, c[1]))
 
-    def binary(self, meta: Meta, c: Parts) -> t.Expr:
+    def binary(self, span: Span, c: Parts) -> t.Expr:
         left, op, right = c
-        return t.Binary(
-            str(op), left, right, span=span_of(meta), depth=_depth(span_of(meta), left, right)
-        )
+        return t.Binary(str(op), left, right, span=span, depth=_depth(span, left, right))
 
-    def call(self, meta: Meta, c: Parts) -> t.Expr:
+    def call(self, span: Span, c: Parts) -> t.Expr:
         args, keywords = only(t.Expr, c[1:]), only(t.Keyword, c[1:])
-        depth = _depth(span_of(meta), c[0], *args, *keywords)
+        depth = _depth(span, c[0], *args, *keywords)
         check_unique(keywords)
-        return t.Call(c[0], args, keywords, span=span_of(meta), depth=depth)
+        return t.Call(c[0], args, keywords, span=span, depth=depth)
 
-    def keyword(self, meta: Meta, c: Parts) -> t.Keyword:
-        return t.Keyword(word(c[0]), c[1], span=span_of(meta))
+    def keyword(self, span: Span, c: Parts) -> t.Keyword:
+        return t.Keyword(word(c[0]), c[1], span=span)
 
-    def attribute(self, meta: Meta, c: Parts) -> t.Expr:
+    def attribute(self, span: Span, c: Parts) -> t.Expr:
         name = str(integer_of(c[1])) if c[1].type == "INT" else str(c[1])
-        return t.Attribute(c[0], name, span=span_of(meta), depth=_depth(span_of(meta), c[0]))
+        return t.Attribute(c[0], name, span=span, depth=_depth(span, c[0]))
 
-    def subscript(self, meta: Meta, c: Parts) -> t.Expr:
-        return t.Subscript(c[0], tuple(c[1:]), span=span_of(meta), depth=_depth(span_of(meta), *c))
+    def subscript(self, span: Span, c: Parts) -> t.Expr:
+        return t.Subscript(c[0], tuple(c[1:]), span=span, depth=_depth(span, *c))
 
-    def slice(self, meta: Meta, c: Parts) -> t.Slice:
-        return t.Slice(c[0], c[1], span=span_of(meta))
+    def slice(self, span: Span, c: Parts) -> t.Slice:
+        return t.Slice(c[0], c[1], span=span)
 
-    def quantifier(self, meta: Meta, c: Parts) -> t.Expr:
+    def quantifier(self, span: Span, c: Parts) -> t.Expr:
         token, variable, _, domain, body = c
         kind: Any = str(token)
-        depth = _depth(span_of(meta), domain, body)
-        return t.Quantifier(kind, word(variable), domain, body, span=span_of(meta), depth=depth)
+        depth = _depth(span, domain, body)
+        return t.Quantifier(kind, word(variable), domain, body, span=span, depth=depth)
 
-    def type(self, meta: Meta, c: Parts) -> t.Type:
-        bracket = SOURCE.get().text[meta.end_pos - 1] == "]"
+    def type(self, span: Span, c: Parts) -> t.Type:
+        bracket = SOURCE.get().text[span.end - 1] == "]"
         dims = tuple(d for d in c[1:] if d is not None)
-        return t.Type(str(c[0]), dims if bracket else None, span=span_of(meta))
+        return t.Type(str(c[0]), dims if bracket else None, span=span)
 
-    def bare_type(self, meta: Meta, c: Parts) -> t.Type:
-        return t.Type(None, tuple(d for d in c if d is not None), span=span_of(meta))
+    def bare_type(self, span: Span, c: Parts) -> t.Type:
+        return t.Type(None, tuple(d for d in c if d is not None), span=span)
 
-    def dim_range(self, meta: Meta, c: Parts) -> t.DimRange:
-        return t.DimRange(c[0], c[1], span=span_of(meta))
+    def dim_range(self, span: Span, c: Parts) -> t.DimRange:
+        return t.DimRange(c[0], c[1], span=span)
 
-    def dim_rest(self, meta: Meta, c: Parts) -> t.DimRest:
-        return t.DimRest(span=span_of(meta))
+    def dim_rest(self, span: Span, c: Parts) -> t.DimRest:
+        return t.DimRest(span=span)
 
-    def names(self, meta: Meta, c: Parts) -> Words:
+    def names(self, span: Span, c: Parts) -> Words:
         return words(c)
 
     dotted = target = names
 
-    def path(self, meta: Meta, c: Parts) -> t.Path:
-        return t.Path(words(c), span=span_of(meta))
+    def path(self, span: Span, c: Parts) -> t.Path:
+        return t.Path(words(c), span=span)
 
 
 def check_unique(keywords: tuple[t.Keyword, ...]) -> None:

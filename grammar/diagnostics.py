@@ -7,7 +7,6 @@ renderings of the same object.
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from bisect import bisect_right
@@ -134,6 +133,8 @@ def fail(code: str, message: str, *labels: Label, note: str = "", help: str = ""
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` most likely stands for, or None."""
+    import difflib  # here: most starts need no guess
+
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)), None)
 
 

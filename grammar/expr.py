@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field
 from typing import Literal
 
 from .diagnostics import Span
+from .record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(Record):
     """`span` is where the node stands; it takes no part in equality."""
 
     span: Span = field(kw_only=True, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
 class Word(Node):
     """A name with a place: what a definition binds or a reference points to."""
 
@@ -33,14 +32,12 @@ class Word(Node):
 # -- expressions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class Expr(Node):
     """Anything that has a value. `depth` is the height of the tree, capped by the parser."""
 
     depth: int = field(kw_only=True, compare=False, repr=False, default=1)
 
 
-@dataclass(frozen=True, slots=True)
 class Name(Expr):
     text: str
 
@@ -49,7 +46,6 @@ class Name(Expr):
         return self.text[0].isupper()
 
 
-@dataclass(frozen=True, slots=True)
 class Number(Expr):
     """An integer or a decimal, kept as written."""
 
@@ -60,7 +56,6 @@ class Number(Expr):
         return int(self.text) if self.text.isdigit() else float(self.text)
 
 
-@dataclass(frozen=True, slots=True)
 class Frac(Expr):
     """`30%`: a share in 0..1, kept as the written percentage."""
 
@@ -71,31 +66,26 @@ class Frac(Expr):
         return float(self.percent) / 100
 
 
-@dataclass(frozen=True, slots=True)
 class String(Expr):
     """A string; `value` has its escapes resolved."""
 
     value: str
 
 
-@dataclass(frozen=True, slots=True)
 class Constant(Expr):
     """`none`, `true` or `false`."""
 
     value: bool | None
 
 
-@dataclass(frozen=True, slots=True)
 class Tuple(Expr):
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class List(Expr):
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Unary(Expr):
     """`-x` or `not x`."""
 
@@ -103,7 +93,6 @@ class Unary(Expr):
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Binary(Expr):
     """Arithmetic `+ - * / // mod @ ^`, comparison `== != < <= > >= in`, logic `and or`."""
 
@@ -112,7 +101,6 @@ class Binary(Expr):
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Keyword(Node):
     """`name = value` in a call; in a pattern, an attribute that is constrained or bound."""
 
@@ -120,14 +108,12 @@ class Keyword(Node):
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Expr):
     function: Expr
     args: tuple[Expr, ...]
     keywords: tuple[Keyword, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Attribute(Expr):
     """`c.weight`, or `padding.0` for an element of a tuple attribute."""
 
@@ -135,19 +121,16 @@ class Attribute(Expr):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
 class Slice(Node):
     start: Expr | None
     stop: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
 class Subscript(Expr):
     value: Expr
     items: tuple[Expr | Slice, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Quantifier(Expr):
     """`forall w in params(D): owned(w)`."""
 
@@ -160,7 +143,6 @@ class Quantifier(Expr):
 # -- types ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
 class DimRange(Node):
     """`1..64`: any extent from `low` to `high`, both included."""
 
@@ -168,7 +150,6 @@ class DimRange(Node):
     high: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class DimRest(Node):
     """`...`: any number of further axes."""
 
@@ -176,7 +157,6 @@ class DimRest(Node):
 Dim = Expr | DimRange | DimRest
 
 
-@dataclass(frozen=True, slots=True)
 class Type(Node):
     """`f[N, C, H, W]`, `int`; without `name` the shape of a parameter, without `dims` no tensor."""
 
@@ -184,7 +164,6 @@ class Type(Node):
     dims: tuple[Dim, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
 class Param(Node):
     """A formal parameter of an op, an extern function, a rule or a pipeline."""
 
@@ -198,10 +177,11 @@ class Param(Node):
 def children(node: Node) -> list[Node]:
     """The nodes directly below, in textual order."""
     found: list[Node] = []
-    for f in fields(node):
-        value = getattr(node, f.name)
-        items = value if isinstance(value, tuple) else (value,)
-        found += [item for item in items if is_dataclass(item) and isinstance(item, Node)]
+    for value in node.values:
+        if isinstance(value, tuple):
+            found += [item for item in value if isinstance(item, Node)]
+        elif isinstance(value, Node):
+            found.append(value)
     return found
 
 
@@ -211,5 +191,5 @@ def walk(node: Node) -> list[Node]:
     while stack:
         node = stack.pop()
         found.append(node)
-        stack.extend(reversed(children(node)))
+        stack += children(node)[::-1]
     return found

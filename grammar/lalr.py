@@ -10,11 +10,22 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .tables import Tables
+from .tables import Pick, Tables
 
 END = "$END"
-Callback = Callable[[tuple[int, int], list[Any]], Any]
-"""Makes the value of a rule from its range of characters and the values of its parts."""
+Range = tuple[int, int]
+"""Half-open, in characters of the text."""
+
+NOWHERE = (0, 0)
+"""The range of a rule without symbols."""
+
+Callback = Callable[[Range, list[Any]], Any]
+"""Makes the value of a rule from its range and the values of its parts."""
+
+
+def STANDS(place: Range, parts: list[Any]) -> Any:
+    """The callback of a rule whose only part stands for it."""
+    return parts[0]
 
 
 class Token(str):
@@ -59,9 +70,9 @@ class Parser:
         self._start, self._end = tables.start, tables.end
         self._ignored = frozenset(tables.ignored)
         self._pattern = re.compile("|".join(f"(?P<{name}>{p})" for name, p in tables.terminals))
-        # A rule without a callback is its list of parts, which the rule around it takes up.
+        # A rule without a callback is the list of its parts, which the rule around it takes up.
         self._rules = [
-            (symbol, size, picks, callbacks.get(name), not name)
+            (symbol, size, picks, callbacks.get(name) if name else STANDS)
             for symbol, name, size, picks in tables.rules
         ]
 
@@ -79,7 +90,9 @@ class Parser:
 
     def parse(self, tokens: Iterable[Token]) -> Any:
         """The value of the text. Raises BadToken, and what the callbacks raise."""
-        states, values, ranges = [self._start], [], []
+        states = [self._start]
+        values: list[Any] = []
+        ranges: list[Range | None] = []
         token = Token("", "", 0, 1)
         for token in tokens:
             self._reduce(states, values, ranges, token)
@@ -93,7 +106,7 @@ class Parser:
         self,
         states: list[int],
         values: list[Any],
-        ranges: list[tuple[int, int] | None],
+        ranges: list[Range | None],
         token: Token,
     ) -> None:
         """Reduce by rules until the token can be shifted or the text is complete."""
@@ -101,16 +114,48 @@ class Parser:
         while (action := rows[states[-1]].get(token.type)) is None or action < 0:
             if action is None:
                 raise BadToken(token, self._accepts(states))
-            symbol, size, picks, callback, stands = rules[~action]
+            symbol, size, picks, callback = rules[~action]
             first = len(values) - size
-            if not stands or size != 1:
-                parts = _parts(values[first:], picks)
-                place = _range(ranges[first:])
-                values[first:] = [_value(callback, stands, place, parts)]
-                ranges[first:] = [place]
-                del states[first + 1 :]
-            else:
-                states.pop()
+            del states[first + 1 :]
             states.append(rows[states[-1]][symbol])
+            if callback is not STANDS:
+                place = _range(ranges[first:])
+                parts = _parts(values[first:], picks)
+                values[first:] = [parts if callback is None else callback(place or NOWHERE, parts)]
+                ranges[first:] = [place]
             if states[-1] == self._end:
                 return
+
+    def _accepts(self, states: list[int]) -> frozenset[str]:
+        """The terminals that the grammar could go on with."""
+        terminals = filter(str.isupper, self._states[states[-1]])
+        return frozenset(name for name in terminals if self._can_shift(list(states), name))
+
+    def _can_shift(self, states: list[int], terminal: str) -> bool:
+        """Whether the rules that `terminal` completes lead to a state that takes it."""
+        while (action := self._states[states[-1]].get(terminal)) is not None and action < 0:
+            symbol, size, *_ = self._rules[~action]
+            del states[len(states) - size :]
+            states.append(self._states[states[-1]][symbol])
+            if states[-1] == self._end:
+                return True
+        return action is not None
+
+
+def _parts(values: list[Any], picks: list[Pick] | None) -> list[Any]:
+    """What a rule takes of the values of its symbols."""
+    if picks is None:
+        return values
+    parts: list[Any] = []
+    for pick in picks:
+        if isinstance(pick, int):
+            parts.append(values[pick])
+        else:
+            parts += (None,) if pick is None else values[pick[0]]
+    return parts
+
+
+def _range(ranges: list[Range | None]) -> Range | None:
+    """From the first symbol that takes up space to the last one; None if there is none."""
+    places = [place for place in ranges if place is not None]
+    return (places[0][0], places[-1][1]) if places else None

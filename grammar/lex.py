@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lark import Token
-
-from .diagnostics import SOURCE, Label, LissomError, Source, Span, did_you_mean, fail
+from .diagnostics import Label, LissomError, Source, Span, did_you_mean, fail
+from .lalr import Token
 
 MAX_DEPTH = 64
 MAX_TOKENS = 30_000
@@ -74,7 +73,7 @@ KEPT = {
     "invalidates",
     "forbids",
 }
-"""Keywords whose text the tree needs; the names of all others start with `_`, which lark drops."""
+"""Keywords whose text the tree needs; the grammar drops the others, whose names start with `_`."""
 
 OPENERS = {"LPAR": "RPAR", "LSQB": "RSQB"}
 
@@ -93,23 +92,18 @@ class State:
     """Whether the next token directly follows the opening word."""
 
     def span(self, token: Token) -> Span:
-        start = token.start_pos or 0
-        return Span(self.source, start, max(token.end_pos or 0, start))
+        return Span(self.source, token.start_pos, token.end_pos)
 
 
-class PostLexer:
-    """lark's post-lexer interface. It keeps nothing between texts."""
-
-    always_accept = ("_NEWLINE",)
-
-    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        state = State(SOURCE.get())
-        token = None
-        for token, following in _with_next(_counted(state, stream)):
-            yield from _step(state, token, following)
-        _check_closed(state)
-        if not state.fresh and token is not None:
-            yield Token.new_borrow_pos("_END", "", token)
+def statements(source: Source, stream: Iterator[Token]) -> Iterator[Token]:
+    """The tokens of `source` as the grammar reads them. Raises `LissomError`."""
+    state = State(source)
+    token = None
+    for token, following in _with_next(_counted(state, stream)):
+        yield from _step(state, token, following)
+    _check_closed(state)
+    if not state.fresh and token is not None:
+        yield token.as_type("_END", "")
 
 
 def _with_next(tokens: Iterator[Token]) -> Iterator[tuple[Token, Token | None]]:
@@ -150,7 +144,7 @@ def _newline(state: State, token: Token) -> Iterator[Token]:
     if state.brackets or state.fresh:
         return
     state.fresh, state.opening = True, ""
-    yield Token.new_borrow_pos("_END", str(token), token)
+    yield token.as_type("_END")
 
 
 def _open_block(state: State, token: Token) -> Token:
@@ -171,9 +165,9 @@ def _close_block(state: State, token: Token) -> Iterator[Token]:
     state.blocks.pop()
     state.braces.pop()
     if not state.fresh:
-        yield Token.new_borrow_pos("_END", "", token)
+        yield token.as_type("_END", "")
     yield token
-    yield Token.new_borrow_pos("_END", "", token)
+    yield token.as_type("_END", "")
     state.fresh, state.opening = True, ""
 
 
@@ -193,23 +187,23 @@ def _word(state: State, token: Token, following: Token | None) -> Token:
     block = state.blocks[-1]
     if state.fresh and not state.brackets:
         return _first_word(state, token, following, block)
-    kind = HARD.get(token.value)
+    kind = HARD.get(token)
     if kind:
-        return _retag(token, kind)
+        return token.as_type(kind)
     return _keyword(token) if _joins(state, token, following) else token
 
 
 def _joins(state: State, token: Token, following: Token | None) -> bool:
     """A second keyword of its statement: `match dim D` has one, `match dim {` names the pattern."""
     if state.opening in SIGNED:
-        return token.value == "with" and not state.brackets
-    if not state.second or token.value not in SECOND.get(state.opening, ()):
+        return token == "with" and not state.brackets
+    if not state.second or token not in SECOND.get(state.opening, ()):
         return False
     return state.opening != "match" or (following is not None and following.type == "NAME")
 
 
 def _first_word(state: State, token: Token, following: Token | None, block: str) -> Token:
-    word = token.value
+    word = token
     if word in ALWAYS.get(block, ()):
         state.opening = word
         return _keyword(token)
@@ -221,16 +215,12 @@ def _first_word(state: State, token: Token, following: Token | None, block: str)
         and following.type in ("NAME", "LPAR")
     ):
         return _keyword(token)
-    return _retag(token, HARD[word]) if word in HARD else token
+    return token.as_type(HARD[word]) if word in HARD else token
 
 
 def _keyword(token: Token) -> Token:
-    name = token.value.upper()
-    return _retag(token, name if token.value in KEPT else f"_{name}")
-
-
-def _retag(token: Token, kind: str) -> Token:
-    return Token.new_borrow_pos(kind, token.value, token)
+    name = token.upper()
+    return token.as_type(name if token in KEPT else f"_{name}")
 
 
 # -- what can be wrong before the grammar sees it ------------------------------------------------
@@ -271,10 +261,10 @@ def _never_closed(state: State, token: Token, *more: Label) -> LissomError:
 
 def _unknown_statement(state: State, token: Token, block: str) -> LissomError:
     words = ALWAYS[block]
-    home = next((name for name, known in ALWAYS.items() if token.value in known), None)
+    home = next((name for name, known in ALWAYS.items() if token in known), None)
     where = "at the top of a file" if block == "file" else f"in a {_SHOWN.get(block, block)}"
     note = f"`{token}` belongs in a {_SHOWN.get(home, home)}" if home and home != "file" else ""
-    hint = next(iter(did_you_mean(token.value, words)), f"one of {', '.join(words)}")
+    hint = next(iter(did_you_mean(token, words)), f"one of {', '.join(words)}")
     return fail(
         "E003",
         f"no statement starts with `{token}` {where}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations, islice, product
 
 from . import clauses
@@ -156,7 +156,7 @@ def _joint(first: Entry, second: Entry, found: Embedding) -> t.Rule:
     where = t.Where(tuple(t.Guard(g, None, span=g.span) for g in guards), span=second.rule.span)
     match = t.Match(None, tuple(patterns), span=second.rule.span)
     params = {p.name.text: p for p in (*first.rule.params, *second.rule.params)}
-    return replace(second.rule, params=tuple(params.values()), clauses=(match, where))
+    return t.replace(second.rule, params=tuple(params.values()), clauses=(match, where))
 
 
 def _prefixed(first: t.Rule) -> dict[str, t.Expr]:
@@ -178,8 +178,8 @@ def _merged(
             attrs[attr] = t.Keyword(word, renamed(expr, names), span=expr.span)
         elif is_literal(expr) and isinstance(mine.value, t.Name):
             back[mine.value.text] = expr
-            attrs[attr] = replace(mine, value=expr)
-    return replace(pattern, attrs=tuple(attrs.values()))
+            attrs[attr] = t.replace(mine, value=expr)
+    return t.replace(pattern, attrs=tuple(attrs.values()))
 
 
 def _shape_patterns(first: Entry, names: dict[str, t.Expr]) -> list[t.Pattern]:
@@ -188,8 +188,8 @@ def _shape_patterns(first: Entry, names: dict[str, t.Expr]) -> list[t.Pattern]:
         met = names.get(shape.path.parts[0].text)
         if isinstance(met, t.Name):
             word = t.Word(met.text, span=met.span)
-            path = replace(shape.path, parts=(word, *shape.path.parts[1:]))
-            shapes.append(replace(shape, path=path, type=renamed(shape.type, names)))
+            path = t.replace(shape.path, parts=(word, *shape.path.parts[1:]))
+            shapes.append(t.replace(shape, path=path, type=renamed(shape.type, names)))
     return shapes
 
 
@@ -257,4 +257,4 @@ def _orders(pattern: t.OpPattern, known: Known) -> tuple[t.OpPattern, ...]:
     facts = list(known.facts(tuple(w.text for w in pattern.ops.names)))
     if len(pattern.operands) != 2 or not all("commutative" in f.traits for f in facts) or not facts:
         return (pattern,)
-    return pattern, replace(pattern, operands=tuple(reversed(pattern.operands)))
+    return pattern, t.replace(pattern, operands=tuple(reversed(pattern.operands)))

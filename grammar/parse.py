@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unicodedata import category
-
-from lark import Lark
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
 
 from . import tables
 from .build import Build
 from .diagnostics import SOURCE, Label, LissomError, Source, Span, fail
-from .lex import HARD
+from .lalr import BadCharacter, BadToken, Callback, Parser
+from .lex import HARD, statements
 from .tree import File
 
 MAX_BYTES = 1 << 20
@@ -27,6 +27,7 @@ _SHOWN = {
     "LPAR": "`(`", "RPAR": "`)`", "LSQB": "`[`", "RSQB": "`]`", "LBRACE": "`{`", "RBRACE": "`}`",
     "COMMA": "`,`", "COLON": "`:`", "EQUAL": "`=`", "DOT": "`.`", "COMPARE": "a comparison",
     "MINUS": "`-`", "PLUS": "`+`", "STAR": "`*`", "TIMES": "`/`", "POWER": "`^`",
+    "__ANON_0": "`->`", "__ANON_1": "`:=`", "__ANON_2": "`..`",
     "OPTIONAL": "`?`", "ELLIPSIS": "`...`", "VBAR": "`|`",
 }  # fmt: skip
 
@@ -34,16 +35,19 @@ _SHOWN = {
 def parse(text: str, name: str = "<text>") -> File:
     """The tree of a rule file. Raises `LissomError` with an E-code for any other text."""
     source = Source(name, text.removeprefix("\ufeff"))
-    _check_text(source)
-    token = SOURCE.set(source)
+    return parse_part(source, 0, len(source.text))
+
+
+def parse_part(source: Source, start: int, end: int) -> File:
+    """The tree of the statements in a part of a text; their places are those in the whole text."""
+    _check_text(source, start, end)
+    parser, token = _parser(), SOURCE.set(source)
     try:
-        return Build().transform(_parser().parse(source.text))
-    except UnexpectedInput as error:
-        raise _syntax_error(error, source) from None
-    except VisitError as error:
-        if isinstance(error.orig_exc, LissomError):
-            raise error.orig_exc from None
-        raise
+        return parser.parse(statements(source, parser.tokens(source.text, start, end)))
+    except BadCharacter as error:
+        raise _bad_character(error.offset, source) from None
+    except BadToken as error:
+        raise _bad_token(error, source) from None
     finally:
         SOURCE.reset(token)
 
@@ -68,17 +72,24 @@ def read_text(path: Path) -> str:
 
 
 @cache
-def _parser() -> Lark:
-    return tables.load()
+def _parser() -> Parser:
+    known, build = tables.load(), Build()
+    methods = {name: getattr(build, name, None) for _, name, _, _ in known.rules}
+    return Parser(known, {name: _callback(method) for name, method in methods.items() if method})
 
 
-def _check_text(source: Source) -> None:
-    if len(source.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+def _callback(method: Callable[[Span, list[Any]], Any]) -> Callback:
+    return lambda place, parts: method(Span(SOURCE.get(), *place), parts)
+
+
+def _check_text(source: Source, start: int, end: int) -> None:
+    part = source.text[start:end]
+    if len(part.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise _too_large(Label(None, where=source.name))
-    offset = _forbidden(source.text)
-    if offset is not None:
-        place = Label(Span(source, offset, offset + 1), "here")
-        message = f"the character U+{ord(source.text[offset]):04X} may not stand in a rule file"
+    found = _forbidden(part)
+    if found is not None:
+        place = Label(Span(source, start + found, start + found + 1), "here")
+        message = f"the character U+{ord(part[found]):04X} may not stand in a rule file"
         raise fail("E004", message, place, help="delete it")
 
 
@@ -96,15 +107,6 @@ def _too_large(place: Label) -> LissomError:
         place,
         help="split it and `use` the parts",
     )
-
-
-def _syntax_error(error: UnexpectedInput, source: Source) -> LissomError:
-    if isinstance(error, UnexpectedCharacters):
-        return _bad_character(error.pos_in_stream or 0, source)
-    if isinstance(error, UnexpectedToken):
-        return _bad_token(error, source)
-    end = Span(source, len(source.text), len(source.text))
-    return fail("E001", "the file ends too early", Label(end))
 
 
 def _bad_character(offset: int, source: Source) -> LissomError:
@@ -129,13 +131,10 @@ _CHARACTER_HELP = {
 }  # fmt: skip
 
 
-def _bad_token(error: UnexpectedToken, source: Source) -> LissomError:
+def _bad_token(error: BadToken, source: Source) -> LissomError:
     token = error.token
-    start = token.start_pos or 0
-    place = Label(Span(source, start, max(token.end_pos or start, start)))
-    expected = sorted(
-        {_SHOWN.get(t, f"`{t.strip('_').lower()}`") for t in (error.accepts or error.expected)}
-    )
+    place = Label(Span(source, token.start_pos, token.end_pos))
+    expected = sorted({_SHOWN.get(t, f"`{t.strip('_').lower()}`") for t in error.accepts})
     found = (
         "the statement ends"
         if token.type in ("_END", "$END")

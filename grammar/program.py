@@ -11,11 +11,12 @@ from pathlib import Path
 
 from . import tree as t
 from .diagnostics import Label, Source, did_you_mean, fail
-from .parse import parse, parse_file, read_text
+from .parse import parse, parse_file, parse_part, read_text
 from .vocabulary import library_sources
 
 _STATEMENT = re.compile(
-    r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)|op\b|extern\b|use\b|pipeline\b|test\b)",
+    r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)"
+    r"|(?:op|extern|use|pipeline|test)\b)",
     re.M,
 )
 
@@ -43,8 +44,7 @@ class Shelf:
     def get(self, name: str) -> t.Rule | None:
         if name in self._slices and name not in self._rules:
             source, start, end = self._slices[name]
-            blank = "\n" * (source.line_of(start) - 1)
-            self._rules[name] = parse(blank + source.text[start:end], source.name).all(t.Rule)[0]
+            self._rules[name] = parse_part(source, start, end).all(t.Rule)[0]
         return self._rules.get(name)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from .expr import Expr, Keyword, Node, Param, Type, Word
 from .rule_tree import Binding, Claim, Fact, Rule
 
 
-@dataclass(frozen=True, slots=True)
 class Use(Node):
     """`use mylab.ops 2`: another rule file, optionally at a version of its vocabulary."""
 
@@ -17,7 +15,6 @@ class Use(Node):
     version: int | None
 
 
-@dataclass(frozen=True, slots=True)
 class Extern(Node):
     """`extern fn`: a function that the host registers; the shapes of its results are declared."""
 
@@ -27,7 +24,6 @@ class Extern(Node):
     pure: bool
 
 
-@dataclass(frozen=True, slots=True)
 class OpParam(Node):
     """A weight or buffer of an op."""
 
@@ -36,7 +32,6 @@ class OpParam(Node):
     type: Type
 
 
-@dataclass(frozen=True, slots=True)
 class OpAttr(Node):
     """A setting of an op, with its default."""
 
@@ -45,24 +40,20 @@ class OpAttr(Node):
     default: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class OpDim(Node):
     name: Word
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class OpTrait(Node):
     names: tuple[Word, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class OpCost(Node):
     name: Word
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Slot(Node):
     """One argument of a torch callable: its own name, and the input, parameter or attribute.
 
@@ -74,7 +65,6 @@ class Slot(Node):
     variadic: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Signature(Node):
     """`torch.nn.functional.hardtanh(input = x, min_val)` and attributes that a spelling fixes."""
 
@@ -87,14 +77,12 @@ class Signature(Node):
         return ".".join(word.text for word in self.function)
 
 
-@dataclass(frozen=True, slots=True)
 class OpMeaning(Node):
     """The torch function that the op stands for: what runs when the op is built or evaluated."""
 
     signature: Signature
 
 
-@dataclass(frozen=True, slots=True)
 class OpSpelling(Node):
     """Another way to write the op in a model: a module class, function, method or operator."""
 
@@ -104,7 +92,6 @@ class OpSpelling(Node):
 OpItem = OpParam | OpAttr | OpDim | OpTrait | OpCost | OpMeaning | OpSpelling
 
 
-@dataclass(frozen=True, slots=True)
 class Op(Node):
     name: Word
     inputs: tuple[Param, ...]
@@ -112,25 +99,21 @@ class Op(Node):
     items: tuple[OpItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Input(Node):
     name: Word
     type: Type
 
 
-@dataclass(frozen=True, slots=True)
 class Data(Node):
     name: Word
     value: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Budget(Node):
     condition: Expr
     data: Word | None
 
 
-@dataclass(frozen=True, slots=True)
 class Ref(Node):
     """A rule with its arguments, limited to the module paths that fit the glob `at`."""
 
@@ -140,35 +123,29 @@ class Ref(Node):
     at: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Once(Node):
     refs: tuple[Ref, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Fixpoint(Node):
     refs: tuple[Ref, ...]
     limit: int | None
 
 
-@dataclass(frozen=True, slots=True)
 class Each(Node):
     ref: Ref
     order: Expr | None
     until: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
 class First(Node):
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Try(Node):
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Calibrate(Node):
     data: Word
 
@@ -176,29 +153,24 @@ class Calibrate(Node):
 Step = Once | Fixpoint | Each | First | Try | Calibrate
 
 
-@dataclass(frozen=True, slots=True)
 class Stage(Node):
     name: Word
     steps: tuple[Step, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Recover(Node):
     name: Word
     settings: tuple[Binding, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Verify(Node):
     items: tuple[Claim | Fact, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class OnFail(Node):
     policy: Word
 
 
-@dataclass(frozen=True, slots=True)
 class Mode(Node):
     name: Word
 
@@ -206,7 +178,6 @@ class Mode(Node):
 PipelineItem = Input | Data | Budget | Stage | Recover | Verify | OnFail | Mode
 
 
-@dataclass(frozen=True, slots=True)
 class Pipeline(Node):
     name: Word
     params: tuple[Param, ...]
@@ -216,13 +187,11 @@ class Pipeline(Node):
         return tuple(item for item in self.items if isinstance(item, kinds))
 
 
-@dataclass(frozen=True, slots=True)
 class Fires(Node):
     rule: Word
     model: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Silent(Node):
     """`silent fold_bn on m() because "..."`: must not fire; why is a message or a code."""
 
@@ -231,12 +200,10 @@ class Silent(Node):
     because: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Check(Node):
     condition: Expr
 
 
-@dataclass(frozen=True, slots=True)
 class Test(Node):
     name: Word
     cases: tuple[Fires | Silent | Check, ...]
@@ -245,7 +212,6 @@ class Test(Node):
 Statement = Use | Extern | Op | Rule | Pipeline | Test
 
 
-@dataclass(frozen=True, slots=True)
 class File(Node):
     """One rule file."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any
 
 from . import tree as t
@@ -18,13 +17,13 @@ def renamed(node: Any, names: Mapping[str, t.Expr]) -> Any:
     if not isinstance(node, t.Node) or isinstance(node, t.Word):
         return node
     changes = {
-        f.name: renamed(getattr(node, f.name), names)
-        for f in fields(node)
-        if f.compare and isinstance(getattr(node, f.name), (t.Node, tuple))
+        name: renamed(getattr(node, name), names)
+        for name in node.content
+        if isinstance(getattr(node, name), (t.Node, tuple))
     }
     if isinstance(node, t.Call) and isinstance(node.function, t.Name):
         changes["function"] = node.function
-    return replace(node, **changes) if changes else node
+    return t.replace(node, **changes) if changes else node
 
 
 def dump(node: Any, names: dict[str, str]) -> str:
@@ -45,6 +44,6 @@ def dump(node: Any, names: dict[str, str]) -> str:
         root, *rest = node.parts
         return ".".join([dump(root, names), *(word.text for word in rest)])
     if isinstance(node, t.Node):
-        parts = [dump(getattr(node, f.name), names) for f in fields(node) if f.compare]
+        parts = [dump(getattr(node, name), names) for name in node.content]
         return f"{type(node).__name__}[{' '.join(parts)}]"
     return repr(node)

@@ -134,7 +134,7 @@ def _poly(sums: Mapping[Monomial, Number]) -> Poly:
     kept = [(m, _plain(c)) for m, c in sums.items() if c]
     if len(kept) > MAX_TERMS:
         raise TooLarge
-    return Poly(tuple(sorted(kept, key=_order)))
+    return Poly(tuple(sorted(kept, key=_order) if len(kept) > 1 else kept))
 
 
 def _plain(number: Number) -> Number:

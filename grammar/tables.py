@@ -11,6 +11,7 @@ import json
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,11 +63,14 @@ def build(strict: bool = False) -> Lark:
     """lark's own parser of the grammar; `strict` refuses ambiguities (needs interegular)."""
     from lark import Lark
 
+    # Newlines stand in no rule; the post-lexer, which reads them, is what keeps the terminal.
+    newlines: Any = SimpleNamespace(always_accept=("_NEWLINE",), process=iter)
     return Lark(
         _read(GRAMMAR) or "",
         parser="lalr",
         lexer="basic",
         start=START,
+        postlex=newlines,
         maybe_placeholders=True,
         strict=strict,
     )
@@ -75,7 +79,8 @@ def build(strict: bool = False) -> Lark:
 def compute(parser: Lark) -> Tables:
     """The tables that lark made, with states numbered in the order in which they are met."""
     lark: Any = parser.parser
-    table, lexer = lark.parser._parse_table, lark.lexer
+    table, lexer = lark.parser._parse_table, lark.lexer.lexer
+    assert lexer.scanner is not None
     assert not lexer.callback, "a word of the grammar collides with a pattern"
     number = _numbers(table.states, table.start_states[START])
     rules = {rule: index for index, rule in enumerate(parser.rules)}
@@ -118,8 +123,8 @@ def _reduction(rule: Rule) -> Reduction:
     """How lark shapes the tree of a rule: its options, said as what to take of the children."""
     callback = rule.alias or rule.origin.name
     stands = rule.options.expand1 and not rule.alias
-    size = len(rule.expansion)
-    picks = _picks(rule)
+    size, picks = len(rule.expansion), _picks(rule)
+    assert not stands or size == 1, "only a rule of one part can stand for it"
     whole = picks == list(range(size))
     return rule.origin.name, "" if stands else callback, size, None if whole else picks
 

@@ -1,5 +1,6 @@
-"""The tree of a rule file: frozen dataclasses, a span on every node, equality by content alone."""
+"""The tree of a rule file: frozen nodes, a span on every one, equality by content alone."""
 
 from .expr import *  # noqa: F403
 from .program_tree import *  # noqa: F403
+from .record import replace  # noqa: F401
 from .rule_tree import *  # noqa: F403

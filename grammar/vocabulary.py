@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from . import tree as t
 from .diagnostics import Label, LissomError, Source, Span, fail
-from .parse import parse
+from .parse import parse_part
 
 _START = re.compile(
     r"^(op|extern[ \t]+fn|use|exact|approx|lossless|observe|pipeline|test)\b[ \t]*(\w*)", re.M
@@ -39,9 +39,7 @@ class _Statement(NamedTuple):
         return self.source.text[self.start : self.end]
 
     def parse(self) -> t.File:
-        """The statement as a file of its own; blank lines in front keep its line numbers."""
-        blank = "\n" * (self.source.line_of(self.start) - 1)
-        return parse(blank + self.text, self.source.name)
+        return parse_part(self.source, self.start, self.end)
 
 
 class Declarations:

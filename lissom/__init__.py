@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Diagnostic", "LissomError", "Result", "compile", "load"]
 
-_HOME = {"Result": "api", "compile": "api", "load": "api", "Diagnostic": "grammar.diagnostics", "LissomError": "grammar.diagnostics"}
+_HOME = {
+    "Diagnostic": "grammar.diagnostics",
+    "LissomError": "grammar.diagnostics",
+    "Result": "api",
+    "compile": "api",
+    "load": "api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -194,7 +194,7 @@ def _extreme(
     return best(values).item()
 
 
-def _kind(numbers: Sequence[Number] | Number) -> torch.dtype:
+def _kind(numbers: Sequence[object] | Number) -> torch.dtype:
     listed = numbers if isinstance(numbers, Sequence) else (numbers,)
     return torch.int64 if all(isinstance(n, int) for n in listed) else torch.float64
 

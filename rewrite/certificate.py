@@ -47,8 +47,9 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
 
 
 STATEMENT = (
-    "proved: follows from the op declarations for all inputs of the recorded ranks. tested: compared on the stated number "
-    "of samples within the stated tolerance; it says nothing about other inputs. Each application compares the perturbed "
+    "proved: follows from the op declarations for all inputs of the recorded ranks. tested: "
+    "compared on the stated number of samples within the stated tolerance; it says nothing about "
+    "other inputs. Each application compares the perturbed "
     "original with the rewrite in float64 and in the model's own precision, on random inputs."
 )
 

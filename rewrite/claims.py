@@ -21,7 +21,7 @@ _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
 def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
-    """One verdict for each claim of `ensure`; facts such as `needs recover` belong to the pipeline."""
+    """One verdict for each claim of `ensure`; facts (`needs recover`) belong to the pipeline."""
     scope = site.scope
     scope.facts.update(before=before(state, site), after=after(state, site, plan))
     samples = [0]
@@ -39,7 +39,9 @@ def after(state: State, site: Site, plan: Plan) -> Costs:
     removed = {call.node for call in site.removed}
     kept = calls_costs(state.module, [call for call in site.calls if call.node not in removed])
     new = plan_costs(plan)
-    return Costs(new.params + kept.params, new.bytes + kept.bytes, new.macs + kept.macs, new.ops + kept.ops)
+    return Costs(
+        new.params + kept.params, new.bytes + kept.bytes, new.macs + kept.macs, new.ops + kept.ops
+    )
 
 
 def _claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
@@ -48,7 +50,15 @@ def _claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
     text = " ".join(claim.span.text.split())
     found, allowed, holds = _judge(scope, claim)
     how = "tested" if samples[0] else "proved"
-    return Verdict(text, how, holds, samples[0], found, allowed, "" if holds else f"{shown(found)} against {shown(allowed)}")
+    return Verdict(
+        text,
+        how,
+        holds,
+        samples[0],
+        found,
+        allowed,
+        "" if holds else f"{shown(found)} against {shown(allowed)}",
+    )
 
 
 def _judge(scope: Scope, claim: t.Claim) -> tuple[Any, Any, bool]:
@@ -77,7 +87,9 @@ def _error(state: State, site: Site, plan: Plan, value: Any, samples: list[int])
 
 
 def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
-    """The largest relative difference between the perturbed original and the rewrite, on recorded inputs."""
+    """The largest relative difference between the perturbed original and the rewrite, on recorded
+    inputs.
+    """
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     env: Env = dict(state.samples.values(state.module, tensors))
     env |= weights_read(state.module, named_weights(site, plan), plan.moved, None)

@@ -1,4 +1,6 @@
-"""Writing a verified plan into the graph. The only place that changes the model; by now nothing can fail."""
+"""Writing a verified plan into the graph. The only place that changes the model; by now nothing can
+fail.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from .state import State
 
 
 def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
-    """The layers and calls of a plan, with weights rounded to their final precision. Changes nothing."""
+    """The layers and calls of a plan, with weights rounded to their final precision. Changes
+    nothing.
+    """
     return {planned: _emit(state, planned) for planned in plan.ops}
 
 
@@ -38,7 +42,9 @@ def _rounded(state: State, planned: Planned, value: Tensor | ParamRef | None) ->
         return tensor.clone() if len(state.readers(value.path)) > 1 else tensor
     if value is None:
         return None
-    return value.to(planned.dtype if value.is_floating_point() else value.dtype, copy=True).contiguous()
+    return value.to(
+        planned.dtype if value.is_floating_point() else value.dtype, copy=True
+    ).contiguous()
 
 
 def _stand_in(value: Any) -> Any:
@@ -57,11 +63,13 @@ def _origin_layer(state: State, planned: Planned) -> nn.Module | None:
     return state.module.get_submodule(str(node.target))
 
 
-# -- placing -------------------------------------------------------------------------------------------------------
+# -- placing ---------------------------------------------------------------------------------------
 
 
 def insertion_point(site: Site, plan: Plan, inputs: Iterable[fx.Node]) -> fx.Node | None:
-    """The node in front of which the new ops can stand: behind all they read, before all that reads them."""
+    """The node in front of which the new ops can stand: behind all they read, before all that reads
+    them.
+    """
     inside = set(site.nodes)
     users = [user for node in site.outputs.values() for user in node.users if user not in inside]
     last = site.calls[-1].node
@@ -71,11 +79,19 @@ def insertion_point(site: Site, plan: Plan, inputs: Iterable[fx.Node]) -> fx.Nod
     return point if fits else None
 
 
-# -- committing ----------------------------------------------------------------------------------------------------
+# -- committing ------------------------------------------------------------------------------------
 
 
-def commit(state: State, site: Site, plan: Plan, emitted: dict[Planned, Emitted], point: fx.Node, shrinks: bool) -> list[fx.Node]:
-    """Inserts the plan before `point`, redirects the outputs and removes what nothing reads. Returns the new nodes.
+def commit(
+    state: State,
+    site: Site,
+    plan: Plan,
+    emitted: dict[Planned, Emitted],
+    point: fx.Node,
+    shrinks: bool,
+) -> list[fx.Node]:
+    """Inserts the plan before `point`, redirects the outputs and removes what nothing reads.
+    Returns the new nodes.
 
     `shrinks`: the site has fewer ops than before, so a rule that matches its own result still ends.
     """
@@ -96,7 +112,13 @@ def _node_of(value: Any, new: dict[Planned, fx.Node]) -> fx.Node:
 
 
 def _insert(
-    state: State, site: Site, planned: Planned, emitted: Emitted, new: dict[Planned, fx.Node], point: fx.Node, heirs: dict[str, Any]
+    state: State,
+    site: Site,
+    planned: Planned,
+    emitted: Emitted,
+    new: dict[Planned, fx.Node],
+    point: fx.Node,
+    heirs: dict[str, Any],
 ) -> fx.Node:
     given = tuple(_with_nodes(value, new) for value in planned.inputs)
     emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
@@ -105,7 +127,12 @@ def _insert(
     path = fresh_path(state, home, site.rule.name) if planned.op.params else f"{home}."
     node = emitted.insert(state.module, point, path)
     spec = planned.specs[0] if len(planned.specs) == 1 else planned.specs
-    node.meta.update(heirs, val=spec, site=path if node.op == "call_module" else path.rpartition(".")[0], source=place.meta.get("source"))
+    node.meta.update(
+        heirs,
+        val=spec,
+        site=path if node.op == "call_module" else path.rpartition(".")[0],
+        source=place.meta.get("source"),
+    )
     for held in node.all_input_nodes:
         _describe_weight(state, held, node)
     state.view.add(node)
@@ -117,7 +144,11 @@ def _describe_weight(state: State, held: fx.Node, reader: fx.Node) -> None:
     if held.op == "get_attr" and "val" not in held.meta:
         owner, _, name = str(held.target).rpartition(".")
         tensor = getattr(state.module.get_submodule(owner), name)
-        held.meta.update(val=TensorSpec(tuple(tensor.shape), tensor.dtype), site=owner, source=reader.meta.get("source"))
+        held.meta.update(
+            val=TensorSpec(tuple(tensor.shape), tensor.dtype),
+            site=owner,
+            source=reader.meta.get("source"),
+        )
         state.view.add(held)
 
 
@@ -128,16 +159,24 @@ def _with_nodes(value: Any, new: dict[Planned, fx.Node]) -> Any:
 
 
 def _heritage(site: Site, rule: str) -> dict[str, Any]:
-    """What new nodes inherit: the rules in their ancestry, and the nodes of the captured model they stand for."""
+    """What new nodes inherit: the rules in their ancestry, and the nodes of the captured model they
+    stand for.
+    """
     nodes = [call.node for call in site.calls]
-    rules = {name for node in nodes for name in node.meta.get("rules", ())} | ({rule} if rule else set())
+    rules = {name for node in nodes for name in node.meta.get("rules", ())} | (
+        {rule} if rule else set()
+    )
     origins = {name for node in nodes for name in node.meta.get("origins", (node.name,))}
     return {"rules": tuple(sorted(rules)), "origins": tuple(sorted(origins))}
 
 
 def fresh_path(state: State, site: str, rule: str) -> str:
     """`<site>.<rule>_<n>`; beside the site where its layer lives on. Never a path that exists."""
-    base, stem = (site, rule) if not _holds_layer(state.module, site) else (site.rpartition(".")[0], f"{rule}_{site.rpartition('.')[2]}")
+    base, stem = (
+        (site, rule)
+        if not _holds_layer(state.module, site)
+        else (site.rpartition(".")[0], f"{rule}_{site.rpartition('.')[2]}")
+    )
     while True:
         name = f"{stem}_{state.count(f'{base}.{stem}')}"
         path = f"{base}.{name}" if base else name
@@ -163,7 +202,7 @@ def _at(module: nn.Module, path: str) -> Any:
     return owner
 
 
-# -- removing ------------------------------------------------------------------------------------------------------
+# -- removing --------------------------------------------------------------------------------------
 
 
 def _drop_layers(state: State, site: Site) -> None:
@@ -172,8 +211,16 @@ def _drop_layers(state: State, site: Site) -> None:
     for node in leaving:
         if node.op != "call_module":
             continue
-        paths = [path for call in site.removed if call.node is node for path in call.params.values() if path]
-        others = {reader for path in paths for reader, held in state.view.owners(path) if held == path} - leaving
+        paths = [
+            path
+            for call in site.removed
+            if call.node is node
+            for path in call.params.values()
+            if path
+        ]
+        others = {
+            reader for path in paths for reader, held in state.view.owners(path) if held == path
+        } - leaving
         if not others and not _called_elsewhere(state, node, leaving):
             state.module.delete_submodule(str(node.target))
 
@@ -183,7 +230,10 @@ def _called_elsewhere(state: State, node: fx.Node, leaving: set[fx.Node]) -> boo
     call = state.view.call(node)
     if call is None or any(call.params.values()):
         return False
-    return any(other.target == node.target and other not in leaving for other in state.view.calls_of(call.op.name))
+    return any(
+        other.target == node.target and other not in leaving
+        for other in state.view.calls_of(call.op.name)
+    )
 
 
 def _erase(state: State, nodes: list[fx.Node]) -> None:
@@ -194,7 +244,9 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
         if node.users or node._erased or node.op in ("placeholder", "output"):
             continue
         feeders = node.all_input_nodes
-        was_effect = bool(state.mutations) and _reachable(state, node) and mutates(node, state.module)
+        was_effect = (
+            bool(state.mutations) and _reachable(state, node) and mutates(node, state.module)
+        )
         state.view.forget(node)
         state.module.graph.erase_node(node)
         if was_effect and node in state.mutations:

@@ -1,4 +1,6 @@
-"""A rule's right side at one site: the ops to build and the weights to move, as values. Nothing is changed here."""
+"""A rule's right side at one site: the ops to build and the weights to move, as values. Nothing is
+changed here.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,21 @@ from torch import Tensor, fx
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
 from .attributes import read_attr
+from .call import Call
 from .evaluate import ParamRef
 from .opspec import OpSpec
 from .site import Site
 from .spec import TensorSpec
 from .state import State
-from .call import Call
 
 _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul"}
 
 
 @dataclass(eq=False, slots=True)
 class Planned:
-    """One op to build. Parameters are float64 results of the rule, or references that pass a weight on unchanged."""
+    """One op to build. Parameters are float64 results of the rule, or references that pass a weight
+    on unchanged.
+    """
 
     op: OpSpec
     inputs: tuple[Any, ...]
@@ -40,7 +44,10 @@ class Planned:
         """Shapes of inputs and parameters by declared name."""
         given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
         specs = {name: _spec(value) for name, value in (*given.items(), *self.params.items())}
-        return {name: spec.shape if isinstance(spec, TensorSpec) else None for name, spec in specs.items()}
+        return {
+            name: spec.shape if isinstance(spec, TensorSpec) else None
+            for name, spec in specs.items()
+        }
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -50,7 +57,9 @@ class Planned:
 
 @dataclass(slots=True)
 class Plan:
-    """What an application would do: ops in the order of building, the new value of each output, moved weights."""
+    """What an application would do: ops in the order of building, the new value of each output,
+    moved weights.
+    """
 
     ops: list[Planned] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -87,12 +96,16 @@ class Constructor:
     def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
         if isinstance(move, t.Assign) and len(move.path.parts) == 2:
             call = self.scope.names.get(move.path.parts[0].text)
-            ref = self.scope.param(call, move.path.parts[1].text) if isinstance(call, Call) else None
+            ref = (
+                self.scope.param(call, move.path.parts[1].text) if isinstance(call, Call) else None
+            )
             if ref is not None:
                 return ref
-        raise fail("R002", "this version can only move the weights of matched ops", Label(move.span))
+        raise fail(
+            "R002", "this version can only move the weights of matched ops", Label(move.span)
+        )
 
-    # -- building -------------------------------------------------------------------------------------------------
+    # -- building ----------------------------------------------------------------------------------
 
     def _rewrite(self, clause: t.Rewrite) -> None:
         for step in clause.steps:
@@ -132,7 +145,9 @@ class Constructor:
         return self._plan(op, (self.scope.plain(left), self.scope.plain(right)), {}, {}, expr)
 
     def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
-        """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with changes."""
+        """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with
+        changes.
+        """
         like = self.scope.names.get(function.text)
         if isinstance(like, Call):
             return self._clone(expr, like)
@@ -155,7 +170,9 @@ class Constructor:
         self.origin = self.origin or like
         return self._plan(like.op, inputs, {**kept, **params}, {**like.attrs, **attrs}, expr)
 
-    def _settings(self, op: OpSpec, keywords: Sequence[t.Keyword]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _settings(
+        self, op: OpSpec, keywords: Sequence[t.Keyword]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         params: dict[str, Any] = {}
         attrs: dict[str, Any] = {}
         names = {param.name for param in op.params}
@@ -164,12 +181,21 @@ class Constructor:
             if keyword.name.text in names:
                 params[keyword.name.text] = None if _is_nothing(value) else value
             elif keyword.name.text in op.attrs:
-                attrs[keyword.name.text] = read_attr(op.attrs[keyword.name.text], self.scope.plain(value))
+                attrs[keyword.name.text] = read_attr(
+                    op.attrs[keyword.name.text], self.scope.plain(value)
+                )
             else:
                 raise fail("T003", f"op `{op.name}` has no `{keyword.name}`", Label(keyword.span))
         return params, attrs
 
-    def _plan(self, op: OpSpec, inputs: tuple[Any, ...], params: dict[str, Any], attrs: dict[str, Any], at: t.Node) -> Planned:
+    def _plan(
+        self,
+        op: OpSpec,
+        inputs: tuple[Any, ...],
+        params: dict[str, Any],
+        attrs: dict[str, Any],
+        at: t.Node,
+    ) -> Planned:
         for value in params.values():
             if isinstance(value, ParamRef):
                 self.scope.plain(value)
@@ -183,9 +209,16 @@ class Constructor:
         return planned
 
     def _shapes(
-        self, op: OpSpec, specs: dict[str, Any], weights: dict[str, Any], attrs: dict[str, Any], dtype: torch.dtype
+        self,
+        op: OpSpec,
+        specs: dict[str, Any],
+        weights: dict[str, Any],
+        attrs: dict[str, Any],
+        dtype: torch.dtype,
     ) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
-        """All attributes and the results' specs; the same shapes are asked for at many sites, so answers are kept."""
+        """All attributes and the results' specs; the same shapes are asked for at many sites, so
+        answers are kept.
+        """
         key = (op, tuple(specs.values()), tuple(weights.values()), tuple(attrs.items()), dtype)
         known = self.state.known_specs
         try:
@@ -197,14 +230,24 @@ class Constructor:
         return known[key]
 
     def _dtype(self, specs: dict[str, Any]) -> torch.dtype:
-        """New weights take the precision of the op they come from, else of what they are applied to."""
+        """New weights take the precision of the op they come from, else of what they are applied
+        to.
+        """
         origin = self.origin
         if origin is not None:
             refs = [self.scope.param(origin, name) for name in origin.params]
-            found = [ref.tensor.dtype for ref in refs if ref is not None and ref.tensor.is_floating_point()]
+            found = [
+                ref.tensor.dtype
+                for ref in refs
+                if ref is not None and ref.tensor.is_floating_point()
+            ]
             if found:
                 return found[0]
-        floating = [s.dtype for s in specs.values() if isinstance(s, TensorSpec) and s.dtype.is_floating_point]
+        floating = [
+            s.dtype
+            for s in specs.values()
+            if isinstance(s, TensorSpec) and s.dtype.is_floating_point
+        ]
         return floating[0] if floating else torch.get_default_dtype()
 
 
@@ -214,20 +257,30 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _solve(
-    op: OpSpec, specs: dict[str, Any], weights: dict[str, Any], attrs: dict[str, Any], dtype: torch.dtype
+    op: OpSpec,
+    specs: dict[str, Any],
+    weights: dict[str, Any],
+    attrs: dict[str, Any],
+    dtype: torch.dtype,
 ) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
     both = {**specs, **weights}
     given = [name for name, spec in both.items() if spec is not None]
-    filled = op.fill(attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)})
+    filled = op.fill(
+        attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)}
+    )
     return filled, op.specs(_in_dtype(specs, dtype), _in_dtype(weights, dtype), filled)
 
 
 def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first settings."""
+    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first
+    settings.
+    """
     at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
     if at is None:
         return values[: len(op.inputs)], values[len(op.inputs) :]
-    rest = tuple(item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,)))
+    rest = tuple(
+        item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,))
+    )
     return (*values[:at], rest), ()
 
 
@@ -245,9 +298,13 @@ def _spec(value: Any) -> Any:
 
 
 def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Specs with the double-precision results of the rule counted in the precision they will be rounded to."""
+    """Specs with the double-precision results of the rule counted in the precision they will be
+    rounded to.
+    """
     return {
-        n: TensorSpec(s.shape, dtype) if isinstance(s, TensorSpec) and s.dtype == torch.float64 else s
+        n: TensorSpec(s.shape, dtype)
+        if isinstance(s, TensorSpec) and s.dtype == torch.float64
+        else s
         for n, s in specs.items()
     }
 
@@ -262,4 +319,6 @@ def _check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
         return
     shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
     note = f"it is {shape}, the weight is {list(target.shape)}"
-    raise fail("R003", f"`{move.path}` keeps its shape when it is perturbed", Label(move.span), note=note)
+    raise fail(
+        "R003", f"`{move.path}` keeps its shape when it is perturbed", Label(move.span), note=note
+    )

@@ -1,4 +1,4 @@
-"""The one cost model: parameters, bytes and multiply-accumulates, from op declarations and tensors."""
+"""The one cost model: parameters, bytes and multiply-accumulates, from declarations and tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which nodes write to memory that others can see. Nothing is moved across them, and they are never dead code."""
+"""Which nodes write to memory that others can see. Nothing is moved across them, and they are never
+dead code.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from .view import View
 
 _IN_PLACE = frozenset(
     {operator.setitem, operator.delitem}
-    | {getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, name[1:])}
+    | {
+        getattr(operator, name)
+        for name in dir(operator)
+        if name.startswith("i") and hasattr(operator, name[1:])
+    }
 )
 
 
@@ -22,14 +28,23 @@ def mutates(node: fx.Node, module: fx.GraphModule) -> bool:
         return True
     if node.op == "call_method":
         name = str(node.target)
-        return (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
+        return (name.endswith("_") and not name.endswith("__")) or name in (
+            "__setitem__",
+            "__iadd__",
+            "__imul__",
+        )
     if node.op == "call_module":
         return bool(getattr(_submodule(module, str(node.target)), "inplace", False))
     if node.op != "call_function":
         return False
     named = getattr(node.target, "__name__", "")
     inplace_name = named.endswith("_") and not named.endswith("__")
-    return node.target in _IN_PLACE or inplace_name or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    return (
+        node.target in _IN_PLACE
+        or inplace_name
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
 
 
 def _submodule(module: fx.GraphModule, path: str) -> nn.Module:
@@ -47,7 +62,9 @@ def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
 
 
 def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.Node | None:
-    """A mutating node that runs between the first and the last of `inside` (in graph order) and is none of them."""
+    """A mutating node that runs between the first and the last of `inside` (in graph order) and is
+    none of them.
+    """
     if not nodes or not inside:
         return None
     for node in after(nodes, inside[0]):
@@ -89,8 +106,10 @@ def _aliased(view: View, node: fx.Node) -> Sequence[fx.Node]:
     return [inputs[index] for index in observed if index < len(inputs)]
 
 
-def seen_through(view: View, nodes: Sequence[fx.Node], old: fx.Node, new: Iterable[fx.Node]) -> fx.Node | None:
-    """A later in-place op that would be seen if `old` became memory of `new`: it writes to either."""
+def seen_through(
+    view: View, nodes: Sequence[fx.Node], old: fx.Node, new: Iterable[fx.Node]
+) -> fx.Node | None:
+    """A later in-place op that would be seen if `old` became memory of `new`: it writes to one."""
     later = after(nodes, old)
     if not later:
         return None
@@ -102,4 +121,8 @@ def seen_through(view: View, nodes: Sequence[fx.Node], old: fx.Node, new: Iterab
 def pure_nodes(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
     """Those of `nodes` that may be removed when nothing reads them."""
     keep = ("placeholder", "output")
-    return [node for node in nodes if node.op not in keep and not node.users and not mutates(node, module)]
+    return [
+        node
+        for node in nodes
+        if node.op not in keep and not node.users and not mutates(node, module)
+    ]

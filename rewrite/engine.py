@@ -1,5 +1,5 @@
-"""One application of one rule: find, examine, plan, verify, commit - or a reason why not. Every step before the commit
-works on values, so there is nothing to undo.
+"""One application of one rule: find, examine, plan, verify, commit - or a reason why not. Every
+step before the commit works on values, so there is nothing to undo.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
-from .call import Call
+from .aliasing import unseen
+from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point
 from .construct import Plan, Planned, construct
-from .effects import seen_through
 from .emit import Emitted
 from .evaluate import shown
 from .journal import Applied, Costs, Refused, Verdict
-from .match import GUARDS, PLAN, STRUCTURE, Bindings, Miss, Search, rarest
+from .match import Search, rarest
 from .pattern import PatternOp
 from .rule import Rule
 from .site import Site, examine, owners_miss
 from .state import State
-from .verify import IN_DOUBLE, check_exact, check_shapes, flat, plan_inputs
+from .verify import IN_DOUBLE, check_exact, check_shapes, plan_inputs
 
 
 @dataclass(slots=True)
@@ -78,7 +78,9 @@ def _fenced(rule: Rule, bindings: Bindings) -> Miss | None:
     """A rule does not match what it made itself, unless it says why that ends."""
     if rule.recursive:
         return None
-    own = next((c.node for c in bindings.calls() if rule.name in c.node.meta.get("rules", ())), None)
+    own = next(
+        (c.node for c in bindings.calls() if rule.name in c.node.meta.get("rules", ())), None
+    )
     if own is None:
         return None
     text = f"{own.name} was made by this rule; `recursive decreasing ...` would allow it"
@@ -86,10 +88,12 @@ def _fenced(rule: Rule, bindings: Bindings) -> Miss | None:
 
 
 def prepare(state: State, site: Site) -> Ready | Miss:
-    """Plans and verifies. A budget that does not hold is a miss; a rewrite that is not equal is an error of the rule."""
+    """Plans and verifies. A budget that does not hold is a miss; a rewrite that is not equal is an
+    error of the rule.
+    """
     plan = construct(state, site)
     _check_alive(site, plan)
-    unfit = owners_miss(state, site) or _unseen(state, site, plan)
+    unfit = owners_miss(state, site) or unseen(state, site, plan)
     if unfit is not None:
         return unfit
     shapes = check_shapes(site, plan)
@@ -115,55 +119,28 @@ def prepare(state: State, site: Site) -> Ready | Miss:
 
 
 def _check_alive(site: Site, plan: Plan) -> None:
-    """New ops may read what the match reads, what it keeps and each other, but nothing that goes."""
+    """New ops may read what the match reads, what it keeps and each other; nothing that goes."""
     lost = next((node for node in plan_inputs(plan) if node in site.gone), None)
     if lost is not None:
-        name = next((name for name, value in site.bindings.values.items() if value is lost), lost.name)
+        name = next(
+            (name for name, value in site.bindings.values.items() if value is lost), lost.name
+        )
         hint = f"mark its line `shared {name} = ...`: then it stays"
-        raise fail("N005", f"the rewrite reads `{name}`, which it removes", Label(rule_span(site)), help=hint)
-
-
-def _unseen(state: State, site: Site, plan: Plan) -> Miss | None:
-    """Whether in-place ops could tell the new values from the old ones.
-
-    A result that becomes memory of another value must be written by no later op, nor that value. A matched in-place op
-    that stays has overwritten its input by the time the new ops run.
-    """
-    for name, old in site.outputs.items():
-        new = _memory(plan.outputs[name])
-        other = seen_through(state.view, state.mutations, old, new) if new and not _same_memory(site) else None
-        if other is not None:
-            text = f"{other.name} computes in place, and would be seen through `{name}`"
-            return Miss(PLAN, 0, lambda: text, rule_span(site), other, "R006")
-    kept = [call for call in site.calls if call.in_place and call.node not in site.gone]
-    lost = next((call for call in kept if call.inputs[0] in plan_inputs(plan)), None)
-    if lost is None:
-        return None
-    return Miss(PLAN, 0, lambda: f"{lost.node.name} overwrites what the rewrite reads", rule_span(site), lost.node, "R006")
-
-
-def _memory(value: object) -> list[fx.Node]:
-    """The nodes whose memory a planned value may be."""
-    if isinstance(value, fx.Node):
-        return [value]
-    if not isinstance(value, Planned) or "alias" not in value.op.traits:
-        return []
-    return [node for item in flat(value.inputs) for node in _memory(item)]
-
-
-def _same_memory(site: Site) -> bool:
-    """Ops such as identity hand on the very tensor they get, so that nothing changes for in-place ops behind them."""
-    return all({"alias", "elementwise"} <= call.op.traits and _keeps_dtype(call) for call in site.calls)
-
-
-def _keeps_dtype(call: Call) -> bool:
-    return all(node.meta.get("val") == call.node.meta.get("val") for node in call.node.all_input_nodes)
+        raise fail(
+            "N005",
+            f"the rewrite reads `{name}`, which it removes",
+            Label(rule_span(site)),
+            help=hint,
+        )
 
 
 def _too_coarse(site: Site, verdict: Verdict) -> Miss:
-    """Right in float64 but not in the model's precision: an overflow, say. The site stays as it is."""
-    text = f"equal in float64, not in the model's dtype: largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
-    return Miss(PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V102")
+    """Right in float64 but not in the model's precision: an overflow, say. The site stays."""
+    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
+    text = f"equal in float64, not in the model's dtype: {numbers}"
+    return Miss(
+        PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V105"
+    )
 
 
 def rule_span(site: Site) -> Span:
@@ -177,31 +154,49 @@ def _broken(site: Site, verdict: Verdict) -> Miss:
 
 
 def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
-    """The rule promised equality and broke it: the author must know at once, with the place and the numbers."""
-    numbers = "" if verdict.worst is None else f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}; "
+    """The rule promised equality and broke it: the author must know at once, with the place and the
+    numbers.
+    """
+    numbers = (
+        ""
+        if verdict.worst is None
+        else f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}; "
+    )
     bound = ", ".join(f"{name} = {shown(value)}" for name, value in describe(site).items())
     labels = (
         Label(site.rule.source.name.span, "this rule"),
-        Label(None, where=f"{site.name} ({site.calls[0].node.meta.get('source') or 'no source line'})"),
+        Label(
+            None, where=f"{site.name} ({site.calls[0].node.meta.get('source') or 'no source line'})"
+        ),
     )
     notes = (f"{verdict.claim}: {numbers}{verdict.detail}", f"at this site {bound}")
     help_ = "the rewrite half of a rule must be exact; put what is approximate into `perturb`"
-    return LissomError(Diagnostic(code, f"`{site.rule.name}` does not compute the same", labels, notes, (help_,)))
+    return LissomError(
+        Diagnostic(code, f"`{site.rule.name}` does not compute the same", labels, notes, (help_,))
+    )
 
 
 def describe(site: Site) -> dict[str, str]:
     """Scalar bindings of a site, for people and for the certificate."""
     kinds = (int, float, str, bool, tuple)
     names = site.scope.names
-    return {name: shown(value) for name, value in names.items() if isinstance(value, kinds) and len(shown(value)) < 40}
+    return {
+        name: shown(value)
+        for name, value in names.items()
+        if isinstance(value, kinds) and len(shown(value)) < 40
+    }
 
 
 def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Node]:
-    """Commits a prepared site and writes it down. Returns the nodes around: new ones, their inputs, their readers."""
+    """Commits a prepared site and writes it down. Returns the nodes around: new ones, their inputs,
+    their readers.
+    """
     site = ready.site
     name, place = site.name, site.rule.place
     removed = tuple(str(call.node.meta.get("site") or call.node.name) for call in site.removed)
-    origins = tuple(sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))}))
+    origins = tuple(
+        sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))})
+    )
     started = time.perf_counter()
     bindings = describe(site)
     around = [*site.inputs, *(user for old in site.outputs.values() for user in old.users)]
@@ -210,17 +205,30 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
     added = tuple(str(node.meta.get("site") or node.name) for node in new)
     seconds += time.perf_counter() - started
     event = Applied(
-        stage, site.rule.label, name, place, removed, added, origins, ready.before, ready.after, ready.verdicts, bindings, seconds
-    )  # fmt: skip
+        stage,
+        site.rule.label,
+        name,
+        place,
+        removed,
+        added,
+        origins,
+        ready.before,
+        ready.after,
+        ready.verdicts,
+        bindings,
+        seconds,
+    )
     state.journal.add(event)
     return alive([*new, *around])
 
 
-def ready_at(state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> Ready | Miss:
+def ready_at(
+    state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None
+) -> Ready | Miss:
     """A rule at one anchor, verified but not committed; or the reason why not.
 
-    Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site; other errors are the
-    rule's own, and are raised with the site's name.
+    Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site;
+    other errors are the rule's own, and are raised with the site's name.
     """
     try:
         found = find(state, rule, node, start)
@@ -237,12 +245,16 @@ def _located(error: LissomError, node: fx.Node) -> LissomError:
     first, *rest = error.diagnostics
     if any(label.where for label in first.labels):
         return error
-    place = Label(None, where=f"{node.meta.get('site') or node.name} ({node.meta.get('source') or 'no source line'})")
+    where = node.meta.get("site") or node.name
+    source = node.meta.get("source") or "no source line"
+    place = Label(None, where=f"{where} ({source})")
     return LissomError(replace(first, labels=(*first.labels, place)), *rest)
 
 
-def attempt(state: State, stage: str, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> list[fx.Node] | Miss:
-    """Tries a rule at one anchor: the nodes around the rewrite, or the reason why nothing happened."""
+def attempt(
+    state: State, stage: str, rule: Rule, node: fx.Node, start: PatternOp | None = None
+) -> list[fx.Node] | Miss:
+    """Tries a rule at one anchor: the nodes around the rewrite, or why nothing happened."""
     begun = time.perf_counter()
     found = ready_at(state, rule, node, start)
     if isinstance(found, Ready):
@@ -255,7 +267,9 @@ def refuse(state: State, stage: str, rule: Rule, node: fx.Node, miss: Miss) -> N
     where = miss.node if miss.node is not None else node
     site = str(where.meta.get("site") or where.name)
     place = str(miss.span) if miss.span is not None else ""
-    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place, miss.stage == STRUCTURE))
+    state.journal.add(
+        Refused(stage, rule.label, site, miss.code, miss.text(), place, miss.stage == STRUCTURE)
+    )
 
 
 def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:

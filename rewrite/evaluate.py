@@ -1,7 +1,8 @@
 """Evaluates the expressions of a rule at one site.
 
-Weights enter arithmetic as float64 copies: rules compute in double precision and the builder rounds once. Functions that
-compute numbers get plain tensors; questions about the graph (`owned`, `mode`, `macs` ...) get the references themselves.
+Weights enter arithmetic as float64 copies: rules compute in double precision and the builder rounds
+once. Functions that compute numbers get plain tensors; questions about the graph (`owned`, `mode`,
+`macs` ...) get the references themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from ..grammar.diagnostics import Label, LissomError, fail
 from .call import Call, tensor_at
 
 SYMBOLS = frozenset(
-    {"eval", "train", "all", "model", "before", "after", "outputs", "channels", "saving", "sensitivity", "original"}
+    {
+        "eval",
+        "train",
+        "all",
+        "model",
+        "before",
+        "after",
+        "outputs",
+        "channels",
+        "saving",
+        "sensitivity",
+        "original",
+    }
 )
 """Words with a meaning of their own; they evaluate to themselves."""
 
@@ -41,9 +54,10 @@ class ParamRef:
 class Scope:
     """What names mean at one site.
 
-    `questions` are engine functions called as `f(scope, *args)`; `functions` compute numbers and see plain tensors.
-    `read` collects the parameters whose numbers were used: what the rule bakes into new weights. `state` is the engine's
-    (only questions look at it), `facts` what has been measured at this site: costs before and after, errors.
+    `questions` are engine functions called as `f(scope, *args)`; `functions` compute numbers and
+    see plain tensors. `read` collects the parameters whose numbers were used: what the rule bakes
+    into new weights. `state` is the engine's (only questions look at it), `facts` what has been
+    measured at this site: costs before and after, errors.
     """
 
     def __init__(
@@ -67,7 +81,7 @@ class Scope:
         scope.read, scope.facts, scope._doubles = self.read, self.facts, self._doubles
         return scope
 
-    # -- names and references -------------------------------------------------------------------------------------
+    # -- names and references ----------------------------------------------------------------------
 
     def param(self, call: Call, name: str) -> ParamRef | None:
         """The parameter `name` of a matched op, or None where the op has none."""
@@ -87,7 +101,7 @@ class Scope:
             return tuple(self.plain(item) for item in value)
         return value
 
-    # -- expressions ----------------------------------------------------------------------------------------------
+    # -- expressions -------------------------------------------------------------------------------
 
     def number(self, expr: t.Expr) -> Any:
         """The plain value of `expr`."""
@@ -99,8 +113,17 @@ class Scope:
             return _EVALUATE[type(expr)](self, expr)
         except LissomError:
             raise
-        except (ArithmeticError, ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
-            raise fail("R001", f"`{expr.span.text}` cannot be computed", Label(expr.span, str(error))) from error
+        except (
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+            LookupError,
+            AttributeError,
+        ) as error:
+            raise fail(
+                "R001", f"`{expr.span.text}` cannot be computed", Label(expr.span, str(error))
+            ) from error
 
     def name(self, expr: t.Name) -> Any:
         if expr.text in self.names:
@@ -153,8 +176,10 @@ class Scope:
             raise fail("N001", f"no function `{name}`", Label(expr.function.span))
         return self._pure(expr, self.functions[name], args, keywords)
 
-    def _pure(self, expr: t.Call, function: Callable[..., Any], args: list[Any], keywords: dict[str, Any]) -> Any:
-        """Calls a numeric function; a function that writes to its arguments breaks its declaration."""
+    def _pure(
+        self, expr: t.Call, function: Callable[..., Any], args: list[Any], keywords: dict[str, Any]
+    ) -> Any:
+        """Calls a numeric function; one that writes to its arguments breaks its declaration."""
         plain = [self.plain(arg) for arg in args]
         named = {key: self.plain(value) for key, value in keywords.items()}
         tensors = [value for value in (*plain, *named.values()) if isinstance(value, Tensor)]
@@ -162,7 +187,9 @@ class Scope:
         with torch.no_grad():
             result = function(*plain, **named)
         if versions != [tensor._version for tensor in tensors]:
-            raise fail("G001", "the function changed its arguments; it must be pure", Label(expr.span))
+            raise fail(
+                "G001", "the function changed its arguments; it must be pure", Label(expr.span)
+            )
         return result
 
     def subscript(self, expr: t.Subscript) -> Any:
@@ -201,7 +228,9 @@ class Scope:
 
 
 def double(tensor: Tensor) -> Tensor:
-    """A copy for arithmetic, float64 where floating. Always a copy: weights in float64 must not be written to either."""
+    """A copy for arithmetic, float64 where floating. Always a copy: weights in float64 must not be
+    written to either.
+    """
     detached = tensor.detach()
     return detached.to(torch.float64 if detached.is_floating_point() else detached.dtype, copy=True)
 
@@ -220,10 +249,17 @@ def shown(value: Any) -> str:
 
 
 def _broadcast(function: Callable[[Any, Any], Any], left: Any, right: Any, *, all_of: bool) -> Any:
-    """Applies an operator; pairs such as strides work element by element, and comparisons ask for all elements."""
+    """Applies an operator; pairs such as strides work element by element, and comparisons ask for
+    all elements.
+    """
     if function is operator.ne:
         return not _broadcast(_equal, left, right, all_of=True)
-    if isinstance(left, tuple) and isinstance(right, tuple) and len(left) != len(right) and function is _equal:
+    if (
+        isinstance(left, tuple)
+        and isinstance(right, tuple)
+        and len(left) != len(right)
+        and function is _equal
+    ):
         return False
     if isinstance(left, tuple) or isinstance(right, tuple):
         size = len(left) if isinstance(left, tuple) else len(right)
@@ -246,10 +282,22 @@ def _equal(left: Any, right: Any) -> Any:
 
 _COMPARE = frozenset({"==", "!=", "<", "<=", ">", ">=", "in"})
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
-    "mod": operator.mod, "@": operator.matmul, "^": operator.pow, "==": _equal, "!=": operator.ne, "<": operator.lt,
-    "<=": operator.le, ">": operator.gt, ">=": operator.ge, "in": lambda a, b: a in b,
-}  # fmt: skip
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "mod": operator.mod,
+    "@": operator.matmul,
+    "^": operator.pow,
+    "==": _equal,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "in": lambda a, b: a in b,
+}
 
 _EVALUATE: dict[type, Callable[[Scope, Any], Any]] = {
     t.Name: Scope.name,

@@ -13,18 +13,8 @@ from torch import fx
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Diagnostic, Label, Span, did_you_mean, fail
+from .binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLESS, USES, Miss
 from .engine import Ready, anchor, candidates, ready_at
-from .match import (
-    GUARDS,
-    OWNERS,
-    PLAN,
-    SHAPES,
-    SITES,
-    STRUCTURE,
-    UNLESS,
-    USES,
-    Miss,
-)
 from .pattern import PatternOp
 from .rule import Rule
 from .state import State

@@ -1,4 +1,6 @@
-"""Runs a few nodes, or a plan, on given tensors in a given precision: the two sides that a verification compares."""
+"""Runs a few nodes, or a plan, on given tensors in a given precision: the two sides that a
+verification compares.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,11 @@ def run_nodes(
     moved: Mapping[str, Tensor],
     dtype: torch.dtype | None,
 ) -> Env:
-    """Executes graph nodes in order on `env`, with the weights in `moved` put in place of the model's own.
+    """Executes graph nodes in order on `env`, with the weights in `moved` put in place of the
+    model's own.
 
-    `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The tensors of `env` are
-    never written to: nodes that compute in place get copies.
+    `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The
+    tensors of `env` are never written to: nodes that compute in place get copies.
     """
     given = env
     env = _copies(env) if any(mutates(node, module) for node in nodes) else dict(env)
@@ -59,11 +62,17 @@ def run_nodes(
 
 
 def _copies(env: Env) -> Env:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in env.items()}
+    return {
+        key: value.clone() if isinstance(value, Tensor) else value for key, value in env.items()
+    }
 
 
 def _run_node(
-    module: fx.GraphModule, node: fx.Node, env: Env, moved: Mapping[str, Tensor], dtype: torch.dtype | None
+    module: fx.GraphModule,
+    node: fx.Node,
+    env: Env,
+    moved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
 ) -> Any:
     def load(n: fx.Node) -> Any:
         return env[n] if n in env else _outside(module, n, moved, dtype)
@@ -77,7 +86,9 @@ def _run_node(
     return node.target(*args, **kwargs)
 
 
-def _outside(module: fx.GraphModule, node: fx.Node, moved: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+def _outside(
+    module: fx.GraphModule, node: fx.Node, moved: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Any:
     """A weight, or a number that the graph computes elsewhere."""
     if node.op == "get_attr":
         return _weight(module, str(node.target), moved, dtype)
@@ -87,19 +98,31 @@ def _outside(module: fx.GraphModule, node: fx.Node, moved: Mapping[str, Tensor],
     return value
 
 
-def _weight(module: nn.Module, path: str, moved: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+def _weight(
+    module: nn.Module, path: str, moved: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Tensor:
     own = tensor_at(module, path).detach()
     return cast(moved.get(path, own), dtype or (own.dtype if own.is_floating_point() else None))
 
 
-def weights_read(module: nn.Module, nodes: Sequence[fx.Node], moved: Mapping[str, Tensor], dtype: torch.dtype | None) -> Env:
+def weights_read(
+    module: nn.Module,
+    nodes: Sequence[fx.Node],
+    moved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> Env:
     """The weights among `nodes`: what a graph reads by name instead of through a layer."""
     held = [node for node in nodes if node.op == "get_attr"]
     return {node: _weight(module, str(node.target), moved, dtype) for node in held}
 
 
 def _run_module(
-    module: fx.GraphModule, path: str, args: Any, kwargs: Any, moved: Mapping[str, Tensor], dtype: torch.dtype | None
+    module: fx.GraphModule,
+    path: str,
+    args: Any,
+    kwargs: Any,
+    moved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
 ) -> Any:
     layer = module.get_submodule(path)
     names = [name for name, _ in (*layer.named_parameters(), *layer.named_buffers())]
@@ -109,7 +132,7 @@ def _run_module(
     return functional_call(layer, weights, args, kwargs)
 
 
-# -- plans ---------------------------------------------------------------------------------------------------------
+# -- plans -----------------------------------------------------------------------------------------
 
 
 def run_plan(plan: Plan, env: Env, dtype: torch.dtype | None) -> Env:
@@ -123,7 +146,10 @@ def run_plan(plan: Plan, env: Env, dtype: torch.dtype | None) -> Env:
 
 def run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
     inputs = dict.fromkeys((spec.name for spec in planned.op.inputs), None)
-    inputs |= {spec.name: load(value, env) for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)}
+    inputs |= {
+        spec.name: load(value, env)
+        for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)
+    }
     params = {name: _param(planned, value, dtype) for name, value in planned.params.items()}
     return planned.op.run(inputs, params, planned.attrs)
 

@@ -1,54 +1,18 @@
-"""Finding a rule's left side in the live graph. A miss is a value: how far it got, why, and where."""
+"""Finding a rule's left side in the live graph. A miss is a value: how far, why, and where."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Span
-from .pattern import Pattern, PatternOp, Step
+from .binding import STRUCTURE, Bindings, Miss, operand, orders, show, unify
 from .call import Call
+from .pattern import Pattern, PatternOp, Step
 from .view import View
-
-STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
-"""How far a candidate came: the ranking key of near misses."""
-
-
-@dataclass(slots=True)
-class Miss:
-    """Why a candidate did not match. `text` is built only when someone looks."""
-
-    stage: int
-    step: int
-    text: Callable[[], str]
-    span: Span | None
-    node: fx.Node | None
-    code: str = ""
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        return (self.stage, self.step)
-
-
-@dataclass(slots=True)
-class Bindings:
-    """What pattern names stand for. Values are nodes or Python scalars; `ops` maps pattern ops to their calls."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    ops: dict[int, Call] = field(default_factory=dict)
-    chains: dict[int, list[Call]] = field(default_factory=dict)
-    names: dict[str, Any] = field(default_factory=dict)
-
-    def copy(self) -> Bindings:
-        return Bindings(dict(self.values), dict(self.ops), dict(self.chains), dict(self.names))
-
-    def calls(self) -> list[Call]:
-        """Every matched call, in no particular order."""
-        return list(self.ops.values()) + [call for chain in self.chains.values() for call in chain]
 
 
 class Search:
@@ -74,11 +38,18 @@ class Search:
         for bound in self._reach(step, bindings, node):
             yield from self.complete(steps, index + 1, bound)
 
-    def missed(self, stage: int, step: int, text: Callable[[], str], span: Span | None, node: fx.Node | None) -> None:
+    def missed(
+        self,
+        stage: int,
+        step: int,
+        text: Callable[[], str],
+        span: Span | None,
+        node: fx.Node | None,
+    ) -> None:
         if self.miss is None or (stage, step) > self.miss.rank:
             self.miss = Miss(stage, step, text, span, node)
 
-    # -- reaching one op ------------------------------------------------------------------------------------------
+    # -- reaching one op ---------------------------------------------------------------------------
 
     def _reach(self, step: Step, bindings: Bindings, node: fx.Node | None) -> Iterator[Bindings]:
         if step.how == "anchor":
@@ -94,7 +65,13 @@ class Search:
         if isinstance(value, fx.Node):
             yield from self._bind_repeated(step, _producer(step.op, value), bindings)
         elif step.op.fixed:
-            self.missed(STRUCTURE, len(bindings.ops), lambda: f"`{step.via}` is the constant {value}", step.op.source.span, None)
+            self.missed(
+                STRUCTURE,
+                len(bindings.ops),
+                lambda: f"`{step.via}` is the constant {value}",
+                step.op.source.span,
+                None,
+            )
         if step.op.repeat:
             yield from self._absent(step.op, bindings)
 
@@ -104,7 +81,13 @@ class Search:
         for user in users:
             yield from self._bind_repeated(step, user, bindings)
         if not users and step.op.fixed:
-            self.missed(STRUCTURE, len(bindings.ops), lambda: f"nothing reads `{step.via}`", step.op.source.span, None)
+            self.missed(
+                STRUCTURE,
+                len(bindings.ops),
+                lambda: f"nothing reads `{step.via}`",
+                step.op.source.span,
+                None,
+            )
         if step.op.repeat:
             yield from self._absent(step.op, bindings)
 
@@ -113,7 +96,7 @@ class Search:
         target, operand = op.targets[0], op.reads[0]
         bound = bindings.copy()
         known = bound.values.get(target, bound.values.get(operand))
-        if _unify(bound, target, known) and _unify(bound, operand, known):
+        if unify(bound, target, known) and unify(bound, operand, known):
             yield bound
 
     def _bind_repeated(self, step: Step, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
@@ -123,12 +106,18 @@ class Search:
             yield from self._bind(op, node, bindings)
             return
         taken = {id(call) for call in bindings.calls()}
-        run = self._upwards(op, node, taken) if step.how == "producer" else self._downwards(op, node, taken)
+        run = (
+            self._upwards(op, node, taken)
+            if step.how == "producer"
+            else self._downwards(op, node, taken)
+        )
         for length in range(len(run), 0, -1):
             chain = run[:length] if step.how == "consumer" else run[length - 1 :: -1]
             bound = bindings.copy()
             bound.chains[op.index] = chain
-            if _unify(bound, op.targets[0], chain[-1].node) and _unify(bound, op.reads[0], _link(op, chain[0])):
+            if unify(bound, op.targets[0], chain[-1].node) and unify(
+                bound, op.reads[0], _link(op, chain[0])
+            ):
                 yield bound
 
     def _upwards(self, op: PatternOp, node: Any, taken: set[int]) -> list[Call]:
@@ -155,23 +144,35 @@ class Search:
             node = next(iter(node.users))
         return run
 
-    # -- binding one op -------------------------------------------------------------------------------------------
+    # -- binding one op ----------------------------------------------------------------------------
 
     def _bind(self, op: PatternOp, node: fx.Node, bindings: Bindings) -> Iterator[Bindings]:
         depth = len(bindings.ops)
         call = self.view.call(node)
         if call is None:
-            self.missed(STRUCTURE, depth, lambda: _boundary(op, node) or self.view.why_opaque(node), op.source.ops.span, node)
+            self.missed(
+                STRUCTURE,
+                depth,
+                lambda: _boundary(op, node) or self.view.why_opaque(node),
+                op.source.ops.span,
+                node,
+            )
             return
         if op.ops is not None and call.op.name not in op.ops:
-            self.missed(STRUCTURE, depth, lambda: f"{_wanted(op)} expected, found {call.op.name}", op.source.ops.span, node)
+            self.missed(
+                STRUCTURE,
+                depth,
+                lambda: f"{_wanted(op)} expected, found {call.op.name}",
+                op.source.ops.span,
+                node,
+            )
             return
         if any(other is call for other in bindings.calls()):
             return
         yield from self._bind_operands(op, call, bindings)
 
     def _bind_operands(self, op: PatternOp, call: Call, bindings: Bindings) -> Iterator[Bindings]:
-        for operands in _orders(call):
+        for operands in orders(call):
             bound = bindings.copy()
             bound.ops[op.index] = call
             if self._targets(op, call, bound) and self._operands(op, call, operands, bound):
@@ -179,27 +180,42 @@ class Search:
 
     def _targets(self, op: PatternOp, call: Call, bound: Bindings) -> bool:
         if len(op.targets) == 1 and call.op.results == 1:
-            return _unify(bound, op.targets[0], call.node)
+            return unify(bound, op.targets[0], call.node)
         parts = parts_of(call.node)
         for index, name in enumerate(op.targets):
-            if name != "_" and not _unify(bound, name, parts.get(index)):
-                self.missed(STRUCTURE, len(bound.ops), lambda n=name: f"nothing takes out `{n}`", op.source.span, call.node)
+            if name != "_" and not unify(bound, name, parts.get(index)):
+                self.missed(
+                    STRUCTURE,
+                    len(bound.ops),
+                    lambda n=name: f"nothing takes out `{n}`",
+                    op.source.span,
+                    call.node,
+                )
                 return False
         return True
 
-    def _operands(self, op: PatternOp, call: Call, operands: tuple[Any, ...], bound: Bindings) -> bool:
+    def _operands(
+        self, op: PatternOp, call: Call, operands: tuple[Any, ...], bound: Bindings
+    ) -> bool:
         for index, wanted in enumerate(op.operands):
             if isinstance(wanted, t.Rest):
-                return _unify(bound, wanted.name.text, tuple(operands[index:]))
+                return unify(bound, wanted.name.text, tuple(operands[index:]))
             found = operands[index] if index < len(operands) else None
-            if not _operand(bound, wanted, found):
+            if not operand(bound, wanted, found):
+                said = f"operand is {show(found)}"
                 self.missed(
-                    STRUCTURE, len(bound.ops), lambda f=found, w=wanted: f"operand is {_show(f)}", wanted.span, call.node
-                )  # fmt: skip
+                    STRUCTURE, len(bound.ops), lambda text=said: text, wanted.span, call.node
+                )
                 return False
         rest = operands[len(op.operands) :]
         if any(value is not None for value in rest):
-            self.missed(STRUCTURE, len(bound.ops), lambda: f"{call.op.name} has further inputs", op.source.span, call.node)
+            self.missed(
+                STRUCTURE,
+                len(bound.ops),
+                lambda: f"{call.op.name} has further inputs",
+                op.source.span,
+                call.node,
+            )
             return False
         return True
 
@@ -210,11 +226,11 @@ def _link(op: PatternOp, call: Call) -> Any:
         return None
     if not op.operands or not isinstance(op.operands[0], t.Name):
         return None
-    for first, *others in _orders(call):
+    for first, *others in orders(call):
         given = [*others, *(None,) * (len(op.operands) - 1 - len(others))]
         pairs = list(zip(op.operands[1:], given, strict=False))
         rest = given[len(pairs) :]
-        if all(_operand(Bindings(), w, v) for w, v in pairs) and all(v is None for v in rest):
+        if all(operand(Bindings(), w, v) for w, v in pairs) and all(v is None for v in rest):
             return first
     return None
 
@@ -225,7 +241,11 @@ def _wanted(op: PatternOp) -> str:
 
 def _boundary(op: PatternOp, node: fx.Node) -> str:
     """What a miss says at the edge of the model."""
-    place = {"placeholder": "an input of the model", "output": "the model's output", "get_attr": "a weight"}.get(node.op)
+    place = {
+        "placeholder": "an input of the model",
+        "output": "the model's output",
+        "get_attr": "a weight",
+    }.get(node.op)
     return f"{_wanted(op) or 'an op'} expected, found {place}" if place else ""
 
 
@@ -239,7 +259,11 @@ def _producer(op: PatternOp, value: fx.Node) -> fx.Node:
 
 
 def is_part(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem" and type(node.args[1]) is int
+    return (
+        node.op == "call_function"
+        and getattr(node.target, "__name__", "") == "getitem"
+        and type(node.args[1]) is int
+    )
 
 
 def parts_of(node: fx.Node) -> dict[int, fx.Node]:
@@ -251,57 +275,10 @@ def parts_of(node: fx.Node) -> dict[int, fx.Node]:
     return found
 
 
-def _orders(call: Call) -> Iterator[tuple[Any, ...]]:
-    """The operands, flattened; both orders where the op commutes and the order can matter.
-
-    `torch.add(x, y, alpha = 2)` is x + 2 y: with a factor on one operand it does not commute.
-    """
-    operands = operands_of(call)
-    yield operands
-    if len(operands) < 2 or "commutative" not in call.op.traits or call.attrs.get("alpha", 1) != 1:
-        return
-    if operands[0] is not operands[1]:
-        yield (operands[1], operands[0], *operands[2:])
-
-
-def operands_of(call: Call) -> tuple[Any, ...]:
-    """A call's inputs with variadic ones spread out."""
-    if not any(type(value) is tuple for value in call.inputs):
-        return call.inputs
-    return tuple(leaf for value in call.inputs for leaf in (value if type(value) is tuple else (value,)))
-
-
-def _operand(bound: Bindings, wanted: t.Expr, found: Any) -> bool:
-    if isinstance(wanted, t.Name):
-        return wanted.text == "_" or _unify(bound, wanted.text, found)
-    if isinstance(wanted, t.Constant) and wanted.value is None:
-        return found is None
-    value = literal(wanted)
-    return type(found) in (int, float, bool) and found == value
-
-
-def literal(expr: t.Expr) -> Any:
-    """The value of a number literal, a signed one included; None for anything else."""
-    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number):
-        return -expr.operand.value
-    return expr.value if isinstance(expr, (t.Number, t.Frac, t.String, t.Constant)) else None
-
-
-def _unify(bound: Bindings, name: str, value: Any) -> bool:
-    if value is None:
-        return False
-    if name not in bound.values:
-        bound.values[name] = value
-        return True
-    known = bound.values[name]
-    return known is value or (not isinstance(known, fx.Node) and not isinstance(value, fx.Node) and known == value)
-
-
-def _show(value: Any) -> str:
-    return value.name if isinstance(value, fx.Node) else str(value)
-
-
 def rarest(pattern: Pattern, counts: Mapping[str, int]) -> PatternOp:
     """The pattern op with the fewest candidates in this graph: the anchor of the search."""
     everything = sum(counts.values())
-    return min(pattern.anchors(), key=lambda op: everything if op.ops is None else sum(counts.get(n, 0) for n in op.ops))
+    return min(
+        pattern.anchors(),
+        key=lambda op: everything if op.ops is None else sum(counts.get(n, 0) for n in op.ops),
+    )

@@ -1,4 +1,6 @@
-"""A rule's left side, compiled once: which ops, how they hang together, and in which order to look for them."""
+"""A rule's left side, compiled once: which ops, how they hang together, and in which order to look
+for them.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ class Pattern:
 
 
 def compile_pattern(statements: Sequence[t.Pattern], first: int = 0) -> Pattern:
-    """The pattern of a block; its ops are numbered from `first`, so that blocks of a rule do not collide."""
+    """The pattern of a block; its ops are numbered from `first`, so that blocks of a rule do not
+    collide.
+    """
     sources = [s for s in statements if isinstance(s, t.OpPattern)]
     ops = tuple(_compile_op(index, source) for index, source in enumerate(sources, start=first))
     produced = {target: op for op in ops for target in op.targets}
@@ -80,7 +84,9 @@ def _compile_op(index: int, source: t.OpPattern) -> PatternOp:
     names = frozenset(word.text for word in source.ops.names)
     reads = tuple(o.text for o in source.operands if isinstance(o, t.Name) and o.text != "_")
     targets = tuple(word.text for word in source.targets)
-    return PatternOp(index, source, None if "_" in names else names, targets, source.operands, reads)
+    return PatternOp(
+        index, source, None if "_" in names else names, targets, source.operands, reads
+    )
 
 
 def steps_from(pattern: Pattern, bound: Iterable[str]) -> list[Step]:

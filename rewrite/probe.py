@@ -1,4 +1,6 @@
-"""Inputs to compare two sides on: random, as small as the ops at a site allow, or recorded where they must be real."""
+"""Inputs to compare two sides on: random, as small as the ops at a site allow, or recorded where
+they must be real.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from .spec import TensorSpec
 from .state import State
 
 TRIES = 2
-"""Random draws for each application: one from the normal distribution, one that spans magnitudes."""
+"""Random draws for each application: one from the normal distribution, one that spans magnitudes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,26 @@ class Probe:
     values: dict[fx.Node, Any]
     small: bool
 
+    @property
+    def samples(self) -> int:
+        """How many samples it holds."""
+        tensors = [v for v in self.values.values() if isinstance(v, torch.Tensor) and v.dim()]
+        return max((int(v.shape[0]) for v in tensors), default=1)
+
 
 def probes(
-    state: State, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], *, small: bool = True, special: bool = False
+    state: State,
+    inputs: Sequence[fx.Node],
+    nodes: Sequence[fx.Node],
+    *,
+    small: bool = True,
+    special: bool = False,
 ) -> list[Probe]:
-    """Inputs for the matched `nodes`. Integers (indices, masks) are recorded from the model: random ones may be illegal.
+    """Inputs for the matched `nodes`. Integers (indices, masks) are recorded from the model: random
+    ones may be illegal.
 
-    `small`: with shorter free axes where the nodes accept that. `special`: with infinities and nan among the values,
-    which only ops that compute element by element leave where they are.
+    `small`: with shorter free axes where the nodes accept that. `special`: with infinities and nan
+    among the values, which only ops that compute element by element leave where they are.
     """
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
@@ -42,27 +57,79 @@ def probes(
         draws = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
         if size is None or _runs(state, nodes, draws[0]):
             break
-    spread = {node: _spread(value, generator, special) for node, value in draws[-1].values.items() if node not in recorded}
-    return [*draws[:-1], Probe({**draws[-1].values, **spread}, draws[-1].small)]
+    first, second = draws
+    if _in_one(tensors, recorded, first):
+        return [_both(first, generator, special)]
+    return [first, _spread_out(second, recorded, generator, special)]
+
+
+def _in_one(tensors: Sequence[fx.Node], recorded: dict[fx.Node, Any], draw: Probe) -> bool:
+    """Whether samples of both kinds can share a batch, which halves the work.
+
+    They cannot where an input has no second sample, or where the spread ones would overflow in the
+    model's own precision and hide the normal ones.
+    """
+    wide = all(
+        torch.finfo(node.meta["val"].dtype).max > 1e30 for node in tensors if node not in recorded
+    )
+    return (
+        not recorded and wide and all(v.dim() > 1 and v.shape[0] > 1 for v in draw.values.values())
+    )
+
+
+def _both(draw: Probe, generator: torch.Generator, special: bool) -> Probe:
+    """One batch with a normal first half; the rest spans magnitudes."""
+    values = {}
+    for node, value in draw.values.items():
+        half = value.shape[0] // 2
+        values[node] = torch.cat([value[:half], _spread(value[half:], generator, special)])
+    return Probe(values, draw.small)
+
+
+def _spread_out(
+    draw: Probe, recorded: dict[fx.Node, Any], generator: torch.Generator, special: bool
+) -> Probe:
+    spread = {
+        node: _spread(value, generator, special)
+        for node, value in draw.values.items()
+        if node not in recorded
+    }
+    return Probe({**draw.values, **spread}, draw.small)
 
 
 def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> torch.Tensor:
-    """Normal values times 0.1 to 30, a tenth of them zero: a bound of 6 or a division by zero must not go unseen."""
+    """Normal values times 0.1 to 30, a tenth of them zero: a bound of 6 or a division by zero must
+    not go unseen.
+    """
     kind = torch.rand(value.shape, generator=generator, dtype=torch.float64)
-    value = value * 10 ** (2.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1)
+    value = value * 10 ** (
+        2.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
+    )
     value = torch.where(kind < 0.1, 0.0, value)
     for number, found in enumerate((torch.nan, torch.inf, -torch.inf) if special else (), start=1):
-        value = torch.where((kind > 1 - 0.05 * number) & (kind <= 1.05 - 0.05 * number), found, value)
+        value = torch.where(
+            (kind > 1 - 0.05 * number) & (kind <= 1.05 - 0.05 * number), found, value
+        )
     return value
 
 
 def _sizes(nodes: Sequence[fx.Node]) -> tuple[int, ...]:
-    """Extents to try for the free axes: wide enough for two windows of the largest kernel, then wider."""
+    """Extents to try for the free axes: wide enough for two windows of the largest kernel, then
+    wider.
+    """
     return (5, 9) if nodes else ()
 
 
-def _draw(tensors: Sequence[fx.Node], recorded: dict[fx.Node, Any], generator: torch.Generator, size: int | None) -> Probe:
-    values = {node: recorded[node] if node in recorded else _random(node.meta["val"], generator, size) for node in tensors}
+def _draw(
+    tensors: Sequence[fx.Node],
+    recorded: dict[fx.Node, Any],
+    generator: torch.Generator,
+    size: int | None,
+) -> Probe:
+    values = {
+        node: recorded[node] if node in recorded else _random(node.meta["val"], generator, size)
+        for node in tensors
+    }
     return Probe(values, size is not None)
 
 
@@ -72,13 +139,18 @@ def _random(spec: TensorSpec, generator: torch.Generator, size: int | None) -> t
 
 
 def _shrunk(shape: Sequence[int], size: int) -> tuple[int, ...]:
-    """The batch axis becomes 2 and the axes behind the channels at most `size`; channels stay, weights fix them.
+    """The batch axis becomes 2 and the axes behind the channels at most `size`; channels stay,
+    weights fix them.
 
     Equal extents shrink to equal extents, so that inputs which are added together still fit.
     """
     if len(shape) < 2:
         return tuple(shape)
-    return (min(shape[0], 2), shape[1], *(min(extent, size) for extent in shape[2:])) if len(shape) > 3 else (min(shape[0], 2), *shape[1:])
+    return (
+        (min(shape[0], 2), shape[1], *(min(extent, size) for extent in shape[2:]))
+        if len(shape) > 3
+        else (min(shape[0], 2), *shape[1:])
+    )
 
 
 def _runs(state: State, nodes: Sequence[fx.Node], probe: Probe) -> bool:

@@ -69,8 +69,7 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-# -- the eager model itself
-# -------------------------------------------------------------------------
+# -- the eager model itself ----------------------------------------------------------------------
 
 
 def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
@@ -123,8 +122,7 @@ def innermost(error: BaseException) -> str:
     return found
 
 
-# -- where a graph goes wrong
-# -----------------------------------------------------------------------
+# -- where a graph goes wrong --------------------------------------------------------------------
 
 
 class _Watch(fx.Interpreter):

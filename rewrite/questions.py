@@ -147,7 +147,23 @@ def drop(scope: Scope, metric: Any) -> float:
 
 
 QUESTIONS: Mapping[str, Callable[..., Any]] = {
-    "owned": owned, "sharers": sharers, "calls": calls, "mode": mode, "known": known, "constant": constant, "numel": numel,
-    "rank": rank, "shape": shape, "dtype": dtype, "moments": moments, "error": error, "equal": equal, "drift": drift, "drop": drop,
-    "params": cost("params"), "macs": cost("macs"), "bytes": cost("bytes"), "ops": cost("ops"),
-}  # fmt: skip
+    "owned": owned,
+    "sharers": sharers,
+    "calls": calls,
+    "mode": mode,
+    "known": known,
+    "constant": constant,
+    "numel": numel,
+    "rank": rank,
+    "shape": shape,
+    "dtype": dtype,
+    "moments": moments,
+    "error": error,
+    "equal": equal,
+    "drift": drift,
+    "drop": drop,
+    "params": cost("params"),
+    "macs": cost("macs"),
+    "bytes": cost("bytes"),
+    "ops": cost("ops"),
+}

@@ -1,4 +1,4 @@
-"""A rule compiled for the engine: pattern, guards, the values it defines anew, and its arguments."""
+"""A rule compiled for the engine: pattern, guards, what it defines anew, and its arguments."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from ..grammar.fragment import parse_expression
-from .match import literal
+from .binding import literal
 from .pattern import Pattern, Step, compile_pattern, steps_from
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """One rule with its arguments bound. `order` is its place in the program: it breaks ties of priority."""
+    """One rule with its arguments bound. `order` is its place in the program: it breaks ties of
+    priority.
+    """
 
     source: t.Rule
     args: Mapping[str, Any]
@@ -64,7 +66,9 @@ class Rule:
 
     @cached_property
     def claims(self) -> tuple[t.Claim, ...]:
-        return tuple(c for e in self.source.all(t.Ensure) for c in e.items if isinstance(c, t.Claim))
+        return tuple(
+            c for e in self.source.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -78,17 +82,32 @@ class Rule:
         return self.parsed[text]
 
 
-def compile_rule(source: t.Rule, args: Mapping[str, Any], at: str | None = None, order: int = 0) -> Rule:
-    """The rule for the engine. Raises where the rule needs parts of the language that have no engine yet."""
+def compile_rule(
+    source: t.Rule, args: Mapping[str, Any], at: str | None = None, order: int = 0
+) -> Rule:
+    """The rule for the engine. Raises where the rule needs parts of the language that have no
+    engine yet.
+    """
     _check_supported(source)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
     if not pattern.anchors():
-        raise fail("P001", "the pattern has no op that is always there", Label(source.name.span), help="match one op without `?` or `*`")
+        raise fail(
+            "P001",
+            "the pattern has no op that is always there",
+            Label(source.name.span),
+            help="match one op without `?` or `*`",
+        )
     pattern.order(pattern.anchors()[0])
     unless = tuple(_unless(clause, known, len(pattern.ops)) for clause in source.all(t.Unless))
-    built = {w.text for r in source.all(t.Rewrite) for s in r.steps if isinstance(s, t.Build) for w in s.targets}
+    built = {
+        w.text
+        for r in source.all(t.Rewrite)
+        for s in r.steps
+        if isinstance(s, t.Build)
+        for w in s.targets
+    }
     outputs = frozenset(built & set(pattern.produced))
     return Rule(source, _arguments(source, args), pattern, unless, outputs, dict(args), at, order)
 
@@ -105,7 +124,12 @@ def _arguments(source: t.Rule, args: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         known = [p.name.text for p in source.params]
         hint = next(iter(did_you_mean(unknown[0], known)), f"known: {', '.join(known) or 'none'}")
-        raise fail("T004", f"`{source.name}` has no parameter `{unknown[0]}`", Label(source.name.span), help=hint)
+        raise fail(
+            "T004",
+            f"`{source.name}` has no parameter `{unknown[0]}`",
+            Label(source.name.span),
+            help=hint,
+        )
     bound = {**defaults, **args}
     missing = [p.name.text for p in source.params if p.name.text not in bound]
     if missing:
@@ -116,7 +140,9 @@ def _arguments(source: t.Rule, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_range(param: t.Param, value: Any) -> None:
-    """Whole numbers in rules count things, shares are parts of one: the checker relies on it, so arguments must keep it."""
+    """Whole numbers in rules count things, shares are parts of one: the checker relies on it, so
+    arguments must keep it.
+    """
     kind, fits = param.type.name, True
     if kind == "int" and value is not None:
         fits = isinstance(value, int) and value >= 1
@@ -124,13 +150,22 @@ def _check_range(param: t.Param, value: Any) -> None:
         fits = isinstance(value, (int, float)) and 0 <= value <= 1
     if not fits:
         wanted = "a whole number from 1 on" if kind == "int" else "a share from 0% to 100%"
-        raise fail("T002", f"`{param.name}` is {value}, but must be {wanted}", Label(param.span, "declared here"))
+        raise fail(
+            "T002",
+            f"`{param.name}` is {value}, but must be {wanted}",
+            Label(param.span, "declared here"),
+        )
 
 
 _LATER: Sequence[tuple[type, str]] = (
-    (t.MatchDim, "matching channel dimensions"), (t.MatchParam, "matching parameters"), (t.MatchValue, "matching values by site"),
-    (t.Store, "storing parameters in another form"), (t.Attach, "observers"), (t.Exit, "exits"), (t.Train, "training"),
-)  # fmt: skip
+    (t.MatchDim, "matching channel dimensions"),
+    (t.MatchParam, "matching parameters"),
+    (t.MatchValue, "matching values by site"),
+    (t.Store, "storing parameters in another form"),
+    (t.Attach, "observers"),
+    (t.Exit, "exits"),
+    (t.Train, "training"),
+)
 
 
 def _check_supported(source: t.Rule) -> None:
@@ -138,5 +173,8 @@ def _check_supported(source: t.Rule) -> None:
         for kind, what in _LATER:
             if isinstance(node, kind):
                 place = Label(node.span, "needed by this")
-                raise fail("R002", f"rule `{source.name}` needs {what}, which this version cannot apply", place)
-
+                raise fail(
+                    "R002",
+                    f"rule `{source.name}` needs {what}, which this version cannot apply",
+                    place,
+                )

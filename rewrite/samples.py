@@ -7,7 +7,7 @@ bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class Samples:
         self._moments: dict[fx.Node, Tensor] = {}
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
-        """`data calib = sample("train", 512)`: the first `count` samples of a split under a name."""
+        """`data calib = sample("train", 512)`: the first samples of a split under a name."""
         if self.source is None:
             return
         try:
@@ -68,7 +68,7 @@ class Samples:
 
     @property
     def calibration(self) -> list[tuple[Any, ...]]:
-        """Model inputs to measure sites on: calibration data if declared, else the example inputs."""
+        """Model inputs to measure sites on: calibration data, else the example inputs."""
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]

@@ -10,12 +10,12 @@ from torch import fx
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import LissomError
+from .binding import SHAPES, Bindings, Miss, literal
+from .call import Call
 from .evaluate import ParamRef, Scope
-from .match import SHAPES, Bindings, Miss, literal
 from .pattern import Pattern
 from .spec import TensorSpec
 from .state import State
-from .call import Call
 
 _UNKNOWN = " is not known"
 _LATER = "later"
@@ -32,8 +32,8 @@ _CLASSES = {
 def match_shapes(state: State, scope: Scope, bindings: Bindings, pattern: Pattern) -> Miss | None:
     """Binds dimension names and attribute names into `scope`, or says which of them does not fit.
 
-    Attribute expressions may name dimensions and dimensions may name attributes, so literals and fresh names come first,
-    shapes second and the remaining attribute expressions last.
+    Attribute expressions may name dimensions and dimensions may name attributes, so literals and
+    fresh names come first, shapes second and the remaining attribute expressions last.
     """
     late: list[tuple[t.Keyword, Call]] = []
     for op in pattern.ops:
@@ -45,11 +45,15 @@ def match_shapes(state: State, scope: Scope, bindings: Bindings, pattern: Patter
     misfit = _shapes(scope, pattern.shapes)
     if misfit is not None:
         return misfit
-    return next((m for keyword, call in late if (m := _compare(scope, keyword, call)) is not None), None)
+    return next(
+        (m for keyword, call in late if (m := _compare(scope, keyword, call)) is not None), None
+    )
 
 
 def _shapes(scope: Scope, clauses: Sequence[t.ShapePattern]) -> Miss | None:
-    """A size may be an expression of names that a later clause binds: such clauses are read again at the end."""
+    """A size may be an expression of names that a later clause binds: such clauses are read again
+    at the end.
+    """
     again: list[t.ShapePattern] = []
     for clause in clauses:
         misfit = _shape(scope, clause)
@@ -66,7 +70,9 @@ def _calls(bindings: Bindings, index: int) -> list[Call]:
     return bindings.chains.get(index) or ([bindings.ops[index]] if index in bindings.ops else [])
 
 
-def _attribute(scope: Scope, keyword: t.Keyword, call: Call, late: list[tuple[t.Keyword, Call]]) -> Miss | None:
+def _attribute(
+    scope: Scope, keyword: t.Keyword, call: Call, late: list[tuple[t.Keyword, Call]]
+) -> Miss | None:
     name, value = keyword.name.text, keyword.value
     if name not in call.attrs:
         return _miss(keyword, call, f"{call.op.name} has no attribute `{name}`")
@@ -105,7 +111,9 @@ def _shape(scope: Scope, clause: t.ShapePattern) -> Miss | None:
         return None
     spec, node = _spec(scope, clause.path)
     if spec is None:
-        return Miss(SHAPES, 1, lambda: f"`{clause.path}` has no known shape here", clause.span, node)
+        return Miss(
+            SHAPES, 1, lambda: f"`{clause.path}` has no known shape here", clause.span, node
+        )
     kind = _CLASSES[clause.type.name or "t"]
     if not kind(spec.dtype):
         return Miss(SHAPES, 1, lambda: f"`{clause.path}` is {spec.dtype}", clause.span, node)
@@ -113,7 +121,9 @@ def _shape(scope: Scope, clause: t.ShapePattern) -> Miss | None:
     if text is None:
         return None
     code = _LATER if text.endswith(_UNKNOWN) else ""
-    return Miss(SHAPES, 2, lambda: f"`{clause.path}` is {list(spec.shape)}: {text}", clause.span, node, code)
+    return Miss(
+        SHAPES, 2, lambda: f"`{clause.path}` is {list(spec.shape)}: {text}", clause.span, node, code
+    )
 
 
 def _spec(scope: Scope, path: t.Path) -> tuple[TensorSpec | None, fx.Node | None]:
@@ -122,7 +132,9 @@ def _spec(scope: Scope, path: t.Path) -> tuple[TensorSpec | None, fx.Node | None
         ref = scope.param(value, path.parts[1].text)
         return (None if ref is None else _spec_of(ref)), value.node
     spec = value.meta.get("val") if isinstance(value, fx.Node) else None
-    return (spec if isinstance(spec, TensorSpec) else None), value if isinstance(value, fx.Node) else None
+    return (spec if isinstance(spec, TensorSpec) else None), value if isinstance(
+        value, fx.Node
+    ) else None
 
 
 def _spec_of(ref: ParamRef) -> TensorSpec:
@@ -138,8 +150,14 @@ def _unify(scope: Scope, dims: Sequence[t.Dim], shape: Sequence[int]) -> str | N
         if len(shape) < len(dims) - 1:
             return f"at least {len(dims) - 1} axes expected"
         tail = len(dims) - rest - 1
-        dims, shape = [*dims[:rest], *dims[rest + 1 :]], [*shape[:rest], *shape[len(shape) - tail :]]
-    return next((m for dim, size in zip(dims, shape, strict=True) if (m := _axis(scope, dim, int(size)))), None)
+        dims, shape = (
+            [*dims[:rest], *dims[rest + 1 :]],
+            [*shape[:rest], *shape[len(shape) - tail :]],
+        )
+    return next(
+        (m for dim, size in zip(dims, shape, strict=True) if (m := _axis(scope, dim, int(size)))),
+        None,
+    )
 
 
 def _axis(scope: Scope, dim: t.Dim, size: int) -> str | None:

@@ -1,6 +1,8 @@
-"""One candidate site of a rule: from a structural match, through uses, shapes and guards, to named values.
+"""One candidate site of a rule: from a structural match, through uses, shapes and guards, to named
+values.
 
-`examine` answers with a `Site` or with a `Miss` that says what failed, in the order in which things are cheap to ask.
+`examine` answers with a `Site` or with a `Miss` that says what failed, in the order in which things
+are cheap to ask.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from typing import Any
 from torch import fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Span
+from .binding import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, Miss
+from .call import Call
 from .effects import mutation_between
 from .evaluate import ParamRef, Scope, shown
-from .match import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, Miss, Search, is_part
+from .match import Search, is_part
 from .pattern import Pattern
 from .rule import Rule
 from .shape_match import match_shapes
 from .state import State
-from .call import Call
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Site:
         """The module path of the first matched op: how people call this site."""
         return str(self.calls[0].node.meta.get("site") or self.calls[0].node.name)
 
-    @property
+    @cached_property
     def outputs(self) -> dict[str, fx.Node]:
         """The matched values that the rewrite defines anew."""
         return {n: v for n, v in self.bindings.values.items() if n in self.rule.outputs}
@@ -48,14 +50,17 @@ class Site:
     @cached_property
     def nodes(self) -> list[fx.Node]:
         """The matched ops and what takes single results out of them, in graph order."""
-        return sorted({node for call in self.calls for node in with_parts(call)}, key=lambda node: node._sort_key)
+        if all(call.op.results == 1 for call in self.calls):
+            return [call.node for call in self.calls]
+        found = {node for call in self.calls for node in with_parts(call)}
+        return sorted(found, key=lambda node: node._sort_key)
 
     @cached_property
     def gone(self) -> set[fx.Node]:
         """The nodes that the rewrite takes out of the graph."""
         return {node for call in self.removed for node in with_parts(call)}
 
-    @property
+    @cached_property
     def inputs(self) -> list[fx.Node]:
         """The nodes that the matched ops read from outside, in order of first use."""
         inside = set(self.nodes)
@@ -73,13 +78,19 @@ def with_parts(call: Call) -> list[fx.Node]:
 def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
     """The site of a structural match, or why it is none."""
     site = _site(state, rule, bindings)
-    return _uses(site) or _effects(state, site) or _named(state, site) or _clauses(state, site) or site
+    return (
+        _uses(site) or _effects(state, site) or _named(state, site) or _clauses(state, site) or site
+    )
 
 
 def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
     names = {**rule.args, **bindings.values, **handles(rule.pattern, bindings)}
     calls = sorted(bindings.calls(), key=lambda call: call.node._sort_key)
-    kept = {bindings.ops[op.index].node for op in rule.pattern.ops if op.source.shared and op.index in bindings.ops}
+    kept = {
+        bindings.ops[op.index].node
+        for op in rule.pattern.ops
+        if op.source.shared and op.index in bindings.ops
+    }
     removed = [call for call in calls if call.node not in kept]
     return Site(rule, bindings, state.scope(names), calls, removed)
 
@@ -95,14 +106,16 @@ def handles(pattern: Pattern, bindings: Bindings) -> dict[str, Any]:
     return found
 
 
-# -- structure around the match ------------------------------------------------------------------------------------
+# -- structure around the match --------------------------------------------------------------------
 
 
 def _uses(site: Site) -> Miss | None:
     """A value that disappears may have no reader outside the match."""
     inside = set(site.nodes)
     outputs = set(site.outputs.values())
-    names = {value: name for name, value in site.bindings.values.items() if isinstance(value, fx.Node)}
+    names = {
+        value: name for name, value in site.bindings.values.items() if isinstance(value, fx.Node)
+    }
     for op in site.rule.pattern.ops:
         if op.index not in site.bindings.ops or op.source.shared:
             continue
@@ -111,12 +124,21 @@ def _uses(site: Site) -> Miss | None:
             if value in outputs or other is None:
                 continue
             name = names.get(value, value.name)
-            return Miss(USES, 0, lambda n=name, o=other: f"`{n}` is also read by {_who(o)}", op.source.span, value, "M-uses")
+            return Miss(
+                USES,
+                0,
+                lambda n=name, o=other: f"`{n}` is also read by {_who(o)}",
+                op.source.span,
+                value,
+                "M-uses",
+            )
     return _chain_uses(site, outputs, inside)
 
 
 def _chain_uses(site: Site, outputs: set[fx.Node], inside: set[fx.Node]) -> Miss | None:
-    """Links of a chain have one reader each by construction; only its last value can have others."""
+    """Links of a chain have one reader each by construction; only its last value can have
+    others.
+    """
     for op in site.rule.pattern.ops:
         chain = site.bindings.chains.get(op.index)
         if not chain or op.source.shared or chain[-1].node in outputs:
@@ -125,22 +147,30 @@ def _chain_uses(site: Site, outputs: set[fx.Node], inside: set[fx.Node]) -> Miss
         other = next((user for user in last.users if user not in inside), None)
         if other is not None:
             text = f"`{op.targets[0]}` is also read by {_who(other)}"
-            return Miss(USES, 0, lambda: text, op.source.span, last, "M-uses")
+            return Miss(USES, 0, lambda said=text: said, op.source.span, last, "M-uses")
     return None
 
 
 def _who(node: fx.Node) -> str:
-    return "the model's output" if node.op == "output" else (str(node.meta.get("site")) or node.name)
+    return (
+        "the model's output" if node.op == "output" else (str(node.meta.get("site")) or node.name)
+    )
 
 
 def _effects(state: State, site: Site) -> Miss | None:
     other = mutation_between(state.mutations, site.nodes)
     if other is None:
         return None
-    return Miss(USES, 1, lambda: f"{other.name} changes a tensor in place between the matched ops", None, other)
+    return Miss(
+        USES,
+        1,
+        lambda: f"{other.name} changes a tensor in place between the matched ops",
+        None,
+        other,
+    )
 
 
-# -- names ---------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def _named(state: State, site: Site) -> Miss | None:
@@ -155,7 +185,7 @@ def _named(state: State, site: Site) -> Miss | None:
 def _place(site: Site) -> Miss | None:
     rule = site.rule
     if rule.at is not None and not any(_fits(call, rule.at) for call in site.calls):
-        return Miss(SITES, 0, lambda: f"outside `at \"{rule.at}\"`", None, site.calls[0].node)
+        return Miss(SITES, 0, lambda: f'outside `at "{rule.at}"`', None, site.calls[0].node)
     for clause in rule.pattern.sites:
         miss = _outside(site.scope, clause)
         if miss is not None:
@@ -168,7 +198,13 @@ def _outside(scope: Scope, clause: t.SitePattern) -> Miss | None:
     named = scope.names[clause.name.text]
     for call in named if isinstance(named, tuple) else (named,):
         if call is not None and not _fits(call, clause.glob):
-            return Miss(SITES, 1, lambda c=call: f"{shown(c)} is outside `{clause.glob}`", clause.span, _node_of(call))
+            return Miss(
+                SITES,
+                1,
+                lambda c=call: f"{shown(c)} is outside `{clause.glob}`",
+                clause.span,
+                _node_of(call),
+            )
     return None
 
 
@@ -192,11 +228,17 @@ def _unless(state: State, site: Site) -> Miss | None:
             misfit = match_shapes(state, scope, bound, pattern)
             if misfit is None and not any(_outside(scope, clause) for clause in pattern.sites):
                 span = site.rule.source.all(t.Unless)[number].span
-                return Miss(UNLESS, number, lambda: "the `unless` pattern holds here", span, site.calls[0].node)
+                return Miss(
+                    UNLESS,
+                    number,
+                    lambda: "the `unless` pattern holds here",
+                    span,
+                    site.calls[0].node,
+                )
     return None
 
 
-# -- where and let -------------------------------------------------------------------------------------------------
+# -- where and let ---------------------------------------------------------------------------------
 
 
 def _clauses(state: State, site: Site) -> Miss | None:
@@ -218,25 +260,39 @@ def bind_all(scope: Scope, bindings: Iterable[t.Binding]) -> None:
     for binding in bindings:
         value = scope.value(binding.value)
         names = [word.text for word in binding.targets]
-        scope.names.update(zip(names, value, strict=True) if len(names) > 1 else [(names[0], value)])
+        scope.names.update(
+            zip(names, value, strict=True) if len(names) > 1 else [(names[0], value)]
+        )
 
 
 def _guard_miss(site: Site, guard: t.Guard, step: int) -> Miss:
     """The message is built now: scopes are cheap to ask while the weights they name still exist."""
     text = guard.reason
-    said = site.scope.interpolate(text, site.rule.message) if text else f"`{guard.condition.span.text}` does not hold"
+    said = (
+        site.scope.interpolate(text, site.rule.message)
+        if text
+        else f"`{guard.condition.span.text}` does not hold"
+    )
     return Miss(GUARDS, step, lambda: said, guard.span, site.calls[0].node)
 
 
 def owners_miss(state: State, site: Site) -> Miss | None:
-    """Weights that a rule reads into new ones, or changes, must have this site as their only reader."""
+    """Weights that a rule reads into new ones, or changes, must have this site as their only
+    reader.
+    """
     if site.rule.on_shared == "clone":
         return None
     for path, ref in site.scope.read.items():
         others = foreign_readers(state, ref)
         if others:
             who = ", ".join(sorted({node.meta.get("site") or node.name for node in others}))
-            return Miss(OWNERS, 0, lambda p=path, w=who: f"`{p}` is also used by {w}", site.rule.source.name.span, ref.call.node)
+            return Miss(
+                OWNERS,
+                0,
+                lambda p=path, w=who: f"`{p}` is also used by {w}",
+                site.rule.source.name.span,
+                ref.call.node,
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""The working state of one compilation: the graph, its index, what the user gave, and the journal."""
+"""The working state of one compilation: graph, index, what the user gave, and the journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from .view import View
 
 @dataclass
 class State:
-    """Everything that a rule application reads or changes. `module` is the compiler's own copy of the model."""
+    """Everything that a rule application reads or changes. `module` is the compiler's own copy of
+    the model.
+    """
 
     module: fx.GraphModule
     vocabulary: Vocabulary
@@ -46,7 +48,9 @@ class State:
         return Scope(names, self.functions, self.questions, self)
 
     def readers(self, path: str) -> list[fx.Node]:
-        """The nodes that compute with the storage of a parameter, each once; `get_attr` only hands it on."""
+        """The nodes that compute with the storage of a parameter, each once; `get_attr` only hands
+        it on.
+        """
         holders = dict.fromkeys(node for node, _ in self.view.owners(path))
         users = ([*node.users] if node.op == "get_attr" else [node] for node in holders)
         return list(dict.fromkeys(node for group in users for node in group))

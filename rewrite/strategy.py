@@ -1,4 +1,6 @@
-"""Strategies: in which order sites are tried. `once`, `fixpoint`, `each .. order by .. until ..`, `first`, `try`."""
+"""Strategies: in which order sites are tried. `once`, `fixpoint`, `each .. order by .. until ..`,
+`first`, `try`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..grammar.diagnostics import Label, fail
+from .binding import Miss
 from .checkpoint import snapshot
 from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
-from .match import Miss
 from .pattern import PatternOp
 from .rule import Rule
 from .state import State
@@ -25,7 +27,9 @@ CAP_LEAST = 1000
 
 @dataclass
 class Runner:
-    """Runs steps of one stage. `allowed(site)` may veto a site (a saved plan does); `applied` counts rewrites."""
+    """Runs steps of one stage. `allowed(site)` may veto a site (a saved plan does); `applied`
+    counts rewrites.
+    """
 
     state: State
     stage: str
@@ -33,7 +37,7 @@ class Runner:
     applied: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
-    # -- once -----------------------------------------------------------------------------------------------------
+    # -- once --------------------------------------------------------------------------------------
 
     def once(self, rules: Sequence[Rule]) -> int:
         """Every site present at entry, at most once, in graph order."""
@@ -60,13 +64,17 @@ class Runner:
         """Approximate rules measure what sites see: one pass through the model serves them all."""
         if rule.kind != "approx":
             return
-        inputs: list[fx.Node] = [i for node in nodes for i in node.all_input_nodes if i.op != "get_attr"]
+        inputs: list[fx.Node] = [
+            i for node in nodes for i in node.all_input_nodes if i.op != "get_attr"
+        ]
         self.state.samples.prefetch(self.state.module, inputs)
 
-    # -- fixpoint -------------------------------------------------------------------------------------------------
+    # -- fixpoint ----------------------------------------------------------------------------------
 
     def fixpoint(self, rules: Sequence[Rule], limit: int | None = None) -> int:
-        """Applies the rules until none matches. Each node is tried again only when something near it changed."""
+        """Applies the rules until none matches. Each node is tried again only when something near
+        it changed.
+        """
         work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
         cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
@@ -89,12 +97,21 @@ class Runner:
         self.applied += 1
         self.recent.append(rule.name)
         if count > cap:
-            cycle = ", ".join(f"{name} ({count} of the last {len(self.recent)})" for name, count in Counter(self.recent).most_common())
+            cycle = ", ".join(
+                f"{name} ({count} of the last {len(self.recent)})"
+                for name, count in Counter(self.recent).most_common()
+            )
             place = Label(rule.source.name.span, "still applying")
             hint = "make one direction `once`, or declare `recursive decreasing ...`"
-            raise fail("L004", f"stage `{self.stage}` did not come to an end after {cap} rewrites", place, note=f"looping: {cycle}", help=hint)
+            raise fail(
+                "L004",
+                f"stage `{self.stage}` did not come to an end after {cap} rewrites",
+                place,
+                note=f"looping: {cycle}",
+                help=hint,
+            )
 
-    # -- each -----------------------------------------------------------------------------------------------------
+    # -- each --------------------------------------------------------------------------------------
 
     def each(
         self,
@@ -103,7 +120,8 @@ class Runner:
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
     ) -> int:
-        """Applies the best site, ranks the rest again, until `done`, no site is left, or a budget is `broken`.
+        """Applies the best site, ranks the rest again, until `done`, no site is left, or a budget
+        is `broken`.
 
         The application that broke a budget is taken back, and ends the step.
         """
@@ -112,7 +130,11 @@ class Runner:
         waiting = candidates(self.state, rule)
         self._prefetch(rule, waiting, start)
         while waiting and not done():
-            ready = [(node, found) for node in alive(waiting) if (found := self._ready(rule, node, start)) is not None]
+            ready = [
+                (node, found)
+                for node in alive(waiting)
+                if (found := self._ready(rule, node, start)) is not None
+            ]
             if not ready:
                 break
             node, best = max(ready, key=lambda item: rank(item[1]))
@@ -184,13 +206,22 @@ class _Worklist:
 
     def rules_for(self, node: fx.Node) -> list[tuple[Rule, PatternOp]]:
         names = self.state.view.may_be(node)
-        return [(rule, start) for rule, start in self.starts if start.ops is None or not start.ops.isdisjoint(names)]
+        return [
+            (rule, start)
+            for rule, start in self.starts
+            if start.ops is None or not start.ops.isdisjoint(names)
+        ]
 
     def near(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Nodes whose own match may depend on `nodes`: those within the reach of the patterns."""
         found, edge = dict.fromkeys(nodes), list(nodes)
         for _ in range(self.reach):
-            edge = [other for n in edge for other in (*n.all_input_nodes, *n.users) if other not in found]
+            edge = [
+                other
+                for n in edge
+                for other in (*n.all_input_nodes, *n.users)
+                if other not in found
+            ]
             found.update(dict.fromkeys(edge))
         return list(found)
 
@@ -202,5 +233,3 @@ class _Worklist:
         for (rule, node), miss in self.misses.items():
             if not node._erased:
                 refuse(runner.state, runner.stage, rule, node, miss)
-
-

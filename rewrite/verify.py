@@ -1,8 +1,9 @@
 """Verification of one application: does the rewrite compute what the perturbed original computes?
 
-The perturbed matched nodes and the planned ops run on the same inputs, once in float64 with unrounded weights (this sees
-wrong algebra: its tolerance is a few thousand units of 1e-16) and once in the model's own precision (this sees a weight
-stored in too small a type). The tolerance is scaled by the magnitude of the sums inside, see magnitude.py.
+The perturbed matched nodes and the planned ops run on the same inputs, once in float64 with
+unrounded weights (this sees wrong algebra: its tolerance is a few thousand units of 1e-16) and once
+in the model's own precision (this sees a weight stored in too small a type). The tolerance is
+scaled by the magnitude of the sums inside, see magnitude.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from .state import State
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One output of both sides: the largest difference, and what was allowed where it is relatively largest."""
+    """One output of both sides: the largest difference, and what was allowed where it is relatively
+    largest.
+    """
 
     name: str
     worst: float
@@ -53,7 +56,9 @@ def check_shapes(site: Site, plan: Plan) -> Verdict:
     for name, node in site.outputs.items():
         before, after = node.meta.get("val"), spec_after(plan.outputs[name])
         if before != after:
-            return Verdict("shapes", "proved", False, detail=f"`{name}` is {before} before and {after} after")
+            return Verdict(
+                "shapes", "proved", False, detail=f"`{name}` is {before} before and {after} after"
+            )
     return Verdict("shapes", "proved", True, detail="from op declarations")
 
 
@@ -68,16 +73,30 @@ IN_DOUBLE = "rewrite equals perturbed original, float64"
 IN_OWN = "the same, in the model's dtype"
 
 
-def check_exact(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> tuple[Verdict, ...]:
+def check_exact(
+    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
+) -> tuple[Verdict, ...]:
     """The rewrite against the perturbed original: in float64, then in the model's own precision.
 
     An approximate rule without `perturb` has no exact half; only its budget binds it.
     """
     if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
-        return (Verdict(IN_DOUBLE, "not checked", True, detail="the rule has no `perturb`: only its error is measured"),)
+        return (
+            Verdict(
+                IN_DOUBLE,
+                "not checked",
+                True,
+                detail="the rule has no `perturb`: only its error is measured",
+            ),
+        )
     verdicts = _check_on(state, site, plan, emitted, small=True)
-    # A rule may use the extents of a value, which small probes do not have: only full size can convict it.
-    return verdicts if all(verdict.holds for verdict in verdicts) else _check_on(state, site, plan, emitted, small=False)
+    # A rule may use the extents of a value, which small probes do not have: only full size can
+    # convict it.
+    return (
+        verdicts
+        if all(verdict.holds for verdict in verdicts)
+        else _check_on(state, site, plan, emitted, small=False)
+    )
 
 
 def _check_on(
@@ -91,11 +110,16 @@ def _check_on(
         double = [_compare(state, site, plan, emitted, probe, torch.float64) for probe in tries]
         scale = double[0][1]
         own = [_compare(state, site, plan, emitted, probe, None, scale) for probe in tries[:1]]
-    return (_verdict(IN_DOUBLE, [found for found, _ in double]), _verdict(IN_OWN, [found for found, _ in own]))
+    return (
+        _verdict(IN_DOUBLE, [found for found, _ in double], sum(p.samples for p in tries)),
+        _verdict(IN_OWN, [found for found, _ in own], tries[0].samples),
+    )
 
 
 def _elementwise(site: Site, plan: Plan) -> bool:
-    """Whether one strange value of an input stays one strange value, so that both sides must agree on it."""
+    """Whether one strange value of an input stays one strange value, so that both sides must agree
+    on it.
+    """
     kinds = [item.op.traits for item in (*site.calls, *plan.ops)]
     return all("elementwise" in traits or "movement" in traits for traits in kinds)
 
@@ -103,7 +127,10 @@ def _elementwise(site: Site, plan: Plan) -> bool:
 def plan_inputs(plan: Plan) -> list[fx.Node]:
     """Graph nodes that planned ops read."""
     found: dict[fx.Node, None] = {}
-    for value in [*plan.outputs.values(), *(item for planned in plan.ops for item in flat(planned.inputs))]:
+    for value in [
+        *plan.outputs.values(),
+        *(item for planned in plan.ops for item in flat(planned.inputs)),
+    ]:
         if isinstance(value, fx.Node):
             found[value] = None
     return list(found)
@@ -116,17 +143,31 @@ def named_weights(site: Site, plan: Plan) -> list[fx.Node]:
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
-    return [leaf for value in values for leaf in (flat(value) if isinstance(value, tuple) else [value])]
+    return [
+        leaf for value in values for leaf in (flat(value) if isinstance(value, tuple) else [value])
+    ]
 
 
-def _verdict(claim: str, runs: Sequence[Sequence[Comparison]]) -> Verdict:
+def _verdict(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
     each = [max(run, key=lambda c: c.ratio) for run in runs if run]
     if not each:
         return Verdict(claim, "not checked", True, detail="the rule defines no output")
     # The first draw that fails tells more than the worst: draws become stranger.
     worst = next((c for c in each if c.ratio > 1.0), max(each, key=lambda c: c.ratio))
-    detail = f"`{worst.name}`" if math.isfinite(worst.worst) else f"`{worst.name}` is infinite on one side only"
-    return Verdict(claim, "tested", worst.ratio <= 1.0, len(runs), worst.worst, worst.allowed, worst.note or detail)
+    detail = (
+        f"`{worst.name}`"
+        if math.isfinite(worst.worst)
+        else f"`{worst.name}` is infinite on one side only"
+    )
+    return Verdict(
+        claim,
+        "tested",
+        worst.ratio <= 1.0,
+        samples,
+        worst.worst,
+        worst.allowed,
+        worst.note or detail,
+    )
 
 
 def _compare(
@@ -138,7 +179,8 @@ def _compare(
     dtype: torch.dtype | None,
     scale: _Scale | None = None,
 ) -> tuple[list[Comparison], _Scale | None]:
-    """Both sides on one probe, and the magnitudes they were judged by, which are the same in every precision.
+    """Both sides on one probe, and the magnitudes they were judged by, which are the same in every
+    precision.
 
     In the model's own precision the new layers themselves run, in float64 their meaning.
     """
@@ -148,12 +190,22 @@ def _compare(
     left = run_nodes(state.module, nodes, env, plan.moved, dtype)
     outside = {node: value for node, value in left.items() if node in env or node not in site.gone}
     try:
-        right = run_plan(plan, outside, dtype) if dtype is not None else run_emitted(plan, emitted, outside)
+        right = (
+            run_plan(plan, outside, dtype)
+            if dtype is not None
+            else run_emitted(plan, emitted, outside)
+        )
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return [Comparison("", float("inf"), 0.0, f"the rewrite cannot run: {str(error).splitlines()[0]}")], scale
+        return [
+            Comparison(
+                "", float("inf"), 0.0, f"the rewrite cannot run: {str(error).splitlines()[0]}"
+            )
+        ], scale
     scale = scale or _Scale(state, site, plan, left, right, env)
     found = [
-        _difference(name, left[node], load(plan.outputs[name], right), scale.of(node, plan.outputs[name]))
+        _difference(
+            name, left[node], load(plan.outputs[name], right), scale.of(node, plan.outputs[name])
+        )
         for name, node in site.outputs.items()
     ]
     return found, scale
@@ -168,7 +220,9 @@ def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return Comparison(name, 0.0 if left == right else float("inf"), 0.0)
     if left.shape != right.shape or left.dtype != right.dtype:
-        return Comparison(name, float("inf"), 0.0, f"`{name}` is {_spec(left)} before and {_spec(right)} after")
+        return Comparison(
+            name, float("inf"), 0.0, f"`{name}` is {_spec(left)} before and {_spec(right)} after"
+        )
     if not left.is_floating_point():
         return Comparison(name, float((left != right).sum()), 0.0)
     if not torch.equal(left.isnan(), right.isnan()):
@@ -179,10 +233,13 @@ def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
 def _floating(name: str, left: Tensor, right: Tensor, scale: Tensor, factor: float) -> Comparison:
     same = (left == right) | left.isnan()
     apart = torch.where(same, 0.0, (left.double() - right.double()).abs())
-    allowed = (scale.abs() * factor).clamp_min(torch.finfo(left.dtype).tiny).broadcast_to(apart.shape)
+    allowed = (
+        (scale.abs() * factor).clamp_min(torch.finfo(left.dtype).tiny).broadcast_to(apart.shape)
+    )
     if not apart.numel():
         return Comparison(name, 0.0, 0.0)
-    # Where a weight is nan or infinite so is the scale: such elements must be the same, and must not hide the others.
+    # Where a weight is nan or infinite so is the scale: such elements must be the same, and must
+    # not hide the others.
     ratio = torch.where(same, 0.0, (apart / allowed).nan_to_num(torch.inf))
     index = int(torch.where(allowed.isinf() & ~same, torch.inf, ratio).argmax())
     return Comparison(name, float(apart.flatten()[index]), float(allowed.reshape(-1)[index]))
@@ -193,9 +250,13 @@ def _spec(value: Tensor) -> TensorSpec:
 
 
 class _Scale:
-    """Magnitudes of both sides, op by op, in float64: a sum of magnitudes may overflow where the signed sum does not."""
+    """Magnitudes of both sides, op by op, in float64: a sum of magnitudes may overflow where the
+    signed sum does not.
+    """
 
-    def __init__(self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env) -> None:
+    def __init__(
+        self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env
+    ) -> None:
         self.state, self.plan = state, plan
         self.known: Env = {node: absolute(value) for node, value in env.items()}
         for call in site.calls:
@@ -229,7 +290,9 @@ class _Scale:
         inputs = dict(zip((spec.name for spec in planned.op.inputs), planned.inputs, strict=False))
         return self._scale(planned.op, inputs, params, planned.attrs, value)
 
-    def _scale(self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any) -> Any:
+    def _scale(
+        self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any
+    ) -> Any:
         scales = {name: absolute(load(operand, self.known)) for name, operand in inputs.items()}
 
         def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
@@ -243,20 +306,26 @@ def _tensor(value: Any) -> Any:
     return value.tensor.detach() if isinstance(value, ParamRef) else value
 
 
-# -- the approximate half ------------------------------------------------------------------------------------------
+# -- the approximate half --------------------------------------------------------------------------
 
 
 def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], float], int]:
-    """A function from an output's name to its relative L2 error under the perturbation, and the number of samples.
+    """A function from an output's name to its relative L2 error under the perturbation, and the
+    number of samples.
 
-    Both sides run on what the matched ops see on the calibration inputs, in the model's own precision.
+    Both sides run on what the matched ops see on the calibration inputs, in the model's own
+    precision.
     """
     nodes = site.nodes
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
     values = state.samples.values(state.module, tensors)
     values |= weights_read(state.module, named_weights(site, plan), {}, None)
     before = run_nodes(state.module, nodes, values, {}, None)
-    after = run_nodes(state.module, nodes, values, plan.moved, None) if plan.moved else run_plan(plan, dict(before), None)
+    after = (
+        run_nodes(state.module, nodes, values, plan.moved, None)
+        if plan.moved
+        else run_plan(plan, dict(before), None)
+    )
     count = next((int(v.shape[0]) for v in values.values() if isinstance(v, Tensor) and v.dim()), 0)
 
     def error(name: str) -> float:
@@ -271,5 +340,3 @@ def relative_error(reference: Tensor, value: Tensor) -> float:
     """||value - reference|| / ||reference||, in float64; 0 for two zero tensors."""
     apart = (value.double() - reference.double()).norm()
     return float(apart / reference.double().norm().clamp_min(torch.finfo(torch.float64).tiny))
-
-

@@ -17,10 +17,10 @@ import lissom.passes
 from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
 from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.binding import Miss
 from lissom.rewrite.capture import capture
 from lissom.rewrite.engine import candidates, find
 from lissom.rewrite.journal import Applied, Journal, Refused
-from lissom.rewrite.match import Miss
 from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.questions import QUESTIONS
 from lissom.rewrite.rule import Rule, compile_rule

@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens: rule texts check, Python runs, the transcript is what the command prints."""
+"""What the documentation shows is what happens: rules check, Python runs, transcripts hold."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
-from lissom.rewrite.match import Bindings, Search
+from lissom.rewrite.binding import Bindings
+from lissom.rewrite.match import Search
 from lissom.rewrite.pattern import Pattern, compile_pattern
 from lissom.rewrite.spec import TensorSpec
 from lissom.rewrite.view import View

@@ -308,7 +308,7 @@ def test_an_overflow_of_the_models_dtype_is_refused_with_the_reason() -> None:
     driven = run(model.to(torch.float16), torch.randn(2, 6, 8, 8).half() * 1e-5, fold({}))
     assert driven.applied == 0
     (refused,) = driven.refusals()
-    assert refused.code == "V102"
+    assert refused.code == "V105"
     assert refused.site == "0"
 
 

@@ -1,0 +1,105 @@
+"""What pattern names stand for, and why a candidate is none: bindings and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Span
+from .call import Call
+
+STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
+"""How far a candidate came: the ranking key of near misses."""
+
+
+@dataclass(slots=True)
+class Miss:
+    """Why a candidate did not match. `text` is built only when someone looks."""
+
+    stage: int
+    step: int
+    text: Callable[[], str]
+    span: Span | None
+    node: fx.Node | None
+    code: str = ""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return (self.stage, self.step)
+
+
+@dataclass(slots=True)
+class Bindings:
+    """What pattern names stand for. Values are nodes or Python scalars; `ops` maps pattern ops to
+    their calls.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    ops: dict[int, Call] = field(default_factory=dict)
+    chains: dict[int, list[Call]] = field(default_factory=dict)
+    names: dict[str, Any] = field(default_factory=dict)
+
+    def copy(self) -> Bindings:
+        return Bindings(dict(self.values), dict(self.ops), dict(self.chains), dict(self.names))
+
+    def calls(self) -> list[Call]:
+        """Every matched call, in no particular order."""
+        return list(self.ops.values()) + [call for chain in self.chains.values() for call in chain]
+
+
+def orders(call: Call) -> Iterator[tuple[Any, ...]]:
+    """The operands, flattened; both orders where the op commutes and the order can matter.
+
+    `torch.add(x, y, alpha = 2)` is x + 2 y: with a factor on one operand it does not commute.
+    """
+    operands = operands_of(call)
+    yield operands
+    if len(operands) < 2 or "commutative" not in call.op.traits or call.attrs.get("alpha", 1) != 1:
+        return
+    if operands[0] is not operands[1]:
+        yield (operands[1], operands[0], *operands[2:])
+
+
+def operands_of(call: Call) -> tuple[Any, ...]:
+    """A call's inputs with variadic ones spread out."""
+    if not any(type(value) is tuple for value in call.inputs):
+        return call.inputs
+    return tuple(
+        leaf for value in call.inputs for leaf in (value if type(value) is tuple else (value,))
+    )
+
+
+def operand(bound: Bindings, wanted: t.Expr, found: Any) -> bool:
+    if isinstance(wanted, t.Name):
+        return wanted.text == "_" or unify(bound, wanted.text, found)
+    if isinstance(wanted, t.Constant) and wanted.value is None:
+        return found is None
+    value = literal(wanted)
+    return type(found) in (int, float, bool) and found == value
+
+
+def literal(expr: t.Expr) -> Any:
+    """The value of a number literal, a signed one included; None for anything else."""
+    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number):
+        return -expr.operand.value
+    return expr.value if isinstance(expr, (t.Number, t.Frac, t.String, t.Constant)) else None
+
+
+def unify(bound: Bindings, name: str, value: Any) -> bool:
+    if value is None:
+        return False
+    if name not in bound.values:
+        bound.values[name] = value
+        return True
+    known = bound.values[name]
+    return known is value or (
+        not isinstance(known, fx.Node) and not isinstance(value, fx.Node) and known == value
+    )
+
+
+def show(value: Any) -> str:
+    return value.name if isinstance(value, fx.Node) else str(value)

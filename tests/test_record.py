@@ -1,0 +1,88 @@
+"""Nodes of the tree behave as frozen dataclasses do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+
+from lissom.grammar import tree as t
+from lissom.grammar.diagnostics import Source, Span
+
+HERE, THERE = Span(Source("a", "x y"), 0, 1), Span(Source("a", "x y"), 2, 3)
+
+
+def test_a_place_takes_no_part_in_equality() -> None:
+    assert t.Name("x", span=HERE) == t.Name("x", span=THERE, depth=3)
+    assert hash(t.Name("x", span=HERE)) == hash(t.Name("x", span=THERE))
+    assert t.Name("x", span=HERE) != t.Name("y", span=HERE)
+
+
+def test_nodes_of_two_kinds_are_not_equal() -> None:
+    assert t.Name("x", span=HERE) != t.Word("x", span=HERE)
+    assert t.Word("x", span=HERE) != "x"
+
+
+def test_a_record_shows_its_content() -> None:
+    assert repr(t.Unary("-", t.Name("x", span=HERE), span=HERE)) == (
+        "Unary(op='-', operand=Name(text='x'))"
+    )
+
+
+def test_a_record_cannot_be_changed() -> None:
+    word = t.Word("x", span=HERE)
+    with pytest.raises(FrozenInstanceError):
+        word.text = "y"  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        word.other = 1  # type: ignore[attr-defined]
+    with pytest.raises(FrozenInstanceError):
+        del word.text
+    assert word.text == "x"
+
+
+def test_defaults_are_filled_in_and_inherited() -> None:
+    name = t.Word("x", span=HERE)
+    param = t.Param(name, t.Type("int", None, span=HERE), None, span=HERE)
+    assert (param.optional, param.variadic) == (False, False)
+    assert t.Name("x", span=HERE).depth == 1
+    assert t.Param.content == ("name", "type", "default", "optional", "variadic")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ((), {"span": HERE}),
+        (("x",), {}),
+        (("x", "y"), {"span": HERE}),
+        (("x",), {"span": HERE, "depth": 1}),
+        ((), {"txt": "x", "span": HERE}),
+    ],
+)
+def test_other_fields_are_refused(values: tuple[Any, ...], named: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="Word has the fields"):
+        t.Word(*values, **named)
+
+
+def test_replace_keeps_the_rest() -> None:
+    binary = t.Binary("+", t.Name("x", span=HERE), t.Name("y", span=THERE), span=HERE, depth=2)
+    changed = t.replace(binary, op="-")
+    assert (changed.op, changed.left, changed.depth) == ("-", binary.left, 2)
+    assert changed.span is HERE
+    assert binary.op == "+"
+
+
+def test_copies_are_equal() -> None:
+    name = t.Name("x", span=HERE)
+    assert copy.deepcopy(name) == name
+    assert pickle.loads(pickle.dumps(name)).span == HERE
+
+
+def test_children_stand_in_textual_order() -> None:
+    names = [t.Name(text, span=HERE) for text in "fab"]
+    keyword = t.Keyword(t.Word("k", span=HERE), names[2], span=HERE)
+    call = t.Call(names[0], (names[1],), (keyword,), span=HERE, depth=2)
+    assert t.children(call) == [names[0], names[1], keyword]
+    assert [n.text for n in t.walk(call) if isinstance(n, t.Name)] == ["f", "a", "b"]
