@@ -43,12 +43,12 @@ class Captured:
     proved: tuple[str, ...] = ()
 
 
-def capture(model: nn.Module, inputs: Any, *, second: Any = None) -> Captured:
+def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = True) -> Captured:
     """Capture `model` on an example: a tuple of positional inputs, or a dict of inputs by name.
 
     The graph must equal the eager model bit for bit on `inputs` and on `second` (by default the
     example with twice the batch). A larger image is tried too; a graph that only holds at the
-    example's size says so in `notes`.
+    example's size says so in `notes`. `prove` False compares on the example alone.
 
     Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004
     cannot be captured, M005 the graph differs from the model, M006 it rests on a value that
@@ -61,7 +61,7 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None) -> Captured:
         work = _own_copy(model)
         expected, notes = eager_output(work, case)
         notes += hook_notes(work)
-        more, warnings = _more_trials(work, case, second)
+        more, warnings = _more_trials(work, case, second) if prove else ([], [])
         attempt = _first_that_holds(work, [Trial(case, expected), *more])
     return Captured(
         attempt.module,
@@ -109,6 +109,9 @@ def _more_trials(model: nn.Module, case: Case, second: Any) -> tuple[list[Trial]
         warnings.append(_one_case("the inputs hold no tensor to make a larger batch of"))
     else:
         outcome = _try_eager(model, batch)
+        if isinstance(outcome, Diagnostic):
+            batch = doubled(case, varied=False) or batch
+            outcome = _try_eager(model, batch)
         trials += [] if isinstance(outcome, Diagnostic) else [Trial(batch, outcome)]
         warnings += [outcome] if isinstance(outcome, Diagnostic) else []
     if image is not None:

@@ -55,9 +55,10 @@ def as_case(inputs: Any, label: str = "the example") -> Case:
     return Case(tuple(inputs), {}, label)
 
 
-def doubled(case: Case) -> Case | None:
-    """Twice the batch: the first axis that the tensors share, the second half with other values in
-    it.
+def doubled(case: Case, varied: bool = True) -> Case | None:
+    """Twice the batch along the first axis that the tensors share.
+
+    `varied`: the second half holds other values, which some inputs (masks, positions) do not allow.
     """
     sizes = [tensor.shape[0] for tensor in tensors(case.args, case.kwargs) if tensor.dim()]
     if not sizes:
@@ -65,7 +66,7 @@ def doubled(case: Case) -> Case | None:
 
     def double(leaf: Any) -> Any:
         batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == sizes[0]
-        return torch.cat([leaf, leaf.flip(-1)]) if batched else leaf
+        return torch.cat([leaf, leaf.flip(-1) if varied else leaf]) if batched else leaf
 
     return case.map(double, f"batch {2 * sizes[0]}")
 

@@ -115,7 +115,8 @@ def compile_model(
     breaks its promise.
     """
     begun = time.perf_counter()
-    captured = capture(model, inputs if inputs is not None else example_of(data))
+    example = inputs if inputs is not None else example_of(data)
+    captured = capture(model, example, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)

@@ -316,3 +316,26 @@ def test_a_chain_of_5000_modules_costs_linear_time() -> None:
         times.append(time.process_time() - start)
         assert len(targets(captured)) == depth
     assert times[1] < 30 * times[0]
+
+
+class Positions(nn.Module):
+    """Reads positions from a mask, so that a mask with zeros in front is out of range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(8, 4)
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        return self.table(mask.cumsum(1) - 1)
+
+
+def test_a_batch_that_cannot_be_varied_is_repeated() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    captured = capture(Positions().eval(), (mask,))
+    assert "batch 4" in captured.proved
+    assert not any(note.code == "M009" for note in captured.notes)
+
+
+def test_without_proof_only_the_example_is_compared() -> None:
+    captured = capture(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), prove=False)
+    assert captured.proved == ("the example",)
