@@ -115,14 +115,16 @@ class Parser:
             if action is None:
                 raise BadToken(token, self._accepts(states))
             symbol, size, picks, callback = rules[~action]
+            if callback is STANDS:
+                states[-1] = rows[states[-2]][symbol]
+                continue
             first = len(values) - size
             del states[first + 1 :]
             states.append(rows[states[-1]][symbol])
-            if callback is not STANDS:
-                place = _range(ranges[first:])
-                parts = _parts(values[first:], picks)
-                values[first:] = [parts if callback is None else callback(place or NOWHERE, parts)]
-                ranges[first:] = [place]
+            place = _range(ranges[first:])
+            parts = _parts(values[first:], picks)
+            values[first:] = [parts if callback is None else callback(place or NOWHERE, parts)]
+            ranges[first:] = [place]
             if states[-1] == self._end:
                 return
 
@@ -148,10 +150,14 @@ def _parts(values: list[Any], picks: list[Pick] | None) -> list[Any]:
         return values
     parts: list[Any] = []
     for pick in picks:
-        if isinstance(pick, int):
-            parts.append(values[pick])
+        if not isinstance(pick, list):
+            parts.append(None if pick is None else values[pick])
+        elif parts:
+            parts += values[pick[0]]
         else:
-            parts += (None,) if pick is None else values[pick[0]]
+            # A list grows at its end by one rule after the other: copying it each time would take
+            # the square of its length. Nobody else holds the list of a part that is taken up.
+            parts = values[pick[0]]
     return parts
 
 

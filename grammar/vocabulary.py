@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 from . import tree as t
@@ -143,10 +143,8 @@ def _twice(kind: str, name: str, *places: Label) -> LissomError:
 
 def library_sources() -> tuple[Source, ...]:
     """The vocabulary and rule texts that lissom ships, in alphabetical order."""
-    folder = resources.files((__package__ or "").rpartition(".")[0]).joinpath("passes")
-    files = sorted(
-        (f for f in folder.iterdir() if f.name.endswith(".lissom")), key=lambda f: f.name
-    )
+    folder = Path(__file__).parent.parent / "passes"
+    files = sorted(folder.glob("*.lissom"))
     return tuple(Source(f"passes/{f.name}", f.read_text("utf-8")) for f in files)
 
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..grammar.diagnostics import Label, fail
 from .certificate import as_bytes, certificate, recheck, sha256
@@ -116,7 +115,7 @@ def _timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def probe(compiled: Compiled) -> bytes:
     """Example inputs and what the result gives on them."""
     found = [v for v in outputs(compiled.model, compiled.samples.inputs) if isinstance(v, Tensor)]
-    given = [v for v in tree_leaves(compiled.samples.inputs) if isinstance(v, Tensor)]
+    given = [value for value in compiled.samples.inputs if isinstance(value, Tensor)]
     tensors = {f"in.{i}": v for i, v in enumerate(given)} | {
         f"out.{i}": v for i, v in enumerate(found)
     }
