@@ -38,8 +38,8 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "capture": compiled.capture_how,
         "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},
         "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
-        "applications": [_application(compiled, event) for event in compiled.applied],
-        "stages": [_stage(event) for event in compiled.journal.of(StageEnd)],
+        "applications": [_timeless(event) for event in compiled.applied],
+        "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
         "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
         "inputs": described(compiled.samples.inputs),
         "outputs": _probe(compiled),
@@ -72,16 +72,9 @@ def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
 
-def _application(compiled: Compiled, event: Applied) -> dict[str, Any]:
-    out = asdict(event)
-    del out["seconds"]
-    return out
-
-
-def _stage(event: StageEnd) -> dict[str, Any]:
-    out = asdict(event)
-    del out["seconds"]
-    return out
+def _timeless(event: Applied | StageEnd) -> dict[str, Any]:
+    """An event without its duration: equal work gives equal certificates."""
+    return {key: value for key, value in asdict(event).items() if key != "seconds"}
 
 
 def described(inputs: Sequence[Any]) -> list[Any] | None:

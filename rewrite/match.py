@@ -230,7 +230,9 @@ def _link(op: PatternOp, call: Call) -> Any:
         given = [*others, *(None,) * (len(op.operands) - 1 - len(others))]
         pairs = list(zip(op.operands[1:], given, strict=False))
         rest = given[len(pairs) :]
-        if all(operand(Bindings(), w, v) for w, v in pairs) and all(v is None for v in rest):
+        if all(isinstance(w, t.Expr) and operand(Bindings(), w, v) for w, v in pairs) and all(
+            v is None for v in rest
+        ):
             return first
     return None
 

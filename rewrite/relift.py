@@ -138,7 +138,8 @@ class _Transfer:
                 raise Untraceable(f"torch.export reports that forward changes `{spec.target}`")
         results: Any = node.args[0]
         flat = [self.where.get(item, item) for item in results]
-        structure = pytree.tree_unflatten(flat, self.program.call_spec.out_spec)
+        spec_of_result: Any = self.program.call_spec.out_spec
+        structure = pytree.tree_unflatten(flat, spec_of_result)
         output = self.recorder.graph.output(self.recorder.lowering.emit(structure))
         output.meta.update(site="", source="", mutates=())
 
