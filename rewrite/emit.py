@@ -46,7 +46,7 @@ class Emitted:
     def insert(self, root: fx.GraphModule, before: fx.Node, path: str) -> fx.Node:
         """Write the call in front of `before`. Its layer or parameters are kept at `path`.
 
-        Raises E301 if something is at `path` already: torch.fx would silently go on using the old
+        Raises R007 if something is at `path` already: torch.fx would silently go on using the old
         module.
         """
         has_state = self.layer is not None or any(p is not None for p in self.params.values())
@@ -176,7 +176,7 @@ def _check_free(root: nn.Module, path: str) -> None:
             return
         owner = getattr(owner, part)
     place = Label(None, where=path)
-    raise fail("E301", f"`{path}` exists already", place, help="use a path that is free")
+    raise fail("R007", f"`{path}` exists already", place, help="use a path that is free")
 
 
 def _add_module(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -193,7 +193,7 @@ class Pipeline:
         order = step.order.text if isinstance(step.order, t.Name) else "saving"
         if order not in RANKS:
             raise fail(
-                "R006",
+                "R009",
                 f"sites cannot be ordered by `{order}`",
                 Label(step.span),
                 help=f"one of {', '.join(RANKS)}",

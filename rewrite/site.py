@@ -130,7 +130,7 @@ def _uses(site: Site) -> Miss | None:
                 lambda n=name, o=other: f"`{n}` is also read by {_who(o)}",
                 op.source.span,
                 value,
-                "M-uses",
+                "R008",
             )
     return _chain_uses(site, outputs, inside)
 
@@ -147,7 +147,7 @@ def _chain_uses(site: Site, outputs: set[fx.Node], inside: set[fx.Node]) -> Miss
         other = next((user for user in last.users if user not in inside), None)
         if other is not None:
             text = f"`{op.targets[0]}` is also read by {_who(other)}"
-            return Miss(USES, 0, lambda said=text: said, op.source.span, last, "M-uses")
+            return Miss(USES, 0, lambda said=text: said, op.source.span, last, "R008")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,17 @@ def test_every_static_code_has_a_planted_mistake() -> None:
     planted = {path.stem[:4].upper() for path in FILES}
     static = {code for code, info in codes().items() if info.static}
     assert static - planted == set()
+
+
+def test_every_code_that_is_raised_has_a_page() -> None:
+    root = Path(__file__).parent.parent
+    sources = [
+        p
+        for floor in ("grammar", "rewrite", "passes", "lissom")
+        for p in (root / floor).glob("*.py")
+    ]
+    used = {
+        code for path in sources for code in re.findall(r'"([A-Z]\d{3})"', path.read_text("utf-8"))
+    }
+    assert len(used) > 80
+    assert used <= set(codes()), sorted(used - set(codes()))
