@@ -6,6 +6,7 @@ import hashlib
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import _get_qualified_name
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -31,8 +32,14 @@ def parameter_digests(module: nn.Module) -> dict[str, str]:
 
 
 def model_digest(module: fx.GraphModule) -> str:
-    """One hash over the graph's text and all weights: equal for equal bytes."""
-    summary = hashlib.sha256(str(module.graph).encode())
+    """One hash over the graph's nodes and all weights: equal for equal bytes."""
+    summary = hashlib.sha256("\n".join(map(_line, module.graph.nodes)).encode())
     for path, digest in sorted(parameter_digests(module).items()):
         summary.update(f"{path} {digest}\n".encode())
     return summary.hexdigest()
+
+
+def _line(node: fx.Node) -> str:
+    """A node as text; keyword arguments are sorted, for no file keeps their order."""
+    called = node.target if isinstance(node.target, str) else _get_qualified_name(node.target)
+    return f"{node.name} {node.op} {called} {node.args} {sorted(node.kwargs.items())}"

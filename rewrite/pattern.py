@@ -113,8 +113,10 @@ def _next_step(pattern: Pattern, done: set[int], values: set[str]) -> Step:
         if via:
             return Step(op, "producer", via)
     for op in waiting:
-        via = next((name for name in op.reads if name in values), None)
-        if via:
-            return Step(op, "consumer", via)
+        known = [name for name in op.reads if name in values]
+        if known:
+            # A value made inside the pattern has few readers; an input of it may have any number.
+            inner = next((name for name in known if name in pattern.produced), known[0])
+            return Step(op, "consumer", inner)
     place = Label(waiting[0].source.span, "shares no value with the ops above")
     raise fail("P001", "the pattern is not connected", place)

@@ -16,7 +16,10 @@ from lissom.grammar.program import Shelf
 from lissom.grammar.vocabulary import Declarations, library_sources
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "language.md", ROOT / "docs" / "engine.md"]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("language", "engine", "rule")),
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -45,6 +48,10 @@ def test_python_of_the_readme_runs(tmp_path: Path) -> None:
     code = "\n".join(blocks(PAGES[0], "python"))
     done = _run([sys.executable, "-c", code], tmp_path)
     assert "('fold_bn', '0')" in done
+
+
+def test_python_of_how_to_add_a_rule_runs(tmp_path: Path) -> None:
+    _run([sys.executable, "-c", "\n".join(blocks(PAGES[-1], "python"))], tmp_path)
 
 
 @pytest.mark.slow
