@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from .binding import Miss
 from .checkpoint import snapshot
 from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
+from .loops import described
 from .pattern import PatternOp
 from .rule import Rule
 from .state import State
@@ -97,17 +98,13 @@ class Runner:
         self.applied += 1
         self.recent.append(rule.name)
         if count > cap:
-            cycle = ", ".join(
-                f"{name} ({count} of the last {len(self.recent)})"
-                for name, count in Counter(self.recent).most_common()
-            )
             place = Label(rule.source.name.span, "still applying")
             hint = "make one direction `once`, or declare `recursive decreasing ...`"
             raise fail(
                 "L004",
                 f"stage `{self.stage}` did not come to an end after {cap} rewrites",
                 place,
-                note=f"looping: {cycle}",
+                note=f"looping: {described(tuple(self.recent))}",
                 help=hint,
             )
 
