@@ -36,9 +36,8 @@ exact rule fuse {
   where {
     O * I < M * (O + I)  else "one {O}x{I} layer is larger than {M}x{I} and {O}x{M}"
   }
-  rewrite {
-    y = linear(x, weight = b.weight @ a.weight, bias = b.weight @ (a.bias or zeros(M)) + (b.bias or 0)) from b
-  }
+  let { shift = b.weight @ (a.bias or zeros(M)) + (b.bias or 0) }
+  rewrite { y = linear(x, weight = b.weight @ a.weight, bias = shift) from b }
   ensure { params(after) < params(before) }
 }
 """

@@ -31,6 +31,16 @@ def parameter_digests(module: nn.Module) -> dict[str, str]:
     return found
 
 
+def weights_at(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Dotted path -> identity and version counter of every parameter and buffer.
+
+    torch raises the counter at every write, so comparing two of these says whether a weight was
+    replaced or written to, at no cost that grows with its size.
+    """
+    held = (*module.named_parameters(), *module.named_buffers())
+    return {path: (id(tensor), tensor._version) for path, tensor in held}
+
+
 def model_digest(module: fx.GraphModule) -> str:
     """One hash over the graph's nodes and all weights: equal for equal bytes."""
     summary = hashlib.sha256("\n".join(map(_line, module.graph.nodes)).encode())

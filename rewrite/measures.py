@@ -47,6 +47,7 @@ class Measures:
         self, condition: t.Expr, data: t.Word | None = None, within: t.Expr | None = None
     ) -> tuple[Any, Any, bool, int]:
         """Both sides of a condition, whether it holds, and on how many samples it was measured."""
+        self._check_metrics(condition)
         scope = self.scope(data)
         if within is not None:
             found, allowed = scope.number(condition), scope.number(within)
@@ -61,6 +62,15 @@ class Measures:
         left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
         holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
         return found, allowed, holds, scope.facts["samples"][0]
+
+    def _check_metrics(self, condition: t.Expr) -> None:
+        """Raises D004 for `drop(name)` of a metric that the user did not give."""
+        for node in t.walk(condition):
+            if not isinstance(node, t.Call) or not isinstance(node.function, t.Name):
+                continue
+            if node.function.text == "drop" and node.args and isinstance(node.args[0], t.Name):
+                name = node.args[0]
+                self.metrics.require(self.names.get(name.text, name.text), Label(name.span))
 
     def scope(self, data: t.Word | None) -> Scope:
         """Names and measurements that conditions of the pipeline may use."""

@@ -17,6 +17,9 @@ from .samples import Batches
 
 Metric = Callable[[nn.Module, Batches], float]
 
+UNTOUCHED = "weights outside the rewrites are untouched"
+EQUALITY = "whole model equals the one before the stage"
+
 AMPLIFIED = 4.0
 """How many times its own rounding error a model may move when it is rewritten exactly."""
 
@@ -39,14 +42,13 @@ def model_equality(
     """
     left = outputs(before, args)
     worst, allowed, kind = _compare(left, outputs(after, args), nodes)
-    claim = "whole model equals the one before the stage"
     if worst <= allowed:
-        return Verdict(claim, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
+        return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
     double = outputs(_double(before), tree_map(_double_tensor, args))
     own, _, _ = _compare(double, [_double_tensor(value) for value in left], nodes)
     allowed = max(allowed, AMPLIFIED * own)
     detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
-    return Verdict(claim, "tested", worst <= allowed, 1, worst, allowed, detail)
+    return Verdict(EQUALITY, "tested", worst <= allowed, 1, worst, allowed, detail)
 
 
 def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:
@@ -89,6 +91,19 @@ def _double_tensor(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
+def untouched(
+    before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]
+) -> Verdict:
+    """Whether every weight still in the model is the very tensor it was, never written to.
+
+    Both are what `digest.weights_at` gives.
+    """
+    kept = before.keys() & after.keys()
+    changed = sorted(path for path in kept if before[path] != after[path])
+    detail = f"`{changed[0]}` was changed" if changed else f"{len(kept)} compared by identity"
+    return Verdict(UNTOUCHED, "proved", not changed, len(kept), detail=detail)
+
+
 # -- against the original model --------------------------------------------------------------------
 
 
@@ -112,14 +127,19 @@ class Metrics:
         self.metrics = metrics
         self._reference: dict[tuple[str, str], float] = {}
 
+    def require(self, name: str, place: Label) -> None:
+        """Raises D004 for a metric that the user did not give."""
+        if name in self.metrics:
+            return
+        known = ", ".join(self.metrics) or "none"
+        hint = "give it in `metrics=` or in the model file's `metrics`"
+        raise fail(
+            "D004", f"no metric is called `{name}`", place, note=f"known: {known}", help=hint
+        )
+
     def value(self, model: nn.Module, name: str, batches: Batches, place: Label) -> float:
         """The metric of `model`. Raises D004 for a metric that the user did not give."""
-        if name not in self.metrics:
-            known = ", ".join(self.metrics) or "none"
-            hint = "give it in `metrics=` or in the model file's `metrics`"
-            raise fail(
-                "D004", f"no metric is called `{name}`", place, note=f"known: {known}", help=hint
-            )
+        self.require(name, place)
         with torch.no_grad():
             return float(self.metrics[name](model, batches))
 

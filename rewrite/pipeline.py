@@ -16,10 +16,11 @@ from ..grammar.diagnostics import Label, fail
 from ..grammar.program import Program
 from .checkpoint import finish, snapshot
 from .cost import model_costs
+from .digest import weights_at
 from .engine import Ready
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
-from .model_check import Metrics, drift, model_equality
+from .model_check import EQUALITY, UNTOUCHED, Metrics, drift, model_equality, untouched
 from .rule import Rule, compile_rule
 from .state import State
 from .strategy import Runner
@@ -89,6 +90,7 @@ class Pipeline:
     def _stage(self, stage: t.Stage) -> None:
         begun = time.perf_counter()
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
+        weights = weights_at(entry)
         before = model_costs(self.state.module, self.state.view)
         runner = Runner(self.state, stage.name.text)
         for step in stage.steps:
@@ -99,7 +101,7 @@ class Pipeline:
             self._end(stage, True, before, (), begun)
             return
         finish(self.state.module)
-        verdicts = self._check_stage(entry, applied)
+        verdicts = self._check_stage(entry, applied, weights)
         broken = next((v for v in verdicts if not v.holds), None)
         self._end(stage, broken is None, before, verdicts, begun, broken)
         if broken is not None:
@@ -125,7 +127,7 @@ class Pipeline:
         """An exact stage that is not equal is a bug and always an error; a broken budget follows
         `on_fail`.
         """
-        if broken.claim.startswith("whole model equals") or self.on_fail == "stop":
+        if broken.claim in PROMISES or self.on_fail == "stop":
             place = Label(stage.name.span, "this stage")
             raise fail(
                 "V102",
@@ -136,22 +138,30 @@ class Pipeline:
         self.state.reset(entry)
 
     def _check_stage(
-        self, entry: fx.GraphModule, applied: Sequence[Applied]
+        self,
+        entry: fx.GraphModule,
+        applied: Sequence[Applied],
+        weights: Mapping[str, tuple[int, int]],
     ) -> tuple[Verdict, ...]:
         if not self.state.verify:
             return ()
+        kept = untouched(weights, weights_at(self.state.module))
+        return (kept, *self._outputs_kept(entry, applied), *self.budgets())
+
+    def _outputs_kept(
+        self, entry: fx.GraphModule, applied: Sequence[Applied]
+    ) -> tuple[Verdict, ...]:
+        """Equality after exact rules alone, drift after others."""
         state = self.state
         if all(self._kind(event) == "exact" for event in applied):
             found = model_equality(
                 entry, state.module, state.samples.inputs, len(state.module.graph.nodes)
             )
-            return (found, *self.budgets())
+            return (found,)
         distance = drift(self.metrics.original, state.module, state.samples.calibration)
         claim = "drift of the outputs from the original model"
-        return (
-            Verdict(claim, "tested", True, sample_count(state), distance, None, "relative L2"),
-            *self.budgets(),
-        )
+        samples = sample_count(state)
+        return (Verdict(claim, "tested", True, samples, distance, None, "relative L2"),)
 
     def _kind(self, event: Applied) -> str:
         name = event.rule.partition("(")[0]
@@ -275,6 +285,10 @@ class Pipeline:
                 self.state.journal.add(
                     Note("", "W702", f"{label} changed none of {tried} candidates: {reasons}")
                 )
+
+
+PROMISES = frozenset({UNTOUCHED, EQUALITY})
+"""What is a bug if it does not hold, whatever the program says about failing."""
 
 
 def _sample(item: t.Data) -> tuple[str, int | None]:

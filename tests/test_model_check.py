@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lissom.rewrite.model_check import distance, drift, model_equality
+from lissom.rewrite.digest import weights_at
+from lissom.rewrite.model_check import distance, drift, model_equality, untouched
 
 
 class Amplifier(nn.Module):
@@ -74,3 +75,15 @@ def test_drift_is_relative_to_the_original() -> None:
     with torch.no_grad():
         other.weight.mul_(1.1)
     assert abs(drift(model, other, [(torch.randn(16, 4),)]) - 0.1) < 1e-6
+
+
+def test_a_weight_that_is_written_to_or_replaced_is_found() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    before = weights_at(model)
+    assert untouched(before, weights_at(model)).holds
+    with torch.no_grad():
+        model[0].weight.add_(0)
+    assert "0.weight" in untouched(before, weights_at(model)).detail
+    before = weights_at(model)
+    model[1] = copy.deepcopy(model[1])
+    assert not untouched(before, weights_at(model)).holds

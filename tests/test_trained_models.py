@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 import lissom
+from lissom.rewrite.digest import model_digest
 from lissom.rewrite.journal import Applied, Note, Refused, StageEnd
 
 from .support import apart, digests, leaves, library
@@ -325,3 +326,14 @@ def test_drift_of_minilm_past_its_budget_is_rolled_back() -> None:
     assert fired(result) == {"low_rank_linear": 1}
     assert [end.kept for end in ends(result)] == [False]
     assert unchanged(subject, result)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def test_saved_minilm_has_the_digest_that_was_verified(tmp_path: Path) -> None:
+    """Its `normalize(p = 2.0, dim = -1)` names keywords in an order that no file keeps."""
+    trained("minilm")
+    result = exact("minilm")
+    back = lissom.load(result.save(tmp_path / "out", check_reload=False))
+    assert model_digest(back) == result.compiled.digests["result"]
