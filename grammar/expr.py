@@ -56,14 +56,21 @@ class Number(Expr):
         return int(self.text) if self.text.isdigit() else float(self.text)
 
 
+class Share(float):
+    """A number written as a percentage: computes as 0.3, is shown as 30%."""
+
+    def __str__(self) -> str:
+        return f"{100 * self:.6g}%"
+
+
 class Frac(Expr):
     """`30%`: a share in 0..1, kept as the written percentage."""
 
     percent: str
 
     @property
-    def value(self) -> float:
-        return float(self.percent) / 100
+    def value(self) -> Share:
+        return Share(float(self.percent) / 100)
 
 
 class String(Expr):

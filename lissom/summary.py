@@ -63,13 +63,19 @@ def rule_rows(compiled: Compiled) -> list[RuleRow]:
 
 def _count(row: RuleRow, event: Applied | Refused) -> None:
     if isinstance(event, Refused):
-        (row.structural if event.structural else row.misses)[event.reason] += 1
+        (row.structural if event.structural else row.misses)[_condition(event)] += 1
         return
     change = event.after - event.before
     row.sites.append(event.site)
     row.params += change.params
     row.bytes += change.bytes
     row.macs += change.macs
+
+
+def _condition(event: Refused) -> str:
+    """What was refused, without the numbers of the site, so that equal reasons count together."""
+    head, broken, _ = event.reason.partition(" does not hold")
+    return head + broken if event.code.startswith("B") else event.reason
 
 
 def _kind(compiled: Compiled, label: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .call import Call, tensor_at
 from .construct import Plan, Planned
@@ -74,5 +74,5 @@ def _in_precision(
 
 def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:
     tensors = list(tensors)
-    params = sum(t.numel() for t in tensors if t.is_floating_point())
+    params = sum(t.numel() for t in tensors if isinstance(t, nn.Parameter))
     return Costs(params, sum(t.numel() * t.element_size() for t in tensors), macs, ops)

@@ -267,9 +267,8 @@ def refuse(state: State, stage: str, rule: Rule, node: fx.Node, miss: Miss) -> N
     where = miss.node if miss.node is not None else node
     site = str(where.meta.get("site") or where.name)
     place = str(miss.span) if miss.span is not None else ""
-    state.journal.add(
-        Refused(stage, rule.label, site, miss.code, miss.text(), place, miss.stage == STRUCTURE)
-    )
+    structural = miss.stage == STRUCTURE or miss.code == "L001"
+    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place, structural))
 
 
 def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:

@@ -244,7 +244,7 @@ def shown(value: Any) -> str:
     if isinstance(value, ParamRef):
         return value.path
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return str(value) if isinstance(value, t.Share) else f"{value:.4g}"
     return ", ".join(map(shown, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

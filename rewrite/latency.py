@@ -43,18 +43,19 @@ def measure(
     *,
     threads: int = 1,
     seconds: float = 2.0,
-    least: int = 15,
+    least: int = 5,
     most: int = 200,
     clock: Clock = time.perf_counter,
 ) -> Latency:
-    """Runs both models on `args` in turns for about `seconds`, at least `least` times each.
+    """Runs both models on `args` in turns for about `seconds`, at least `least` times each, which
+    bounds what a large first batch costs.
 
     Each round starts with the other model, so that neither always finds warm caches. The number of
     threads is set for the measurement and restored.
     """
     times: tuple[list[float], list[float]] = ([], [])
     with _threads(threads), torch.no_grad():
-        for model in (before, after) * 3:
+        for model in (before, after) * 2:
             model(*args)
         begun = clock()
         while len(times[0]) < least or (len(times[0]) < most and clock() - begun < seconds):

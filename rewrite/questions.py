@@ -95,7 +95,10 @@ def moments(scope: Scope, call: Call) -> Tensor | None:
     None without data.
     """
     state = scope.state
-    return None if state.samples.generated else state.samples.moments(state.module, call)
+    if state.samples.generated:
+        return None
+    alike = [state.view.call(node) for node in state.view.calls_of(call.op.name)]
+    return state.samples.moments(state.module, call, [other for other in alike if other])
 
 
 def cost(field: str) -> Callable[..., Any]:

@@ -107,13 +107,15 @@ class Samples:
         if wanted:
             self.values(module, wanted)
 
-    def moments(self, module: fx.GraphModule, call: Call) -> Tensor:
+    def moments(self, module: fx.GraphModule, call: Call, alike: Sequence[Call]) -> Tensor:
         """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration
         data, in float64.
+
+        One pass through the model also serves as many calls of `alike` as the memory bound holds.
         """
         if call.node not in self._moments:
             data = self.named.get("calib") or next(iter(self.named.values()))
-            self._moments[call.node] = second_moments(module, call, data)
+            self._moments = second_moments(module, _affordable(call, alike), data)
         return self._moments[call.node]
 
     def _make_room(self) -> None:
@@ -215,21 +217,47 @@ def _joined(values: list[Any]) -> Any:
 # -- second moments --------------------------------------------------------------------------------
 
 
-def second_moments(module: fx.GraphModule, call: Call, batches: Batches) -> Tensor:
-    """E[u u^T]; u is the input vector [I] of a linear layer, the patch [I * K * L] of a
-    convolution.
+MOMENTS = 1 << 28
+"""Bytes of second moments that are kept at a time."""
+
+
+def _affordable(call: Call, alike: Sequence[Call]) -> list[Call]:
+    """`call` and those behind it in the graph whose moments fit into memory together."""
+    behind = [other for other in alike if call.node._sort_key < other.node._sort_key]
+    chosen, used = [call], _moment_bytes(call)
+    for other in behind:
+        used += _moment_bytes(other)
+        if used > MOMENTS:
+            break
+        chosen.append(other)
+    return chosen
+
+
+def _moment_bytes(call: Call) -> int:
+    weight = call.tensor("weight")
+    return 0 if weight is None else 8 * weight[0].numel() ** 2
+
+
+def second_moments(
+    module: fx.GraphModule, calls: Sequence[Call], batches: Batches
+) -> dict[fx.Node, Tensor]:
+    """E[u u^T] for each call; u is the input vector [I] of a linear layer, the patch [I * K * L] of
+    a convolution.
     """
-    source = call.inputs[0]
-    total, rows = torch.zeros(()), 0
+    sources = list(dict.fromkeys(call.inputs[0] for call in calls))
+    totals: dict[fx.Node, Tensor] = {}
+    rows: dict[fx.Node, int] = {}
     for x, _ in batches:
-        value = _run(module, [source], as_args(x))[source].double()
-        seen = (
-            value.reshape(-1, value.shape[-1])
-            if call.op.name == "linear"
-            else _patches(call, value)
-        )
-        total, rows = total + seen.T @ seen, rows + seen.shape[0]
-    return total / max(rows, 1)
+        values = _run(module, sources, as_args(x))
+        for call in calls:
+            seen = _vectors(call, values[call.inputs[0]].double())
+            totals[call.node] = totals.get(call.node, torch.zeros(())) + seen.T @ seen
+            rows[call.node] = rows.get(call.node, 0) + seen.shape[0]
+    return {node: total / max(rows[node], 1) for node, total in totals.items()}
+
+
+def _vectors(call: Call, value: Tensor) -> Tensor:
+    return value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
 
 
 def _patches(call: Call, value: Tensor) -> Tensor:

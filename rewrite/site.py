@@ -209,9 +209,14 @@ def _outside(scope: Scope, clause: t.SitePattern) -> Miss | None:
 
 
 def _fits(value: Any, glob: str) -> bool:
-    """A glob names a module path or any module above it."""
+    """Whether what a pattern name stands for lies at the glob."""
     node = _node_of(value)
-    site = "" if node is None else str(node.meta.get("site", ""))
+    return node is not None and fits(node, glob)
+
+
+def fits(node: fx.Node, glob: str) -> bool:
+    """A glob names a module path or any module above it."""
+    site = str(node.meta.get("site", ""))
     return fnmatchcase(site, glob) or fnmatchcase(site, glob + ".*")
 
 

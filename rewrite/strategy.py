@@ -19,6 +19,7 @@ from .journal import Refused
 from .loops import described
 from .pattern import PatternOp
 from .rule import Rule
+from .site import fits
 from .state import State
 
 CAP_PER_NODE = 10
@@ -65,9 +66,8 @@ class Runner:
         """Approximate rules measure what sites see: one pass through the model serves them all."""
         if rule.kind != "approx":
             return
-        inputs: list[fx.Node] = [
-            i for node in nodes for i in node.all_input_nodes if i.op != "get_attr"
-        ]
+        wanted = [node for node in nodes if rule.at is None or fits(node, rule.at)]
+        inputs = [i for node in wanted for i in node.all_input_nodes if i.op != "get_attr"]
         self.state.samples.prefetch(self.state.module, inputs)
 
     # -- fixpoint ----------------------------------------------------------------------------------
