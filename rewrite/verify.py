@@ -24,7 +24,7 @@ from .emit import Emitted
 from .evaluate import ParamRef
 from .journal import Verdict
 from .local import Env, cast, load, one_thread, run_emitted, run_nodes, run_plan, weights_read
-from .magnitude import absolute, magnitude, tolerance
+from .magnitude import absolute, magnitude, terms, tolerance
 from .match import parts_of
 from .probe import Probe, probes
 from .site import Site
@@ -204,7 +204,11 @@ def _compare(
     scale = scale or _Scale(state, site, plan, left, right, env)
     found = [
         _difference(
-            name, left[node], load(plan.outputs[name], right), scale.of(node, plan.outputs[name])
+            name,
+            left[node],
+            load(plan.outputs[name], right),
+            scale.of(node, plan.outputs[name]),
+            scale.terms,
         )
         for name, node in site.outputs.items()
     ]
@@ -216,7 +220,7 @@ def _own_dtype(node: fx.Node) -> torch.dtype | None:
     return spec.dtype if isinstance(spec, TensorSpec) else None
 
 
-def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
+def _difference(name: str, left: Any, right: Any, scale: Any, count: int) -> Comparison:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return Comparison(name, 0.0 if left == right else float("inf"), 0.0)
     if left.shape != right.shape or left.dtype != right.dtype:
@@ -227,7 +231,7 @@ def _difference(name: str, left: Any, right: Any, scale: Any) -> Comparison:
         return Comparison(name, float((left != right).sum()), 0.0)
     if not torch.equal(left.isnan(), right.isnan()):
         return Comparison(name, float("inf"), 0.0, f"`{name}` is NaN at other places")
-    return _floating(name, left, right, scale, tolerance(left.dtype))
+    return _floating(name, left, right, scale, tolerance(left.dtype, count))
 
 
 def _floating(name: str, left: Tensor, right: Tensor, scale: Tensor, factor: float) -> Comparison:
@@ -257,7 +261,7 @@ class _Scale:
     def __init__(
         self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env
     ) -> None:
-        self.state, self.plan = state, plan
+        self.state, self.plan, self.terms = state, plan, 1
         self.known: Env = {node: absolute(value) for node, value in env.items()}
         for call in site.calls:
             scale = self.known[call.node] = self._of_call(call, left[call.node])
@@ -294,6 +298,7 @@ class _Scale:
         self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any
     ) -> Any:
         scales = {name: absolute(load(operand, self.known)) for name, operand in inputs.items()}
+        self.terms = max(self.terms, terms(op.name, scales, params))
 
         def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
             with torch.no_grad():
