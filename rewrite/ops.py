@@ -1,4 +1,4 @@
-"""The op vocabulary of a session: which torch spellings are which op."""
+"""The op vocabulary of one run: which torch spellings are which op."""
 
 from __future__ import annotations
 
