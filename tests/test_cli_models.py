@@ -281,7 +281,7 @@ def test_why_takes_the_arguments_of_the_program(case: Case, capsys: Capture) -> 
     arguments = ["why", case[0], "low_rank_linear", "--program", case[1]]
     _, found = as_json(capsys, *arguments)
     assert found["funnel"]["sites"] == ["head"]
-    assert found["funnel"]["rule"] == "low_rank_linear(energy = 0.99, least = 4)"
+    assert found["funnel"]["rule"] == "low_rank_linear(energy = 99%, least = 4)"
     _, found = as_json(capsys, *arguments, "--set", "least=9")
     assert found["funnel"]["sites"] == []
 
