@@ -177,3 +177,26 @@ def test_a_budget_without_data_says_how_to_give_it() -> None:
     body = "budget drop(accuracy) <= 1% on calib\n stage s { once drop_dropout }"
     with pytest.raises(lissom.LissomError, match="D002"):
         compiled(body, data=None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("approx rule r { match { y = relu(x) } rewrite { y = tanh(x) } }", "X002"),
+        (
+            "exact rule r { match { y = linear(x) as l } "
+            "perturb { l.weight := l.weight * 0.5 } "
+            "rewrite { y = l(x, weight = l.weight * 0.5) } }",
+            "X001",
+        ),
+        (
+            "exact rule r { match { y = relu(x) } rewrite { y = tanh(x) } "
+            "ensure { error(y) <= 90% } }",
+            "X001",
+        ),
+    ],
+)
+def test_a_rule_cannot_promise_what_nothing_checks(rule: str, code: str) -> None:
+    with pytest.raises(lissom.LissomError) as caught:
+        lissom.compile(network(), rule, inputs=(torch.randn(2, 48),))
+    assert caught.value.diagnostics[0].code == code
