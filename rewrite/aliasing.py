@@ -6,11 +6,10 @@ from torch import fx
 
 from .binding import PLAN, Miss
 from .call import Call
-from .construct import Plan, Planned
+from .construct import Plan, Planned, flat
 from .effects import seen_through
 from .site import Site
 from .state import State
-from .verify import flat, plan_inputs
 
 
 def unseen(state: State, site: Site, plan: Plan) -> Miss | None:
@@ -32,7 +31,7 @@ def unseen(state: State, site: Site, plan: Plan) -> Miss | None:
             text = f"{other.name} computes in place, and would be seen through `{name}`"
             return Miss(PLAN, 0, lambda said=text: said, site.rule.source.name.span, other, "R006")
     kept = [call for call in site.calls if call.in_place and call.node not in site.gone]
-    lost = next((call for call in kept if call.inputs[0] in plan_inputs(plan)), None)
+    lost = next((call for call in kept if call.inputs[0] in plan.reads), None)
     if lost is None:
         return None
     return Miss(

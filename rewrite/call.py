@@ -32,6 +32,10 @@ class Call:
     root: fx.GraphModule
     in_place: bool = False
 
+    def with_inputs(self, inputs: tuple[Any, ...]) -> Call:
+        """The same op on other inputs of the same shapes."""
+        return Call(self.op, self.node, inputs, self.params, self.attrs, self.root, self.in_place)
+
     def tensor(self, param: str) -> torch.Tensor | None:
         """The parameter or buffer itself."""
         path = self.params[param]

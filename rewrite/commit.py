@@ -102,7 +102,7 @@ def commit(
     for planned in plan.ops:
         new[planned] = _insert(state, site, planned, emitted[planned], new, point, heirs)
     for name, node in site.outputs.items():
-        node.replace_all_uses_with(_node_of(plan.outputs[name], new))
+        state.view.replace(node, _node_of(plan.outputs[name], new))
     _erase(state, gone)
     return list(new.values())
 
@@ -162,12 +162,14 @@ def _heritage(site: Site, rule: str) -> dict[str, Any]:
     """What new nodes inherit: the rules in their ancestry, and the nodes of the captured model they
     stand for.
     """
-    nodes = [call.node for call in site.calls]
-    rules = {name for node in nodes for name in node.meta.get("rules", ())} | (
-        {rule} if rule else set()
-    )
-    origins = {name for node in nodes for name in node.meta.get("origins", (node.name,))}
-    return {"rules": tuple(sorted(rules)), "origins": tuple(sorted(origins))}
+    rules = {name for call in site.calls for name in call.node.meta.get("rules", ())}
+    return {"rules": tuple(sorted(rules | ({rule} if rule else set()))), "origins": origins(site)}
+
+
+def origins(site: Site) -> tuple[str, ...]:
+    """The nodes of the captured model that a site stands for, by name."""
+    found = (call.node.meta.get("origins") or (call.node.name,) for call in site.calls)
+    return tuple(sorted({name for names in found for name in names}))
 
 
 def fresh_path(state: State, site: str, rule: str) -> str:

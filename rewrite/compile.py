@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from ..grammar import tree as t
+from ..grammar.check import require_sound
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
 from .capture import Captured, capture
@@ -111,10 +112,11 @@ def compile_model(
 ) -> Compiled:
     """Captures, runs the pipeline, checks. The caller's model is never changed.
 
-    Raises `LissomError` where the model cannot be captured, the program cannot be run, or a rule
-    breaks its promise.
+    Raises `LissomError` where `lissom check` finds an error in the program, the model cannot be
+    captured, the program cannot be run, or a rule breaks its promise.
     """
     begun = time.perf_counter()
+    warnings = require_sound(program)
     example = inputs if inputs is not None else example_of(data)
     captured = capture(model, example, prove=options.verify)
     original = snapshot(captured.module)
@@ -141,7 +143,7 @@ def compile_model(
         before,
         after,
         run.final,
-        captured.notes,
+        (*warnings, *captured.notes),
         captured.how,
         state.samples,
         run.metrics,
@@ -154,7 +156,7 @@ def compile_model(
 def working_state(
     captured: Captured, program: Program, data: Source | None, options: Options
 ) -> State:
-    vocabulary = Vocabulary.from_files(program.files, options.own)
+    vocabulary = Vocabulary(program.declarations, options.own)
     samples = Samples(positional(captured), data)
     return State(
         captured.module,

@@ -58,12 +58,13 @@ class Planned:
 @dataclass(slots=True)
 class Plan:
     """What an application would do: ops in the order of building, the new value of each output,
-    moved weights.
+    moved weights, and the nodes of the graph that all this reads.
     """
 
     ops: list[Planned] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
     moved: dict[str, Tensor] = field(default_factory=dict)
+    reads: list[fx.Node] = field(default_factory=list)
 
 
 class Constructor:
@@ -82,6 +83,7 @@ class Constructor:
                 self._perturb(clause)
             else:
                 self._rewrite(clause)
+        self.plan.reads = _reads(self.plan)
         return self.plan
 
     def _perturb(self, clause: t.Perturb) -> None:
@@ -249,6 +251,16 @@ class Constructor:
             if isinstance(s, TensorSpec) and s.dtype.is_floating_point
         ]
         return floating[0] if floating else torch.get_default_dtype()
+
+
+def _reads(plan: Plan) -> list[fx.Node]:
+    values = [*plan.outputs.values(), *(v for planned in plan.ops for v in flat(planned.inputs))]
+    return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """Operands with variadic ones spread out."""
+    return [v for value in values for v in (flat(value) if isinstance(value, tuple) else (value,))]
 
 
 def _is_nothing(value: Any) -> bool:

@@ -10,6 +10,7 @@ from .call import Call, tensor_at
 from .construct import Plan, Planned
 from .evaluate import ParamRef
 from .journal import Costs
+from .opspec import OpSpec
 from .view import View
 
 SKIPPED = ("placeholder", "output", "get_attr")
@@ -26,6 +27,8 @@ def model_costs(module: fx.GraphModule, view: View) -> Costs:
 def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:
     """Costs of matched ops."""
     calls = list(calls)
+    if not any(_weighs(call.op) for call in calls):
+        return Costs(0, 0, 0, len(calls))
     paths = dict.fromkeys(
         path for call in calls for path in call.params.values() if path is not None
     )
@@ -35,6 +38,8 @@ def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:
 
 def plan_costs(plan: Plan) -> Costs:
     """Costs of the ops that a plan would build."""
+    if not any(_weighs(planned.op) for planned in plan.ops):
+        return Costs(0, 0, 0, len(plan.ops))
     weights = [
         _in_precision(planned, value) for planned in plan.ops for value in planned.params.values()
     ]
@@ -46,6 +51,11 @@ def plan_costs(plan: Plan) -> Costs:
         sum(map(_planned_macs, plan.ops)),
         len(plan.ops),
     )
+
+
+def _weighs(op: OpSpec) -> bool:
+    """Whether the op can have weights or multiply: most ops of a graph only move and add."""
+    return bool(op.params) or "macs" in op._costs
 
 
 def call_macs(call: Call) -> int:

@@ -14,7 +14,7 @@ from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
 from .aliasing import unseen
 from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss
 from .claims import after, before, check_claims
-from .commit import commit, emit_plan, insertion_point
+from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
 from .emit import Emitted
 from .evaluate import shown
@@ -24,7 +24,7 @@ from .pattern import PatternOp
 from .rule import Rule
 from .site import Site, examine, owners_miss
 from .state import State
-from .verify import IN_DOUBLE, check_exact, check_shapes, plan_inputs
+from .verify import IN_DOUBLE, check_exact, check_shapes
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     shapes = check_shapes(site, plan)
     if not shapes.holds:
         raise _unsound(site, shapes, "S001")
-    point = insertion_point(site, plan, plan_inputs(plan))
+    point = insertion_point(site, plan, plan.reads)
     if point is None:
         text = "a result is read before everything it needs exists"
         return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "R005")
@@ -120,7 +120,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
 
 def _check_alive(site: Site, plan: Plan) -> None:
     """New ops may read what the match reads, what it keeps and each other; nothing that goes."""
-    lost = next((node for node in plan_inputs(plan) if node in site.gone), None)
+    lost = next((node for node in plan.reads if node in site.gone), None)
     if lost is not None:
         name = next(
             (name for name, value in site.bindings.values.items() if value is lost), lost.name
@@ -176,15 +176,13 @@ def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
     )
 
 
+_PLAIN = (int, float, str, bool, tuple)
+
+
 def describe(site: Site) -> dict[str, str]:
     """Scalar bindings of a site, for people and for the certificate."""
-    kinds = (int, float, str, bool, tuple)
-    names = site.scope.names
-    return {
-        name: shown(value)
-        for name, value in names.items()
-        if isinstance(value, kinds) and len(shown(value)) < 40
-    }
+    plain = {n: shown(v) for n, v in site.scope.names.items() if isinstance(v, _PLAIN)}
+    return {name: text for name, text in plain.items() if len(text) < 40}
 
 
 def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Node]:
@@ -194,9 +192,7 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
     site = ready.site
     name, place = site.name, site.rule.place
     removed = tuple(str(call.node.meta.get("site") or call.node.name) for call in site.removed)
-    origins = tuple(
-        sorted({o for call in site.calls for o in call.node.meta.get("origins", (call.node.name,))})
-    )
+    stands_for = origins(site)
     started = time.perf_counter()
     bindings = describe(site)
     around = [*site.inputs, *(user for old in site.outputs.values() for user in old.users)]
@@ -211,7 +207,7 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
         place,
         removed,
         added,
-        origins,
+        stands_for,
         ready.before,
         ready.after,
         ready.verdicts,

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -31,13 +30,18 @@ _WORKING_DIRECTORY = -100
 
 
 def write_file(path: Path, data: bytes) -> Path:
-    """Write `data` to `path` in one step. Raises A002, and then the old file is untouched."""
+    """Write one file in one step: what a command writes for people, such as a plan or a rule file.
+
+    A link stays and what it leads to is replaced; permissions stay. Raises U005, and then the old
+    file is untouched.
+    """
     target = Path(os.path.realpath(path))
-    _require_kind(target, stat.S_ISREG, "a regular file")
-    with _reported("write", target):
+    with _reported("write", target, code="U005"):
+        _require_kind(target, stat.S_ISREG, "a regular file", code="U005")
         target.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_folder(target.parent) as temporary:
             _write_new(temporary / "file", data)
+            _keep_mode(target, temporary / "file")
             os.replace(temporary / "file", target)
         _flush_folder(target.parent)
     return target
@@ -50,8 +54,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
     go.
     """
     target = Path(os.path.realpath(folder))
-    _require_kind(target, stat.S_ISDIR, "a folder")
     with _reported("write", target):
+        _require_kind(target, stat.S_ISDIR, "a folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         _restore_retired(target)
         with _temporary_folder(target.parent) as temporary:
@@ -135,11 +139,13 @@ def _not_regular(path: Path) -> LissomError:
     )
 
 
-def _require_kind(target: Path, is_kind: Callable[[int], bool], wanted: str) -> None:
+def _require_kind(
+    target: Path, is_kind: Callable[[int], bool], wanted: str, code: str = "A003"
+) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if not is_kind(os.stat(target).st_mode):
             raise fail(
-                "A003",
+                code,
                 f"`{target}` exists and is not {wanted}",
                 Label(None, where=str(target)),
                 help="choose another path, or remove what is there",
@@ -165,39 +171,48 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 def _create_locked(parent: Path) -> tuple[Path, int | None]:
     """A new folder under an exclusive lock, which lives as long as this process holds it."""
     while True:
-        path = parent / f".lissom-tmp-{secrets.token_hex(8)}"
+        path = parent / f".lissom-tmp-{os.urandom(8).hex()}"
         path.mkdir()
-        lock = _try_lock(path)
+        try:
+            lock = _try_lock(path)
+        except OSError:
+            # Some file systems have no locks. Nobody can lock this folder there, so nobody takes
+            # it for a stale one either.
+            return path, None
         # Between mkdir and lock another writer may have taken the folder for a stale one and
         # removed it.
-        if path.exists() and (lock is not None or sys.platform == "win32"):
+        if lock is not None and path.exists():
             return path, lock
         _unlock(lock)
 
 
 def _remove_stale(parent: Path) -> None:
-    for name in os.listdir(parent):
-        if not _TEMPORARY.fullmatch(name):
-            continue
-        lock = _try_lock(parent / name)
-        if lock is not None:
-            shutil.rmtree(parent / name, ignore_errors=True)
-            _unlock(lock)
+    for name in filter(_TEMPORARY.fullmatch, os.listdir(parent)):
+        with contextlib.suppress(OSError):
+            lock = _try_lock(parent / name)
+            if lock is not None:
+                shutil.rmtree(parent / name, ignore_errors=True)
+                _unlock(lock)
 
 
 def _try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a folder, or None where another does or it is gone."""
+    """A descriptor that holds the lock of a folder, or None where another does or it is gone.
+
+    Raises OSError where folders cannot be locked.
+    """
     if sys.platform == "win32":
-        return None
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path))
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return descriptor
 
 
@@ -211,6 +226,12 @@ def _write_new(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _keep_mode(old: Path, new: Path) -> None:
+    """A file that replaces another may be read, written and run by whom the old one could."""
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))
 
 
 def _flush_folder(path: Path) -> None:

@@ -53,12 +53,22 @@ def run_nodes(
     `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The
     tensors of `env` are never written to: nodes that compute in place get copies.
     """
-    given = env
-    env = _copies(env) if any(mutates(node, module) for node in nodes) else dict(env)
+    if any(mutates(node, module) for node in nodes):
+        return {**_run_all(module, nodes, _copies(env), moved, dtype), **env}
+    return _run_all(module, nodes, dict(env), moved, dtype)
+
+
+def _run_all(
+    module: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    env: Env,
+    moved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> Env:
     with torch.no_grad():
         for node in nodes:
             env[node] = _run_node(module, node, env, moved, dtype)
-    return {**env, **given}
+    return env
 
 
 def _copies(env: Env) -> Env:

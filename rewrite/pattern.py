@@ -44,12 +44,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """The statements of one `match` or `unless` block."""
+    """The statements of one `match` or `unless` block. `shared` are the numbers of the ops that may
+    have readers outside the match, and stay.
+    """
 
     ops: tuple[PatternOp, ...]
     shapes: tuple[t.ShapePattern, ...]
     sites: tuple[t.SitePattern, ...]
     produced: Mapping[str, PatternOp]
+    shared: tuple[int, ...]
     _orders: dict[int, tuple[Step, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def anchors(self) -> list[PatternOp]:
@@ -77,7 +80,8 @@ def compile_pattern(statements: Sequence[t.Pattern], first: int = 0) -> Pattern:
     produced = {target: op for op in ops for target in op.targets}
     shapes = tuple(s for s in statements if isinstance(s, t.ShapePattern))
     sites = tuple(s for s in statements if isinstance(s, t.SitePattern))
-    return Pattern(ops, shapes, sites, produced)
+    shared = tuple(op.index for op in ops if op.source.shared)
+    return Pattern(ops, shapes, sites, produced, shared)
 
 
 def _compile_op(index: int, source: t.OpPattern) -> PatternOp:

@@ -20,6 +20,10 @@ TRIES = 2
 """
 
 
+KEPT = 100_000
+"""Draws with more numbers than this are made again at each site instead of being kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One value for each input of a site, floating ones in float64."""
@@ -51,13 +55,39 @@ def probes(
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
     recorded = state.samples.values(state.module, real) if real else {}
-    computed = any(node not in tensors for node in inputs)
-    generator = torch.Generator().manual_seed(state.seed)
-    for size in (None,) if real or computed or not small else (*_sizes(nodes), None):
-        draws = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
-        if size is None or _runs(state, nodes, draws[0]):
-            break
-    first, second = draws
+    if real:
+        return _drawn(state.seed, tensors, recorded, None, special)
+    fixed = not small or any(node not in tensors for node in inputs)
+    for size in () if fixed else _sizes(nodes):
+        found = _known(state, tensors, size, special)
+        if _runs(state, nodes, found[0]):
+            return found
+    return _drawn(state.seed, tensors, {}, None, special)
+
+
+def _known(state: State, tensors: Sequence[fx.Node], size: int, special: bool) -> list[Probe]:
+    """Small draws depend on shapes and seed alone, so that sites of the same shapes share them."""
+    key = (tuple(node.meta["val"] for node in tensors), size, special)
+    kept = state.known_probes.get(key)
+    if kept is None:
+        kept = [
+            [probe.values[node] for node in tensors]
+            for probe in _drawn(state.seed, tensors, {}, size, special)
+        ]
+        if sum(value.numel() for values in kept for value in values) <= KEPT:
+            state.known_probes[key] = kept
+    return [Probe(dict(zip(tensors, values, strict=True)), True) for values in kept]
+
+
+def _drawn(
+    seed: int,
+    tensors: Sequence[fx.Node],
+    recorded: dict[fx.Node, Any],
+    size: int | None,
+    special: bool,
+) -> list[Probe]:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
     if _in_one(tensors, recorded, first):
         return [_both(first, generator, special)]
     return [first, _spread_out(second, recorded, generator, special)]

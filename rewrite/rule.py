@@ -89,7 +89,6 @@ def compile_rule(
     engine yet.
     """
     _check_supported(source)
-    _check_discipline(source)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
@@ -167,31 +166,6 @@ _LATER: Sequence[tuple[type, str]] = (
     (t.Exit, "exits"),
     (t.Train, "training"),
 )
-
-
-def _check_discipline(source: t.Rule) -> None:
-    """What a rule's kind promises must be checkable, whether or not its file went through `check`.
-
-    An exact rule moves nothing and has no error budget; an approximate one that moves nothing has
-    no exact half, so a budget is all that binds it.
-    """
-    moves = source.one(t.Perturb)
-    budgets = [c for e in source.all(t.Ensure) for c in e.items if _names(c, "error", "equal")]
-    errors = [c for c in budgets if _names(c, "error")]
-    if source.kind == "exact" and (moves is not None or errors):
-        place = Label((moves or errors[0]).span, "this makes it approximate")
-        message = f"the exact rule `{source.name}` changes numbers"
-        raise fail("X001", message, place, help="declare it `approx rule`")
-    if source.kind == "approx" and moves is None and not budgets:
-        message = f"the approximate rule `{source.name}` has no budget"
-        hint = "add `ensure { error(y) <= 10% }`, or move weights in `perturb`"
-        raise fail("X002", message, Label(source.name.span), help=hint)
-
-
-def _names(item: t.Claim | t.Fact, *functions: str) -> bool:
-    """Whether a claim calls one of these functions."""
-    calls = [node.function for node in t.walk(item) if isinstance(node, t.Call)]
-    return any(isinstance(called, t.Name) and called.text in functions for called in calls)
 
 
 def _check_supported(source: t.Rule) -> None:

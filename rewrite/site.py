@@ -8,9 +8,8 @@ are cheap to ask.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -21,46 +20,36 @@ from .call import Call
 from .effects import mutation_between
 from .evaluate import ParamRef, Scope, shown
 from .match import Search, is_part
-from .pattern import Pattern
+from .pattern import Pattern, PatternOp
 from .rule import Rule
 from .shape_match import match_shapes
 from .state import State
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Site:
-    """A match whose guards hold. `calls` stand in graph order."""
+    """A match whose guards hold. `calls` stand in graph order.
+
+    nodes: the matched ops and what takes single results out of them, in graph order. gone: those of
+    them that the rewrite takes out of the graph, with `removed` as their calls. outputs: the
+    matched values that the rewrite defines anew.
+    """
 
     rule: Rule
     bindings: Bindings
     scope: Scope
     calls: list[Call]
-    removed: list[Call] = field(default_factory=list)
+    nodes: list[fx.Node]
+    removed: list[Call]
+    gone: set[fx.Node]
+    outputs: dict[str, fx.Node]
 
     @property
     def name(self) -> str:
         """The module path of the first matched op: how people call this site."""
         return str(self.calls[0].node.meta.get("site") or self.calls[0].node.name)
 
-    @cached_property
-    def outputs(self) -> dict[str, fx.Node]:
-        """The matched values that the rewrite defines anew."""
-        return {n: v for n, v in self.bindings.values.items() if n in self.rule.outputs}
-
-    @cached_property
-    def nodes(self) -> list[fx.Node]:
-        """The matched ops and what takes single results out of them, in graph order."""
-        if all(call.op.results == 1 for call in self.calls):
-            return [call.node for call in self.calls]
-        found = {node for call in self.calls for node in with_parts(call)}
-        return sorted(found, key=lambda node: node._sort_key)
-
-    @cached_property
-    def gone(self) -> set[fx.Node]:
-        """The nodes that the rewrite takes out of the graph."""
-        return {node for call in self.removed for node in with_parts(call)}
-
-    @cached_property
+    @property
     def inputs(self) -> list[fx.Node]:
         """The nodes that the matched ops read from outside, in order of first use."""
         inside = set(self.nodes)
@@ -85,14 +74,19 @@ def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
 
 def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
     names = {**rule.args, **bindings.values, **handles(rule.pattern, bindings)}
-    calls = sorted(bindings.calls(), key=lambda call: call.node._sort_key)
-    kept = {
-        bindings.ops[op.index].node
-        for op in rule.pattern.ops
-        if op.source.shared and op.index in bindings.ops
-    }
-    removed = [call for call in calls if call.node not in kept]
-    return Site(rule, bindings, state.scope(names), calls, removed)
+    calls = sorted(bindings.calls(), key=_place_of)
+    kept = [bindings.ops[i].node for i in rule.pattern.shared if i in bindings.ops]
+    removed = [call for call in calls if call.node not in kept] if kept else calls
+    nodes = [node for call in calls for node in with_parts(call)]
+    if len(nodes) > len(calls):
+        nodes = sorted(dict.fromkeys(nodes), key=lambda node: node._sort_key)
+    gone = {node for call in removed for node in with_parts(call)}
+    outputs = {n: v for n, v in bindings.values.items() if n in rule.outputs}
+    return Site(rule, bindings, state.scope(names), calls, nodes, removed, gone, outputs)
+
+
+def _place_of(call: Call) -> tuple[int, ...]:
+    return call.node._sort_key
 
 
 def handles(pattern: Pattern, bindings: Bindings) -> dict[str, Any]:
@@ -113,26 +107,20 @@ def _uses(site: Site) -> Miss | None:
     """A value that disappears may have no reader outside the match."""
     inside = set(site.nodes)
     outputs = set(site.outputs.values())
-    names = {
-        value: name for name, value in site.bindings.values.items() if isinstance(value, fx.Node)
-    }
     for op in site.rule.pattern.ops:
         if op.index not in site.bindings.ops or op.source.shared:
             continue
         for value in with_parts(site.bindings.ops[op.index]):
             other = next((user for user in value.users if user not in inside), None)
-            if value in outputs or other is None:
-                continue
-            name = names.get(value, value.name)
-            return Miss(
-                USES,
-                0,
-                lambda n=name, o=other: f"`{n}` is also read by {_who(o)}",
-                op.source.span,
-                value,
-                "R008",
-            )
-    return _chain_uses(site, outputs, inside)
+            if other is not None and value not in outputs:
+                return _also_read(site, op, value, other)
+    return _chain_uses(site, outputs, inside) if site.bindings.chains else None
+
+
+def _also_read(site: Site, op: PatternOp, value: fx.Node, other: fx.Node) -> Miss:
+    name = next((n for n, bound in site.bindings.values.items() if bound is value), value.name)
+    text = f"`{name}` is also read by {_who(other)}"
+    return Miss(USES, 0, lambda: text, op.source.span, value, "R008")
 
 
 def _chain_uses(site: Site, outputs: set[fx.Node], inside: set[fx.Node]) -> Miss | None:

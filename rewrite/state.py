@@ -33,6 +33,7 @@ class State:
     seed: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
+    known_probes: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reset(self.module)

@@ -104,7 +104,7 @@ def file_bytes(folder: Path) -> int:
     present = folder_names(Path(folder))
     for name in _NEEDED:
         if name not in present:
-            raise _missing(Path(folder), name)
+            raise _wrong("A020", Path(folder), name)
     return sum(os.path.getsize(Path(folder) / name) for name in _NEEDED)
 
 
@@ -136,19 +136,19 @@ def _digest(data: bytes) -> str:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(folder / MANIFEST):
-        raise _missing(folder, MANIFEST)
+        raise _wrong("A020", folder, MANIFEST)
     content = read_file(folder / MANIFEST, _LIMITS[MANIFEST])
     try:
         manifest = parse(content, MANIFEST)
     except LissomError as error:
-        raise _damaged(folder, MANIFEST) from error
+        raise _wrong("A021", folder, MANIFEST) from error
     # Every version of the format keeps this much: an object, `self` over the rest, `format`, and
     # who wrote it.
     if type(manifest) is not dict:
-        raise _damaged(folder, MANIFEST)
+        raise _wrong("A021", folder, MANIFEST)
     body = {key: value for key, value in manifest.items() if key != "self"}
     if manifest.get("self") != _digest(canonical(body)):
-        raise _damaged(folder, MANIFEST)
+        raise _wrong("A021", folder, MANIFEST)
     _require_version(manifest, folder)
     fields(manifest, MANIFEST, format=int, lissom=str, torch=str, files=dict, self=str)
     return manifest
@@ -179,9 +179,9 @@ def _listed(manifest: dict[str, Any], names: list[str], folder: Path) -> dict[st
     if len(listed) > _MAX_FILES or not {GRAPH, WEIGHTS} <= listed.keys():
         raise malformed("does not list a graph and its weights, or lists too many files", MANIFEST)
     for name in sorted({*listed, MANIFEST} - set(names)):
-        raise _missing(folder, name)
+        raise _wrong("A020", folder, name)
     for name in sorted(set(names) - {*listed, MANIFEST}):
-        raise _unexpected(folder, name)
+        raise _wrong("A022", folder, name)
     return listed
 
 
@@ -193,10 +193,10 @@ def _read_checked(folder: Path, name: str, digest: str, size: int) -> bytes:
         and path.is_file()
         and os.path.getsize(path) != size
     ):
-        raise _damaged(folder, name)
+        raise _wrong("A021", folder, name)
     content = read_file(path, size)
     if len(content) != size or _digest(content) != digest:
-        raise _damaged(folder, name)
+        raise _wrong("A021", folder, name)
     return content
 
 
@@ -248,42 +248,35 @@ def _require_replaceable(folder: Path) -> None:
     listed = {MANIFEST, *_read_manifest(folder)["files"]} if MANIFEST in names else set()
     foreign = [name for name in names if name not in listed]
     if foreign:
-        raise _not_ours(folder, foreign[0])
+        raise _wrong("A003", folder, foreign[0])
 
 
-def _not_ours(folder: Path, name: str) -> LissomError:
-    return fail(
-        "A003",
-        f"`{folder}` holds `{name}`, which is not part of an artifact, and would be replaced",
-        Label(None, where=str(folder / name)),
-        help="save to a new folder, or move that file away first",
-    )
+_WRONG = {
+    "A003": (
+        "`{folder}` holds `{name}`, which is not part of an artifact, and would be replaced",
+        "",
+        "save to a new folder, or move that file away first",
+    ),
+    "A020": (
+        "`{folder}` has no `{name}`, so it is not a whole artifact",
+        "",
+        "give the path of a folder that lissom saved, or copy it again, with every file",
+    ),
+    "A021": (
+        "`{name}` is damaged: it is not what was saved",
+        "its size or SHA-256 hash is not the one recorded at saving; nothing of it was used",
+        "copy the artifact again from where it came, or save it again",
+    ),
+    "A022": (
+        "`{folder}` holds `{name}`, which its manifest does not list",
+        "an artifact is exactly what was saved; another file may pose as a part of it",
+        "move the file out of the folder",
+    ),
+}
+"""What can be wrong with one file of an artifact: message, note and help by code."""
 
 
-def _damaged(folder: Path, name: str) -> LissomError:
-    return fail(
-        "A021",
-        f"`{name}` is damaged: it is not what was saved",
-        Label(None, where=str(folder / name)),
-        note="its size or SHA-256 hash is not the one recorded at saving; nothing of it was used",
-        help="copy the artifact again from where it came, or save it again",
-    )
-
-
-def _missing(folder: Path, name: str) -> LissomError:
-    return fail(
-        "A020",
-        f"`{folder}` has no `{name}`, so it is not a whole artifact",
-        Label(None, where=str(folder / name)),
-        help="give the path of a folder that lissom saved, or copy it again, with every file",
-    )
-
-
-def _unexpected(folder: Path, name: str) -> LissomError:
-    return fail(
-        "A022",
-        f"`{folder}` holds `{name}`, which its manifest does not list",
-        Label(None, where=str(folder / name)),
-        note="an artifact is exactly what was saved; another file may pose as a part of it",
-        help="move the file out of the folder",
-    )
+def _wrong(code: str, folder: Path, name: str) -> LissomError:
+    message, note, hint = _WRONG[code]
+    place = Label(None, where=str(folder / name))
+    return fail(code, message.format(folder=folder, name=name), place, note=note, help=hint)

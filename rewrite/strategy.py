@@ -14,6 +14,7 @@ from torch import fx
 from ..grammar.diagnostics import Label, fail
 from .binding import Miss
 from .checkpoint import snapshot
+from .collector import fewer_collections
 from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
 from .loops import described
@@ -41,6 +42,7 @@ class Runner:
 
     # -- once --------------------------------------------------------------------------------------
 
+    @fewer_collections()
     def once(self, rules: Sequence[Rule]) -> int:
         """Every site present at entry, at most once, in graph order."""
         before = self.applied
@@ -72,6 +74,7 @@ class Runner:
 
     # -- fixpoint ----------------------------------------------------------------------------------
 
+    @fewer_collections()
     def fixpoint(self, rules: Sequence[Rule], limit: int | None = None) -> int:
         """Applies the rules until none matches. Each node is tried again only when something near
         it changed.
@@ -110,6 +113,7 @@ class Runner:
 
     # -- each --------------------------------------------------------------------------------------
 
+    @fewer_collections()
     def each(
         self,
         rule: Rule,
@@ -211,14 +215,10 @@ class _Worklist:
 
     def near(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Nodes whose own match may depend on `nodes`: those within the reach of the patterns."""
-        found, edge = dict.fromkeys(nodes), list(nodes)
+        found, edge = dict.fromkeys(nodes), nodes
         for _ in range(self.reach):
-            edge = [
-                other
-                for n in edge
-                for other in (*n.all_input_nodes, *n.users)
-                if other not in found
-            ]
+            around = {o: None for n in edge for o in (*n.all_input_nodes, *n.users)}
+            edge = [other for other in around if other not in found]
             found.update(dict.fromkeys(edge))
         return list(found)
 

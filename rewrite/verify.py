@@ -103,7 +103,7 @@ def _check_on(
     state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted], *, small: bool
 ) -> tuple[Verdict, ...]:
     nodes = site.nodes
-    extra = [node for node in plan_inputs(plan) if node not in nodes]
+    extra = [node for node in plan.reads if node not in nodes]
     inputs = [node for node in dict.fromkeys([*site.inputs, *extra]) if node.op != "get_attr"]
     with one_thread() if small else nullcontext():
         tries = probes(state, inputs, nodes, small=small, special=_elementwise(site, plan))
@@ -124,28 +124,10 @@ def _elementwise(site: Site, plan: Plan) -> bool:
     return all("elementwise" in traits or "movement" in traits for traits in kinds)
 
 
-def plan_inputs(plan: Plan) -> list[fx.Node]:
-    """Graph nodes that planned ops read."""
-    found: dict[fx.Node, None] = {}
-    for value in [
-        *plan.outputs.values(),
-        *(item for planned in plan.ops for item in flat(planned.inputs)),
-    ]:
-        if isinstance(value, fx.Node):
-            found[value] = None
-    return list(found)
-
-
 def named_weights(site: Site, plan: Plan) -> list[fx.Node]:
     """The `get_attr` nodes that either side reads."""
     read = [node for call in site.calls for node in call.node.all_input_nodes]
-    return [node for node in (*read, *plan_inputs(plan)) if node.op == "get_attr"]
-
-
-def flat(values: Sequence[Any]) -> list[Any]:
-    return [
-        leaf for value in values for leaf in (flat(value) if isinstance(value, tuple) else [value])
-    ]
+    return [node for node in (*read, *plan.reads) if node.op == "get_attr"]
 
 
 def _verdict(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
@@ -201,17 +183,14 @@ def _compare(
                 "", float("inf"), 0.0, f"the rewrite cannot run: {str(error).splitlines()[0]}"
             )
         ], scale
-    scale = scale or _Scale(state, site, plan, left, right, env)
-    found = [
-        _difference(
-            name,
-            left[node],
-            load(plan.outputs[name], right),
-            scale.of(node, plan.outputs[name]),
-            scale.terms,
-        )
-        for name, node in site.outputs.items()
-    ]
+    found = []
+    for name, node in site.outputs.items():
+        before, after = left[node], load(plan.outputs[name], right)
+        if not _identical(before, after):
+            scale = scale or _Scale(state, site, plan, left, right, env)
+            found.append(_difference(name, before, after, scale.of(node, plan.outputs[name])))
+        else:
+            found.append(Comparison(name, 0.0, 0.0))
     return found, scale
 
 
@@ -220,7 +199,16 @@ def _own_dtype(node: fx.Node) -> torch.dtype | None:
     return spec.dtype if isinstance(spec, TensorSpec) else None
 
 
-def _difference(name: str, left: Any, right: Any, scale: Any, count: int) -> Comparison:
+def _identical(left: Any, right: Any) -> bool:
+    """Whether both sides are the same to the bit: then no rounding needs to be judged."""
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return left is right
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _difference(name: str, left: Any, right: Any, judged: tuple[Any, int]) -> Comparison:
+    """`judged`: the magnitude of the result, and how many terms its sums have."""
+    scale, count = judged
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return Comparison(name, 0.0 if left == right else float("inf"), 0.0)
     if left.shape != right.shape or left.dtype != right.dtype:
@@ -270,13 +258,13 @@ class _Scale:
         for planned in plan.ops:
             self.known[planned] = self._of_planned(planned, right[planned])
 
-    def of(self, node: fx.Node, after: Any) -> Tensor:
-        """The larger scale of the two sides of one output."""
+    def of(self, node: fx.Node, after: Any) -> tuple[Any, int]:
+        """The larger scale of the two sides of one output, and the terms of its sums."""
         scales = [self.known[key] for key in (node, after) if key in self.known]
         scale = scales[0]
         for other in scales[1:]:
             scale = torch.maximum(scale, other.to(scale.dtype))
-        return scale
+        return scale, self.terms
 
     def _of_call(self, call: Call, value: Any) -> Any:
         params = {name: self._weight(path) for name, path in call.params.items()}

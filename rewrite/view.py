@@ -20,6 +20,9 @@ from .spec import TensorSpec
 
 __all__ = ["Call", "View"]
 
+_SIZED = frozenset({"movement", "resize"})
+"""Traits of ops whose settings may come from the graph, and so may be among what is replaced."""
+
 
 class View:
     """The canonical reading of a `GraphModule`.
@@ -90,6 +93,25 @@ class View:
         self._unsorted.update(self._index(node))
         if self._owners is not None:
             self._owners.add(node)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Give every reader of `old` the node `new` instead, which has the same shape and dtype.
+
+        Readers need no second reading: only one of their inputs has another name.
+        """
+        readers = list(old.users)
+        old.replace_all_uses_with(new)
+        for reader in readers:
+            known = self._read.get(reader)
+            if known is not None:
+                self._rewire(reader, known[2], old, new)
+
+    def _rewire(self, reader: fx.Node, found: Call | str, old: fx.Node, new: fx.Node) -> None:
+        if isinstance(found, str) or not found.op.traits.isdisjoint(_SIZED):
+            del self._read[reader]
+            return
+        inputs = tuple(_exchanged(value, old, new) for value in found.inputs)
+        self._read[reader] = reader.args, reader.kwargs, found.with_inputs(inputs)
 
     def forget(self, node: fx.Node) -> None:
         """Drop a node that is about to be erased, or whose module changed."""
@@ -172,3 +194,9 @@ class View:
             return []
         first = call.inputs[0]
         return [first] if isinstance(first, fx.Node) else node.all_input_nodes
+
+
+def _exchanged(value: Any, old: fx.Node, new: fx.Node) -> Any:
+    if isinstance(value, tuple):
+        return tuple(new if item is old else item for item in value)
+    return new if value is old else value
