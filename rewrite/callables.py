@@ -26,6 +26,10 @@ _ROOTS: dict[str, Any] = {
 _RENAMED = {"operator.modulo": operator.mod}
 """Names that hold a word of the language, `mod`."""
 
+PROPERTIES = frozenset({"T", "mT"})
+"""Properties of a tensor that compute. Of the others, `shape` and `dtype` describe, and `H` is for
+complex numbers."""
+
 _AUGMENTED = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift"
 IN_PLACE_OPERATORS = frozenset(f"i{name}" for name in _AUGMENTED.split(" "))
 
@@ -58,7 +62,7 @@ def resolve(dotted: str, own: Mapping[str, Any], span: Span) -> Any:
 
 def _is_compute(found: Any, root: str, name: str) -> bool:
     if root == "Tensor":
-        return name in methods()
+        return name in methods() or name in PROPERTIES
     if isinstance(found, type):
         return root == "torch.nn" and issubclass(found, nn.Module)
     return id(found) in _allowed()

@@ -57,7 +57,7 @@ class Scope:
     `questions` are engine functions called as `f(scope, *args)`; `functions` compute numbers and
     see plain tensors. `read` collects the parameters whose numbers were used: what the rule bakes
     into new weights. `state` is the engine's (only questions look at it), `facts` what has been
-    measured at this site: costs before and after, errors.
+    measured at this site: costs before and after, errors. `doubles` are the float64 copies.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Scope:
         self.state = state
         self.facts: dict[str, Any] = {}
         self.read: dict[str, ParamRef] = {}
-        self._doubles: dict[str, Tensor] = {}
+        self.doubles: dict[str, Tensor] = {}
 
     def child(self, names: Mapping[str, Any]) -> Scope:
         """A scope that sees more names and shares everything else."""
         scope = Scope({**self.names, **names}, self.functions, self.questions, self.state)
-        scope.read, scope.facts, scope._doubles = self.read, self.facts, self._doubles
+        scope.read, scope.facts, scope.doubles = self.read, self.facts, self.doubles
         return scope
 
     # -- names and references ----------------------------------------------------------------------
@@ -92,9 +92,9 @@ class Scope:
         """`value` with references to weights replaced by float64 tensors."""
         if isinstance(value, ParamRef):
             self.read[value.path] = value
-            if value.path not in self._doubles:
-                self._doubles[value.path] = double(value.tensor)
-            return self._doubles[value.path]
+            if value.path not in self.doubles:
+                self.doubles[value.path] = double(value.tensor)
+            return self.doubles[value.path]
         if isinstance(value, fx.Node) and value.op == "get_attr":
             return double(tensor_at(self.state.module, str(value.target)))
         if isinstance(value, tuple):

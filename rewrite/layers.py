@@ -32,6 +32,8 @@ def build_layer(
     for name, tensor in params.items():
         _put(layer, name, tensor, like)
     _count_batches(layer, like)
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()  # it keeps a list of its weights besides
     layer.train(attrs.get("training", like is not None and like.training))
     return layer
 
@@ -161,6 +163,11 @@ def _attention(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
     )
 
 
+def _recurrent(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
+    names = ("input_size", "hidden_size", "nonlinearity", "batch_first")
+    return kind(device="meta", **{name: attrs[name] for name in names if name in attrs})
+
+
 _SIZED_BY_TENSORS = {"batch_norm", "instance_norm", "group_norm"}
 """Layers whose width is that of their tensors; without any they are function calls."""
 
@@ -180,6 +187,9 @@ _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "group_norm": (nn.GroupNorm,),
     "prelu": (nn.PReLU,),
     "multihead_attention": (nn.MultiheadAttention,),
+    "lstm": (nn.LSTM,),
+    "gru": (nn.GRU,),
+    "rnn": (nn.RNN,),
 }
 _BUILD: dict[str, Build] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
@@ -191,4 +201,5 @@ _BUILD: dict[str, Build] = {
     "group_norm": _group_norm,
     "prelu": _prelu,
     "multihead_attention": _attention,
+    **dict.fromkeys(("lstm", "gru", "rnn"), _recurrent),
 }

@@ -13,8 +13,16 @@ from ..grammar import tree as t
 from ..grammar.diagnostics import Span
 from ..grammar.vocabulary import Declarations, library_sources
 from .attributes import AttrSpec
-from .callables import IN_PLACE_OPERATORS, in_place_variant, is_module, lookup, resolve
+from .callables import (
+    IN_PLACE_OPERATORS,
+    PROPERTIES,
+    in_place_variant,
+    is_module,
+    lookup,
+    resolve,
+)
 from .opspec import Env, InputSpec, OpSpec, ParamSpec, op_spec
+from .properties import PropertyReader
 from .spell import Reader
 
 __all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", "op_spec"]
@@ -28,6 +36,7 @@ class _Spelled:
 
     names: list[tuple[str, str]] = field(default_factory=list)
     in_place: bool = False
+    reader: type[Reader] = Reader
     readers: tuple[Reader, ...] | None = None
 
     @cached_property
@@ -50,6 +59,7 @@ class Vocabulary:
         self._specs: dict[str, OpSpec] = {}
         self._functions: dict[Any, _Spelled] = {}
         self._methods: dict[str, _Spelled] = {}
+        self._properties: dict[str, _Spelled] = {}
         self._classes: dict[type, _Spelled] = {}
         self._bases: dict[type, type | str] = {}
         for dotted, names in declarations.spellings().items():
@@ -103,6 +113,8 @@ class Vocabulary:
         return found.ops if isinstance(found, _Spelled) else ()
 
     def _spelled(self, node: fx.Node, root: fx.GraphModule) -> _Spelled | str | None:
+        if node.target is getattr:
+            return self._properties.get(str(node.args[1]))
         if node.op == "call_function":
             return self._functions.get(node.target)
         if node.op == "call_method":
@@ -120,7 +132,7 @@ class Vocabulary:
     def _compiled(self, found: _Spelled) -> tuple[Reader, ...]:
         if found.readers is None:
             found.readers = tuple(
-                Reader(self[name], signature, found.in_place)
+                found.reader(self[name], signature, found.in_place)
                 for dotted, name in found.names
                 for signature in self[name].signatures
                 if signature.dotted == dotted
@@ -136,6 +148,9 @@ class Vocabulary:
             self._classes.setdefault(found, _Spelled()).names += pairs
             return
         root, _, method = dotted.rpartition(".")
+        if root == "Tensor" and method in PROPERTIES:
+            self._properties.setdefault(method, _Spelled(reader=PropertyReader)).names += pairs
+            return
         in_place = root == "operator" and method in IN_PLACE_OPERATORS
         self._function(found, pairs, in_place)
         variant = in_place_variant(dotted)
@@ -185,6 +200,8 @@ def shown(node: fx.Node) -> str:
     """What a node calls, as people write it."""
     if node.op == "call_method":
         return f"the method {node.target}"
+    if node.target is getattr:
+        return f"the property {node.args[1]}"
     target: Any = node.target
     space = getattr(target, "__module__", None) or ""
     name = getattr(target, "__name__", str(target))

@@ -242,11 +242,19 @@ class OpSpec:
         if name not in self._costs:
             return 0
         evaluate, needs = self._costs[name]
-        missing = sorted(needs - env.scope.keys())
+        scope = self._with_result(env.scope) if "result" in needs else env.scope
+        missing = sorted(needs - scope.keys())
         if missing:
             message = f"{name} of `{self.name}` needs {', '.join(missing)}"
             raise fail("S002", message, Label(self.decl.name.span), help="give the missing shapes")
-        return int(evaluate(env.scope))
+        return int(evaluate(scope))
+
+    def _with_result(self, scope: Scope) -> Scope:
+        """With the shape of the first result, where the declaration and the inputs say it."""
+        output = self._outputs[0]
+        if output is None or not output.names <= scope.keys():
+            return scope
+        return {**scope, "result": output.evaluate(scope)}
 
     def macs(self, env: Env) -> int:
         """Multiply-accumulate operations, by the declared polynomial."""

@@ -4,14 +4,13 @@ they must be real.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from .local import run_nodes
 from .spec import TensorSpec
 from .state import State
 
@@ -19,6 +18,10 @@ TRIES = 2
 """Random draws for each application: one from the normal distribution, one that spans magnitudes.
 """
 
+
+SIZES = (5, 9)
+"""Extents to try for the free axes: wide enough for two windows of the largest kernel, then wider.
+"""
 
 KEPT = 100_000
 """Draws with more numbers than this are made again at each site instead of being kept."""
@@ -39,30 +42,21 @@ class Probe:
 
 
 def probes(
-    state: State,
-    inputs: Sequence[fx.Node],
-    nodes: Sequence[fx.Node],
-    *,
-    small: bool = True,
-    special: bool = False,
-) -> list[Probe]:
-    """Inputs for the matched `nodes`. Integers (indices, masks) are recorded from the model: random
-    ones may be illegal.
+    state: State, inputs: Sequence[fx.Node], *, small: bool = True, special: bool = False
+) -> Iterator[list[Probe]]:
+    """Draws for the inputs of a site, the smallest first and one of full size last. Integers
+    (indices, masks) are recorded from the model: random ones may be illegal.
 
-    `small`: with shorter free axes where the nodes accept that. `special`: with infinities and nan
-    among the values, which only ops that compute element by element leave where they are.
+    `small`: with shorter free axes first. `special`: with infinities and nan among the values,
+    which only ops that compute element by element leave where they are.
     """
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
+    if small and not real and len(tensors) == len(inputs):
+        for size in SIZES:
+            yield _known(state, tensors, size, special)
     recorded = state.samples.values(state.module, real) if real else {}
-    if real:
-        return _drawn(state.seed, tensors, recorded, None, special)
-    fixed = not small or any(node not in tensors for node in inputs)
-    for size in () if fixed else _sizes(nodes):
-        found = _known(state, tensors, size, special)
-        if _runs(state, nodes, found[0]):
-            return found
-    return _drawn(state.seed, tensors, {}, None, special)
+    yield _drawn(state.seed, tensors, recorded, None, special)
 
 
 def _known(state: State, tensors: Sequence[fx.Node], size: int, special: bool) -> list[Probe]:
@@ -143,13 +137,6 @@ def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> t
     return value
 
 
-def _sizes(nodes: Sequence[fx.Node]) -> tuple[int, ...]:
-    """Extents to try for the free axes: wide enough for two windows of the largest kernel, then
-    wider.
-    """
-    return (5, 9) if nodes else ()
-
-
 def _draw(
     tensors: Sequence[fx.Node],
     recorded: dict[fx.Node, Any],
@@ -181,12 +168,3 @@ def _shrunk(shape: Sequence[int], size: int) -> tuple[int, ...]:
         if len(shape) > 3
         else (min(shape[0], 2), *shape[1:])
     )
-
-
-def _runs(state: State, nodes: Sequence[fx.Node], probe: Probe) -> bool:
-    """Whether the matched nodes accept such inputs: a kernel larger than the image does not."""
-    try:
-        run_nodes(state.module, nodes, dict(probe.values), {}, torch.float64)
-    except (RuntimeError, ValueError, IndexError):
-        return False
-    return True

@@ -9,7 +9,7 @@ scaled by the magnitude of the sums inside, see magnitude.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -105,14 +105,18 @@ def _check_on(
     nodes = site.nodes
     extra = [node for node in plan.reads if node not in nodes]
     inputs = [node for node in dict.fromkeys([*site.inputs, *extra]) if node.op != "get_attr"]
+    both = Both(state, site, plan, emitted)
     with one_thread() if small else nullcontext():
-        tries = probes(state, inputs, nodes, small=small, special=_elementwise(site, plan))
-        double = [_compare(state, site, plan, emitted, probe, torch.float64) for probe in tries]
-        scale = double[0][1]
-        own = [_compare(state, site, plan, emitted, probe, None, scale) for probe in tries[:1]]
+        drawn = probes(state, inputs, small=small, special=_elementwise(site, plan))
+        tries, left = both.accepted(drawn)
+        double = [both.compare(left, torch.float64)]
+        double += [
+            both.compare(both.left(probe, torch.float64), torch.float64) for probe in tries[1:]
+        ]
+        own = [both.compare(both.left(tries[0], None), None)]
     return (
-        _verdict(IN_DOUBLE, [found for found, _ in double], sum(p.samples for p in tries)),
-        _verdict(IN_OWN, [found for found, _ in own], tries[0].samples),
+        _verdict(IN_DOUBLE, double, sum(probe.samples for probe in tries)),
+        _verdict(IN_OWN, own, tries[0].samples),
     )
 
 
@@ -152,46 +156,61 @@ def _verdict(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> 
     )
 
 
-def _compare(
-    state: State,
-    site: Site,
-    plan: Plan,
-    emitted: Mapping[Planned, Emitted],
-    probe: Probe,
-    dtype: torch.dtype | None,
-    scale: _Scale | None = None,
-) -> tuple[list[Comparison], _Scale | None]:
-    """Both sides on one probe, and the magnitudes they were judged by, which are the same in every
-    precision.
+class Both:
+    """Both sides of one application on the same inputs, judged by the same magnitudes."""
 
-    In the model's own precision the new layers themselves run, in float64 their meaning.
-    """
-    nodes = site.nodes
-    env = {node: cast(value, dtype or _own_dtype(node)) for node, value in probe.values.items()}
-    env |= weights_read(state.module, named_weights(site, plan), plan.moved, dtype)
-    left = run_nodes(state.module, nodes, env, plan.moved, dtype)
-    outside = {node: value for node, value in left.items() if node in env or node not in site.gone}
-    try:
-        right = (
-            run_plan(plan, outside, dtype)
-            if dtype is not None
-            else run_emitted(plan, emitted, outside)
-        )
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        return [
-            Comparison(
-                "", float("inf"), 0.0, f"the rewrite cannot run: {str(error).splitlines()[0]}"
+    def __init__(
+        self, state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
+    ) -> None:
+        self.state, self.site, self.plan, self.emitted = state, site, plan, emitted
+        self.named = named_weights(site, plan)
+        # What the rule computed with is in double precision already.
+        self.doubles = {**site.scope.doubles, **plan.moved}
+        self.scale: _Scale | None = None
+
+    def accepted(self, drawn: Iterable[list[Probe]]) -> tuple[list[Probe], Env]:
+        """The first draws whose shapes the matched nodes accept, with what the nodes make of them:
+        a kernel may be larger than a small image.
+        """
+        refused: Exception = ValueError("nothing was drawn")
+        for tries in drawn:
+            try:
+                return tries, self.left(tries[0], torch.float64)
+            except (RuntimeError, ValueError, IndexError) as error:
+                refused = error
+        raise refused
+
+    def left(self, probe: Probe, dtype: torch.dtype | None) -> Env:
+        """The perturbed original on a probe."""
+        module, moved = self.state.module, self.plan.moved if dtype is None else self.doubles
+        env = {node: cast(value, dtype or _own_dtype(node)) for node, value in probe.values.items()}
+        env |= weights_read(module, self.named, moved, dtype)
+        return run_nodes(module, self.site.nodes, env, moved, dtype)
+
+    def compare(self, left: Env, dtype: torch.dtype | None) -> list[Comparison]:
+        """The outputs of the rewrite against those of `left`.
+
+        In the model's own precision the new layers themselves run, in float64 their meaning.
+        """
+        outside = {node: value for node, value in left.items() if node not in self.site.gone}
+        try:
+            right = (
+                run_plan(self.plan, outside, dtype)
+                if dtype is not None
+                else run_emitted(self.plan, self.emitted, outside)
             )
-        ], scale
-    found = []
-    for name, node in site.outputs.items():
-        before, after = left[node], load(plan.outputs[name], right)
-        if not _identical(before, after):
-            scale = scale or _Scale(state, site, plan, left, right, env)
-            found.append(_difference(name, before, after, scale.of(node, plan.outputs[name])))
-        else:
-            found.append(Comparison(name, 0.0, 0.0))
-    return found, scale
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            note = f"the rewrite cannot run: {str(error).splitlines()[0]}"
+            return [Comparison("", math.inf, 0.0, note)]
+        return [self._output(name, left, right) for name in self.site.outputs]
+
+    def _output(self, name: str, left: Env, right: Env) -> Comparison:
+        node, new = self.site.outputs[name], self.plan.outputs[name]
+        before, after = left[node], load(new, right)
+        if _identical(before, after):
+            return Comparison(name, 0.0, 0.0)
+        self.scale = self.scale or _Scale(self.site, self.plan, self.doubles, left, right)
+        return _difference(name, before, after, self.scale.of(node, new))
 
 
 def _own_dtype(node: fx.Node) -> torch.dtype | None:
@@ -247,10 +266,11 @@ class _Scale:
     """
 
     def __init__(
-        self, state: State, site: Site, plan: Plan, left: Env, right: Env, env: Env
+        self, site: Site, plan: Plan, doubles: Mapping[str, Tensor], left: Env, right: Env
     ) -> None:
-        self.state, self.plan, self.terms = state, plan, 1
-        self.known: Env = {node: absolute(value) for node, value in env.items()}
+        self.doubles, self.terms = doubles, 1
+        inside = set(site.nodes)
+        self.known: Env = {n: absolute(value) for n, value in left.items() if n not in inside}
         for call in site.calls:
             scale = self.known[call.node] = self._of_call(call, left[call.node])
             parts = parts_of(call.node).items() if isinstance(scale, (tuple, list)) else ()
@@ -267,15 +287,14 @@ class _Scale:
         return scale, self.terms
 
     def _of_call(self, call: Call, value: Any) -> Any:
-        params = {name: self._weight(path) for name, path in call.params.items()}
+        params = {name: self._weight(call, path) for name, path in call.params.items()}
         inputs = dict(zip((spec.name for spec in call.op.inputs), call.inputs, strict=False))
         return self._scale(call.op, inputs, params, call.attrs, value)
 
-    def _weight(self, path: str | None) -> Any:
-        if path is None:
-            return None
-        own = tensor_at(self.state.module, path).detach()
-        return cast(self.plan.moved.get(path, own), torch.float64)
+    def _weight(self, call: Call, path: str | None) -> Any:
+        if path is None or path in self.doubles:
+            return None if path is None else self.doubles[path]
+        return cast(tensor_at(call.root, path).detach(), torch.float64)
 
     def _of_planned(self, planned: Planned, value: Any) -> Any:
         params = {n: cast(_tensor(p), torch.float64) for n, p in planned.params.items()}
