@@ -19,6 +19,8 @@ class Comment:
     text: str
     own_line: bool
     """Whether nothing but space stands before it on its line."""
+    blank_before: bool
+    """Whether an empty line parts it from what stands above; only for one on its own line."""
     blank_after: bool
 
 
@@ -95,8 +97,10 @@ def _scan(text: str) -> Iterator[tuple[int, Comment | None]]:
 def _comment(text: str, found: re.Match[str]) -> Comment:
     line_start = text.rfind("\n", 0, found.start()) + 1
     own_line = not text[line_start : found.start()].strip(" \t;")
+    above = text[text.rfind("\n", 0, max(0, line_start - 1)) + 1 : line_start]
+    blank_before = own_line and bool(above) and not above.strip()
     blank_after = _BLANK_LINE.match(text, found.end()) is not None
-    return Comment(found.start(), found.group().rstrip(), own_line, blank_after)
+    return Comment(found.start(), found.group().rstrip(), own_line, blank_before, blank_after)
 
 
 def _place(

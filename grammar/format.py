@@ -1,7 +1,8 @@
 """The canonical text of a rule file: same tree, same comments; a second run changes nothing.
 
 A block of one statement stays on one line if it fits and holds no comment; so does a list of rule
-names. Every other block has one statement on each line.
+names. Every other block has one statement on each line. Of the blank lines in a block, one before a
+comment and one after it stay.
 """
 
 from __future__ import annotations
@@ -67,12 +68,22 @@ def _block(block: Block, indent: int, comments: Comments) -> list[str]:
     lines = lay_out(block.opening, indent)
     if notes.head:
         lines[-1] += f"  {notes.head.text}"
+    inside: list[str] = []
     for current in block.items:
-        if block.spaced and current is block.spaced:
-            lines.append("")
-        lines += _statement(current, indent + INDENT, comments)
-    lines += _own_lines(notes.end, indent + INDENT, last=False)
-    return [*lines, " " * indent + "}"]
+        parted = current is block.spaced or _parted(comments.of(current).before)
+        inside += _below(inside, _statement(current, indent + INDENT, comments), parted)
+    closing = list(_own_lines(notes.end, indent + INDENT, last=False))
+    inside += _below(inside, closing, _parted(notes.end))
+    return [*lines, *inside, " " * indent + "}"]
+
+
+def _parted(notes: Notes) -> bool:
+    return bool(notes) and notes[0].blank_before
+
+
+def _below(above: list[str], lines: list[str], parted: bool) -> list[str]:
+    """Lines of a block, with the blank line that parts them from those above, if there are any."""
+    return ["", *lines] if parted and above else lines
 
 
 def _own_lines(notes: Notes, indent: int, last: bool = True) -> Iterator[str]:

@@ -58,6 +58,16 @@ def block(
     return Block(node, row(head), items, len(items) <= 1 if inline is None else inline)
 
 
+def tall(node: t.Node, head: Doc | str, nodes: Sequence[t.Node]) -> Block:
+    """A block that stands on one line only where it is empty."""
+    return block(node, head, nodes, inline=not nodes)
+
+
+def heading(lead: str, params: tuple[t.Param, ...]) -> Doc:
+    """What is declared under a name: no brackets where it takes no parameters."""
+    return row(lead, formals(params) if params else "")
+
+
 def formals(params: tuple[t.Param, ...]) -> Doc:
     return Bracket("(", tuple(map(doc, params)), ")")
 

@@ -11,16 +11,23 @@ from .format_item import (
     Item,
     block,
     formals,
+    heading,
     if_given,
     item,
     line,
     maybe,
     results_doc,
+    tall,
     word_list,
 )
 from .layout import Overhang, row
 
 _CODE = re.compile(r"[A-Z][0-9]{3}")
+_KEYWORD: dict[type[t.Node], str] = {
+    t.OpDim: "dim", t.OpCost: "cost", t.OpMeaning: "meaning", t.OpSpelling: "spelling",
+    t.Data: "data", t.First: "first", t.Try: "try",
+}  # fmt: skip
+"""How a statement begins that has its form in common with others."""
 
 
 # -- declarations --------------------------------------------------------------------------------
@@ -56,13 +63,8 @@ def _(node: t.OpAttr) -> Item:
 
 
 @item.register
-def _(node: t.OpDim) -> Item:
-    return line(node, f"dim {node.name} = ", expression(node.value))
-
-
-@item.register
-def _(node: t.OpCost) -> Item:
-    return line(node, f"cost {node.name} = ", expression(node.value))
+def _(node: t.OpDim | t.OpCost | t.Data) -> Item:
+    return line(node, f"{_KEYWORD[type(node)]} {node.name} = ", expression(node.value))
 
 
 @item.register
@@ -71,13 +73,8 @@ def _(node: t.OpTrait) -> Item:
 
 
 @item.register
-def _(node: t.OpMeaning) -> Item:
-    return line(node, "meaning ", doc(node.signature))
-
-
-@item.register
-def _(node: t.OpSpelling) -> Item:
-    return line(node, "spelling ", doc(node.signature))
+def _(node: t.OpMeaning | t.OpSpelling) -> Item:
+    return line(node, f"{_KEYWORD[type(node)]} ", doc(node.signature))
 
 
 # -- pipelines and tests -------------------------------------------------------------------------
@@ -86,11 +83,10 @@ def _(node: t.OpSpelling) -> Item:
 @item.register
 def _(node: t.Pipeline) -> Item:
     """A blank line parts the settings at the top from the first stage."""
-    params = formals(node.params) if node.params else ""
     items = tuple(map(item, node.items))
     first = next((i for i in items if isinstance(i, Block)), None)
     spaced = first if items and first is not items[0] else None
-    head = row(f"pipeline {node.name}", params)
+    head = heading(f"pipeline {node.name}", node.params)
     return Block(node, head, items, not items, spaced)
 
 
@@ -100,28 +96,23 @@ def _(node: t.Input) -> Item:
 
 
 @item.register
-def _(node: t.Data) -> Item:
-    return line(node, f"data {node.name} = ", expression(node.value))
-
-
-@item.register
 def _(node: t.Budget) -> Item:
     return line(node, "budget ", expression(node.condition), maybe(" on ", node.data))
 
 
 @item.register
 def _(node: t.Stage) -> Item:
-    return block(node, f"stage {node.name}", node.steps, inline=not node.steps)
+    return tall(node, f"stage {node.name}", node.steps)
 
 
 @item.register
 def _(node: t.Recover) -> Item:
-    return block(node, f"recover {node.name}", node.settings, inline=not node.settings)
+    return tall(node, f"recover {node.name}", node.settings)
 
 
 @item.register
 def _(node: t.Verify) -> Item:
-    return block(node, "verify", node.items, inline=not node.items)
+    return tall(node, "verify", node.items)
 
 
 @item.register
@@ -157,13 +148,8 @@ def _(node: t.Each) -> Item:
 
 
 @item.register
-def _(node: t.First) -> Item:
-    return block(node, "first", node.steps)
-
-
-@item.register
-def _(node: t.Try) -> Item:
-    return block(node, "try", node.steps)
+def _(node: t.First | t.Try) -> Item:
+    return block(node, _KEYWORD[type(node)], node.steps)
 
 
 @item.register

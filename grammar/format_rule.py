@@ -10,11 +10,12 @@ from .format_item import (
     Block,
     Item,
     block,
-    formals,
+    heading,
     if_given,
     item,
     line,
     maybe,
+    tall,
     targets_doc,
     word_list,
 )
@@ -27,9 +28,7 @@ ALIGNED = 50
 
 @item.register
 def _(node: t.Rule) -> Item:
-    params = formals(node.params) if node.params else ""
-    head = row(f"{node.kind} rule {node.name}", params)
-    return block(node, head, node.clauses, inline=not node.clauses)
+    return tall(node, heading(f"{node.kind} rule {node.name}", node.params), node.clauses)
 
 
 @item.register

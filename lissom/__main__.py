@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        return _misused(error)
+        return _misused(error, sys.argv[1:] if argv is None else argv)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return INTERRUPTED
@@ -32,14 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _misused(error: click.ClickException) -> int:
-    from .grammar.diagnostics import Diagnostic, render
+def _misused(error: click.ClickException, argv: Sequence[str]) -> int:
+    """Nothing is known of an unreadable command line, so --format is looked for anywhere in it."""
+    from .grammar.diagnostics import Diagnostic
+    from .output import USAGE, Output
 
     context = error.ctx if isinstance(error, click.UsageError) else None
     usage = (context.get_usage(),) if context is not None else ()
     helps = (f"{context.command_path} --help",) if context is not None else ()
-    click.echo(render(Diagnostic("U001", error.format_message(), (), usage, helps)), err=True)
-    return 2
+    called = context.info_name if context is not None else None
+    out = Output(called or "lissom", "json" if _wants_json(argv) else "text")
+    out.report(Diagnostic("U001", error.format_message(), (), usage, helps))
+    return out.finish(USAGE)
+
+
+def _wants_json(argv: Sequence[str]) -> bool:
+    return "--format=json" in argv or ("--format", "json") in itertools.pairwise(argv)
 
 
 if __name__ == "__main__":

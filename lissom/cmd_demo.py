@@ -12,7 +12,7 @@ import click
 
 from .grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .output import MISSING_PACKAGE, Output, command
-from .writing import write_file
+from .rewrite.files import write_file
 
 FILES = ("model.py", "shrink.lissom")
 SPLIT = "test"

@@ -11,7 +11,7 @@ from .cmd_check import rule_files
 from .grammar.format import format_text
 from .grammar.parse import read_text
 from .output import FAILED, Output, command
-from .writing import write_file
+from .rewrite.files import write_file
 
 
 @command()

@@ -10,7 +10,7 @@ import click
 from .cmd_check import check_path
 from .grammar.diagnostics import Label, fail
 from .output import Output, command, exit_code
-from .writing import write_file
+from .rewrite.files import write_file
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 

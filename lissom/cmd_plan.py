@@ -9,7 +9,7 @@ import click
 from .grammar.diagnostics import Diagnostic
 from .options import allow_option, pipeline_option, set_option, strict_option
 from .output import CHANGES, FAILED, Output, command, exit_code
-from .writing import write_file
+from .rewrite.files import write_file
 
 
 @command()

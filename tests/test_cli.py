@@ -124,6 +124,42 @@ def test_a_missing_argument_is_a_diagnostic(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
+    ("arguments", "command", "message"),
+    [
+        (["check", "--format", "json"], "check", "Missing argument 'FILES...'"),
+        (["check", "x", "--nonsense", "--format=json"], "check", "--nonsense"),
+        (["--format", "json", "check", "x"], "lissom", "--format"),
+        (["aply", "--format", "json"], "lissom", "did you mean `apply`"),
+        (["plan", "m", "--exit", "--format", "json"], "plan", "--exit"),
+        (["new", "rule", "--format", "json"], "rule", "Missing argument 'NAME'"),
+        (["plan", "m", "p", "-o", ".", "--format", "json"], "plan", "is a directory"),
+    ],
+)
+def test_misuse_is_one_document_with_json(
+    arguments: list[str], command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    streams = capsys.readouterr()
+    document = json.loads(streams.out)
+    assert (document["command"], document["exit"]) == (command, 2)
+    (found,) = document["diagnostics"]
+    assert (found["code"], found["severity"]) == ("U001", "error")
+    assert message in found["message"]
+    assert "--help" in found["helps"][0]
+    assert streams.err == ""
+
+
+@pytest.mark.parametrize("arguments", [["--format", "sarif"], ["--format", "text"], []])
+def test_misuse_is_text_without_json(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *arguments]) == 2
+    streams = capsys.readouterr()
+    assert streams.err.startswith("error[U001]: Missing argument")
+    assert streams.out == ""
+
+
+@pytest.mark.parametrize(
     ("code", "expected"),
     [
         ("E001", 2),

@@ -316,7 +316,9 @@ def test_no_comment_is_lost(host: str, data: st.DataObject) -> None:
     """Comments wherever a line may end."""
     text = ""
     for part in host.split("@"):
-        notes = data.draw(st.lists(st.sampled_from(["# a", "#b {", '# "c']), max_size=2))
+        notes = data.draw(
+            st.lists(st.sampled_from(["# a", "#b {", '# "c', "\n\n# d", "# e\n"]), max_size=2)
+        )
         text += part + "".join(f" {note}\n" for note in notes)
     tree = parse(text)
     once = format_text(text)
@@ -334,6 +336,54 @@ def test_a_blank_line_after_a_comment_stays() -> None:
     pair = "extern fn svd(w: f[O, I]) -> f[O]\nextern fn qr(w: f[O, I]) -> f[O]\n"
     text = f"# header\n\n# about svd\n{pair}"
     assert format_text(text) == text
+
+
+PARTED = """\
+pipeline p {
+  # the first comment
+  input x : f[N]
+
+  # settings
+
+  # and why
+  data d = a
+
+  # the stages
+  stage s {  # what it does
+    once a
+
+    # for large layers
+    fixpoint { b; c }
+    first {
+      once d
+
+      # if that failed
+      once e
+
+      # last in first
+    }
+  }
+
+  # last in the pipeline
+}
+
+exact rule a {
+  doc "text"
+
+  # the pattern
+  match { y = relu(x) }
+}
+"""
+
+
+def test_one_blank_line_before_a_comment_stays() -> None:
+    assert format_text(PARTED) == PARTED
+    assert format_text(PARTED.replace("\n\n", "\n \t\n\n\n")) == PARTED
+
+
+def test_other_blank_lines_in_a_block_go() -> None:
+    text = "pipeline p {\n\n  # a\n  mode m\n\n  on_fail x  # b\n\n}\n"
+    assert format_text(text) == "pipeline p {\n  # a\n  mode m\n  on_fail x  # b\n}\n"
 
 
 # -- layout --------------------------------------------------------------------------------------

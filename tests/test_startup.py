@@ -52,6 +52,18 @@ def test_check_loads_no_other_command_and_only_the_language(tmp_path: Path) -> N
     assert not any(name.startswith(("lissom.rewrite", "lissom.passes.")) for name in modules)
 
 
+@pytest.mark.parametrize("command", ["--help", "fmt", "new"])
+def test_commands_for_rule_files_load_no_large_package(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.lissom"
+    if command == "fmt":
+        path.write_text(RULES)
+    rest = {"fmt": [str(path)], "new": ["rule", "own", "-o", str(path)]}.get(command, [])
+    code, modules = loaded_by(command, *rest)
+    assert code == 0
+    assert path.exists() == bool(rest)
+    assert modules.isdisjoint(HEAVY)
+
+
 def test_a_wrong_program_loads_no_large_package(tmp_path: Path) -> None:
     path = tmp_path / "own.lissom"
     path.write_text(RULES.replace("dropout(x)", "dropuot(x)"))

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -126,9 +127,58 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     write_file(tmp_path / "report.html", b"new")
     assert (tmp_path / "report.html").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["report.html"]
-    with pytest.raises(LissomError, match="A003"):
+    with pytest.raises(LissomError, match=r"U005(.|\n)*not a regular file"):
         write_file(Path("/dev/null"), b"")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    for mode in (0o640, 0o755, 0o400):
+        path.write_bytes(b"old")
+        path.chmod(mode)
+        write_file(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        path.unlink()
+
+
+def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "ours", b"")
+    (tmp_path / "theirs").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_a_linked_file_is_replaced_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "f").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(Path("real") / "f")
+    write_file(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "f").read_bytes() == b"new"
+    assert leftovers(tmp_path) == leftovers(tmp_path / "real") == []
+
+
+def test_links_in_a_circle_are_a_clear_error(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).symlink_to(tmp_path / other)
+    with pytest.raises(LissomError, match=r"U005(.|\n)*= help: "):
+        write_file(tmp_path / "a", b"new")
+    with pytest.raises(LissomError, match=r"A002(.|\n)*= help: "):
+        save(model(1), tmp_path / "a")
+
+
+def test_files_are_written_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    (tmp_path / ".lissom-tmp-0123456789abcdef").mkdir()
+    write_file(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert leftovers(tmp_path) == [".lissom-tmp-0123456789abcdef"]
 
 
 # -- full disks ------------------------------------------------------------------------------------
@@ -144,7 +194,7 @@ def test_a_full_disk_keeps_the_old_artifact(limit: int, tmp_path: Path) -> None:
     try:
         with pytest.raises(LissomError, match=r"A002(.|\n)*nothing at the target was changed"):
             save(big, tmp_path / "a")
-        with pytest.raises(LissomError, match="A002"):
+        with pytest.raises(LissomError, match="U005"):
             write_file(tmp_path / "f", b"x" * 300_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,75 @@
+"""The magnitude of every value on both sides of one application: what rounding is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .call import Call, tensor_at
+from .construct import Plan, Planned
+from .evaluate import ParamRef
+from .local import Env, cast, load
+from .magnitude import absolute, magnitude, terms
+from .match import parts_of
+from .site import Site
+
+
+class Scale:
+    """Magnitudes of both sides, op by op, in float64: a sum of magnitudes may overflow where the
+    signed sum does not.
+    """
+
+    def __init__(
+        self, site: Site, plan: Plan, doubles: Mapping[str, Tensor], left: Env, right: Env
+    ) -> None:
+        self.doubles, self.terms = doubles, 1
+        inside = set(site.nodes)
+        self.known: Env = {n: absolute(value) for n, value in left.items() if n not in inside}
+        for call in site.calls:
+            scale = self.known[call.node] = self._of_call(call, left[call.node])
+            parts = parts_of(call.node).items() if isinstance(scale, (tuple, list)) else ()
+            self.known.update((part, absolute(scale[index])) for index, part in parts)
+        for planned in plan.ops:
+            self.known[planned] = self._of_planned(planned, right[planned])
+
+    def of(self, node: fx.Node, after: Any) -> tuple[Any, int]:
+        """The larger scale of the two sides of one output, and the terms of its sums."""
+        scales = [self.known[key] for key in (node, after) if key in self.known]
+        scale = scales[0]
+        for other in scales[1:]:
+            scale = torch.maximum(scale, other.to(scale.dtype))
+        return scale, self.terms
+
+    def _of_call(self, call: Call, value: Any) -> Any:
+        params = {name: self._weight(call, path) for name, path in call.params.items()}
+        inputs = dict(zip((spec.name for spec in call.op.inputs), call.inputs, strict=False))
+        return self._scale(call.op, inputs, params, call.attrs, value)
+
+    def _weight(self, call: Call, path: str | None) -> Any:
+        if path is None or path in self.doubles:
+            return None if path is None else self.doubles[path]
+        return cast(tensor_at(call.root, path).detach(), torch.float64)
+
+    def _of_planned(self, planned: Planned, value: Any) -> Any:
+        params = {n: cast(_tensor(p), torch.float64) for n, p in planned.params.items()}
+        inputs = dict(zip((spec.name for spec in planned.op.inputs), planned.inputs, strict=False))
+        return self._scale(planned.op, inputs, params, planned.attrs, value)
+
+    def _scale(
+        self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any
+    ) -> Any:
+        scales = {name: absolute(load(operand, self.known)) for name, operand in inputs.items()}
+        self.terms = max(self.terms, terms(op.name, scales, params))
+
+        def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
+            with torch.no_grad():
+                return op.run(i, p, attrs)
+
+        return magnitude(op.name, "linear_in_x" in op.traits, run, scales, params, value)
+
+
+def _tensor(value: Any) -> Any:
+    return value.tensor.detach() if isinstance(value, ParamRef) else value
