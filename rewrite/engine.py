@@ -223,15 +223,16 @@ def ready_at(
 ) -> Ready | Miss:
     """A rule at one anchor, verified but not committed; or the reason why not.
 
-    Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site;
-    other errors are the rule's own, and are raised with the site's name.
+    Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site, and
+    so are ops that cannot be checked; other errors are the rule's own, and are raised with the
+    site's name.
     """
     try:
         found = find(state, rule, node, start)
         return prepare(state, found) if isinstance(found, Site) else found
     except LissomError as error:
         first = error.diagnostics[0]
-        if first.code.startswith("K"):
+        if first.code.startswith("K") or first.code == "V106":
             return Miss(PLAN, 0, lambda: first.message, rule.source.name.span, node, first.code)
         raise _located(error, node) from error
 

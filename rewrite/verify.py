@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ..grammar import tree as t
+from ..grammar.diagnostics import Label, fail
 from .construct import Plan, Planned
 from .emit import Emitted
 from .journal import Verdict
@@ -107,11 +108,12 @@ def _check_on(
     with one_thread() if small else nullcontext():
         drawn = probes(state, inputs, small=small, special=_elementwise(site, plan))
         tries, left = both.accepted(drawn)
-        double = [both.compare(left, torch.float64)]
+        double = [both.compare(tries[0], left, torch.float64)]
         double += [
-            both.compare(both.left(probe, torch.float64), torch.float64) for probe in tries[1:]
+            both.compare(probe, both.left(probe, torch.float64), torch.float64)
+            for probe in tries[1:]
         ]
-        own = [both.compare(both.left(tries[0], None), None)]
+        own = [both.compare(tries[0], both.left(tries[0], None), None)]
     return (
         _verdict(IN_DOUBLE, double, sum(probe.samples for probe in tries)),
         _verdict(IN_OWN, own, tries[0].samples),
@@ -155,7 +157,9 @@ def _verdict(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> 
 
 
 class Both:
-    """Both sides of one application on the same inputs, judged by the same magnitudes."""
+    """Both sides of one application on the same inputs. In every precision they are judged by the
+    same magnitudes, those of the probe.
+    """
 
     def __init__(
         self, state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
@@ -164,19 +168,21 @@ class Both:
         self.named = named_weights(site, plan)
         # What the rule computed with is in double precision already.
         self.doubles = {**site.scope.doubles, **plan.moved}
-        self.scale: Scale | None = None
+        self.scales: dict[int, Scale] = {}
 
     def accepted(self, drawn: Iterable[list[Probe]]) -> tuple[list[Probe], Env]:
         """The first draws whose shapes the matched nodes accept, with what the nodes make of them:
         a kernel may be larger than a small image.
         """
-        refused: Exception = ValueError("nothing was drawn")
+        refused: Exception | None = None
         for tries in drawn:
             try:
                 return tries, self.left(tries[0], torch.float64)
             except (RuntimeError, ValueError, IndexError) as error:
                 refused = error
-        raise refused
+        place = Label(None, where=self.site.name)
+        note = str(refused).splitlines()[0]
+        raise fail("V106", "the matched ops cannot run in float64", place, note=note)
 
     def left(self, probe: Probe, dtype: torch.dtype | None) -> Env:
         """The perturbed original on a probe."""
@@ -185,8 +191,8 @@ class Both:
         env |= weights_read(module, self.named, moved, dtype)
         return run_nodes(module, self.site.nodes, env, moved, dtype)
 
-    def compare(self, left: Env, dtype: torch.dtype | None) -> list[Comparison]:
-        """The outputs of the rewrite against those of `left`.
+    def compare(self, probe: Probe, left: Env, dtype: torch.dtype | None) -> list[Comparison]:
+        """The outputs of the rewrite against those of `left`, what the original made of `probe`.
 
         In the model's own precision the new layers themselves run, in float64 their meaning.
         """
@@ -200,15 +206,16 @@ class Both:
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             note = f"the rewrite cannot run: {str(error).splitlines()[0]}"
             return [Comparison("", math.inf, 0.0, note)]
-        return [self._output(name, left, right) for name in self.site.outputs]
+        return [self._output(probe, name, left, right) for name in self.site.outputs]
 
-    def _output(self, name: str, left: Env, right: Env) -> Comparison:
+    def _output(self, probe: Probe, name: str, left: Env, right: Env) -> Comparison:
         node, new = self.site.outputs[name], self.plan.outputs[name]
         before, after = left[node], load(new, right)
         if _identical(before, after):
             return Comparison(name, 0.0, 0.0)
-        self.scale = self.scale or Scale(self.site, self.plan, self.doubles, left, right)
-        return _difference(name, before, after, self.scale.of(node, new))
+        if id(probe) not in self.scales:
+            self.scales[id(probe)] = Scale(self.site, self.plan, self.doubles, left, right)
+        return _difference(name, before, after, self.scales[id(probe)].of(node, new))
 
 
 def _own_dtype(node: fx.Node) -> torch.dtype | None:
