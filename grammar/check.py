@@ -12,7 +12,7 @@ from . import tree as t
 from .costs import check_costs
 from .declared import Declarations, Known
 from .declaring import check_declarations, check_tests
-from .diagnostics import Diagnostic, Label
+from .diagnostics import Diagnostic, Label, LissomError
 from .discipline import check_discipline
 from .facts import Flow
 from .guards import check_guards
@@ -21,6 +21,7 @@ from .names import Names
 from .operations import check_operations
 from .overlap import Effort, Entry, check_duplicates, check_overlap
 from .pipelines import Pipelines
+from .program import Program
 from .report import Report
 from .sampling import TRIES, Sampler, guards_of
 from .shapes import Model, models
@@ -51,6 +52,42 @@ def check(
     checker.run(set(used))
     found = [*checker.report.found, *dict.fromkeys(names.broken)]
     return sorted(found, key=lambda d: _place(d, file))
+
+
+def check_program(program: Program) -> list[Diagnostic]:
+    """Everything that is wrong with a program: its own file first, then the files that it uses.
+
+    Raises N003 where an op or function is declared twice.
+    """
+    known = program.declarations
+    return [
+        diagnostic
+        for file in (program.file, *program.used)
+        for diagnostic in check(file, known, _foreign(file, program), _uses(file))
+    ]
+
+
+def require_sound(program: Program) -> tuple[Diagnostic, ...]:
+    """The warnings about a program. Raises all that `check_program` finds where one is an error."""
+    found = check_program(program)
+    if any(diagnostic.severity == "error" for diagnostic in found):
+        raise LissomError(*found)
+    return tuple(found)
+
+
+def _uses(file: t.File) -> list[str]:
+    """The `use` statements of a file of a program: reading it has resolved them all."""
+    return [".".join(word.text for word in use.path) for use in file.all(t.Use)]
+
+
+def _foreign(file: t.File, program: Program) -> list[t.Rule]:
+    """The rules of the program's other files, and those of the library that the file names."""
+    others = [rule for other in program.files if other is not file for rule in other.all(t.Rule)]
+    own = program.own_rules
+    words = [node for node in t.walk(file) if isinstance(node, t.Ref | t.Fires | t.Silent)]
+    names = dict.fromkeys(node.rule.text for node in words if node.rule.text not in own)
+    taken = [program.shelf.get(name) for name in names]
+    return [*others, *(rule for rule in taken if rule is not None)]
 
 
 def methods(file: t.File, known: Declarations) -> dict[str, Method]:

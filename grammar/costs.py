@@ -34,6 +34,8 @@ def _macs(model: Model, inst: Instance) -> Poly | None:
     names = dict(inst.local.names)
     for name in inst.facts.dims:
         names[name] = _opaque(model, name, names[name])
+    if inst.results:
+        names["result"] = Term(inst.results[0])
     return Terms(model.solver, model.known, names=names).number(cost)
 
 

@@ -87,8 +87,10 @@ def _dimensions(facts: OpFacts, report: Report) -> None:
     for name, expr in facts.dims.items():
         _bound(expr, bound, facts, report)
         bound.add(name)
-    for node in (*facts.decl.results, *facts.costs.values()):
-        _bound(node, bound, facts, report)
+    for result in facts.decl.results:
+        _bound(result, bound, facts, report)
+    for cost in facts.costs.values():
+        _bound(cost, bound | {"result"}, facts, report)
 
 
 def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Report) -> None:

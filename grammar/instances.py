@@ -31,6 +31,14 @@ class Instance:
     inputs: list[Shape]
     results: list[Shape] = field(default_factory=list)
 
+    @property
+    def types(self) -> tuple[t.Type, ...]:
+        """The declared type of each result; of an op with as many results as its attributes say, of
+        each that has a name.
+        """
+        declared = self.facts.decl.results
+        return declared[:1] * len(self.step.results) if "many" in self.facts.traits else declared
+
 
 @dataclass(slots=True)
 class Fault:

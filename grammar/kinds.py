@@ -155,6 +155,8 @@ class Kinds:
         return self._active(expr, kind)
 
     def _active(self, expr: t.Expr, kind: Kind) -> Kind:
+        if isinstance(expr, t.Name) and expr.text in self.sides.constants:
+            return ANY
         if kind.name in ("value", "values") and self.clause not in ACTIVE:
             help = "guards and `let` see weights and sizes; use `c.weight` or a dimension"
             message = f"`{expr.span.text}` is an activation, its numbers are not known yet"

@@ -243,7 +243,7 @@ class Operations:
 
     def _results(self, step: Step, facts: OpFacts) -> None:
         made, named = len(facts.decl.results), len(step.words)
-        if named and made != named:
+        if named and made != named and "many" not in facts.traits:
             message = f"`{facts.name}` has {made} result{'s' * (made != 1)}, not {named}"
             places = Label(step.words[0].span), Label(facts.decl.name.span, "declared here")
             self.report.error("T004", message, *places)

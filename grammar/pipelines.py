@@ -19,7 +19,7 @@ from .references import references
 from .report import Report
 from .sides import Sides
 
-ORDERS = frozenset(("saving", "sensitivity", "size", "depth"))
+ORDERS = frozenset(("saving", "macs", "sensitivity"))
 POLICIES = frozenset(("rollback", "stop", "keep"))
 MODES = frozenset(("eval", "train"))
 TEACHERS = frozenset(("original", "features", "student", "teacher"))
@@ -83,9 +83,16 @@ class Pipelines:
 
     def _each(self, step: t.Each) -> None:
         if step.order is not None:
-            self._uses(step.order, ORDERS)
+            self._order(step.order)
         if step.until is not None:
             self._uses(step.until, ())
+
+    def _order(self, order: t.Expr) -> None:
+        name = order.text if isinstance(order, t.Name) else ""
+        if name not in ORDERS:
+            label = Label(order.span, f"known: {', '.join(sorted(ORDERS))}")
+            message = f"sites cannot be ordered by `{order.span.text}`"
+            self.report.unknown("R009", message, label, name, ORDERS)
 
     def _ref(self, ref: t.Ref) -> None:
         rule = self.rules.get(ref.rule.text)

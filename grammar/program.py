@@ -7,12 +7,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 
 from . import tree as t
 from .diagnostics import Label, Source, did_you_mean, fail
 from .parse import parse, parse_file, parse_part, read_text
-from .vocabulary import library_sources
+from .vocabulary import Declarations, library_sources
 
 _STATEMENT = re.compile(
     r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)"
@@ -48,13 +49,19 @@ class Shelf:
         return self._rules.get(name)
 
 
+@cache
+def library_shelf() -> Shelf:
+    """The rules that lissom ships."""
+    return Shelf(library_sources())
+
+
 @dataclass
 class Program:
     """What a rule file says, with everything it refers to at hand."""
 
     file: t.File
     used: tuple[t.File, ...] = ()
-    shelf: Shelf = field(default_factory=lambda: Shelf(library_sources()))
+    shelf: Shelf = field(default_factory=library_shelf)
 
     @property
     def text(self) -> str:
@@ -63,6 +70,13 @@ class Program:
     @property
     def files(self) -> tuple[t.File, ...]:
         return (*self.used, self.file)
+
+    @cached_property
+    def declarations(self) -> Declarations:
+        """Every op and extern function that the program may name. Raises N003 where one is declared
+        twice.
+        """
+        return Declarations(library_sources(), self.files)
 
     @property
     def own_rules(self) -> dict[str, t.Rule]:

@@ -152,7 +152,8 @@ class Model:
         found = self._apply(Instance(step, facts, local, weights, []), self.value, "P004")
         self.left.append(found)
         for name, shape in zip(step.results, found.results, strict=False):
-            self._unify(self.value(name), shape, never(step))
+            if name != "_":
+                self._unify(self.value(name), shape, never(step))
 
     def _part(self, step: Step, name: str, term: Term) -> None:
         if step.handle:
@@ -218,9 +219,7 @@ class Model:
         if spread:
             inst.results = [self.solver.broadcast(inst.inputs, facts.name)]
         else:
-            inst.results = [
-                self._result(inst, i, r, rests) for i, r in enumerate(facts.decl.results)
-            ]
+            inst.results = [self._result(inst, i, r, rests) for i, r in enumerate(inst.types)]
         return inst
 
     def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:

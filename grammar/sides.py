@@ -63,7 +63,7 @@ class Sides:
 
     @cached_property
     def produced(self) -> dict[str, Step]:
-        return {name: step for step in self.left for name in step.results}
+        return {name: step for step in self.left for name in step.results if name != "_"}
 
     @cached_property
     def inner(self) -> set[str]:
@@ -74,13 +74,22 @@ class Sides:
     def outputs(self) -> list[str]:
         """Matched values that no other matched op reads: the rewrite must define them again."""
         inner = self.inner
-        return [name for step in self.left for name in step.results if name not in inner]
+        skipped = {*inner, "_"}
+        return [name for step in self.left for name in step.results if name not in skipped]
 
     @cached_property
     def built(self) -> dict[str, Step | None]:
         """Every value that the rewrite defines; None for an alias."""
         made: dict[str, Step | None] = {n: step for step in self.right for n in step.results}
         return made | dict.fromkeys(self.aliases)
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """The values of which a guard says `constant(k)`: after it they are numbers."""
+        calls = [c for where in self.rule.all(t.Where) for c in t.walk(where)]
+        named = [c for c in calls if isinstance(c, t.Call) and isinstance(c.function, t.Name)]
+        asked = [c.args[0] for c in named if c.function.span.text == "constant" and c.args]
+        return frozenset(arg.text for arg in asked if isinstance(arg, t.Name))
 
     @property
     def handles(self) -> dict[str, Step]:

@@ -38,8 +38,15 @@ class _Statement(NamedTuple):
     def text(self) -> str:
         return self.source.text[self.start : self.end]
 
-    def parse(self) -> t.File:
-        return parse_part(self.source, self.start, self.end)
+    def parse(self) -> t.Op | t.Extern:
+        return _parsed(self.source, self.start, self.end)
+
+
+@cache
+def _parsed(source: Source, start: int, end: int) -> t.Op | t.Extern:
+    """The declaration at this place; one of the library is parsed once in a process."""
+    found = parse_part(source, start, end).statements
+    return next(s for s in found if isinstance(s, (t.Op, t.Extern)))
 
 
 class Declarations:
@@ -97,8 +104,7 @@ class Declarations:
         found = self._parsed.get((kind, name))
         statement = self._pending.get((kind, name))
         if found is None and statement is not None:
-            found = next(s for s in statement.parse().statements if isinstance(s, (t.Op, t.Extern)))
-            self._parsed[kind, name] = found
+            found = self._parsed[kind, name] = statement.parse()
         return found
 
     def _declare(self, kind: str, statement: _Statement) -> None:
@@ -114,6 +120,8 @@ class Declarations:
             kind = "op" if isinstance(statement, t.Op) else "extern"
             name = statement.name.text
             first = self._place(kind, name)
+            if first is not None and self._find(kind, name) == statement:
+                continue  # in the same words, as in a copy of a library file
             if first is not None:
                 raise _twice(kind, name, Label(statement.name.span, "declared again"), first)
             self._parsed[kind, name] = statement
@@ -141,6 +149,7 @@ def _twice(kind: str, name: str, *places: Label) -> LissomError:
     )
 
 
+@cache
 def library_sources() -> tuple[Source, ...]:
     """The vocabulary and rule texts that lissom ships, in alphabetical order."""
     folder = Path(__file__).parent.parent / "passes"

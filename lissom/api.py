@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .grammar.diagnostics import Diagnostic
 from .grammar.program import Program, load_program, program_of
 from .passes.functions import FUNCTIONS
 from .rewrite import artifact, certificate
@@ -53,6 +54,11 @@ class Result:
     def verdicts(self) -> tuple[Verdict, ...]:
         """What the pipeline's `verify` block asked for."""
         return self.compiled.verdicts
+
+    @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """Warnings about the program, as `lissom check` gives them, and about the capture."""
+        return self.compiled.notes
 
     @property
     def certificate(self) -> dict[str, Any]:
@@ -109,7 +115,8 @@ def compile(
     the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
     name.
 
-    Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do.
+    Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do. An error
+    that `lissom check` finds in the program is raised before the model is captured.
     """
     options = Options(
         pipeline,

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import click
 
-from .grammar.check import check as check_file
+from .grammar.check import check_program
 from .grammar.diagnostics import Diagnostic, LissomError, fail
-from .grammar.program import Program, load_program
-from .grammar.tree import Fires, Ref, Rule, Silent, Use, walk
-from .grammar.vocabulary import Declarations, library_sources
+from .grammar.program import load_program
 from .output import Output, command, exit_code
 from .report_formats import FORMATS
 
@@ -25,7 +23,8 @@ def check(out: Output, files: tuple[str, ...], strict: bool) -> int:
     Needs neither a model nor torch.
     """
     paths = rule_files(files)
-    found = [diagnostic for path in paths for diagnostic in check_path(path)]
+    # A file that others use is checked with each of them.
+    found = list(dict.fromkeys(diagnostic for path in paths for diagnostic in check_path(path)))
     wanted = FORMATS.get(out.format)
     if wanted is not None:
         click.echo(wanted(found))
@@ -54,22 +53,9 @@ def rule_files(names: Sequence[str]) -> list[Path]:
 def check_path(path: Path) -> Iterator[Diagnostic]:
     """What is wrong with one file. A file that cannot be read is one diagnostic, not an end."""
     try:
-        program = load_program(path)
-        known = Declarations(library_sources(), program.used)
-        used = [".".join(word.text for word in use.path) for use in program.file.all(Use)]
-        yield from check_file(program.file, known, _foreign(program), used)
+        yield from check_program(load_program(path))
     except LissomError as error:
         yield from error.diagnostics
-
-
-def _foreign(program: Program) -> list[Rule]:
-    """The rules of used files, and those of the library that the file names."""
-    used = [rule for file in program.used for rule in file.all(Rule)]
-    own = program.own_rules
-    words = [node for node in walk(program.file) if isinstance(node, Ref | Fires | Silent)]
-    names = dict.fromkeys(node.rule.text for node in words if node.rule.text not in own)
-    taken = [program.shelf.get(name) for name in names]
-    return [*used, *(rule for rule in taken if rule is not None)]
 
 
 def _summary(files: int, found: Sequence[Diagnostic]) -> str:

@@ -8,10 +8,14 @@ from .output import Output
 from .rewrite.compile import Compiled
 from .rewrite.funnel import Funnel
 from .rewrite.journal import StageEnd, Verdict
+from .rewrite.sought import Hidden
 from .summary import Compared, RuleRow, rewrites
 
 LONG = 72
 """Characters of a site list or a claim that are shown at most."""
+
+MOST = 5
+"""Opaque nodes of one kind that are shown at most."""
 
 
 def captured(out: Output, compiled: Compiled) -> None:
@@ -135,8 +139,28 @@ def funnel(out: Output, found: Funnel) -> None:
     asked = [level for level in found.levels if level.came or out.verbose]
     rows += [(level.kind, level.text, str(level.came), str(level.passed)) for level in asked]
     out.table(rows, "<<>>", header=True)
+    _sought(out, found)
     unasked = len(found.levels) - len(asked)
     if unasked and found.candidates:
         out.say(f"{unasked} more conditions were not reached")
     places = _cut(", ".join(found.sites))
     out.say(f"applies at {len(found.sites)} of {found.candidates} candidates: {places or 'none'}")
+
+
+def _sought(out: Output, found: Funnel) -> None:
+    """Why there is no candidate: the ops that are not there, and where they may hide."""
+    if found.candidates:
+        return
+    rows = [(" or ".join(line.ops), str(line.count)) for line in found.sought]
+    out.table([("the rule looks for", "in the graph"), *rows], "<>", header=True)
+    for line in found.sought:
+        _hidden(out, f"may be {' or '.join(line.ops)}", line.hidden)
+    _hidden(out, "may be anything", found.unknown)
+
+
+def _hidden(out: Output, what: str, nodes: Sequence[Hidden]) -> None:
+    shown = nodes if out.verbose else nodes[:MOST]
+    for node in shown:
+        out.say(f"{what}: {node}: {node.reason}")
+    if len(nodes) > len(shown):
+        out.say(f"{what}: {len(nodes) - len(shown)} more; -v lists them")

@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 
 from ..grammar.diagnostics import Diagnostic, LissomError, fail
-from .capture_attempts import Attempt, Trial, by_export, by_trace
+from .capture_attempts import Attempt, Failure, Trial, by_export, by_trace
 from .capture_checks import check_model, hook_notes
+from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
 from .proof import eager_output, one_line, run_eager
 from .tracer import Specialised
@@ -139,29 +140,44 @@ def _one_case(why: str) -> Diagnostic:
 
 
 def _first_that_holds(model: nn.Module, trials: list[Trial]) -> Attempt:
-    """Trace, then export, then tracing around the modules to blame; raises the trace's own
-    diagnostic.
+    """Trace, around fused layers if need be, then export, then tracing around the modules to blame;
+    raises the trace's own diagnostic.
     """
     traced = by_trace(model, trials, {})
     if isinstance(traced, Attempt):
         return traced
+    fused = fused_layers(model, (trial.case for trial in trials))
+    opaque = {path: reason for path, reason in fused.items() if path}
+    failure = told(by_trace(model, trials, opaque), opaque) if opaque else traced
+    if isinstance(failure, Attempt):
+        return failure
     exported = by_export(model, trials)
     if isinstance(exported, Attempt):
         return exported
-    opaque: dict[str, str] = {}
-    failure = traced
-    while len(opaque) < _MOST_OPAQUE:
+    around = _around_the_blamed(model, trials, opaque, failure)
+    if around is not None:
+        return around
+    found = traced.diagnostic
+    notes = (*found.notes, f"torch.export does not help: {exported.diagnostic.message}")
+    helps = (*found.helps, REMEDY) if fused else found.helps
+    raise LissomError(replace(found, notes=notes, helps=helps))
+
+
+def _around_the_blamed(
+    model: nn.Module, trials: list[Trial], fused: dict[str, str], failure: Failure
+) -> Attempt | None:
+    """Keep one module more whole at each attempt, until a trace holds or no one is to blame."""
+    opaque = dict(fused)
+    while len(opaque) < _MOST_OPAQUE + len(fused):
         path = _blamed(failure.site, opaque)
         if not path:
-            break
+            return None
         opaque[path] = failure.diagnostic.message
-        outcome = by_trace(model, trials, opaque)
+        outcome = told(by_trace(model, trials, opaque), fused)
         if isinstance(outcome, Attempt):
             return outcome
         failure = outcome
-    found = traced.diagnostic
-    notes = (*found.notes, f"torch.export does not help: {exported.diagnostic.message}")
-    raise LissomError(replace(found, notes=notes))
+    return None
 
 
 def _blamed(site: str, opaque: dict[str, str]) -> str:

@@ -11,6 +11,15 @@ import torch
 from torch import nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_STACKS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+"""Made of torch.nn's own layers, which rules want to see."""
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -41,7 +50,8 @@ def is_leaf(module: nn.Module) -> bool:
     if isinstance(module, torch.jit.ScriptModule):
         return True
     base = _torch_base(type(module))
-    if base is None or issubclass(base, _CONTAINERS) or "forward" in module.__dict__:
+    opened = base is None or issubclass(base, (*_CONTAINERS, *_STACKS))
+    if opened or "forward" in module.__dict__:
         return False
     return not _overrides(type(module), base)
 

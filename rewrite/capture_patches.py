@@ -29,16 +29,17 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """
     with (
         traced_choices(),
-        _replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
-        _replaced(torch.autograd.Function, "apply", lambda _: _apply(recorder)),
-        _replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
-        _replaced(builtins, "len", lambda eager: _length(recorder, eager)),
+        replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
+        replaced(torch.autograd.Function, "apply", lambda _: _apply(recorder)),
+        replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
+        replaced(builtins, "len", lambda eager: _length(recorder, eager)),
     ):
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """For a while, what `make` makes of the attribute stands in its place."""
     saved = vars(owner)[name]
     setattr(owner, name, make(saved))
     try:

@@ -115,8 +115,21 @@ def compile_model(
     Raises `LissomError` where `lissom check` finds an error in the program, the model cannot be
     captured, the program cannot be run, or a rule breaks its promise.
     """
-    begun = time.perf_counter()
     warnings = require_sound(program)
+    return compile_checked(model, program, inputs, data, metrics, options, warnings)
+
+
+def compile_checked(
+    model: nn.Module,
+    program: Program,
+    inputs: tuple[Any, ...] | dict[str, Any] | None,
+    data: Source | None,
+    metrics: Mapping[str, Metric],
+    options: Options,
+    notes: tuple[Diagnostic, ...] = (),
+) -> Compiled:
+    """As `compile_model`, of a program that went through the checker, which said `notes`."""
+    begun = time.perf_counter()
     example = inputs if inputs is not None else example_of(data)
     captured = capture(model, example, prove=options.verify)
     original = snapshot(captured.module)
@@ -143,7 +156,7 @@ def compile_model(
         before,
         after,
         run.final,
-        (*warnings, *captured.notes),
+        (*notes, *captured.notes),
         captured.how,
         state.samples,
         run.metrics,

@@ -17,6 +17,7 @@ from .binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLESS, USE
 from .engine import Ready, anchor, candidates, ready_at
 from .pattern import PatternOp
 from .rule import Rule
+from .sought import Hidden, Sought, sought, unknown
 from .state import State
 
 NEAREST = 3
@@ -57,7 +58,9 @@ class Near:
 class Funnel:
     """The candidates of a rule, condition by condition, in the order in which they are asked.
 
-    `sites` are the places where the rule applies; `nearest` the misses that came furthest.
+    `sites` are the places where the rule applies; `nearest` the misses that came furthest. Where
+    there is no candidate, `sought` says what the rule looks for, and `unknown` lists the nodes that
+    may be anything.
     """
 
     rule: str
@@ -67,6 +70,8 @@ class Funnel:
     levels: tuple[Level, ...]
     sites: tuple[str, ...]
     nearest: tuple[Near, ...]
+    sought: tuple[Sought, ...] = ()
+    unknown: tuple[Hidden, ...] = ()
 
 
 def funnel(state: State, rule: Rule, at: str | None = None, nearest: int = NEAREST) -> Funnel:
@@ -91,6 +96,8 @@ def funnel(state: State, rule: Rule, at: str | None = None, nearest: int = NEARE
         tuple(_levels(rule, start, len(nodes), [miss for _, miss in misses])),
         tuple(answer.site.name for answer in answers if isinstance(answer, Ready)),
         tuple(_different(near))[:nearest],
+        () if nodes else sought(state, rule),
+        () if nodes else unknown(state),
     )
 
 

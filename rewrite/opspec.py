@@ -27,7 +27,7 @@ from .dims import (
 )
 from .layers import build_layer
 from .meaning import Writer
-from .shapes import each_shape, leaves, on_meta, shape_of
+from .shapes import each_shape, leaves, on_meta, shape_of, with_result
 from .spec import TensorSpec, spec_of
 
 
@@ -235,26 +235,18 @@ class OpSpec:
         return found_shapes if all(isinstance(n, int) for s in found_shapes for n in s) else None
 
     def cost(self, name: str, env: Env) -> int:
-        """A declared cost such as `macs`; 0 where the op declares none.
-
-        Raises S002 if a dimension is missing.
+        """A declared cost such as `macs`; 0 where the op declares none. Raises S002 if a dimension
+        is missing.
         """
         if name not in self._costs:
             return 0
         evaluate, needs = self._costs[name]
-        scope = self._with_result(env.scope) if "result" in needs else env.scope
+        scope = with_result(env.scope, self._outputs[0]) if "result" in needs else env.scope
         missing = sorted(needs - scope.keys())
         if missing:
             message = f"{name} of `{self.name}` needs {', '.join(missing)}"
             raise fail("S002", message, Label(self.decl.name.span), help="give the missing shapes")
         return int(evaluate(scope))
-
-    def _with_result(self, scope: Scope) -> Scope:
-        """With the shape of the first result, where the declaration and the inputs say it."""
-        output = self._outputs[0]
-        if output is None or not output.names <= scope.keys():
-            return scope
-        return {**scope, "result": output.evaluate(scope)}
 
     def macs(self, env: Env) -> int:
         """Multiply-accumulate operations, by the declared polynomial."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .dims import Shape
+from .dims import Scope, Shape, ShapeSpec
 from .spec import TensorSpec
 
 
@@ -35,6 +35,13 @@ def each_shape(shape: Any) -> list[Shape]:
         return []
     several = shape and all(isinstance(item, tuple) for item in shape)
     return list(shape) if several else [shape]
+
+
+def with_result(scope: Scope, output: ShapeSpec | None) -> Scope:
+    """The scope with the shape of the first result, where the declaration and the inputs say it."""
+    if output is None or not output.names <= scope.keys():
+        return scope
+    return {**scope, "result": output.evaluate(scope)}
 
 
 def on_meta(specs: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,4 +160,14 @@ POOLING = [
     ("identity", (X4,), [nn.Identity()]),
 ]  # fmt: skip
 
-LAYERS = ACTIVATIONS + WEIGHTED + POOLING
+RECURRENT = [
+    ("lstm", (torch.randn(5, 2, 4),), [nn.LSTM(4, 6).eval()]),
+    ("lstm", (torch.randn(2, 5, 4),), [nn.LSTM(4, 6, batch_first=True).eval()]),
+    ("lstm", (torch.randn(5, 4),), [nn.LSTM(4, 6).eval()]),
+    ("gru", (torch.randn(5, 2, 4),), [nn.GRU(4, 6).eval()]),
+    ("gru", (torch.randn(2, 5, 4),), [nn.GRU(4, 6, batch_first=True).eval()]),
+    ("rnn", (torch.randn(5, 2, 4),), [nn.RNN(4, 6).eval()]),
+    ("rnn", (torch.randn(2, 5, 4),), [nn.RNN(4, 6, 1, "relu", batch_first=True).eval()]),
+]  # fmt: skip
+
+LAYERS = ACTIVATIONS + WEIGHTED + POOLING + RECURRENT

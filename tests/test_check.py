@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from lissom.grammar import tree as t
-from lissom.grammar.check import MAX_FILE, check, methods
+from lissom.grammar.check import MAX_FILE, check, check_program, methods
 from lissom.grammar.codes import codes, explain
 from lissom.grammar.diagnostics import Diagnostic, LissomError, Source
 from lissom.grammar.parse import parse, parse_file
+from lissom.grammar.program import load_program
 from lissom.grammar.vocabulary import Declarations, library, library_sources
 
 HERE = Path(__file__).parent
@@ -286,3 +287,61 @@ def test_checking_needs_no_torch() -> None:
         "assert not {'torch', 'sympy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- what is no mistake --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """exact rule halves {
+          match { (a, b) = chunk(x, chunks = 2, dim = 1); u = relu(a); v = relu(b) }
+          rewrite { r = relu(x); (u, v) = chunk(r, chunks = 2, dim = 1) }
+          ensure { ops(after) < ops(before) }
+        }""",
+        """exact rule first {
+          match { (a, _) = chunk(x, chunks = 2, dim = 1); y = relu(a) }
+          rewrite { r = relu(x); (y, _) = chunk(r, chunks = 2, dim = 1) }
+        }""",
+        """exact rule thirds {
+          match { (_, b, _) = split(x, split_size_or_sections = 2); y = relu(b) }
+          rewrite { b = split(x, split_size_or_sections = 2); y = relu(x) }
+        }""",
+        """exact rule halve {
+          recursive decreasing k
+          match { y = mul(x, k) }
+          where { constant(k)
+                  k > 2 else "done" }
+          rewrite { h = mul(x, 2)
+                    y = mul(h, k / 2) }
+        }""",
+    ],
+)
+def test_rules_that_run_are_not_refused(text: str) -> None:
+    assert errors(check(parse(text), library())) == []
+
+
+def test_an_activation_is_no_number_without_a_guard_that_says_so() -> None:
+    text = "exact rule a { match { y = mul(x, k) } where { k > 2 } rewrite { y = x } }"
+    assert "T001" in codes_of(text, library())
+
+
+def test_a_library_file_checks_as_a_file_of_its_own(tmp_path: Path) -> None:
+    """Its declarations are those of the library, in the same words."""
+    for source in library_sources():
+        path = tmp_path / source.name.removeprefix("passes/")
+        path.write_text(source.text, "utf-8")
+        assert errors(check_program(load_program(path))) == []
+
+
+def test_the_cost_of_a_product_is_that_of_its_result() -> None:
+    text = """exact rule a {{
+      match {{ y = matmul(x, z)
+              x : [{0}, M, K]
+              z : [{1}, K, N] }}
+      rewrite {{ y = matmul(x, add(z, 0)) }}
+      ensure {{ macs(after) {2} macs(before) }}
+    }}"""
+    assert "C002" in codes_of(text.format("B", "B", "<"), library())
+    assert "C002" not in codes_of(text.format("B", "B", "=="), library())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,54 @@ def test_why_at_a_place(case: Case, capsys: Capture) -> None:
 def test_why_of_a_rule_that_is_not_there(case: Case, capsys: Capture) -> None:
     assert main(["why", case[0], "fold_bnn"]) == 2
     assert "did you mean `fold_bn`" in capsys.readouterr().err
+
+
+def test_why_without_a_candidate_says_what_may_be_one(
+    case: Case, capsys: Capture, tmp_path: Path
+) -> None:
+    text = MODEL.replace("padding=1, bias=False", 'padding=1, padding_mode="reflect"')
+    model = tmp_path / "reflected.py"
+    model.write_text(text)
+    assert main(["why", f"{model}:build", "fold_bn"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"the rule looks for +in the graph", shown)
+    assert re.search(r"^batch_norm +1$", shown, re.M)
+    assert re.search(r"^may be .*conv2d.*: conv \(.*\): .*padding_mode is 'reflect'", shown, re.M)
+
+
+# -- the static checker ----------------------------------------------------------------------------
+
+MISTAKEN = """\
+exact rule wrong {
+  match { y = linear(x) as l }
+  perturb { l.weight := 0 * l.weight }
+  rewrite { y = l(x, weight = l.wieght) }
+}
+"""
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+def test_what_check_refuses_is_refused_in_the_same_words(
+    command: str, case: Case, capsys: Capture, tmp_path: Path
+) -> None:
+    path = tmp_path / "mistaken.lissom"
+    path.write_text(MISTAKEN)
+    code, checked = as_json(capsys, "check", str(path))
+    folder = str(tmp_path / "out")
+    again, refused = as_json(capsys, command, case[0], str(path), "-o", folder)
+    assert again == code == 2
+    assert refused["diagnostics"] == checked["diagnostics"] != []
+    assert not Path(folder).exists()
+
+
+def test_warnings_of_check_are_passed_on(case: Case, capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "soft.lissom"
+    path.write_text(
+        "approx rule soft { match { y = relu(x) } rewrite { y = silu(x) }"
+        " ensure { error(y) <= 100% } }"
+    )
+    told = as_json(capsys, "check", str(path))[1]["diagnostics"]
+    code, planned = as_json(capsys, "plan", case[0], str(path), "--allow", "approx")
+    assert code == 0
+    assert [found["code"] for found in told] == ["X003"]
+    assert told[0] in planned["diagnostics"]

@@ -148,3 +148,62 @@ def test_what_no_rule_can_see_is_told() -> None:
     ((name, reason),) = opaque_at(odd, "*bessel*")
     assert "bessel" in name
     assert reason
+
+
+class Odd(nn.Module):
+    """No plain convolution: one pads by reflection, one has a computed weight, one is no op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reflected = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        self.computed = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.reflected(x))
+        x = torch.conv2d(x, self.computed.weight * x.mean())
+        rows = x.shape[0]
+        return torch.special.bessel_j0(x.relu()).reshape(rows, -1)
+
+
+@pytest.fixture(scope="module")
+def odd() -> State:
+    captured = capture(Odd().eval(), (torch.rand(2, 4, 6, 6),))
+    return working_state(captured, program_of(RULE), None, Options(functions=FUNCTIONS))
+
+
+def test_without_a_candidate_the_ops_are_counted(odd: State) -> None:
+    found = ask(odd)
+    assert found.candidates == 0
+    assert [(line.ops, line.count) for line in found.sought] == [(("conv2d",), 0), (("relu",), 2)]
+
+
+def test_without_a_candidate_opaque_nodes_that_may_be_one_are_told(odd: State) -> None:
+    found = ask(odd)
+    convolution, relu = found.sought
+    (reflected, computed) = convolution.hidden
+    assert reflected.site == "reflected"
+    assert reflected.source.startswith("test_funnel.py:")
+    assert reflected.reason == "not `conv2d`: padding_mode is 'reflect', the op has 'zeros'"
+    assert "its `weight` is computed by `mul`" in computed.reason
+    assert relu.hidden == ()
+
+
+def test_without_a_candidate_what_is_no_op_at_all_is_told(odd: State) -> None:
+    (bessel,) = ask(odd).unknown
+    assert bessel.reason.startswith("no op is declared for ")
+    assert "bessel_j0" in bessel.reason
+
+
+def test_alternatives_are_one_line(odd: State) -> None:
+    text = """exact rule join {
+      match { y = (conv1d | conv2d)(x) as c; z = (conv2d | conv1d)(y) as d }
+      rewrite { z = d(x) from d }
+    }"""
+    (line,) = ask(odd, text).sought
+    assert line.ops == ("conv1d", "conv2d")
+    assert len(line.hidden) == 2
+
+
+def test_with_candidates_nothing_is_sought(state: State) -> None:
+    found = ask(state)
+    assert (found.sought, found.unknown) == ((), ())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lissom
 from lissom.grammar.diagnostics import LissomError
 
 from .support import Driven, Fn, digests, library, random_norms, run, the_rule
@@ -293,6 +294,40 @@ def test_approximations_fire_and_stay_in_budget(rule: str) -> None:
     assert tight.applied == 0
     assert tight.refusals()[0].code == "B001"
     assert tight.difference() == 0
+
+
+SHARED = """pipeline p {{
+  input x : f[2, 16, 9, 9]
+  data calib = sample("train", 32)
+  stage s {{ once {rule}(keep_macs = {share}, budget = 99%) }}
+}}
+"""
+
+
+@pytest.mark.parametrize("rule", ["low_rank_conv", "whitened_conv"])
+@pytest.mark.parametrize(("share", "rank"), [("50%", 10), ("20%", 4)])
+def test_a_share_of_the_multiplications_sets_the_rank(rule: str, share: str, rank: int) -> None:
+    """24 * 16 * 9 multiplications for each output; 16 * 9 + 24 for each unit of rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(16, 24, 3, stride=2)).eval()
+    batches = [(torch.randn(32, 16, 9, 9), torch.zeros(32))]
+    text = SHARED.format(rule=rule, share=share)
+    result = lissom.compile(model, text, data=lambda split: batches)
+    assert [event.rule.partition("(")[0] for event in result.applied] == [rule]
+    assert result.after.macs == rank * (16 * 9 + 24) * 25 * 2
+    kept = float(share.removesuffix("%")) / 100
+    assert kept - 168 / (24 * 144) < result.after.macs / result.before.macs <= kept
+    by_weights = lissom.compile(
+        model, text.replace("keep_macs", "keep_params"), data=lambda split: batches
+    )
+    assert by_weights.after.macs == result.after.macs
+
+
+def test_whitened_convolutions_need_data_whatever_sets_the_rank() -> None:
+    model = nn.Sequential(conv(16, 24, 3, stride=2)).eval()
+    rule = the_rule(library("lowrank"), "whitened_conv", keep_macs=0.5, budget=0.99)
+    driven = run(model, torch.randn(2, 16, 9, 9), [rule], how="once")
+    assert driven.reasons() == ["no calibration data reached 0"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -58,7 +58,7 @@ def test_only_what_is_asked_for_is_parsed(monkeypatch: pytest.MonkeyPatch) -> No
         return parse_part(source, start, end)
 
     monkeypatch.setattr(vocabulary, "parse_part", counted)
-    declarations = Declarations(library_sources())
+    declarations = Declarations(Source(f"copy of {s.name}", s.text) for s in library_sources())
     assert "conv2d" in declarations.names()
     assert declarations.spellings()["torch.nn.ReLU6"] == ("hardtanh",)
     assert parsed == []

@@ -123,11 +123,11 @@ def test_verify_is_reported_and_forbids_what_it_names() -> None:
 def test_arguments_of_the_pipeline() -> None:
     program = """
 pipeline p(least: frac = 100%) {
+  data calib = sample("train", 64)
   stage s { each low_rank_linear(rank = 8, budget = 100%) until params(model) <= least }
 }"""
-    inputs = (torch.randn(2, 48),)
-    assert lissom.compile(network(), program, inputs=inputs).applied == []
-    smaller = lissom.compile(network(), program, inputs=inputs, args={"least": 0.5})
+    assert lissom.compile(network(), program, data=data).applied == []
+    smaller = lissom.compile(network(), program, data=data, args={"least": 0.5})
     assert smaller.after.params <= 0.5 * smaller.before.params
 
 
@@ -156,14 +156,15 @@ def test_a_rule_that_matches_nothing_is_said() -> None:
     ("body", "code"),
     [
         ('data odd = sample("holdout", 5)\n stage s { once drop_dropout }', "D001"),
-        ("budget drop(accuracy) <= 1% on nowhere\n stage s { once drop_dropout }", "D003"),
+        ("budget drop(accuracy) <= 1% on nowhere\n stage s { once drop_dropout }", "N001"),
         ("budget drop(top5) <= 1% on calib\n stage s { once drop_dropout }", "D004"),
         ("data odd = 5\n stage s { once drop_dropout }", "D005"),
         ("stage s { each low_rank_linear(rank = 8) order by beauty }", "R009"),
         ("stage s { once no_such_rule }", "N001"),
         ("stage s { once low_rank_linear(rnk = 8) }", "T004"),
         ("stage s { once drop_dropout }\n recover tune { epochs = 3 }", "R002"),
-        ("stage s { calibrate calib }", "R002"),
+        ("stage s { each low_rank_linear(rank = 8) order by -saving }", "R009"),
+        ("stage s { calibrate calib }", "F001"),
     ],
 )
 def test_what_cannot_be_run_is_named(body: str, code: str) -> None:

@@ -67,7 +67,7 @@ def test_owners_follow_the_graph() -> None:
 
 
 def test_a_parameter_of_an_opaque_layer_has_that_layer_as_owner() -> None:
-    root = fx.symbolic_trace(nn.Sequential(nn.LSTM(4, 4)))
+    root = fx.symbolic_trace(nn.Sequential(nn.LSTM(4, 4, num_layers=2)))
     view = View(root)
     assert names(view.owners("0.weight_ih_l0")) == {("_0", "0.weight_ih_l0")}
 
