@@ -1,0 +1,381 @@
+"""Small models grown around the left side of a rule.
+
+The pattern's ops are built in the order of their values. What the pattern leaves open is drawn:
+which of several ops, whether an optional one is there, how long a chain is, settings, extents,
+weights, whether an operand is an input of the model, a constant or a number, and what stands before
+and behind. Every op runs once on real numbers as it is built, so that only legal models come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...grammar import tree as t
+from ...grammar.diagnostics import LissomError
+from ..attributes import read_attr
+from ..binding import literal
+from ..dims import ShapeSpec, compiled
+from ..ops import Vocabulary
+from ..opspec import InputSpec, OpSpec, ParamSpec
+from ..pattern import PatternOp
+from ..rule import Rule
+from .settings import setting, weight
+from .sizes import Extents
+from .soil import CONTEXT, Planted, Soil
+from .source import Source, Unsuitable
+
+
+@dataclass(slots=True)
+class Grown:
+    """A model with instances of a rule's left side in it, and inputs to run it on. `has_data`: the
+    user has given calibration data.
+    """
+
+    rule: Rule
+    module: fx.GraphModule
+    inputs: tuple[Tensor, ...]
+    planted: list[Planted]
+    has_data: bool
+
+
+def grow(source: Source, rule: Rule, vocabulary: Vocabulary, spoil: t.Node | None = None) -> Grown:
+    """A model. Raises `Unsuitable` where the draws do not fit together.
+
+    `spoil` is a condition of the pattern that the model is to violate: an op of it, an attribute,
+    an operand that is a number, or a shape clause.
+    """
+    graph = fx.Graph()
+    end = graph.output(None)
+    soil = Soil(source, vocabulary, fx.GraphModule(nn.Module(), graph), end)
+    planted = [_Planter(soil, rule, spoil).plant() for _ in range(2 if source.chance(20) else 1)]
+    kept = dict.fromkeys(node for instance in planted for node in soil.exits(rule, instance))
+    if not kept:
+        raise Unsuitable("no output")
+    end.args = (tuple(kept),)
+    end.meta["val"] = tuple(node.meta["val"] for node in kept)
+    soil.module.graph.lint()
+    soil.module.recompile()
+    inputs = tuple(soil.real[n] for n in graph.nodes if n.op == "placeholder")
+    return Grown(rule, soil.module, inputs, planted, not source.chance(10))
+
+
+class _Planter:
+    """Builds one instance of a left side."""
+
+    def __init__(self, soil: Soil, rule: Rule, spoil: t.Node | None) -> None:
+        self.soil, self.source, self.rule, self.spoil = soil, soil.source, rule, spoil
+        self.planted = Planted()
+        self.names: dict[str, Any] = {**rule.args}
+        hints = [v for v in rule.args.values() if isinstance(v, int) and not isinstance(v, bool)]
+        self.extents = Extents(soil.source, hints)
+        self.dtype = torch.float32
+        kept = [clause for clause in rule.pattern.shapes if clause is not spoil]
+        self.clauses = {str(clause.path): clause.type for clause in kept}
+        self.chosen = {op.index: self._choose(op) for op in rule.pattern.ops}
+        self.handles = {
+            op.index: op.source.handle.text for op in rule.pattern.ops if op.source.handle
+        }
+
+    def plant(self) -> Planted:
+        waiting = list(self.rule.pattern.ops)
+        inner = set(self.rule.pattern.produced)
+        while waiting:
+            known = self.planted.values
+            op = next(o for o in waiting if all(r in known or r not in inner for r in o.reads))
+            waiting.remove(op)
+            self._op(op)
+        return self.planted
+
+    def _choose(self, op: PatternOp) -> OpSpec:
+        names = sorted(op.ops) if op.ops is not None else CONTEXT
+        if op.source is self.spoil:
+            names = others(self.soil.vocabulary, op)
+        if not names:
+            raise Unsuitable("no other op has this signature")
+        return self.soil.vocabulary[self.source.choice(names)]
+
+    # -- one op of the pattern ---------------------------------------------------------------------
+
+    def _op(self, op: PatternOp) -> None:
+        length = {"": (1,), "?": (1, 0), "*": (1, 0, 3)}[op.repeat]
+        nodes: list[fx.Node] = []
+        for _ in range(self.source.choice(length)):
+            nodes.append(self._call(op, nodes[-1] if nodes else None))
+        values = self.planted.values
+        if not nodes:
+            values[op.targets[0]] = self._existing(op)
+            return
+        if op.repeat == "*":
+            self.planted.chains[op.index] = nodes
+        else:
+            self.planted.nodes[op.index] = nodes[0]
+        several = isinstance(self.soil.real[nodes[-1]], (tuple, list))
+        for index, name in enumerate(op.targets):
+            if name != "_":
+                values[name] = self.soil.part(nodes[-1], index) if several else nodes[-1]
+
+    def _existing(self, op: PatternOp) -> Any:
+        """The operand of an optional op that is not there."""
+        name = op.reads[0]
+        if name not in self.planted.values:
+            first = self.chosen[op.index].inputs[0]
+            self.planted.values[name] = self._free(name, first, {}, None)
+        return self.planted.values[name]
+
+    def _call(self, op: PatternOp, before: fx.Node | None) -> fx.Node:
+        spec = self.chosen[op.index]
+        scope = self._constrained(op, spec)
+        inputs = self._inputs(op, spec, scope, before)
+        self.dtype = _dtype(self.soil.value(inputs))
+        for last in (False, False, False, True):
+            names, tried = dict(self.names), dict(scope)
+            try:
+                attrs = self._attrs(op, spec, tried, inputs)
+                params = self._params(op, spec, tried)
+                self._bind(op, attrs)
+                return self.soil.op(spec, inputs, params, attrs)
+            except Unsuitable:
+                self.names = names
+                if last:
+                    raise
+        raise AssertionError
+
+    # -- settings ----------------------------------------------------------------------------------
+
+    def _constrained(self, op: PatternOp, spec: OpSpec) -> dict[str, Any]:
+        """Dimensions that are settings with a value in the pattern, such as `groups = 1`."""
+        scope: dict[str, Any] = {}
+        for keyword in op.source.attrs:
+            attr = spec.attrs.get(keyword.name.text)
+            wanted = None if keyword is self.spoil else self._wanted(keyword)
+            if attr is not None and attr.dim is not None and isinstance(wanted, int):
+                scope[attr.dim] = wanted
+        return scope
+
+    def _wanted(self, keyword: t.Keyword) -> Any:
+        """The value that the pattern asks for; None where it is open."""
+        value = keyword.value
+        if isinstance(value, t.Constant) or literal(value) is not None:
+            return literal(value)
+        if isinstance(value, t.Name):
+            return self.names.get(value.text)
+        try:
+            return compiled(value)(self.names)
+        except (LissomError, KeyError, TypeError, ArithmeticError):
+            return None
+
+    def _attrs(
+        self, op: PatternOp, spec: OpSpec, scope: dict[str, Any], inputs: tuple[Any, ...]
+    ) -> dict[str, Any]:
+        first = self.soil.value(inputs[0]) if inputs else None
+        first = first[0] if isinstance(first, tuple) and first else first
+        shape = tuple(first.shape) if isinstance(first, Tensor) else ()
+        asked = {k.name.text: k for k in op.source.attrs}
+        defaults = spec.fill({}, [s.name for s in spec.inputs])
+        attrs: dict[str, Any] = {}
+        for name, attr in spec.attrs.items():
+            keyword = asked.get(name)
+            fixed = keyword is not None and keyword is not self.spoil
+            if fixed and (_is_fixed(keyword) or self._wanted(keyword) is not None):
+                attrs[name] = read_attr(attr, self._wanted(keyword))
+            elif attr.dim is not None:
+                attrs[name] = read_attr(attr, scope.get(attr.dim, defaults[name]))
+            else:
+                drawn = setting(self.source, attr, defaults[name], shape)
+                attrs[name] = drawn if drawn is None else read_attr(attr, drawn)
+        return attrs
+
+    def _bind(self, op: PatternOp, attrs: Mapping[str, Any]) -> None:
+        for keyword in op.source.attrs:
+            if isinstance(keyword.value, t.Name) and keyword.name.text in attrs:
+                self.names.setdefault(keyword.value.text, attrs[keyword.name.text])
+
+    # -- operands ----------------------------------------------------------------------------------
+
+    def _inputs(
+        self, op: PatternOp, spec: OpSpec, scope: dict[str, Any], before: fx.Node | None
+    ) -> tuple[Any, ...]:
+        wanted: list[Any] = list(op.operands)
+        found: list[Any] = [self._known(w) for w in wanted]
+        if before is not None:
+            found[0] = before
+        specs = [_spec_at(spec, index) for index in range(len(wanted))]
+        broadcasts = "elementwise" in spec.traits and len(spec.inputs) > 1
+        lead: tuple[int, ...] | None = None
+        for value, declared in zip(found, specs, strict=True):
+            real = self.soil.value(value) if isinstance(value, fx.Node) else None
+            if isinstance(real, Tensor):
+                lead = tuple(real.shape) if lead is None else lead
+                if declared.shape is not None and not broadcasts and not declared.variadic:
+                    self.extents.solve(declared.shape, tuple(real.shape), scope)
+        for index, value in enumerate(found):
+            if value is _OPEN:
+                name = wanted[index].text if isinstance(wanted[index], t.Name) else "_"
+                node = self._free(
+                    name, specs[index], scope, lead if broadcasts or specs[index].variadic else None
+                )
+                if name != "_":
+                    self.planted.values[name] = node
+                found[index] = node
+                real = self.soil.value(node)
+                lead = tuple(real.shape) if lead is None and isinstance(real, Tensor) else lead
+        return _gathered(spec, found)
+
+    def _known(self, wanted: Any) -> Any:
+        if wanted is self.spoil:
+            return self.source.choice([2.5, 0, 3, -1.0])
+        if isinstance(wanted, t.Name) and wanted.text != "_":
+            return self.planted.values.get(wanted.text, _OPEN)
+        if isinstance(wanted, t.Constant):
+            return wanted.value
+        value = literal(wanted) if isinstance(wanted, t.Expr) else None
+        return _OPEN if value is None else value
+
+    def _free(
+        self, name: str, spec: InputSpec, scope: dict[str, Any], lead: tuple[int, ...] | None
+    ) -> Any:
+        """A value that the pattern does not produce."""
+        clause = self.clauses.get(name)
+        if lead is not None and clause is None:
+            return self._beside(lead)
+        shape = self._shape(name, clause, spec, scope)
+        kind = next(
+            (k for k in (clause.name if clause else None, spec.kind) if k in ("f", "i", "b")), "f"
+        )
+        if self.source.chance(8) and kind == "f":
+            return self.soil.constant(weight(self.source, name, shape, self.soil.generator))
+        return self.soil.around(self.soil.input(kind, shape))
+
+    def _beside(self, lead: tuple[int, ...]) -> Any:
+        """The other operand of an elementwise op: a tensor that broadcasts, or a number."""
+        kind = self.source.choice(("tensor", "constant", "number", "channels"))
+        if kind == "number":
+            return self.source.choice([1, 2.0, 0.5, 0, 1.0, -1.0, 0.0, 3])
+        if kind == "tensor":
+            return self.soil.around(self.soil.input("f", lead))
+        shape = tuple(size if self.source.chance(50) else 1 for size in lead)
+        if kind == "channels" and len(lead) > 1:
+            shape = (1, lead[1], *(1,) * (len(lead) - 2))
+        shape = shape[self.source.integer(0, len(shape)) :] if self.source.chance(30) else shape
+        value = weight(self.source, "constant", shape, self.soil.generator)
+        return self.soil.constant(value.double() if self.source.chance(10) else value)
+
+    def _rank(self, name: str) -> int | None:
+        """How many axes the ops behind a value will ask for, past those that keep its shape."""
+        for op in self.rule.pattern.ops:
+            if name not in op.reads:
+                continue
+            spec = self.chosen[op.index]
+            declared = _spec_at(spec, op.reads.index(name)).shape
+            if declared is not None and not declared.rest:
+                return declared.least
+            found = self._rank(op.targets[0]) if _keeps_shape(spec) else None
+            if found is not None:
+                return found
+        return None
+
+    def _shape(
+        self, name: str, clause: t.Type | None, spec: InputSpec, scope: dict[str, Any]
+    ) -> tuple[int, ...]:
+        rank = self._rank(name) or self.source.integer(1, 4)
+        if clause is None or clause.dims is None:
+            if spec.shape is None:
+                return tuple(self.extents.draw(axis) for axis in range(rank))
+            return self.extents.of_spec(spec.shape, scope, max(0, rank - spec.shape.least))
+        rest = rank - len([d for d in clause.dims if not isinstance(d, t.DimRest)])
+        if spec.shape is not None and not spec.shape.rest:
+            rest += spec.shape.least - rank
+        shape = self.extents.of_clause(clause.dims, self.names, max(rest, 0))
+        if spec.shape is not None:
+            self.extents.solve(spec.shape, shape, scope)
+        return shape
+
+    # -- weights -----------------------------------------------------------------------------------
+
+    def _params(
+        self, op: PatternOp, spec: OpSpec, scope: dict[str, Any]
+    ) -> dict[str, Tensor | None]:
+        handle = self.handles.get(op.index, "")
+        share = self.source.choice((100, 100, 100, 50, 0))
+        found: dict[str, Tensor | None] = {}
+        for param in spec.params:
+            clause = self.clauses.get(f"{handle}.{param.name}")
+            there = not param.optional or clause is not None or self.source.chance(share)
+            found[param.name] = self._param(param, clause, scope) if there else None
+        return found
+
+    def _param(self, param: ParamSpec, clause: t.Type | None, scope: dict[str, Any]) -> Tensor:
+        if param.shape is None:
+            raise Unsuitable(f"nothing says the shape of {param.name}")
+        if clause is not None and clause.dims is not None:
+            self._align(param.shape, clause.dims, scope)
+        shape = self.extents.of_spec(param.shape, scope, 0)
+        return weight(self.source, param.name, shape, self.soil.generator).to(self.dtype)
+
+    def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:
+        """The rule's names for the axes of a weight and the op's, each told from the other."""
+        if len(dims) != len(spec.before):
+            raise Unsuitable(spec.owner)
+        for axis, dim in zip(spec.before, dims, strict=True):
+            told = axis.names <= scope.keys()
+            if told and isinstance(dim, t.Name) and dim.text not in self.names:
+                self.names[dim.text] = axis.evaluate(scope)
+            if not told:
+                self.extents.solve_axis(
+                    axis, self.extents.of_clause((dim,), self.names, 0)[0], scope
+                )
+
+
+_OPEN: Any = object()
+
+
+def _dtype(values: tuple[Any, ...]) -> torch.dtype:
+    """The precision of the first floating operand: that of the op's weights."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    return next((v.dtype for v in tensors if v.is_floating_point()), torch.float32)
+
+
+def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
+    """Ops that a pattern op does not name but that take the same operands, weights and settings."""
+    if op.ops is None:
+        return []
+    like = vocabulary[min(op.ops)]
+    asked = {keyword.name.text for keyword in op.source.attrs}
+    params = [param.name for param in like.params]
+    return sorted(
+        spec.name
+        for spec in map(vocabulary.__getitem__, vocabulary.names())
+        if spec.name not in op.ops
+        and len(spec.inputs) == len(like.inputs)
+        and spec.results == like.results
+        and [param.name for param in spec.params] == params
+        and asked <= spec.attrs.keys()
+        and not spec.traits & {"random", "many"}
+    )
+
+
+def _keeps_shape(spec: OpSpec) -> bool:
+    return bool(spec.traits & {"elementwise", "normalises"}) or spec.name == "batch_norm"
+
+
+def _is_fixed(keyword: t.Keyword) -> bool:
+    return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None
+
+
+def _spec_at(spec: OpSpec, index: int) -> InputSpec:
+    if index < len(spec.inputs):
+        return spec.inputs[index]
+    return spec.inputs[-1]
+
+
+def _gathered(spec: OpSpec, values: list[Any]) -> tuple[Any, ...]:
+    """Operands as the op's inputs: further ones of a variadic op as one tuple, absent ones None."""
+    at = next((i for i, item in enumerate(spec.inputs) if item.variadic), None)
+    if at is not None:
+        return (*values[:at], tuple(values[at:]))
+    return (*values, *(None,) * (len(spec.inputs) - len(values)))

@@ -1,0 +1,209 @@
+"""Evidence about one rule: what was tried, how often, and what was found."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+
+from ...grammar import tree as t
+from ..rule import Rule, compile_rule
+from .grow import Grown
+from .near import NearResult, examine_near, near_misses
+from .source import Drawn, Recorded, Replayed, Rolled, Unsuitable
+from .trial import BAD, FIRED, OPAQUE, REFUSED, SILENT, Outcome, Subject, arguments, model, trial
+
+LEAST_FIRED = 50
+"""Fewer models than this in which a rule fired show nothing (V001)."""
+
+KEPT = 64
+"""Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
+
+SHRINKING = 60
+"""Further models at most that are tried to make a failing one smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A mistake that was found, and the choices that lead to it."""
+
+    outcome: Outcome
+    tape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Explored:
+    """What became of generated models: instances by outcome, and by the condition that decided."""
+
+    models: int = 0
+    fired: int = 0
+    silent: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    opaque: Counter[str] = field(default_factory=Counter)
+    ratio: float = 0.0
+    tapes: list[tuple[int, ...]] = field(default_factory=list)
+    failure: Failure | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        self.ratio = max(self.ratio, outcome.ratio)
+        self.fired += outcome.kind == FIRED
+        counters = {SILENT: self.silent, REFUSED: self.refused, OPAQUE: self.opaque}
+        if outcome.kind in counters:
+            counters[outcome.kind][outcome.condition] += 1
+
+
+@dataclass(slots=True)
+class Proof:
+    """Everything that was found out about one rule."""
+
+    rule: str
+    kind: str
+    digest: str
+    explored: Explored
+    guards: tuple[str, ...]
+    near: list[NearResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """Mistakes: of the rule, or of the engine."""
+        first = [self.explored.failure.outcome] if self.explored.failure else []
+        return [*first, *(outcome for result in self.near for outcome in result.wrong)]
+
+    @property
+    def weak(self) -> list[str]:
+        """What was not shown, in words."""
+        found = []
+        if self.explored.fired < LEAST_FIRED:
+            found.append(f"fired in {self.explored.fired} models only")
+        return found + [f"no model violates `{g}`" for g in self.guards if not self._violated(g)]
+
+    def _violated(self, guard: str) -> bool:
+        seen = (self.explored.silent, *(result.conditions for result in self.near))
+        return any(counter[guard] for counter in seen)
+
+    @property
+    def verdict(self) -> str:
+        if self.failures:
+            return "FAILED"
+        return "weakly verified" if self.weak else "verified"
+
+
+def prove(subject: Subject, models: int, start: int = 0) -> Proof:
+    """Tries one rule on `models` generated models and on its near-misses. `start` is the seed."""
+    begun = time.perf_counter()
+    rule = compile_rule(subject.source, arguments(Rolled(start), subject.source))
+    explored = explore(subject, models, start)
+    proof = Proof(rule.name, rule.kind, rule.digest, explored, guards_of(rule))
+    if explored.failure is None and explored.tapes:
+        proof.near = [
+            examine_near(near, subject, explored.tapes) for near in near_misses(rule, subject)
+        ]
+    proof.seconds = time.perf_counter() - begun
+    return proof
+
+
+def guards_of(rule: Rule) -> tuple[str, ...]:
+    """The text of each guard, as misses name it."""
+    guards = (g for w in rule.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard))
+    return tuple(" ".join(guard.span.text.split()) for guard in guards)
+
+
+# -- exploring -------------------------------------------------------------------------------------
+
+
+class _Found(AssertionError):
+    """A mistake, on its way through Hypothesis, which shrinks the model that shows it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.outcome.detail)
+        self.failure = failure
+
+
+ROUNDS = 8
+"""How often `models` models are drawn where the rule fires too seldom."""
+
+
+def explore(subject: Subject, models: int, start: int = 0) -> Explored:
+    """Tries the rule on `models` generated models, and on more where it fired less than LEAST_FIRED
+    times. A mistake ends the search, and is made as small as Hypothesis can.
+    """
+    found = Explored()
+    _round(subject, models, start * ROUNDS, found)
+    for number in range(1, ROUNDS):
+        if found.fired < LEAST_FIRED and found.failure is None:
+            _round(subject, models, start * ROUNDS + number, found)
+    return found
+
+
+def _round(subject: Subject, models: int, start: int, found: Explored) -> None:
+    left = [SHRINKING]
+
+    @seed(start)
+    @settings(
+        max_examples=models,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @given(_models(subject))
+    def one(drawn: _Drawn) -> None:
+        if found.failure is not None:
+            left[0] -= 1
+        if left[0] >= 0 or (found.failure is not None and drawn.tape == found.failure.tape):
+            _try(subject, drawn, found)
+
+    try:
+        one()
+    except _Found as error:
+        found.failure = error.failure
+    except Unsatisfiable:
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A model and its choices; Hypothesis prints the choices alone."""
+
+    grown: Grown = field(repr=False)
+    tape: tuple[int, ...]
+
+
+def _try(subject: Subject, drawn: _Drawn, found: Explored) -> None:
+    tape = drawn.tape
+    outcomes = trial(subject, drawn.grown)
+    wrong = next((outcome for outcome in outcomes if outcome.kind in BAD), None)
+    if wrong is not None:
+        found.failure = Failure(wrong, tape)
+        raise _Found(found.failure)
+    if found.failure is not None:
+        return
+    found.models += 1
+    for outcome in outcomes:
+        found.add(outcome)
+    if len(found.tapes) < KEPT and all(outcome.kind == FIRED for outcome in outcomes):
+        found.tapes.append(tape)
+
+
+@st.composite
+def _models(draw: Callable[[Any], Any], subject: Subject) -> _Drawn:
+    source = Recorded(Drawn(draw))
+    try:
+        grown = model(source, subject)
+    except Unsuitable:
+        reject()
+    return _Drawn(grown, tuple(source.tape))
+
+
+def again(subject: Subject, tape: Sequence[int]) -> Grown:
+    """The model that these choices led to."""
+    return model(Replayed(tape), subject)

@@ -1,0 +1,144 @@
+"""Values of attributes, weights and inputs for generated models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attributes import AttrSpec
+from .source import Source
+
+# -- attributes ------------------------------------------------------------------------------------
+
+
+def setting(source: Source, spec: AttrSpec, default: Any, shape: Sequence[int]) -> Any:
+    """A value of the declared type; `shape` is that of the op's first input.
+
+    Not every one is legal for the op: running it decides.
+    """
+    if spec.type in _KINDS and (default is None or source.chance(35)):
+        return _KINDS[spec.type](source, default, shape)
+    return default
+
+
+def _whole(source: Source, default: Any, shape: Sequence[int]) -> int:
+    rank = len(shape)
+    if default is None:  # a size or an axis
+        return source.choice([2, 1, 3]) if source.chance(50) else source.integer(-rank, rank)
+    return source.choice([default, 1, 2, 3, 0, -1] if default < 0 else [default, 1, 2, 3, 0])
+
+
+def _several(width: int) -> Callable[[Source, Any, Sequence[int]], tuple[int, ...]]:
+    def draw(source: Source, default: Any, shape: Sequence[int]) -> tuple[int, ...]:
+        low = 0 if default == (0,) * width else 1
+        first = source.choice([1, 2, 3, low])
+        return (first, *(source.choice([first, 1, 2, low]) for _ in range(width - 1)))
+
+    return draw
+
+
+def _list(source: Source, default: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """What a list of whole numbers may mean: an order of the axes, a shape, some axes."""
+    kind = source.choice(("order", "shape", "itself", "axes", "open"))
+    if kind == "order":
+        return permutation(source, len(shape))
+    if kind == "open" and shape:
+        at = source.integer(0, len(shape) - 1)
+        return (*shape[:at], -1, *shape[at + 1 :])
+    if kind == "axes":
+        return tuple(range(source.integer(0, max(0, len(shape) - 1)), len(shape)))
+    return tuple(shape) if kind == "itself" else factors(source, math.prod(shape))
+
+
+def permutation(source: Source, size: int) -> tuple[int, ...]:
+    left = list(range(size))
+    return tuple(left.pop(source.integer(0, len(left) - 1)) for _ in range(size))
+
+
+def factors(source: Source, number: int) -> tuple[int, ...]:
+    """A shape with `number` elements; one extent may be left open."""
+    found = []
+    for _ in range(source.integer(0, 2)):
+        divisor = source.choice(divisors(max(number, 1)))
+        found.append(divisor)
+        number //= divisor
+    return (*found, -1 if source.chance(25) else number)
+
+
+def divisors(number: int) -> list[int]:
+    """1 first, so that draws shrink to it."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+_KINDS: dict[str, Callable[[Source, Any, Sequence[int]], Any]] = {
+    "int": _whole,
+    "int2": _several(2),
+    "int3": _several(3),
+    "ints": _list,
+    "float": lambda source, default, shape: source.choice([0.5, 1.0, 0.0, 2.0, 6.0, -1.0, 1e-3]),
+    "bool": lambda source, default, shape: not default or source.chance(50),
+    "any": lambda source, default, shape: source.choice(NUMBERS) if _counts(default) else default,
+    "str": lambda source, default, shape: source.choice(WORDS),
+}
+NUMBERS = (2, 1, 0.5, -1)
+WORDS = ("floor", "trunc", "tanh", "reflect", "replicate", "circular", "nearest", "bilinear")
+"""What torch takes for one setting or another; running the op decides."""
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+WEIGHTS = ("normal", "low rank", "small", "sparse", "zero", "one", "negative", "large", "positive")
+"""Kinds of weights. Rules look at numbers: at rank, sign, zeros."""
+
+
+def weight(source: Source, name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """A weight in float32. Variances are positive nine times in ten."""
+    if name == "running_var" and source.chance(90):
+        return 0.5 + 1.5 * torch.rand(tuple(shape), generator=generator)
+    likely = ("normal", "low rank") if len(shape) > 1 else ("normal", "positive")
+    kind = source.choice(WEIGHTS if source.chance(25) else likely)
+    return _WEIGHTS[kind](tuple(shape), generator)
+
+
+def _low_rank(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """One direction and a little noise, along every pair of axes."""
+    value = torch.ones(())
+    for axis, size in enumerate(shape):
+        along = torch.randn(size, generator=generator)
+        value = value * along.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return value.expand(shape) + 0.01 * torch.randn(shape, generator=generator)
+
+
+def _sparse(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    value = torch.randn(shape, generator=generator)
+    return value * (torch.rand(shape, generator=generator) < 0.5)
+
+
+_WEIGHTS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
+    "normal": lambda shape, g: torch.randn(shape, generator=g),
+    "low rank": _low_rank,
+    "small": lambda shape, g: 1e-4 * torch.randn(shape, generator=g),
+    "sparse": _sparse,
+    "zero": lambda shape, g: torch.zeros(shape),
+    "one": lambda shape, g: torch.ones(shape),
+    "positive": lambda shape, g: torch.rand(shape, generator=g) + 0.1,
+    "negative": lambda shape, g: -torch.rand(shape, generator=g) - 0.1,
+    "large": lambda shape, g: 100 * torch.randn(shape, generator=g),
+}
+
+
+def sample(kind: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """An input of the model. Whole numbers stay small, so that they may be indices."""
+    if kind == "i":
+        return torch.randint(0, 2, tuple(shape), generator=generator)
+    if kind == "b":
+        return torch.rand(tuple(shape), generator=generator) < 0.5
+    return torch.randn(tuple(shape), generator=generator)

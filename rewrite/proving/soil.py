@@ -1,0 +1,132 @@
+"""A model while it grows: its nodes, and the numbers they hold."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import LissomError
+from ..emit import emit
+from ..ops import Vocabulary
+from ..opspec import OpSpec
+from ..rule import Rule
+from ..spec import spec_of
+from .settings import sample
+from .source import Source, Unsuitable
+
+CONTEXT = ("relu", "tanh", "neg", "sigmoid")
+"""What may stand before and behind a planted instance."""
+
+
+_ILLEGAL = (
+    LissomError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError,
+)  # fmt: skip
+"""What torch raises for settings that an op does not take."""
+
+
+@dataclass(slots=True)
+class Planted:
+    """One instance of a left side: what its names stand for, and its nodes by number of the pattern
+    op.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    nodes: dict[int, fx.Node] = field(default_factory=dict)
+    chains: dict[int, list[fx.Node]] = field(default_factory=dict)
+
+
+class Soil:
+    """The model while it grows: nodes, and the numbers they hold."""
+
+    def __init__(
+        self, source: Source, vocabulary: Vocabulary, module: fx.GraphModule, end: fx.Node
+    ) -> None:
+        self.source, self.vocabulary, self.module, self.end = source, vocabulary, module, end
+        self.real: dict[fx.Node, Any] = {}
+        self.generator = torch.Generator().manual_seed(source.integer(0, 1 << 16))
+        self.count = 0
+
+    def name(self) -> str:
+        self.count += 1
+        return f"part{self.count}"
+
+    def input(self, kind: str, shape: Sequence[int]) -> fx.Node:
+        last = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        first = next(iter(self.module.graph.nodes))
+        graph = self.module.graph
+        place = graph.inserting_after(last[-1]) if last else graph.inserting_before(first)
+        with place:
+            node = graph.placeholder(f"x{len(last)}")
+        return self._hold(node, sample(kind, shape, self.generator))
+
+    def constant(self, value: Tensor) -> fx.Node:
+        name = self.name()
+        self.module.register_buffer(name, value)
+        with self.module.graph.inserting_before(self.end):
+            node = self.module.graph.get_attr(name)
+        return self._hold(node, value)
+
+    def op(
+        self,
+        op: OpSpec,
+        inputs: tuple[Any, ...],
+        params: Mapping[str, Tensor | None],
+        attrs: Mapping[str, Any],
+    ) -> fx.Node:
+        """A new op at the end; its result is computed on the way."""
+        try:
+            made = emit(op, inputs, params, attrs)
+            if made.layer is not None and not op.writer.is_module and self.source.chance(20):
+                made.layer = None  # written as a function of named weights
+            with torch.no_grad():
+                value = made.run(*map(self.value, inputs))
+        except _ILLEGAL as e:
+            raise Unsuitable(f"{op.name}: {e}") from e
+        path = self.name()
+        node = made.insert(self.module, self.end, path)
+        node.meta.update(site=path if made.layer is not None else "", source="generated")
+        for held in node.all_input_nodes:
+            if held not in self.real:
+                self._hold(
+                    held,
+                    getattr(self.module.get_submodule(path), str(held.target)[len(path) + 1 :]),
+                )
+        return self._hold(node, value)
+
+    def part(self, node: fx.Node, index: int) -> fx.Node:
+        with self.module.graph.inserting_before(self.end):
+            part = self.module.graph.call_function(operator.getitem, (node, index))
+        return self._hold(part, self.real[node][index])
+
+    def value(self, item: Any) -> Any:
+        if isinstance(item, tuple):
+            return tuple(map(self.value, item))
+        return self.real[item] if isinstance(item, fx.Node) else item
+
+    def _hold(self, node: fx.Node, value: Any) -> fx.Node:
+        self.real[node] = value
+        node.meta["val"] = spec_of(value)
+        node.meta.setdefault("site", "")
+        return node
+
+    def around(self, node: fx.Node) -> fx.Node:
+        """The value, or something simple computed from it."""
+        value = self.real[node]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return node
+        if not self.source.chance(25):
+            return node
+        return self.op(self.vocabulary[self.source.choice(CONTEXT)], (node,), {}, {})
+
+    def exits(self, rule: Rule, planted: Planted) -> list[fx.Node]:
+        """What the model returns: every new value of the rule, and what it lets others read."""
+        shared = {name for op in rule.pattern.ops if op.source.shared for name in op.targets}
+        names = [n for n in planted.values if n in rule.outputs]
+        names += [n for n in planted.values if n in shared and self.source.chance(50)]
+        found = [planted.values[name] for name in names]
+        return [self.around(v) for v in found if isinstance(v, fx.Node)]

@@ -1,0 +1,80 @@
+"""Where random choices come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
+from random import Random
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+
+Item = TypeVar("Item")
+
+
+class Source(ABC):
+    """Choices that shrink: towards the lower end, the first item, and no."""
+
+    @abstractmethod
+    def integer(self, low: int, high: int) -> int:
+        """A whole number, both ends included."""
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        return items[self.integer(0, len(items) - 1)]
+
+    def chance(self, percent: int) -> bool:
+        return self.integer(0, 99) >= 100 - percent
+
+
+class Unsuitable(Exception):
+    """A draw led nowhere (a kernel larger than its image); another one may lead somewhere."""
+
+
+class Drawn(Source):
+    """Choices made by Hypothesis, through the `draw` of a composite strategy."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
+        self._draw = draw
+
+    def integer(self, low: int, high: int) -> int:
+        return self._draw(_integers(low, high))
+
+
+class Recorded(Source):
+    """Another source, with every choice written down."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.tape: list[int] = []
+
+    def integer(self, low: int, high: int) -> int:
+        self.tape.append(self.source.integer(low, high))
+        return self.tape[-1]
+
+
+class Replayed(Source):
+    """The choices of a tape once more: the same model, as often as one likes. Past the end of the
+    tape, and where a number does not fit, the lower end is taken.
+    """
+
+    def __init__(self, tape: Sequence[int]) -> None:
+        self._tape = iter(tape)
+
+    def integer(self, low: int, high: int) -> int:
+        return min(max(next(self._tape, low), low), high)
+
+
+class Rolled(Source):
+    """Choices from a seed: nothing shrinks, but nothing is spent on that either."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self._random.randint(low, high)
+
+
+@cache
+def _integers(low: int, high: int) -> st.SearchStrategy[int]:
+    return st.integers(low, high)

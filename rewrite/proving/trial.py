@@ -1,0 +1,197 @@
+"""One generated model and one rule: does the rule fire where it must and stay silent where it must,
+and does the model still compute the same?
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...grammar import tree as t
+from ...grammar.diagnostics import LissomError, Span
+from ..binding import OWNERS, PLAN, Bindings, Miss, literal
+from ..checkpoint import finish, snapshot
+from ..engine import Ready, anchor, apply, ready_at
+from ..journal import Journal
+from ..model_check import model_equality
+from ..ops import Vocabulary
+from ..questions import QUESTIONS
+from ..rule import Rule, compile_rule
+from ..samples import Samples
+from ..site import Site, examine
+from ..state import State
+from ..verify import IN_DOUBLE, IN_OWN
+from .grow import Grown, grow
+from .soil import Planted
+from .source import Source
+
+Functions = Mapping[str, Callable[..., Any]]
+
+FIRED, SILENT, REFUSED = "fired", "silent", "refused"
+OPAQUE = "opaque"
+MISSING, NOISY, WRONG, UNSOUND, CRASH = "MISSING", "NOISY", "WRONG", "UNSOUND", "CRASH"
+PLANNED = (PLAN, OWNERS)
+"""Stages of misses that come up only once the right side is worked out."""
+BAD = (MISSING, NOISY, WRONG, UNSOUND, CRASH)
+"""Outcomes that show a mistake, in the rule or in the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one planted instance.
+
+    condition: the clause that kept a silent rule silent, or the check that failed.
+    """
+
+    kind: str
+    condition: str = ""
+    detail: str = ""
+    ratio: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A rule on trial, with what its text may name."""
+
+    source: t.Rule
+    vocabulary: Vocabulary
+    functions: Functions
+
+
+def model(source: Source, subject: Subject, spoil: t.Node | None = None) -> Grown:
+    """A model around the rule, with drawn arguments. Raises `Unsuitable`.
+
+    `spoil`: the one condition of the rule's pattern that the model is to violate.
+    """
+    rule = compile_rule(subject.source, arguments(source, subject.source))
+    return grow(source, rule, subject.vocabulary, spoil)
+
+
+# -- a rule's arguments ----------------------------------------------------------------------------
+
+_SHARES = (1.0, 0.5, 0.9, 0.25, 0.02)
+
+
+def arguments(source: Source, rule: t.Rule) -> dict[str, Any]:
+    """Values for the rule's parameters: mostly the declared ones, and others of their type."""
+    given: dict[str, Any] = {}
+    for param in rule.params:
+        default = None if param.default is None else literal(param.default)
+        required = param.default is None
+        if not required and not source.chance(70 if isinstance(default, int) else 40):
+            continue
+        if param.type.name == "int":
+            given[param.name.text] = source.integer(1, 4)
+        elif param.type.name == "frac":
+            given[param.name.text] = source.choice(_SHARES)
+        elif param.type.name == "bool":
+            given[param.name.text] = not default
+    return given
+
+
+# -- the trial -------------------------------------------------------------------------------------
+
+
+def state_of(subject: Subject, grown: Grown) -> State:
+    samples = Samples(grown.inputs)
+    if grown.has_data:
+        samples.named["calib"] = [(grown.inputs, None)]
+    journal = Journal()
+    functions, questions = subject.functions, QUESTIONS
+    return State(grown.module, subject.vocabulary, functions, questions, samples, journal)
+
+
+def trial(subject: Subject, grown: Grown, spoiled: bool = False) -> list[Outcome]:
+    """One outcome for each planted instance; the model is rewritten on the way.
+
+    `spoiled` says that what was planted is no instance of the pattern.
+    """
+    state = state_of(subject, grown)
+    return [_one(state, grown, planted, spoiled) for planted in grown.planted]
+
+
+def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome:
+    rule = grown.rule
+    bindings = bound(state, rule, planted)
+    if isinstance(bindings, str):
+        return Outcome(OPAQUE, bindings)
+    try:
+        start = anchor(state, rule)
+        fits = not spoiled and isinstance(examine(state, rule, bindings), Site)
+        found = ready_at(state, rule, planted.nodes[start.index], start)
+        if isinstance(found, Ready):
+            return _applied(state, found)
+        if fits and found.stage not in PLANNED:
+            return Outcome(MISSING, condition(found), found.text())
+        return Outcome(REFUSED if fits else SILENT, condition(found), found.text())
+    except LissomError as error:
+        first = error.diagnostics[0]
+        return Outcome(UNSOUND, first.code, str(error))
+    except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
+        return Outcome(CRASH, type(error).__name__, traceback.format_exc())
+
+
+def bound(state: State, rule: Rule, planted: Planted) -> Bindings | str:
+    """What a matcher should find for a planted instance; or why an op of it cannot be read."""
+    nodes = [*planted.nodes.values(), *(n for chain in planted.chains.values() for n in chain)]
+    for node in nodes:
+        if state.view.call(node) is None:
+            return f"{node.target}: {state.view.why_opaque(node)}"
+    ops = {index: state.view.call(node) for index, node in planted.nodes.items()}
+    chains = {i: [state.view.call(node) for node in chain] for i, chain in planted.chains.items()}
+    return Bindings(dict(planted.values), ops, chains, dict(rule.args))  # type: ignore[arg-type]
+
+
+def condition(miss: Miss) -> str:
+    """Names a condition of the rule: its place in the text, or the code of the engine's own."""
+    return miss.code or _place(miss.span) or f"stage {miss.stage}"
+
+
+def _place(span: Span | None) -> str:
+    return "" if span is None else " ".join(span.text.split())
+
+
+def _applied(state: State, ready: Ready) -> Outcome:
+    """Commits, and compares the whole model with the (perturbed) one before."""
+    before = snapshot(state.module)
+    if ready.plan.moved:
+        before = moved(before, ready.plan.moved)
+    elif ready.site.rule.kind == "approx":
+        before = None
+    judged = [v for v in ready.verdicts if v.claim in (IN_DOUBLE, IN_OWN)]
+    worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
+    apply(state, "trial", ready, 0.0)
+    finish(state.module)
+    if before is None or _is_random(state):
+        return Outcome(FIRED, ratio=worst)
+    nodes = len(state.module.graph.nodes)
+    verdict = model_equality(before, state.module, state.samples.inputs, nodes)
+    if verdict.holds:
+        return Outcome(FIRED, ratio=worst)
+    return Outcome(WRONG, verdict.claim, f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}")
+
+
+def _is_random(state: State) -> bool:
+    """Whether the model draws numbers as it runs: then two runs of it differ by themselves."""
+    calls = (state.view.call(node) for node in state.module.graph.nodes)
+    return any(
+        call is not None and "random" in call.op.traits and call.attrs.get("training", True)
+        for call in calls
+    )
+
+
+def moved(module: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    """A copy of a model with other numbers in some of its weights."""
+    changed = copy.deepcopy(module)
+    for path, value in weights.items():
+        owner, _, name = path.rpartition(".")
+        held = getattr(changed.get_submodule(owner), name)
+        with torch.no_grad():
+            held.copy_(value.to(held.dtype))
+    return changed
