@@ -1,0 +1,131 @@
+"""`test` blocks: what an author says that a rule does, tried on generated models.
+
+`fires fold_bn on batch_norm(conv2d(x))` names a family of models: those ops on any shapes, with any
+weights and any settings that the expression leaves open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ...grammar import tree as t
+from ...grammar.diagnostics import Label, LissomError, fail
+from ..evaluate import Scope
+from ..journal import Refused
+from ..ops import Vocabulary
+from ..questions import QUESTIONS
+from ..rule import Rule, compile_rule
+from ..strategy import Runner
+from .grow import grow
+from .source import Rolled, Unsuitable
+from .trial import Subject, state_of
+
+MODELS = 20
+"""Models of one family that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One line of a test: whether it held, and what was seen."""
+
+    test: str
+    case: t.Fires | t.Silent | t.Check
+    holds: bool
+    seen: str
+
+
+def run_test(test: t.Test, subject_of: Callable[[t.Word], Subject]) -> list[CaseResult]:
+    """Every line of a `test` block. `subject_of` finds the rule that a line names."""
+    return [_run(test.name.text, case, subject_of) for case in test.cases]
+
+
+def _run(
+    name: str, case: t.Fires | t.Silent | t.Check, subject_of: Callable[[t.Word], Subject]
+) -> CaseResult:
+    try:
+        if isinstance(case, t.Check):
+            return CaseResult(name, case, *_checked(case, subject_of(t.Word("", span=case.span))))
+        return CaseResult(name, case, *_tried(case, subject_of(case.rule)))
+    except LissomError as error:
+        return CaseResult(name, case, False, str(error))
+
+
+def _checked(case: t.Check, subject: Subject) -> tuple[bool, str]:
+    """A condition on numbers, such as `check rank_for_share(50%, 4, 64) == 8`."""
+    scope = Scope({}, subject.functions, QUESTIONS, None)
+    return bool(scope.number(case.condition)), case.condition.span.text
+
+
+def _tried(case: t.Fires | t.Silent, subject: Subject) -> tuple[bool, str]:
+    rule = compile_rule(subject.source, {})
+    family = replace(compile_rule(_family(case.model, subject.vocabulary), {}), args=rule.args)
+    fired, reasons, tried = 0, set[tuple[str, str]](), 0
+    for seed in range(4 * MODELS):
+        found = _one(seed, subject, rule, family)
+        if found is None:
+            continue
+        tried += 1
+        fired += found[0]
+        reasons |= found[1]
+        if tried == MODELS:
+            break
+    return _judged(case, fired, tried, reasons)
+
+
+def _one(
+    seed: int, subject: Subject, rule: Rule, family: Rule
+) -> tuple[bool, set[tuple[str, str]]] | None:
+    """Whether the rule fired on one model, else why not; None where the draws did not fit."""
+    try:
+        grown = grow(Rolled(seed), family, subject.vocabulary)
+    except Unsuitable:
+        return None
+    state = state_of(subject, grown)
+    applied = Runner(state, "test").once([rule])
+    return applied > 0, {(event.code, event.reason) for event in state.journal.of(Refused)}
+
+
+def _judged(
+    case: t.Fires | t.Silent, fired: int, tried: int, reasons: set[tuple[str, str]]
+) -> tuple[bool, str]:
+    said = "; ".join(sorted({reason for _, reason in reasons})[:3]) or "nothing looked like a site"
+    share = f"fired on {fired} of {tried} models"
+    if isinstance(case, t.Fires):
+        return fired > 0, share if fired else f"{share}: {said}"
+    if fired or not tried or case.because is None:
+        return not fired and tried > 0, share
+    named = any(
+        case.because in (code, reason) or case.because in reason for code, reason in reasons
+    )
+    return named, said
+
+
+# -- the family of an expression -------------------------------------------------------------------
+
+
+def _family(model: t.Expr, vocabulary: Vocabulary) -> t.Rule:
+    """A rule whose left side is the expression; its right side is never used."""
+    patterns: list[t.OpPattern] = []
+    root = _flatten(model, vocabulary, patterns)
+    span = model.span
+    result = t.Build((t.Word(root.text, span=span),), root, None, None, span=span)
+    clauses = (t.Match(None, tuple(patterns), span=span), t.Rewrite((result,), span=span))
+    return t.Rule("exact", t.Word("family", span=span), (), clauses, span=span)
+
+
+def _flatten(expr: t.Expr, vocabulary: Vocabulary, patterns: list[t.OpPattern]) -> t.Name:
+    """Nested calls as lines of a pattern, innermost first."""
+    if not isinstance(expr, t.Call) or not isinstance(expr.function, t.Name):
+        raise fail("T001", "a model is written as calls of ops", Label(expr.span))
+    op = expr.function.text
+    if op not in vocabulary:
+        raise fail("N001", f"no op is called `{op}`", Label(expr.function.span))
+    operands = tuple(
+        _flatten(arg, vocabulary, patterns) if isinstance(arg, t.Call) else arg for arg in expr.args
+    )
+    target = t.Word(f"_{len(patterns)}", span=expr.span)
+    names = t.OpSet((t.Word(op, span=expr.function.span),), span=expr.function.span)
+    line = t.OpPattern((target,), names, operands, expr.keywords, None, span=expr.span)
+    patterns.append(line)
+    return t.Name(target.text, span=expr.span)
