@@ -217,10 +217,18 @@ class Model:
         for name, expr in facts.dims.items():
             inst.local.names[name] = Term((), dimension(inst.local, expr, self.solver))
         if spread:
-            inst.results = [self.solver.broadcast(inst.inputs, facts.name)]
+            topic = len(self.topics)
+            self.topics[topic] = self._apart(inst, code)
+            inst.results = [self.solver.broadcast(inst.inputs, topic)]
         else:
             inst.results = [self._result(inst, i, r, rests) for i, r in enumerate(inst.types)]
         return inst
+
+    def _apart(self, inst: Instance, code: str) -> Fault:
+        if code == "P004":
+            return never(inst.step)
+        message = f"the operands of `{inst.facts.name}` have sizes that differ"
+        return Fault(code, message, (Label(inst.step.whole),))
 
     def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:
         step, name = inst.step, inst.facts.name

@@ -105,7 +105,9 @@ class Terms:
             return UNKNOWN
         if expr.op == "@":
             return self._matmul(expr, left.shape, right.shape)
-        shape = self.solver.broadcast((left.shape, right.shape), ("array", id(expr)))
+        topic = ("array", id(expr))
+        self.labels[topic] = ("the sizes of the operands differ", Label(expr.span, "computed here"))
+        shape = self.solver.broadcast((left.shape, right.shape), topic)
         return Term(shape, presence=const(1))
 
     def _either(self, left: Term, right: Term) -> Term:

@@ -198,7 +198,9 @@ class Solver:
         self.rests[last.name] = (middle, *ends)
 
     def broadcast(self, shapes: Iterable[Shape], key: Hashable) -> Shape:
-        """The shape of an elementwise result; unknown axes, named by `key`, if undecided."""
+        """The shape of an elementwise result; unknown axes, named by `key`, if undecided. `key` is
+        also the topic of what it asks of the sizes.
+        """
         known = [shape for shape in dict.fromkeys(map(self.shape, shapes)) if shape]
         if len(known) <= 1:
             return known[0] if known else ()
@@ -206,12 +208,12 @@ class Solver:
             return (self.rest(("broadcast", key, *sorted(map(str, known)))),)
         width = max(map(len, known))
         padded = [(const(1),) * (width - len(shape)) + shape for shape in known]
-        return tuple(self._broadcast_axis(axes) for axes in zip(*padded, strict=True))
+        return tuple(self._broadcast_axis(axes, key) for axes in zip(*padded, strict=True))
 
-    def _broadcast_axis(self, axes: tuple[Axis, ...]) -> Axis:
+    def _broadcast_axis(self, axes: tuple[Axis, ...], key: Hashable) -> Axis:
         sizes = [a for a in dict.fromkeys(axes) if isinstance(a, Poly) and a.constant != 1]
         for other in sizes[1:]:
-            self.equate(sizes[0], other, ("broadcast", str(other)))
+            self.equate(sizes[0], other, key)
         return sizes[0] if sizes else const(1)
 
 

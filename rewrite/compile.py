@@ -17,6 +17,7 @@ from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
 from .capture import Captured, capture
 from .checkpoint import finish, snapshot
+from .collector import fewer_collections
 from .cost import model_costs
 from .digest import model_digest
 from .journal import Applied, Costs, Journal, StageEnd, Verdict
@@ -119,6 +120,7 @@ def compile_model(
     return compile_checked(model, program, inputs, data, metrics, options, warnings)
 
 
+@fewer_collections()
 def compile_checked(
     model: nn.Module,
     program: Program,

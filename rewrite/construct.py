@@ -144,7 +144,11 @@ class Constructor:
         if not any(isinstance(value, (fx.Node, Planned)) for value in (left, right)):
             return self.scope.value(expr)
         op = self.state.vocabulary[_ARITHMETIC[expr.op]]
-        return self._plan(op, (self.scope.plain(left), self.scope.plain(right)), {}, {}, expr)
+        return self._plan(op, (self._operand(left), self._operand(right)), {}, {}, expr)
+
+    def _operand(self, value: Any) -> Any:
+        """A value of the graph as it is, constants of the model included; numbers as numbers."""
+        return value if isinstance(value, (fx.Node, Planned)) else self.scope.plain(value)
 
     def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
         """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with
@@ -205,7 +209,11 @@ class Constructor:
         specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
         weights = {name: _spec(value) for name, value in full.items()}
         dtype = self._dtype(specs)
-        attrs, results = self._shapes(op, specs, weights, attrs, dtype)
+        try:
+            attrs, results = self._shapes(op, specs, weights, attrs, dtype)
+        except _REFUSED as error:
+            place = Label(at.span, str(error).partition("\n")[0])
+            raise fail("R001", f"`{op.name}` cannot be built so", place) from error
         planned = Planned(op, inputs, full, attrs, self.origin, at, dtype, results)
         self.plan.ops.append(planned)
         return planned
@@ -251,6 +259,10 @@ class Constructor:
             if isinstance(s, TensorSpec) and s.dtype.is_floating_point
         ]
         return floating[0] if floating else torch.get_default_dtype()
+
+
+_REFUSED = (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
+"""What a setting that no such op takes, a stride of 0, say, makes Python or torch raise."""
 
 
 def _reads(plan: Plan) -> list[fx.Node]:

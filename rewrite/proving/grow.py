@@ -25,7 +25,7 @@ from ..opspec import InputSpec, OpSpec, ParamSpec
 from ..pattern import PatternOp
 from ..rule import Rule
 from .settings import setting, weight
-from .sizes import Extents
+from .sizes import KERNEL, Extents
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
 
@@ -253,7 +253,7 @@ class _Planter:
 
     def _beside(self, lead: tuple[int, ...]) -> Any:
         """The other operand of an elementwise op: a tensor that broadcasts, or a number."""
-        kind = self.source.choice(("tensor", "constant", "number", "channels"))
+        kind = self.source.choice(("tensor", "constant", "number", "channels", "features"))
         if kind == "number":
             return self.source.choice([1, 2.0, 0.5, 0, 1.0, -1.0, 0.0, 3])
         if kind == "tensor":
@@ -261,6 +261,8 @@ class _Planter:
         shape = tuple(size if self.source.chance(50) else 1 for size in lead)
         if kind == "channels" and len(lead) > 1:
             shape = (1, lead[1], *(1,) * (len(lead) - 2))
+        if kind == "features":
+            shape = lead[-1:]
         shape = shape[self.source.integer(0, len(shape)) :] if self.source.chance(30) else shape
         value = weight(self.source, "constant", shape, self.soil.generator)
         return self.soil.constant(value.double() if self.source.chance(10) else value)
@@ -301,11 +303,12 @@ class _Planter:
         self, op: PatternOp, spec: OpSpec, scope: dict[str, Any]
     ) -> dict[str, Tensor | None]:
         handle = self.handles.get(op.index, "")
-        share = self.source.choice((100, 100, 100, 50, 0))
+        measured = self.source.chance(85)  # statistics come together
         found: dict[str, Tensor | None] = {}
         for param in spec.params:
             clause = self.clauses.get(f"{handle}.{param.name}")
-            there = not param.optional or clause is not None or self.source.chance(share)
+            drawn = measured if param.name.startswith("running_") else self.source.chance(65)
+            there = not param.optional or clause is not None or drawn
             found[param.name] = self._param(param, clause, scope) if there else None
         return found
 
@@ -314,15 +317,17 @@ class _Planter:
             raise Unsuitable(f"nothing says the shape of {param.name}")
         if clause is not None and clause.dims is not None:
             self._align(param.shape, clause.dims, scope)
-        shape = self.extents.of_spec(param.shape, scope, 0)
+        shape = self.extents.of_spec(param.shape, scope, 0, weight=True)
         return weight(self.source, param.name, shape, self.soil.generator).to(self.dtype)
 
     def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:
         """The rule's names for the axes of a weight and the op's, each told from the other."""
         if len(dims) != len(spec.before):
             raise Unsuitable(spec.owner)
-        for axis, dim in zip(spec.before, dims, strict=True):
+        for number, (axis, dim) in enumerate(zip(spec.before, dims, strict=True)):
             told = axis.names <= scope.keys()
+            if not told and number >= 2 and isinstance(dim, t.Name):
+                self.names.setdefault(dim.text, self.source.choice(KERNEL))
             if told and isinstance(dim, t.Name) and dim.text not in self.names:
                 self.names[dim.text] = axis.evaluate(scope)
             if not told:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
@@ -13,11 +14,30 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from ...grammar import tree as t
+from ..binding import Bindings
 from ..rule import Rule, compile_rule
+from ..site import Site, examine
+from .dyadic import DIFFERS, DyadicResult, check_dyadic
+from .field import FieldResult, check_field
 from .grow import Grown
+from .mutate import Score, score, specimens
 from .near import NearResult, examine_near, near_misses
 from .source import Drawn, Recorded, Replayed, Rolled, Unsuitable
-from .trial import BAD, FIRED, OPAQUE, REFUSED, SILENT, Outcome, Subject, arguments, model, trial
+from .trial import (
+    BAD,
+    FIRED,
+    OPAQUE,
+    REFUSED,
+    SILENT,
+    WRONG,
+    Outcome,
+    Subject,
+    arguments,
+    bound,
+    model,
+    state_of,
+    trial,
+)
 
 LEAST_FIRED = 50
 """Fewer models than this in which a rule fired show nothing (V001)."""
@@ -68,13 +88,19 @@ class Proof:
     explored: Explored
     guards: tuple[str, ...]
     near: list[NearResult] = field(default_factory=list)
+    mutants: Score = field(default_factory=lambda: Score((), 0))
+    algebra: list[FieldResult] = field(default_factory=list)
+    bits: list[DyadicResult] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def failures(self) -> list[Outcome]:
         """Mistakes: of the rule, or of the engine."""
         first = [self.explored.failure.outcome] if self.explored.failure else []
-        return [*first, *(outcome for result in self.near for outcome in result.wrong)]
+        near = [outcome for result in self.near for outcome in result.wrong]
+        wrong = [Outcome(WRONG, "algebra", r.reason) for r in self.algebra if r.verdict == "wrong"]
+        differ = [_differing(r) for r in self.bits if r.verdict == DIFFERS]
+        return [*first, *near, *wrong, *differ]
 
     @property
     def weak(self) -> list[str]:
@@ -82,7 +108,8 @@ class Proof:
         found = []
         if self.explored.fired < LEAST_FIRED:
             found.append(f"fired in {self.explored.fired} models only")
-        return found + [f"no model violates `{g}`" for g in self.guards if not self._violated(g)]
+        found += [f"no model violates `{g}`" for g in self.guards if not self._violated(g)]
+        return found + [f"mutant survives: {fate.mutant.name}" for fate in self.mutants.survivors]
 
     def _violated(self, guard: str) -> bool:
         seen = (self.explored.silent, *(result.conditions for result in self.near))
@@ -95,18 +122,45 @@ class Proof:
         return "weakly verified" if self.weak else "verified"
 
 
+def _differing(found: DyadicResult) -> Outcome:
+    place = f"output {found.output} at {list(found.index)}"
+    return Outcome(WRONG, "bits", f"{place}: {found.before!r} before, {found.after!r} after")
+
+
 def prove(subject: Subject, models: int, start: int = 0) -> Proof:
-    """Tries one rule on `models` generated models and on its near-misses. `start` is the seed."""
+    """Tries one rule on `models` generated models, on near-misses, in exact arithmetic, and with
+    mistakes planted in its text. `start` is the seed.
+    """
     begun = time.perf_counter()
     rule = compile_rule(subject.source, arguments(Rolled(start), subject.source))
     explored = explore(subject, models, start)
     proof = Proof(rule.name, rule.kind, rule.digest, explored, guards_of(rule))
-    if explored.failure is None and explored.tapes:
-        proof.near = [
-            examine_near(near, subject, explored.tapes) for near in near_misses(rule, subject)
-        ]
+    tapes = explored.tapes
+    if explored.failure is None and tapes:
+        proof.near = [examine_near(near, subject, tapes) for near in near_misses(rule, subject)]
+        proof.algebra = [r for tape in tapes[:FIELDS] for r in _algebra(subject, tape)]
+        proof.bits = [check_dyadic(subject, again(subject, tape)) for tape in tapes[:DYADIC]]
+        growers = [partial(again, subject, tape) for tape in tapes]
+        proof.mutants = score(subject, specimens(subject, growers))
     proof.seconds = time.perf_counter() - begun
     return proof
+
+
+FIELDS = 32
+"""Models whose algebra is decided in a finite field: as many draws of shapes and settings."""
+
+DYADIC = 32
+"""Models that run on numbers without rounding."""
+
+
+def _algebra(subject: Subject, tape: Sequence[int]) -> Iterator[FieldResult]:
+    grown = again(subject, tape)
+    state = state_of(subject, grown)
+    for planted in grown.planted:
+        bindings = bound(state, grown.rule, planted)
+        site = examine(state, grown.rule, bindings) if isinstance(bindings, Bindings) else None
+        if isinstance(site, Site):
+            yield check_field(state, site)
 
 
 def guards_of(rule: Rule) -> tuple[str, ...]:

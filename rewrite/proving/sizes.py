@@ -14,8 +14,11 @@ from .source import Source, Unsuitable
 EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8)
 """Small first: draws shrink to 1. Odd, prime and even extents all occur."""
 
-SPATIAL = (5, 4, 6, 7, 3, 8, 9, 1, 2)
-"""Extents behind the channels, mostly large enough for a kernel."""
+SPATIAL = (5, 4, 6, 7, 3, 8, 9, 11, 12, 1, 2)
+"""Extents of values behind the channels, mostly large enough for a kernel."""
+
+KERNEL = (3, 2, 1, 3, 5, 4)
+"""Extents of weights behind the channels."""
 
 
 class Extents:
@@ -82,11 +85,14 @@ class Extents:
         except LissomError as error:
             raise Unsuitable(str(error)) from error
 
-    def of_spec(self, spec: ShapeSpec, scope: dict[str, Any], rest: int) -> tuple[int, ...]:
+    def of_spec(
+        self, spec: ShapeSpec, scope: dict[str, Any], rest: int, *, weight: bool = False
+    ) -> tuple[int, ...]:
         """A shape that fits a declared one; draws the dimensions that are not known yet."""
         for number, axis in enumerate(spec.before + spec.after):
             for name in sorted(axis.names - scope.keys()):
-                scope[name] = self.draw(number)
+                kernel = weight and number >= 2
+                scope[name] = self.source.choice(KERNEL) if kernel else self.draw(number)
         if spec.rest and REST not in scope:
             scope[REST] = tuple(self.draw(len(spec.before) + i) for i in range(rest))
         return tuple(int(size) for size in spec.evaluate(scope))
