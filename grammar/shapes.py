@@ -161,8 +161,7 @@ class Model:
 
     def _matched_attr(self, step: Step, attr: t.OpAttr) -> Term:
         """What the pattern says about an attribute; a fresh name gets new symbols."""
-        given = step.settings.get(attr.name.text)
-        width = WIDTHS.get(attr.type.name or "", 0)
+        given, width = step.settings.get(attr.name.text), WIDTHS.get(attr.type.name or "", 0)
         if isinstance(given, t.Name) and given.text not in self.terms.names:
             term = self._new_attr(given.text, attr, width)
             self.terms.names[given.text] = term
@@ -225,10 +224,9 @@ class Model:
         return inst
 
     def _apart(self, inst: Instance, code: str) -> Fault:
-        if code == "P004":
-            return never(inst.step)
         message = f"the operands of `{inst.facts.name}` have sizes that differ"
-        return Fault(code, message, (Label(inst.step.whole),))
+        found = Fault(code, message, (Label(inst.step.whole),))
+        return never(inst.step) if code == "P004" else found
 
     def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:
         step, name = inst.step, inst.facts.name
@@ -289,7 +287,7 @@ class Model:
         return self.after[name] if name in self.after else self.value(name)
 
     def _make(self, step: Step) -> None:
-        facts = self.known.op(self._built_op(step))
+        facts = self.known.op(self.sides.op_of(step, self.ops))
         if facts is None:
             for name in step.results:
                 self.after[name] = (self.solver.rest(("built", name)),)
@@ -306,13 +304,8 @@ class Model:
             parts = {(step.handle, name): term for name, term in weights.items()}
             self.terms.parts |= parts | {(step.handle, a): local.names[a] for a in facts.attrs}
 
-    def _built_op(self, step: Step) -> str:
-        source = self.sides.handles.get(step.clone)
-        return self.ops.get(id(source), step.ops[0]) if source else step.ops[0]
-
     def _built_attr(self, step: Step, attr: t.OpAttr) -> Term:
-        given = step.settings.get(attr.name.text)
-        width = WIDTHS.get(attr.type.name or "", 0)
+        given, width = step.settings.get(attr.name.text), WIDTHS.get(attr.type.name or "", 0)
         if given is not None:
             return widened(self.terms.of(given), width)
         if step.clone:
@@ -345,11 +338,11 @@ class Model:
         try:
             self.solver.unify(left, right, topic)
         except Mismatch:
-            counts = [len(self.solver.shape(shape)) for shape in (left, right)]
-            message = f"{fault.message}: {counts[0]} axes against {counts[1]}"
+            first, second = (len(self.solver.shape(shape)) for shape in (left, right))
+            message = f"{fault.message}: {first} axes against {second}"
             self.faults.append(Fault(fault.code, message, fault.labels))
         except TooLarge:
-            return
+            pass
 
 
 def models(rule: t.Rule, both: Sides, known: Known) -> list[Model]:

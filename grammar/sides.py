@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -64,6 +65,11 @@ class Sides:
     @cached_property
     def produced(self) -> dict[str, Step]:
         return {name: step for step in self.left for name in step.results if name != "_"}
+
+    def op_of(self, step: Step, chosen: Mapping[int, str]) -> str:
+        """The op that a build makes; that of the matched op if it is a copy."""
+        source = self.handles.get(step.clone)
+        return chosen.get(id(source), step.ops[0]) if source else step.ops[0]
 
     @cached_property
     def inner(self) -> set[str]:

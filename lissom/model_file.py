@@ -65,6 +65,12 @@ def load_model(name: str) -> ModelFile:
     )
 
 
+def load_tables(place: str) -> tuple[Mapping[str, Callable[..., Any]], Mapping[str, Any]]:
+    """The `functions` and `ops` that a Python file gives; no model is built."""
+    module = load_module(place)
+    return _table(module, "functions"), _table(module, "ops")
+
+
 def _has_function(name: str) -> bool:
     """Whether the last colon parts off a function: not the one of a drive letter."""
     return ":" in name and name.rpartition(":")[2].isidentifier()

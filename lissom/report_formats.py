@@ -1,10 +1,11 @@
-"""Diagnostics for machines: SARIF 2.1.0 and GitHub's workflow commands."""
+"""Results for machines: SARIF 2.1.0, GitHub's workflow commands, JUnit XML."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 from .grammar.diagnostics import Diagnostic, Span
 
@@ -74,6 +75,20 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def junit(suite: str, cases: Sequence[tuple[str, str, float, str | None]]) -> str:
+    """One test suite; a case is a name, a place, seconds, and what failed."""
+    root = ElementTree.Element("testsuite", name=suite, tests=str(len(cases)))
+    root.set("failures", str(sum(failed is not None for *_, failed in cases)))
+    for name, place, seconds, failed in cases:
+        settings = {"name": name, "classname": place, "time": f"{seconds:.3f}"}
+        case = ElementTree.SubElement(root, "testcase", settings)
+        if failed is not None:
+            lines = failed.splitlines() or [""]
+            ElementTree.SubElement(case, "failure", message=lines[0]).text = failed
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
 
 FORMATS: Mapping[str, Callable[[Sequence[Diagnostic]], str]] = {"sarif": sarif, "github": github}

@@ -88,7 +88,7 @@ def compile_rule(
     """The rule for the engine. Raises where the rule needs parts of the language that have no
     engine yet.
     """
-    _check_supported(source)
+    check_supported(source)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
@@ -168,7 +168,8 @@ _LATER: Sequence[tuple[type, str]] = (
 )
 
 
-def _check_supported(source: t.Rule) -> None:
+def check_supported(source: t.Rule) -> None:
+    """Raises R002 where the rule needs parts of the language that have no engine yet."""
     for node in t.walk(source):
         for kind, what in _LATER:
             if isinstance(node, kind):

@@ -8,24 +8,23 @@ and behind. Every op runs once on real numbers as it is built, so that only lega
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
 from ..attributes import read_attr
 from ..binding import literal
-from ..dims import ShapeSpec, compiled
+from ..dims import compiled
 from ..ops import Vocabulary
-from ..opspec import InputSpec, OpSpec, ParamSpec
+from ..opspec import OpSpec
 from ..pattern import PatternOp
 from ..rule import Rule
-from .settings import setting, weight
-from .sizes import KERNEL, Extents
+from .filling import Filling, dtype_of, spec_at
+from .settings import setting
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
 
@@ -70,16 +69,11 @@ class _Planter:
     def __init__(self, soil: Soil, rule: Rule, spoil: t.Node | None) -> None:
         self.soil, self.source, self.rule, self.spoil = soil, soil.source, rule, spoil
         self.planted = Planted()
-        self.names: dict[str, Any] = {**rule.args}
-        hints = [v for v in rule.args.values() if isinstance(v, int) and not isinstance(v, bool)]
-        self.extents = Extents(soil.source, hints)
-        self.dtype = torch.float32
         kept = [clause for clause in rule.pattern.shapes if clause is not spoil]
-        self.clauses = {str(clause.path): clause.type for clause in kept}
+        clauses = {str(clause.path): clause.type for clause in kept}
         self.chosen = {op.index: self._choose(op) for op in rule.pattern.ops}
-        self.handles = {
-            op.index: op.source.handle.text for op in rule.pattern.ops if op.source.handle
-        }
+        self.filling = Filling(soil, rule, clauses, self.chosen)
+        self.names = self.filling.names
 
     def plant(self) -> Planted:
         waiting = list(self.rule.pattern.ops)
@@ -124,23 +118,24 @@ class _Planter:
         name = op.reads[0]
         if name not in self.planted.values:
             first = self.chosen[op.index].inputs[0]
-            self.planted.values[name] = self._free(name, first, {}, None)
+            self.planted.values[name] = self.filling.free(name, first, {}, None)
         return self.planted.values[name]
 
     def _call(self, op: PatternOp, before: fx.Node | None) -> fx.Node:
         spec = self.chosen[op.index]
         scope = self._constrained(op, spec)
         inputs = self._inputs(op, spec, scope, before)
-        self.dtype = _dtype(self.soil.value(inputs))
+        self.filling.dtype = dtype_of(self.soil.value(inputs))
         for last in (False, False, False, True):
             names, tried = dict(self.names), dict(scope)
             try:
                 attrs = self._attrs(op, spec, tried, inputs)
-                params = self._params(op, spec, tried)
+                params = self.filling.weights(op, spec, tried)
                 self._bind(op, attrs)
                 return self.soil.op(spec, inputs, params, attrs)
             except Unsuitable:
-                self.names = names
+                self.names.clear()
+                self.names.update(names)
                 if last:
                     raise
         raise AssertionError
@@ -204,7 +199,7 @@ class _Planter:
         found: list[Any] = [self._known(w) for w in wanted]
         if before is not None:
             found[0] = before
-        specs = [_spec_at(spec, index) for index in range(len(wanted))]
+        specs = [spec_at(spec, index) for index in range(len(wanted))]
         broadcasts = "elementwise" in spec.traits and len(spec.inputs) > 1
         lead: tuple[int, ...] | None = None
         for value, declared in zip(found, specs, strict=True):
@@ -212,11 +207,11 @@ class _Planter:
             if isinstance(real, Tensor):
                 lead = tuple(real.shape) if lead is None else lead
                 if declared.shape is not None and not broadcasts and not declared.variadic:
-                    self.extents.solve(declared.shape, tuple(real.shape), scope)
+                    self.filling.extents.solve(declared.shape, tuple(real.shape), scope)
         for index, value in enumerate(found):
             if value is _OPEN:
                 name = wanted[index].text if isinstance(wanted[index], t.Name) else "_"
-                node = self._free(
+                node = self.filling.free(
                     name, specs[index], scope, lead if broadcasts or specs[index].variadic else None
                 )
                 if name != "_":
@@ -236,113 +231,8 @@ class _Planter:
         value = literal(wanted) if isinstance(wanted, t.Expr) else None
         return _OPEN if value is None else value
 
-    def _free(
-        self, name: str, spec: InputSpec, scope: dict[str, Any], lead: tuple[int, ...] | None
-    ) -> Any:
-        """A value that the pattern does not produce."""
-        clause = self.clauses.get(name)
-        if lead is not None and clause is None:
-            return self._beside(lead)
-        shape = self._shape(name, clause, spec, scope)
-        kind = next(
-            (k for k in (clause.name if clause else None, spec.kind) if k in ("f", "i", "b")), "f"
-        )
-        if self.source.chance(8) and kind == "f":
-            return self.soil.constant(weight(self.source, name, shape, self.soil.generator))
-        return self.soil.around(self.soil.input(kind, shape))
-
-    def _beside(self, lead: tuple[int, ...]) -> Any:
-        """The other operand of an elementwise op: a tensor that broadcasts, or a number."""
-        kind = self.source.choice(("tensor", "constant", "number", "channels", "features"))
-        if kind == "number":
-            return self.source.choice([1, 2.0, 0.5, 0, 1.0, -1.0, 0.0, 3])
-        if kind == "tensor":
-            return self.soil.around(self.soil.input("f", lead))
-        shape = tuple(size if self.source.chance(50) else 1 for size in lead)
-        if kind == "channels" and len(lead) > 1:
-            shape = (1, lead[1], *(1,) * (len(lead) - 2))
-        if kind == "features":
-            shape = lead[-1:]
-        shape = shape[self.source.integer(0, len(shape)) :] if self.source.chance(30) else shape
-        value = weight(self.source, "constant", shape, self.soil.generator)
-        return self.soil.constant(value.double() if self.source.chance(10) else value)
-
-    def _rank(self, name: str) -> int | None:
-        """How many axes the ops behind a value will ask for, past those that keep its shape."""
-        for op in self.rule.pattern.ops:
-            if name not in op.reads:
-                continue
-            spec = self.chosen[op.index]
-            declared = _spec_at(spec, op.reads.index(name)).shape
-            if declared is not None and not declared.rest:
-                return declared.least
-            found = self._rank(op.targets[0]) if _keeps_shape(spec) else None
-            if found is not None:
-                return found
-        return None
-
-    def _shape(
-        self, name: str, clause: t.Type | None, spec: InputSpec, scope: dict[str, Any]
-    ) -> tuple[int, ...]:
-        rank = self._rank(name) or self.source.integer(1, 4)
-        if clause is None or clause.dims is None:
-            if spec.shape is None:
-                return tuple(self.extents.draw(axis) for axis in range(rank))
-            return self.extents.of_spec(spec.shape, scope, max(0, rank - spec.shape.least))
-        rest = rank - len([d for d in clause.dims if not isinstance(d, t.DimRest)])
-        if spec.shape is not None and not spec.shape.rest:
-            rest += spec.shape.least - rank
-        shape = self.extents.of_clause(clause.dims, self.names, max(rest, 0))
-        if spec.shape is not None:
-            self.extents.solve(spec.shape, shape, scope)
-        return shape
-
-    # -- weights -----------------------------------------------------------------------------------
-
-    def _params(
-        self, op: PatternOp, spec: OpSpec, scope: dict[str, Any]
-    ) -> dict[str, Tensor | None]:
-        handle = self.handles.get(op.index, "")
-        measured = self.source.chance(85)  # statistics come together
-        found: dict[str, Tensor | None] = {}
-        for param in spec.params:
-            clause = self.clauses.get(f"{handle}.{param.name}")
-            drawn = measured if param.name.startswith("running_") else self.source.chance(65)
-            there = not param.optional or clause is not None or drawn
-            found[param.name] = self._param(param, clause, scope) if there else None
-        return found
-
-    def _param(self, param: ParamSpec, clause: t.Type | None, scope: dict[str, Any]) -> Tensor:
-        if param.shape is None:
-            raise Unsuitable(f"nothing says the shape of {param.name}")
-        if clause is not None and clause.dims is not None:
-            self._align(param.shape, clause.dims, scope)
-        shape = self.extents.of_spec(param.shape, scope, 0, weight=True)
-        return weight(self.source, param.name, shape, self.soil.generator).to(self.dtype)
-
-    def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:
-        """The rule's names for the axes of a weight and the op's, each told from the other."""
-        if len(dims) != len(spec.before):
-            raise Unsuitable(spec.owner)
-        for number, (axis, dim) in enumerate(zip(spec.before, dims, strict=True)):
-            told = axis.names <= scope.keys()
-            if not told and number >= 2 and isinstance(dim, t.Name):
-                self.names.setdefault(dim.text, self.source.choice(KERNEL))
-            if told and isinstance(dim, t.Name) and dim.text not in self.names:
-                self.names[dim.text] = axis.evaluate(scope)
-            if not told:
-                self.extents.solve_axis(
-                    axis, self.extents.of_clause((dim,), self.names, 0)[0], scope
-                )
-
 
 _OPEN: Any = object()
-
-
-def _dtype(values: tuple[Any, ...]) -> torch.dtype:
-    """The precision of the first floating operand: that of the op's weights."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return next((v.dtype for v in tensors if v.is_floating_point()), torch.float32)
 
 
 def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
@@ -364,18 +254,8 @@ def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
     )
 
 
-def _keeps_shape(spec: OpSpec) -> bool:
-    return bool(spec.traits & {"elementwise", "normalises"}) or spec.name == "batch_norm"
-
-
 def _is_fixed(keyword: t.Keyword) -> bool:
     return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None
-
-
-def _spec_at(spec: OpSpec, index: int) -> InputSpec:
-    if index < len(spec.inputs):
-        return spec.inputs[index]
-    return spec.inputs[-1]
 
 
 def _gathered(spec: OpSpec, values: list[Any]) -> tuple[Any, ...]:

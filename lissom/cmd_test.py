@@ -1,0 +1,193 @@
+"""`lissom test`: rules that test themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .cmd_check import rule_files
+from .output import FAILED, OK, Output, command
+
+if TYPE_CHECKING:
+    from .grammar.diagnostics import Diagnostic
+    from .rewrite.proving.cases import CaseResult
+    from .rewrite.proving.report import Report
+    from .testing import Job
+
+COLUMNS = ("rule", "fired", "silent", "near", "mutants", "algebra", "bits", "float", "verdict")
+
+
+@command(formats=("text", "json", "junit", "github"))
+@click.argument("files", nargs=-1, required=True)
+@click.option("--rule", "names", multiple=True, help="Test only this rule; may be repeated.")
+@click.option("--models", default=400, show_default=True, help="Generated models for each rule.")
+@click.option("--seed", default=0, show_default=True, help="Where the choices start.")
+@click.option("--jobs", "processes", type=int, help="Processes; as many as cores if not given.")
+@click.option("--python", metavar="FILE", help="A file whose `functions` and `ops` the rules name.")
+@click.option("--certificate", metavar="FILE", help="Write the evidence as JSON.")
+@click.option("--failures", metavar="FOLDER", help="Write a script for each mistake found.")
+@click.option("--strict", is_flag=True, help="A rule that is weakly verified is an error.")
+def test(
+    out: Output,
+    files: tuple[str, ...],
+    names: tuple[str, ...],
+    models: int,
+    seed: int,
+    processes: int | None,
+    python: str | None,
+    certificate: str | None,
+    failures: str | None,
+    strict: bool,
+) -> int:
+    """Test the rules in FILES, and in folders, on models generated from their own text.
+
+    A rule must fire where its left side is planted, stay silent on near-misses for the right
+    reason, compute the same, and its mutants must be noticed. Lines of `test` blocks are tried too.
+    """
+    from . import testing
+
+    paths = rule_files(files)
+    jobs = testing.jobs_of(paths, names, models, seed, python)
+    reports, skipped = _prove(out, jobs, processes or testing.cores())
+    cases = testing.run_blocks(paths, python) if not names else []
+    _show(out, jobs, reports, skipped, cases)
+    found = [d for job in jobs if job in reports for d in testing.diagnostics(job, reports[job])]
+    found += testing.case_diagnostics(cases)
+    _machine(out, jobs, reports, cases, found)
+    if certificate is not None:
+        _write_certificate(Path(certificate), jobs, reports)
+        out.say(f"wrote {certificate}")
+    if failures is not None:
+        _write_failures(out, Path(failures), jobs, reports)
+    bad = any(d.severity == "error" or strict for d in found)
+    return FAILED if bad else OK
+
+
+def _prove(
+    out: Output, jobs: Sequence[Job], processes: int
+) -> tuple[dict[Job, Report], dict[Job, str]]:
+    from . import testing
+
+    reports: dict[Job, Report] = {}
+    skipped: dict[Job, str] = {}
+    with out.progress("testing") as progress:
+        for number, (job, found) in enumerate(testing.run_all(jobs, processes)):
+            progress(job.rule, number, len(jobs))
+            if isinstance(found, str):
+                skipped[job] = found
+            else:
+                reports[job] = found
+    return reports, skipped
+
+
+# -- for people ------------------------------------------------------------------------------------
+
+
+def _show(
+    out: Output,
+    jobs: Sequence[Job],
+    reports: dict[Job, Report],
+    skipped: dict[Job, str],
+    cases: Sequence[CaseResult],
+) -> None:
+    if out.format != "text":
+        return
+    rows = [_row(reports[job]) for job in jobs if job in reports]
+    if rows:
+        out.table([COLUMNS, *rows], "<>>>>>>>", header=True)
+    for job, why in skipped.items():
+        out.say(f"not run: {job.rule}: {why}")
+    for result in cases:
+        mark = "ok" if result.holds else "FAILED"
+        out.say(f"{mark}  {result.test}: {' '.join(result.case.span.text.split())}  {result.seen}")
+    out.say(_summary(list(reports.values())))
+
+
+def _row(report: Report) -> tuple[str, ...]:
+    near = sum(item.silent + item.equal for item in report.near)
+    return (
+        report.rule,
+        str(report.fired),
+        str(sum(report.silent.values()) + sum(report.refused.values())),
+        str(near),
+        f"{report.killed}/{report.mutants}",
+        f"{report.algebra.proved}/{report.algebra.sites}",
+        f"{report.bit_equal}/{report.bits}",
+        f"{report.ratio:.2f}",
+        report.verdict,
+    )
+
+
+def _summary(reports: Sequence[Report]) -> str:
+    fired = sum(report.fired for report in reports)
+    mutants = sum(report.mutants for report in reports)
+    killed = sum(report.killed for report in reports)
+    models = sum(report.models for report in reports)
+    failed = sum(bool(report.failures) for report in reports)
+    return (
+        f"{len(reports)} rules, {models:,} models, {fired:,} rewrites, {killed:,} of {mutants:,} "
+        f"mutants killed, {failed} failed"
+    )
+
+
+# -- for machines ----------------------------------------------------------------------------------
+
+
+def _machine(
+    out: Output,
+    jobs: Sequence[Job],
+    reports: dict[Job, Report],
+    cases: Sequence[CaseResult],
+    found: Sequence[Diagnostic],
+) -> None:
+    from .report_formats import github, junit
+
+    done = [reports[job] for job in jobs if job in reports]
+    if out.format == "github":
+        click.echo(github(found))
+        return
+    if out.format == "junit":
+        click.echo(junit("lissom", [(r.rule, r.place, r.seconds, _failure(r)) for r in done]))
+        return
+    out.report(*found)
+    out.fields |= {
+        "rules": [report.as_json() for report in done],
+        "tests": [{"test": c.test, "holds": c.holds, "seen": c.seen} for c in cases],
+    }
+
+
+def _failure(report: Report) -> str | None:
+    if not report.failures:
+        return None
+    first = report.failures[0]
+    return f"{first.kind} ({first.condition})\n{first.detail}"
+
+
+def _write_certificate(path: Path, jobs: Sequence[Job], reports: dict[Job, Report]) -> None:
+    from .rewrite.files import write_file
+    from .rewrite.proving.report import certificate
+
+    document = certificate([reports[job] for job in jobs if job in reports], jobs[0].seed)
+    write_file(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _write_failures(
+    out: Output, folder: Path, jobs: Sequence[Job], reports: dict[Job, Report]
+) -> None:
+    from importlib.metadata import version
+
+    from .rewrite.files import write_file
+    from .rewrite.proving.reproduce import script
+
+    for job, report in ((job, reports[job]) for job in jobs if job in reports):
+        if not report.tape:
+            continue
+        path = folder / f"{job.rule}.py"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = Path(job.path).read_text(encoding="utf-8")
+        write_file(path, script(report, text, path.name, version("lissom")).encode())
+        out.say(f"wrote {path}")

@@ -1,0 +1,155 @@
+"""Runs the proofs of many rules, in several processes where that helps."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .grammar import tree as t
+from .grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from .grammar.program import Program, load_program
+from .model_file import load_tables
+from .passes.functions import FUNCTIONS
+from .rewrite.ops import Vocabulary
+from .rewrite.proving.cases import CaseResult, run_test
+from .rewrite.proving.prove import prove
+from .rewrite.proving.report import Report, report_of
+from .rewrite.proving.trial import Subject
+from .rewrite.rule import check_supported
+
+VERIFIED, WEAK, FAILED = "verified", "weakly verified", "FAILED"
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One rule of one file, and how hard to try it. `python` names a file whose `functions` and
+    `ops` the rule may use.
+    """
+
+    path: str
+    rule: str
+    models: int
+    seed: int
+    python: str | None
+
+
+def jobs_of(
+    paths: Iterable[Path], names: Sequence[str], models: int, seed: int, python: str | None
+) -> list[Job]:
+    """One job for each rule of the files; only rules in `names`, if there are any. Raises N001."""
+    found = [
+        Job(str(path), rule.name.text, models, seed, python)
+        for path in paths
+        for rule in _program(str(path)).file.all(t.Rule)
+        if not names or rule.name.text in names
+    ]
+    missing = set(names) - {job.rule for job in found}
+    if missing:
+        raise fail("N001", f"no rule is called `{min(missing)}`", Label(None, where=min(missing)))
+    return found
+
+
+def _program(path: str) -> Program:
+    """Each file is parsed once in a process, until it changes."""
+    return _loaded(path, Path(path).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _loaded(path: str, written: int) -> Program:
+    return load_program(Path(path))
+
+
+@cache
+def _tables(python: str | None) -> tuple[Mapping[str, Callable[..., Any]], Mapping[str, Any]]:
+    return load_tables(python) if python is not None else ({}, {})
+
+
+def _subject(path: str, rule: t.Rule, python: str | None) -> Subject:
+    functions, ops = _tables(python)
+    vocabulary = Vocabulary(_program(path).declarations, ops)
+    return Subject(rule, vocabulary, {**FUNCTIONS, **functions})
+
+
+def run(job: Job) -> Report | str:
+    """The proof of one rule; the reason where this version cannot apply it."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # torch speaks of tiny extents, which are meant
+    rule = _program(job.path).own_rules[job.rule]
+    try:
+        check_supported(rule)
+    except LissomError as error:
+        return error.diagnostics[0].message
+    return report_of(prove(_subject(job.path, rule, job.python), job.models, job.seed), rule)
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | str]]:
+    """Every job with its report, as they get ready."""
+    if processes == 1 or len(jobs) < 2:
+        yield from ((job, run(job)) for job in jobs)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run, job): job for job in jobs}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+
+
+def run_blocks(paths: Iterable[Path], python: str | None) -> list[CaseResult]:
+    """Every line of every `test` block."""
+    return [
+        result
+        for path in paths
+        for test in _program(str(path)).file.all(t.Test)
+        for result in run_test(test, lambda word, p=path: _named(p, word, python))
+    ]
+
+
+def _named(path: Path, word: t.Word, python: str | None) -> Subject:
+    program = _program(str(path))
+    rule = program.rule(word) if word.text else next(iter(program.own_rules.values()), None)
+    if rule is None:
+        raise fail("N001", "the file has no rule", Label(word.span))
+    return _subject(str(path), rule, python)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# -- as diagnostics --------------------------------------------------------------------------------
+
+
+def diagnostics(job: Job, report: Report) -> list[Diagnostic]:
+    """A mistake is an error, what was not shown a warning; both point at the rule."""
+    rule = _program(job.path).own_rules[job.rule]
+    label = Label(rule.name.span, "this rule")
+    if report.failures:
+        first = report.failures[0]
+        message = f"`{report.rule}` fails its test: {first.kind} ({first.condition})"
+        return [Diagnostic("V110", message, (label,), (first.detail,))]
+    if report.weak:
+        message = f"`{report.rule}` is weakly verified"
+        return [Diagnostic("V111", message, (label,), report.weak, severity="warning")]
+    return []
+
+
+def case_diagnostics(results: Iterable[CaseResult]) -> list[Diagnostic]:
+    return [
+        Diagnostic(
+            "V112",
+            f"test `{result.test}`: this does not hold",
+            (Label(result.case.span),),
+            (result.seen,),
+        )
+        for result in results
+        if not result.holds
+    ]

@@ -1,0 +1,137 @@
+"""What a proof says, as plain values: for tables, JSON, certificates and other processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...grammar import tree as t
+from ..certificate import environment
+from .field import PROVED, UNDECIDED
+from .prove import Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """One near-miss: how often it was built, how often the rule was silent for the right reason,
+    and how often it fired with an equal result.
+    """
+
+    name: str
+    silent: int
+    equal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A mistake: what kind, which condition or check, and what was seen."""
+
+    kind: str
+    condition: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Algebra:
+    """Sites decided in the finite field: how many are identities, with the largest probability that
+    chance made one look so; why others are open.
+    """
+
+    proved: int
+    sites: int
+    error: float
+    degree: int
+    open: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Evidence about one rule. `ratio`: the largest difference seen, over the one allowed."""
+
+    rule: str
+    kind: str
+    place: str
+    sha256: str
+    verdict: str
+    models: int
+    fired: int
+    silent: dict[str, int]
+    refused: dict[str, int]
+    near: tuple[Near, ...]
+    mutants: int
+    killed: int
+    survivors: tuple[str, ...]
+    algebra: Algebra
+    bit_equal: int
+    bits: int
+    ratio: float
+    weak: tuple[str, ...]
+    failures: tuple[Found, ...]
+    tape: tuple[int, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "tape"}
+
+
+def report_of(proof: Proof, source: t.Rule) -> Report:
+    """The plain values of a proof."""
+    explored, failure = proof.explored, proof.explored.failure
+    decided = [result for result in proof.bits if result.verdict == "bit_equal"]
+    applicable = [result for result in proof.bits if result.verdict != "not applicable"]
+    return Report(
+        proof.rule,
+        proof.kind,
+        str(source.name.span),
+        proof.digest,
+        proof.verdict,
+        explored.models,
+        explored.fired,
+        dict(explored.silent),
+        dict(explored.refused),
+        tuple(Near(r.near.name, r.silent, r.equal) for r in proof.near),
+        len(proof.mutants.fates),
+        proof.mutants.killed,
+        tuple(f"{fate.mutant.name}: {fate.mutant.text}" for fate in proof.mutants.survivors),
+        _algebra(proof),
+        len(decided),
+        len(applicable),
+        explored.ratio,
+        tuple(proof.weak),
+        tuple(Found(o.kind, o.condition, o.detail) for o in proof.failures),
+        failure.tape if failure is not None else (),
+        proof.seconds,
+    )
+
+
+def _algebra(proof: Proof) -> Algebra:
+    proved = [result for result in proof.algebra if result.verdict == PROVED]
+    left = Counter(result.reason for result in proof.algebra if result.verdict == UNDECIDED)
+    return Algebra(
+        len(proved),
+        len(proof.algebra),
+        max((result.error for result in proved), default=1.0),
+        max((result.degree for result in proved), default=0),
+        dict(left.most_common(3)),
+    )
+
+
+CLAIMS = (
+    "fired: applications that the engine verified, after which the whole model computed the same. "
+    "algebra: both sides agreed as polynomials on random residues; `error` bounds the probability "
+    "that chance made them agree at one site. bits: float64 without rounding, same bits. All of it "
+    "speaks of the models that were drawn."
+)
+
+
+def certificate(reports: Sequence[Report], seed: int) -> dict[str, Any]:
+    """What was tried and found, rule by rule; rules are named by the SHA-256 of their text."""
+    return {
+        "format": 1,
+        "environment": environment(),
+        "seed": seed,
+        "rules": [report.as_json() for report in reports],
+        "claims": CLAIMS,
+    }

@@ -1,0 +1,72 @@
+"""A mistake that was found, as a script that shows it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...grammar.program import program_of
+from ..ops import Vocabulary
+from .report import Report
+from .source import Replayed
+from .trial import BAD, Subject, model, trial
+
+_SCRIPT = '''\
+"""{headline}
+
+{detail}
+
+Run it with `python {file}`. The same choices give the same model with lissom {version}.
+"""
+
+from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.proving.reproduce import replay
+
+PROGRAM = """\\
+{program}"""
+
+CHOICES = {tape}
+
+replay(PROGRAM, {rule!r}, CHOICES, FUNCTIONS)
+'''
+
+
+def script(report: Report, program: str, file: str, version: str) -> str:
+    """The text of a script for the first mistake of a report."""
+    first = report.failures[0]
+    return _SCRIPT.format(
+        headline=f"The rule `{report.rule}` is {first.kind}: {first.condition}".replace('"""', "'"),
+        detail=first.detail.replace("\\", "/").replace('"""', "'''"),
+        file=file,
+        version=version,
+        program=program.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
+        tape=list(report.tape),
+        rule=report.rule,
+    )
+
+
+def replay(
+    program: str,
+    rule: str,
+    choices: Sequence[int],
+    functions: Mapping[str, Callable[..., Any]],
+    ops: Mapping[str, Any] | None = None,
+) -> bool:
+    """Grows the model of `choices` once more, prints it, and says what the rule does to it.
+
+    `functions` and `ops` are what the program's own declarations name. True if the mistake is
+    still there.
+    """
+    read = program_of(program, "<program>")
+    source = read.own_rules[rule]
+    vocabulary = Vocabulary(read.declarations, dict(ops or {}))
+    subject = Subject(source, vocabulary, functions)
+    grown = model(Replayed(choices), subject)
+    print(grown.module.code)
+    for name, weight in grown.module.state_dict().items():
+        print(f"{name}: {weight.dtype} {list(weight.shape)}")
+    print("inputs:", *(list(value.shape) for value in grown.inputs))
+    outcomes = trial(subject, grown)
+    for outcome in outcomes:
+        print(f"{outcome.kind} {outcome.condition}\n{outcome.detail}")
+    return any(outcome.kind in BAD for outcome in outcomes)
