@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -11,6 +12,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the expected messages of tests/errors anew; read the difference first",
     )
+
+
+def pytest_configure() -> None:
+    """Several processes share the cores, and the tensors of tests are small."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def test_what_is_found_is_small_and_comes_again() -> None:
     outcomes = trial(wrong, again(wrong, failure.tape))
     assert failure.outcome.kind in {outcome.kind for outcome in outcomes}
     assert len(again(wrong, failure.tape).module.graph.nodes) <= 5
+    assert sum(number > 0 for number in failure.tape) <= 12
 
 
 # -- an engine that is wrong -----------------------------------------------------------------------

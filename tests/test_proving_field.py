@@ -44,7 +44,8 @@ from .test_verify import (
 from .test_verify import FUNCTIONS as LOW_RANK_FUNCTIONS
 
 ORDERS = {
-    "drop_repeated_relu", "drop_repeated_abs", "merge_clamps", "merge_relu_clamp",
+    "drop_repeated_relu", "drop_relu_of_softplus", "drop_repeated_abs", "merge_clamps",
+    "merge_relu_clamp",
     "merge_clamp_relu", "sink_bn", "sink_bn_1d",
 }  # fmt: skip
 """Rules about signs and orders, which a field does not have."""

@@ -6,6 +6,7 @@ weights and any settings that the expression leaves open.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -60,14 +61,14 @@ def _checked(case: t.Check, subject: Subject) -> tuple[bool, str]:
 def _tried(case: t.Fires | t.Silent, subject: Subject) -> tuple[bool, str]:
     rule = compile_rule(subject.source, {})
     family = replace(compile_rule(_family(case.model, subject.vocabulary), {}), args=rule.args)
-    fired, reasons, tried = 0, set[tuple[str, str]](), 0
+    fired, reasons, tried = 0, Counter[tuple[str, str]](), 0
     for seed in range(4 * MODELS):
         found = _one(seed, subject, rule, family)
         if found is None:
             continue
         tried += 1
         fired += found[0]
-        reasons |= found[1]
+        reasons.update(found[1])
         if tried == MODELS:
             break
     return _judged(case, fired, tried, reasons)
@@ -87,9 +88,10 @@ def _one(
 
 
 def _judged(
-    case: t.Fires | t.Silent, fired: int, tried: int, reasons: set[tuple[str, str]]
+    case: t.Fires | t.Silent, fired: int, tried: int, reasons: Counter[tuple[str, str]]
 ) -> tuple[bool, str]:
-    said = "; ".join(sorted({reason for _, reason in reasons})[:3]) or "nothing looked like a site"
+    often = [reason for (_, reason), _ in reasons.most_common(3)]
+    said = "; ".join(often) or "nothing looked like a site"
     share = f"fired on {fired} of {tried} models"
     if isinstance(case, t.Fires):
         return fired > 0, share if fired else f"{share}: {said}"

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-from hypothesis import HealthCheck, Phase, given, reject, seed, settings
-from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
 
 from ...grammar import tree as t
 from ..binding import Bindings
@@ -22,7 +17,8 @@ from .field import FieldResult, check_field
 from .grow import Grown
 from .mutate import Score, score, specimens
 from .near import NearResult, examine_near, near_misses
-from .source import Drawn, Recorded, Replayed, Rolled, Unsuitable
+from .shrink import shrunk
+from .source import Recorded, Replayed, Rolled, Source, Unsuitable
 from .trial import (
     BAD,
     FIRED,
@@ -44,9 +40,6 @@ LEAST_FIRED = 50
 
 KEPT = 64
 """Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
-
-SHRINKING = 60
-"""Further models at most that are tried to make a failing one smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,74 +165,44 @@ def guards_of(rule: Rule) -> tuple[str, ...]:
 # -- exploring -------------------------------------------------------------------------------------
 
 
-class _Found(AssertionError):
-    """A mistake, on its way through Hypothesis, which shrinks the model that shows it."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.outcome.detail)
-        self.failure = failure
-
-
 ROUNDS = 8
-"""How often `models` models are drawn where the rule fires too seldom."""
+"""How many times `models` models are drawn where the rule fires too seldom."""
+
+SPARE = 8
+"""Draws for each model that is wanted: some lead nowhere."""
 
 
 def explore(subject: Subject, models: int, start: int = 0) -> Explored:
     """Tries the rule on `models` generated models, and on more where it fired less than LEAST_FIRED
-    times. A mistake ends the search, and is made as small as Hypothesis can.
+    times. A mistake ends the search, and its choices are made small.
     """
     found = Explored()
-    _round(subject, models, start * ROUNDS, found)
-    for number in range(1, ROUNDS):
-        if found.fired < LEAST_FIRED and found.failure is None:
-            _round(subject, models, start * ROUNDS + number, found)
+    for number in range(SPARE * ROUNDS * models):
+        enough = found.fired >= LEAST_FIRED or found.models >= ROUNDS * models
+        if found.failure is not None or (found.models >= models and enough):
+            break
+        source = Recorded(Rolled(f"{start}/{number}"))
+        outcomes = _outcomes(subject, source)
+        if outcomes:
+            _note(found, tuple(source.tape), outcomes)
+    if found.failure is not None:
+        found.failure = _smallest(subject, found.failure)
     return found
 
 
-def _round(subject: Subject, models: int, start: int, found: Explored) -> None:
-    left = [SHRINKING]
-
-    @seed(start)
-    @settings(
-        max_examples=models,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
-        report_multiple_bugs=False,
-        print_blob=False,
-    )
-    @given(_models(subject))
-    def one(drawn: _Drawn) -> None:
-        if found.failure is not None:
-            left[0] -= 1
-        if left[0] >= 0 or (found.failure is not None and drawn.tape == found.failure.tape):
-            _try(subject, drawn, found)
-
+def _outcomes(subject: Subject, source: Source) -> list[Outcome]:
+    """What became of one model; nothing where the draws did not fit together."""
     try:
-        one()
-    except _Found as error:
-        found.failure = error.failure
-    except Unsatisfiable:
-        return
+        grown = model(source, subject)
+    except Unsuitable:
+        return []
+    return trial(subject, grown)
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A model and its choices; Hypothesis prints the choices alone."""
-
-    grown: Grown = field(repr=False)
-    tape: tuple[int, ...]
-
-
-def _try(subject: Subject, drawn: _Drawn, found: Explored) -> None:
-    tape = drawn.tape
-    outcomes = trial(subject, drawn.grown)
+def _note(found: Explored, tape: tuple[int, ...], outcomes: list[Outcome]) -> None:
     wrong = next((outcome for outcome in outcomes if outcome.kind in BAD), None)
     if wrong is not None:
         found.failure = Failure(wrong, tape)
-        raise _Found(found.failure)
-    if found.failure is not None:
         return
     found.models += 1
     for outcome in outcomes:
@@ -248,14 +211,25 @@ def _try(subject: Subject, drawn: _Drawn, found: Explored) -> None:
         found.tapes.append(tape)
 
 
-@st.composite
-def _models(draw: Callable[[Any], Any], subject: Subject) -> _Drawn:
-    source = Recorded(Drawn(draw))
-    try:
-        grown = model(source, subject)
-    except Unsuitable:
-        reject()
-    return _Drawn(grown, tuple(source.tape))
+def _smallest(subject: Subject, failure: Failure) -> Failure:
+    """The same mistake on a smaller model."""
+    known = {failure.tape: failure}
+
+    def fails(tape: tuple[int, ...]) -> tuple[int, ...] | None:
+        source = Recorded(Replayed(tape))
+        same = (
+            outcome
+            for outcome in _outcomes(subject, source)
+            if (outcome.kind, outcome.condition) == wanted
+        )
+        outcome = next(same, None)
+        used = tuple(source.tape)
+        if outcome is not None:
+            known[used] = Failure(outcome, used)
+        return used if outcome is not None else None
+
+    wanted = (failure.outcome.kind, failure.outcome.condition)
+    return known[shrunk(failure.tape, fails)]
 
 
 def again(subject: Subject, tape: Sequence[int]) -> Grown:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from random import Random
-from typing import Any, TypeVar
-
-from hypothesis import strategies as st
+from typing import TypeVar
 
 Item = TypeVar("Item")
 
@@ -29,16 +26,6 @@ class Source(ABC):
 
 class Unsuitable(Exception):
     """A draw led nowhere (a kernel larger than its image); another one may lead somewhere."""
-
-
-class Drawn(Source):
-    """Choices made by Hypothesis, through the `draw` of a composite strategy."""
-
-    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
-        self._draw = draw
-
-    def integer(self, low: int, high: int) -> int:
-        return self._draw(_integers(low, high))
 
 
 class Recorded(Source):
@@ -68,13 +55,8 @@ class Replayed(Source):
 class Rolled(Source):
     """Choices from a seed: nothing shrinks, but nothing is spent on that either."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str) -> None:
         self._random = Random(seed)
 
     def integer(self, low: int, high: int) -> int:
         return self._random.randint(low, high)
-
-
-@cache
-def _integers(low: int, high: int) -> st.SearchStrategy[int]:
-    return st.integers(low, high)
