@@ -27,7 +27,7 @@ from ..state import State
 from ..view import View
 from .grow import Grown, Planted
 from .premise import Sums
-from .trial import Subject, bound, condition, moved, state_of
+from .trial import Subject, bound, condition, is_random, moved, state_of
 
 BIT_EQUAL, DIFFERS, NOT_APPLICABLE = "bit_equal", "differs", "not applicable"
 
@@ -235,17 +235,11 @@ def _one(state: State, grown: Grown, planted: Planted, width: int) -> DyadicResu
     sums = Sums(state, ready)
     apply(state, "dyadic", ready, 0.0)
     finish(state.module)
-    if _draws(state):
+    if is_random(state):
         return DyadicResult(NOT_APPLICABLE, "the model draws random numbers")
     with torch.no_grad():
         pairs = list(zip(before(*grown.inputs), state.module(*grown.inputs), strict=True))
     return _compared(pairs, sums, width)
-
-
-def _draws(state: State) -> bool:
-    calls = [state.view.call(node) for node in state.module.graph.nodes]
-    random = [call for call in calls if call is not None and "random" in call.op.traits]
-    return any(call.attrs.get("training", True) for call in random)
 
 
 def _compared(pairs: list[tuple[Any, Any]], sums: Sums, width: int) -> DyadicResult:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ...grammar import tree as t
-from ..dims import ShapeSpec
+from ...grammar.diagnostics import LissomError
+from ..dims import REST, ShapeSpec, shape_spec
 from ..opspec import InputSpec, OpSpec, ParamSpec
 from ..pattern import PatternOp
 from ..rule import Rule
@@ -43,6 +44,9 @@ class Filling:
         clause = self.clauses.get(name)
         if lead is not None and clause is None:
             return self._beside(lead)
+        for node in self.soil.offers:
+            if self.source.chance(80) and self._takes(node, clause, spec, scope):
+                return node
         shape = self._shape(name, clause, spec, scope)
         kind = next(
             (k for k in (clause.name if clause else None, spec.kind) if k in ("f", "i", "b")), "f"
@@ -50,6 +54,26 @@ class Filling:
         if self.source.chance(8) and kind == "f":
             return self.soil.constant(weight(self.source, name, shape, self.soil.generator))
         return self.soil.around(self.soil.input(kind, shape))
+
+    def _takes(
+        self, node: fx.Node, clause: t.Type | None, spec: InputSpec, scope: dict[str, Any]
+    ) -> bool:
+        """Whether a value that is there already can be the operand; binds dimensions if so."""
+        value = self.soil.real[node]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return False
+        names, tried = dict(self.names), dict(scope)
+        try:
+            if clause is not None and clause.dims is not None:
+                self.extents.solve(clause_spec(clause), tuple(value.shape), names)
+                names.pop(REST, None)
+            if spec.shape is not None:
+                self.extents.solve(spec.shape, tuple(value.shape), tried)
+        except (Unsuitable, LissomError):
+            return False
+        self.names.update(names)
+        scope.update(tried)
+        return True
 
     def _beside(self, lead: tuple[int, ...]) -> Any:
         """The other operand of an elementwise op: a tensor that broadcasts, or a number."""
@@ -134,6 +158,13 @@ class Filling:
                 self.extents.solve_axis(
                     axis, self.extents.of_clause((dim,), self.names, 0)[0], scope
                 )
+
+
+def clause_spec(clause: t.Type) -> ShapeSpec:
+    """A rule's shape clause as the declaration of a shape. Raises where it holds a range."""
+    found = shape_spec("clause", clause)
+    assert found is not None
+    return found
 
 
 def dtype_of(values: tuple[Any, ...]) -> torch.dtype:

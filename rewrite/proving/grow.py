@@ -8,7 +8,7 @@ and behind. Every op runs once on real numbers as it is built, so that only lega
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,19 +48,43 @@ def grow(source: Source, rule: Rule, vocabulary: Vocabulary, spoil: t.Node | Non
     `spoil` is a condition of the pattern that the model is to violate: an op of it, an attribute,
     an operand that is a number, or a shape clause.
     """
+    soil = _soil(source, vocabulary)
+    planted = [_Planter(soil, rule, spoil).plant() for _ in range(2 if source.chance(20) else 1)]
+    return _finished(soil, rule, [(rule, instance) for instance in planted])
+
+
+def grow_together(source: Source, rules: Sequence[Rule], vocabulary: Vocabulary) -> Grown:
+    """A model with one instance of each rule's left side, each reading what the ones before it gave
+    where that fits. Raises `Unsuitable`.
+    """
+    soil = _soil(source, vocabulary)
+    instances = []
+    for rule in rules:
+        planted = _Planter(soil, rule, None).plant()
+        instances.append((rule, planted))
+        made = [v for name, v in planted.values.items() if name in rule.outputs]
+        soil.offers = [v for v in made if isinstance(v, fx.Node)] + soil.offers
+    return _finished(soil, rules[0], instances)
+
+
+def _soil(source: Source, vocabulary: Vocabulary) -> Soil:
     graph = fx.Graph()
     end = graph.output(None)
-    soil = Soil(source, vocabulary, fx.GraphModule(nn.Module(), graph), end)
-    planted = [_Planter(soil, rule, spoil).plant() for _ in range(2 if source.chance(20) else 1)]
-    kept = dict.fromkeys(node for instance in planted for node in soil.exits(rule, instance))
+    return Soil(source, vocabulary, fx.GraphModule(nn.Module(), graph), end)
+
+
+def _finished(soil: Soil, rule: Rule, instances: Sequence[tuple[Rule, Planted]]) -> Grown:
+    """The model returns what every instance gives."""
+    kept = dict.fromkeys(node for own, planted in instances for node in soil.exits(own, planted))
     if not kept:
         raise Unsuitable("no output")
-    end.args = (tuple(kept),)
-    end.meta["val"] = tuple(node.meta["val"] for node in kept)
+    soil.end.args = (tuple(kept),)
+    soil.end.meta["val"] = tuple(node.meta["val"] for node in kept)
     soil.module.graph.lint()
     soil.module.recompile()
-    inputs = tuple(soil.real[n] for n in graph.nodes if n.op == "placeholder")
-    return Grown(rule, soil.module, inputs, planted, not source.chance(10))
+    inputs = tuple(soil.real[n] for n in soil.module.graph.nodes if n.op == "placeholder")
+    planted = [instance for _, instance in instances]
+    return Grown(rule, soil.module, inputs, planted, not soil.source.chance(10))
 
 
 class _Planter:

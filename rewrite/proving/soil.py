@@ -41,7 +41,9 @@ class Planted:
 
 
 class Soil:
-    """The model while it grows: nodes, and the numbers they hold."""
+    """The model while it grows: nodes, and the numbers they hold. `offers` are values that the next
+    instance may read.
+    """
 
     def __init__(
         self, source: Source, vocabulary: Vocabulary, module: fx.GraphModule, end: fx.Node
@@ -50,6 +52,7 @@ class Soil:
         self.real: dict[fx.Node, Any] = {}
         self.generator = torch.Generator().manual_seed(source.integer(0, 1 << 16))
         self.count = 0
+        self.offers: list[fx.Node] = []
 
     def name(self) -> str:
         self.count += 1

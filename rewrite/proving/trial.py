@@ -168,7 +168,7 @@ def _applied(state: State, ready: Ready) -> Outcome:
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
     apply(state, "trial", ready, 0.0)
     finish(state.module)
-    if before is None or _is_random(state):
+    if before is None or is_random(state):
         return Outcome(FIRED, ratio=worst)
     nodes = len(state.module.graph.nodes)
     verdict = model_equality(before, state.module, state.samples.inputs, nodes)
@@ -177,7 +177,7 @@ def _applied(state: State, ready: Ready) -> Outcome:
     return Outcome(WRONG, verdict.claim, f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}")
 
 
-def _is_random(state: State) -> bool:
+def is_random(state: State) -> bool:
     """Whether the model draws numbers as it runs: then two runs of it differ by themselves."""
     calls = (state.view.call(node) for node in state.module.graph.nodes)
     return any(

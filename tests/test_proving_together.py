@@ -1,0 +1,117 @@
+"""Rules in company: every ordered pair of exact library rules, and many at once in any order."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from functools import cache
+
+import pytest
+import torch
+
+from lissom.grammar import tree as t
+from lissom.grammar.parse import parse
+from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.proving.grow import Grown
+from lissom.rewrite.proving.source import Rolled, Unsuitable
+from lissom.rewrite.proving.together import Company, company, try_together
+from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.view import View
+
+from .support import library
+
+FILES = ("tidy", "fold", "absorb", "merge")
+DRAWS = 8
+
+
+@cache
+def subjects() -> dict[str, Subject]:
+    rules = [rule for name in FILES for rule in parse(library(name)).all(t.Rule)]
+    vocabulary = Vocabulary.library()
+    return {rule.name.text: Subject(rule, vocabulary, FUNCTIONS) for rule in rules}
+
+
+def drawn(seed: str, names: tuple[str, ...]) -> tuple[Grown, list[Subject]] | None:
+    """A model in which each of the rules has a site."""
+    for number in range(DRAWS):
+        try:
+            return company(Rolled(f"{seed}/{number}"), [subjects()[name] for name in names])
+        except Unsuitable:
+            continue
+    return None
+
+
+def tried(seed: str, names: tuple[str, ...]) -> Company | None:
+    found = drawn(seed, names)
+    return None if found is None else try_together(*found)
+
+
+@pytest.mark.parametrize("first", sorted(subjects()))
+def test_every_rule_with_every_other(first: str) -> None:
+    """S18: two rules fine alone, an invalid graph together."""
+    fired: Counter[str] = Counter()
+    for second in subjects():
+        found = tried(f"{first}/{second}", (first, second))
+        if found is not None:
+            assert found.wrong == "", (first, second)
+            fired.update({name for name, count in found.fired.items() if count})
+    assert fired[first] >= 5
+    assert len(fired) >= len(subjects()) // 2
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_many_rules_at_once(seed: int) -> None:
+    source = Rolled(f"many {seed}")
+    names = tuple(source.choice(sorted(subjects())) for _ in range(5))
+    found = tried(f"many {seed}", tuple(dict.fromkeys(names)))
+    assert found is None or found.wrong == ""
+
+
+def rewritten(grown: Grown, chosen: list[Subject]) -> torch.nn.Module:
+    assert try_together(grown, chosen).wrong == ""
+    return grown.module
+
+
+NAMES = ("fold_bn", "merge_pointwise", "fold_scale", "drop_double_neg")
+
+
+def agree(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...], within: float) -> None:
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(
+            b.to(a.dtype),
+            a,
+            rtol=within,
+            atol=within * float(a.nan_to_num().abs().max() + 1),
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rewriting_commutes_with_what_keeps_the_model(seed: int) -> None:
+    """The same draws give the same bits; a copy taken before stays as it was; double precision."""
+    plain, twin = (drawn(f"commutes {seed}", NAMES) for _ in range(2))
+    assert plain is not None
+    assert twin is not None
+    args = plain[0].inputs
+    copied = copy.deepcopy(plain[0].module)
+    expected = rewritten(*plain)(*args)
+    agree(expected, rewritten(*twin)(*args), 0.0)
+    agree(expected, copied(*args), 1e-4)
+    doubled = [arg.double() for arg in args]
+    agree(copied.double()(*doubled), plain[0].module.double()(*doubled), 1e-5)
+
+
+def test_a_pair_that_is_wrong_together_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that gives readers another value breaks what the next rule builds on."""
+    replace = View.replace
+
+    def forgetful(self: View, old: torch.fx.Node, new: torch.fx.Node) -> None:
+        readers = list(old.users)
+        replace(self, old, new)
+        if len(readers) == 1 and readers[0].op != "output" and old.op == "call_module":
+            readers[0].replace_input_with(new, next(iter(new.graph.nodes)))
+
+    monkeypatch.setattr(View, "replace", forgetful)
+    wrong = [tried(f"fold_bn/{name}", ("fold_bn", name)) for name in subjects()]
+    assert any(found is not None and found.wrong for found in wrong)
