@@ -109,16 +109,13 @@ def run_blocks(paths: Iterable[Path], python: str | None) -> list[CaseResult]:
         result
         for path in paths
         for test in _program(str(path)).file.all(t.Test)
-        for result in run_test(test, lambda word, p=path: _named(p, word, python))
+        for result in run_test(test, _finder(path, python), {**FUNCTIONS, **_tables(python)[0]})
     ]
 
 
-def _named(path: Path, word: t.Word, python: str | None) -> Subject:
+def _finder(path: Path, python: str | None) -> Callable[[t.Word], Subject]:
     program = _program(str(path))
-    rule = program.rule(word) if word.text else next(iter(program.own_rules.values()), None)
-    if rule is None:
-        raise fail("N001", "the file has no rule", Label(word.span))
-    return _subject(str(path), rule, python)
+    return lambda word: _subject(str(path), program.rule(word), python)
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ from lissom.grammar.vocabulary import Declarations, library_sources
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("language", "engine", "rule")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("proof", "language", "engine", "rule")),
 ]
 
 
@@ -67,6 +67,22 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
     printed = _run([sys.executable, str(ROOT / "examples" / f"{name}.py")], tmp_path)
     wanted = {"own_rule": "error[V101]", "why": "left alone: read_twice: `h` is also read by"}
     assert wanted[name] in printed
+
+
+def test_lines_of_the_test_block_in_the_docs_hold(tmp_path: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "proof.md", "lissom")
+    (tmp_path / "page.lissom").write_text(f"{text}\n")
+    printed = _run([sys.executable, "-m", "lissom", "test", "page.lissom"], tmp_path)
+    assert [line.split()[0] for line in printed.splitlines()] == ["ok"] * 4 + ["0"]
+
+
+def test_rules_of_a_user_are_tested_the_same_way(tmp_path: Path) -> None:
+    path = ROOT / "examples" / "activations.lissom"
+    command = [sys.executable, "-m", "lissom", "test", str(path), "--models", "60", "--jobs", "1"]
+    printed = _run(command, tmp_path)
+    first, second = (line.split() for line in printed.splitlines()[1:3])
+    assert (first[0], first[-1]) == ("written_silu", "verified")
+    assert (second[0], second[-1]) == ("written_hardsigmoid", "verified")
 
 
 def _run(command: list[str], folder: Path) -> str:

@@ -20,7 +20,7 @@ from ..rule import Rule, compile_rule
 from ..strategy import Runner
 from .grow import grow
 from .source import Rolled, Unsuitable
-from .trial import Subject, state_of
+from .trial import Functions, Subject, state_of
 
 MODELS = 20
 """Models of one family that are tried."""
@@ -36,25 +36,30 @@ class CaseResult:
     seen: str
 
 
-def run_test(test: t.Test, subject_of: Callable[[t.Word], Subject]) -> list[CaseResult]:
-    """Every line of a `test` block. `subject_of` finds the rule that a line names."""
-    return [_run(test.name.text, case, subject_of) for case in test.cases]
+Find = Callable[[t.Word], Subject]
+
+
+def run_test(test: t.Test, find: Find, functions: Functions) -> list[CaseResult]:
+    """Every line of a `test` block. `find` gives the rule that a line names, `functions` are what
+    conditions may call.
+    """
+    return [_run(test.name.text, case, find, functions) for case in test.cases]
 
 
 def _run(
-    name: str, case: t.Fires | t.Silent | t.Check, subject_of: Callable[[t.Word], Subject]
+    name: str, case: t.Fires | t.Silent | t.Check, find: Find, functions: Functions
 ) -> CaseResult:
     try:
         if isinstance(case, t.Check):
-            return CaseResult(name, case, *_checked(case, subject_of(t.Word("", span=case.span))))
-        return CaseResult(name, case, *_tried(case, subject_of(case.rule)))
+            return CaseResult(name, case, *_checked(case, functions))
+        return CaseResult(name, case, *_tried(case, find(case.rule)))
     except LissomError as error:
         return CaseResult(name, case, False, str(error))
 
 
-def _checked(case: t.Check, subject: Subject) -> tuple[bool, str]:
+def _checked(case: t.Check, functions: Functions) -> tuple[bool, str]:
     """A condition on numbers, such as `check rank_for_share(50%, 4, 64) == 8`."""
-    scope = Scope({}, subject.functions, QUESTIONS, None)
+    scope = Scope({}, functions, QUESTIONS, None)
     return bool(scope.number(case.condition)), case.condition.span.text
 
 

@@ -219,16 +219,27 @@ def _overwrite(grown: Grown, node: fx.Node | None) -> bool:
         return False
     held, graph = node.args[0], grown.module.graph
     if held.op in ("placeholder", "get_attr"):
-        with graph.inserting_before(node):
-            copied = graph.call_function(torch.neg, (held,))
-        copied.meta.update(val=held.meta["val"], site="")
-        node.replace_input_with(held, copied)
-        _rename(grown, held, copied)
-        held = copied
+        held = _copied(grown, held)
     with graph.inserting_after(node):
         changed = graph.call_method("mul_", (held, 2.0))
     changed.meta.update(val=held.meta["val"], site="")
     return _return(grown, changed)
+
+
+def _copied(grown: Grown, held: fx.Node) -> fx.Node:
+    """Matched ops read a value of the model instead of an input or a weight, which is not theirs
+    to change.
+    """
+    graph = grown.module.graph
+    matched = {node for planted in grown.planted for node in planted.nodes.values()}
+    readers = [node for node in graph.nodes if node in matched and held in node.all_input_nodes]
+    with graph.inserting_before(readers[0]):
+        copied = graph.call_function(torch.neg, (held,))
+    copied.meta.update(val=held.meta["val"], site="")
+    for reader in readers:
+        reader.replace_input_with(held, copied)
+    _rename(grown, held, copied)
+    return copied
 
 
 def _rename(grown: Grown, old: fx.Node, new: fx.Node) -> None:

@@ -17,7 +17,7 @@ NEVER_NEGATIVE = frozenset(
 @dataclass(frozen=True)
 class Roles:
     """handles: the ops behind `c`. values, dims, lets, built: names in textual order. settings:
-    names bound to attributes, by type. ops: every op name of the left side, `_` left out.
+    names bound to attributes, by type. ops: every op name on either side, `_` left out.
     fixed: weights that are always there, since the pattern says their shape.
     """
 
@@ -68,7 +68,7 @@ class Roles:
 
     @property
     def signless(self) -> bool:
-        """Whether some op of the left side is never negative: then its magnitude is no news."""
+        """Whether some op is never negative: then its magnitude is no news."""
         return bool(self.ops & NEVER_NEGATIVE)
 
 
@@ -93,9 +93,14 @@ def roles(rule: t.Rule, vocabulary: Vocabulary) -> Roles:
         _words(_dims(p.type) for p in shapes),
         _words((w.text for w in b.targets) for b in lets),
         tuple(n for n in _words((w.text for w in s.targets) for s in steps) if n not in values),
-        frozenset(word.text for p in ops for word in p.ops.names),
+        frozenset(word.text for p in ops for word in p.ops.names) | _made(steps),
         frozenset(str(p.path) for p in shapes),
     )
+
+
+def _made(steps: Iterable[t.Build]) -> frozenset[str]:
+    called = (step.value.function for step in steps if isinstance(step.value, t.Call))
+    return frozenset(function.text for function in called if isinstance(function, t.Name))
 
 
 def _words(groups: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor, fx
+
 from ...grammar.diagnostics import LissomError
 from ..checkpoint import finish, snapshot
 from ..journal import Applied
-from ..model_check import model_equality
+from ..model_check import model_equality, outputs
 from ..rule import compile_rule
 from ..strategy import Runner
 from .grow import Grown, grow_together
@@ -53,9 +55,17 @@ def try_together(grown: Grown, subjects: Sequence[Subject]) -> Company:
     if again:
         last = state.journal.of(Applied)[-1]
         return Company(fired, f"`{last.rule}` fires again at {last.site}")
-    if is_random(state):
+    if is_random(state) or not _finite(before, grown):
         return Company(fired)
     nodes = len(before.graph.nodes)
     found = model_equality(before, state.module, grown.inputs, nodes)
     wrong = "" if found.holds else f"{found.worst} > {found.tolerance}; {found.detail}"
     return Company(fired, wrong)
+
+
+def _finite(module: fx.GraphModule, grown: Grown) -> bool:
+    """Whether the model's results are numbers. One rule alone keeps the places of infinities where
+    its ops compute element by element; sums of infinities may be merged away.
+    """
+    results = [value for value in outputs(module, grown.inputs) if isinstance(value, Tensor)]
+    return all(bool(value.isfinite().all()) for value in results)
