@@ -16,6 +16,7 @@ COMMANDS = {
     "why": "Say why a rule does or does not match a model.",
     "plan": "Show what a program would do to a model, and save it.",
     "apply": "Compress a model, verify the result, and write it.",
+    "bisect": "Find the rewrite that breaks a promise.",
     "verify": "Check a written model against its certificate.",
     "demo": "Train, compress and verify a small digit reader.",
     "new": "Start a rule file.",

@@ -19,7 +19,7 @@ from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.artifact import check_plan, plan_of
 from .rewrite.compile import Compiled, Options, compile_model
-from .rewrite.journal import Note
+from .rewrite.journal import Journal, Note
 
 EXACT = ("exact", "lossless", "observe")
 """Kinds of rules that change no output, and so need no permission."""
@@ -42,8 +42,15 @@ class Request:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-def run(file: ModelFile, program: Program, request: Request, out: Output) -> Compiled:
-    """Compile the model; progress is shown on a terminal."""
+def run(
+    file: ModelFile,
+    program: Program,
+    request: Request,
+    out: Output,
+    fuel: int | None = None,
+    journal: Journal | None = None,
+) -> Compiled:
+    """Compile the model, with `fuel` rewrites at most; progress is shown on a terminal."""
     args = read_settings(request.settings, _params(program, request.pipeline))
     with out.progress(f"compiling {file.name}") as progress:
         options = Options(
@@ -52,6 +59,8 @@ def run(file: ModelFile, program: Program, request: Request, out: Output) -> Com
             (*EXACT, *request.allow),
             {**FUNCTIONS, **file.functions},
             file.ops,
+            fuel=fuel,
+            journal=journal if journal is not None else Journal(),
             progress=progress,
         )
         return compile_model(file.model, program, file.inputs, file.data, file.metrics, options)

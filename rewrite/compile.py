@@ -90,7 +90,8 @@ def stamp(module: nn.Module) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Options:
     """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host
-    program adds.
+    program adds. `fuel`: how many rewrites at most. `journal`: where events go, so that they are
+    there when a stage fails.
     """
 
     pipeline: str | None = None
@@ -100,6 +101,8 @@ class Options:
     own: Mapping[str, Any] = field(default_factory=dict)
     verify: bool = True
     seed: int = 0
+    fuel: int | None = None
+    journal: Journal = field(default_factory=Journal)
     progress: Progress = lambda stage, done, total: None
 
 
@@ -179,9 +182,10 @@ def working_state(
         options.functions,
         QUESTIONS,
         samples,
-        Journal(),
+        options.journal,
         options.verify,
         options.seed,
+        options.fuel,
     )
 
 

@@ -20,7 +20,7 @@ from .view import View
 @dataclass
 class State:
     """Everything that a rule application reads or changes. `module` is the compiler's own copy of
-    the model.
+    the model. `fuel`: how many more rewrites there may be; None where nobody counts.
     """
 
     module: fx.GraphModule
@@ -31,6 +31,7 @@ class State:
     journal: Journal
     verify: bool = True
     seed: int = 0
+    fuel: int | None = None
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)

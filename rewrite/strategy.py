@@ -30,13 +30,12 @@ CAP_LEAST = 1000
 
 @dataclass
 class Runner:
-    """Runs steps of one stage. `allowed(site)` may veto a site (a saved plan does); `applied`
-    counts rewrites.
+    """Runs steps of one stage. `applied` counts rewrites; none is made once the state's fuel is
+    spent.
     """
 
     state: State
     stage: str
-    allowed: Callable[[Rule, fx.Node], bool] = lambda rule, node: True
     applied: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=64))
 
@@ -51,9 +50,14 @@ class Runner:
             start = anchor(self.state, rule)
             self._prefetch(rule, nodes, start)
             for node in nodes:
-                if not node._erased:
+                if not node._erased and self.state.fuel != 0:
                     self._try(rule, node, start)
         return self.applied - before
+
+    def _burn(self) -> None:
+        self.applied += 1
+        if self.state.fuel is not None:
+            self.state.fuel -= 1
 
     def _try(self, rule: Rule, node: fx.Node, start: PatternOp) -> list[fx.Node] | None:
         self.state.journal.tried[rule.label] += 1
@@ -61,7 +65,7 @@ class Runner:
         if isinstance(result, Miss):
             refuse(self.state, self.stage, rule, node, result)
             return None
-        self.applied += 1
+        self._burn()
         return result
 
     def _prefetch(self, rule: Rule, nodes: Sequence[fx.Node], start: PatternOp) -> None:
@@ -82,7 +86,7 @@ class Runner:
         work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
         cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
-        while (node := work.pop()) is not None:
+        while self.state.fuel != 0 and (node := work.pop()) is not None:
             for rule, start in work.rules_for(node):
                 self.state.journal.tried[rule.label] += 1
                 result = attempt(self.state, self.stage, rule, node, start)
@@ -98,7 +102,7 @@ class Runner:
         return self.applied - before
 
     def _count(self, rule: Rule, count: int, cap: int) -> None:
-        self.applied += 1
+        self._burn()
         self.recent.append(rule.name)
         if count > cap:
             place = Label(rule.source.name.span, "still applying")
@@ -130,7 +134,7 @@ class Runner:
         start = anchor(self.state, rule)
         waiting = candidates(self.state, rule)
         self._prefetch(rule, waiting, start)
-        while waiting and not done():
+        while waiting and self.state.fuel != 0 and not done():
             ready = [
                 (node, found)
                 for node in alive(waiting)
@@ -152,7 +156,7 @@ class Runner:
         apply(state, self.stage, best, 0.0)
         why = broken()
         if why is None:
-            self.applied += 1
+            self._burn()
             return True
         state.journal.events.pop()
         state.reset(entry)
