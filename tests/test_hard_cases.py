@@ -170,6 +170,17 @@ def test_s15_concatenation_of_one_value_with_itself() -> None:
     assert driven.difference() == 0
 
 
+def test_s16_a_written_out_layer_norm_whose_gain_only_broadcasts() -> None:
+    """microsoft/onnxruntime#25855, #31980."""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        apart = x - x.mean((1, 2, 3), keepdim=True)
+        return apart / (apart.pow(2).mean((1, 2, 3), keepdim=True) + 1e-5).sqrt() * m.g
+
+    driven = compiled(forward, g=nn.Parameter(torch.rand(8, 1, 1) + 0.5))
+    assert driven.applied == 0
+
+
 def test_s17_casts_there_and_back() -> None:
     """microsoft/onnxruntime#4039."""
     assert compiled(lambda m, x: (x * 3).int().float()).difference() == 0
@@ -214,6 +225,15 @@ def test_s20_a_weight_that_is_a_view_of_another() -> None:
     first.weight, second.weight = nn.Parameter(wide.data[:8]), nn.Parameter(wide.data[8:])
     driven = compiled(lambda m, x: m.n(m.c(x)) + m.e(x), c=first, e=second, n=norm())
     assert driven.difference() < 1e-5
+
+
+def test_s21_rounding_is_no_alarm() -> None:
+    """onnx/optimizer#255: a fold over 4,608 terms moves outputs by some 1e-6, and is right."""
+    torch.manual_seed(1)
+    wide = torch.randn(1, 512, 7, 7)
+    driven = compiled(lambda m, x: m.n(m.c(x)), wide, c=conv(512, 64, 3), n=norm(64))
+    assert driven.sites("fold_bn") == ["c"]
+    assert 0 < driven.difference() < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
