@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: venv demo test check bench fmt clean
+.PHONY: venv demo test check bench release-check fmt clean
 
 venv: $(BIN)/python
 
@@ -34,6 +34,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/rewriting.py
 	$(BIN)/python benchmarks/folding.py
 	$(BIN)/python benchmarks/capture.py
+
+release-check: $(VENV)/.test
+	$(BIN)/python benchmarks/release.py --out release.json
 
 fmt: $(VENV)/.test
 	$(BIN)/ruff format

@@ -125,3 +125,14 @@ def test_the_checked_program_has_the_length_it_claims(scripts: None) -> None:
     text = startup.program()
     assert text.count("\n") == startup.LINES
     assert text.count("exact rule own_") > 10
+
+
+def test_the_release_check_counts_what_it_tries() -> None:
+    printed = run("release.py", "texts", "artifacts", "kills", "--share", "0.1%")
+    rows = [line.split("|") for line in printed.splitlines() if line.startswith("| ")]
+    counts = {row[1].strip(): (row[2].strip(), row[3].strip()) for row in rows[2:]}
+    assert counts == {
+        "mutated rule files": ("100", "0"),
+        "changed artifacts": ("10", "0"),
+        "killed writers": ("1", "0"),
+    }

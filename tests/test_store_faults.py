@@ -274,7 +274,7 @@ def test_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
     target = tmp_path / "a"
     write_folder(target, dict.fromkeys("abc", b"z" * 20_000))
     seen = 0
-    for round_number in range(12):
+    for round_number in range(20):
         process = writer(target)
         time.sleep(0.02 + 0.007 * round_number)
         process.send_signal(signal.SIGKILL)
