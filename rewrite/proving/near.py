@@ -99,19 +99,25 @@ def _around(rule: Rule, subject: Subject, op: PatternOp) -> Iterator[Near]:
     if not op.source.shared and not op.repeat:
         for name in inner:
             r8 = frozenset({"R008"})
-            yield Near(f"`{name}` has another reader", r8, edit=_another_reader(name))
-            yield Near(f"`{name}` is returned", r8, edit=_returned(name))
+            yield Near(f"`{name}` has another reader", r8, edit=_on_value(name, _read))
+            yield Near(f"`{name}` is returned", r8, edit=_on_value(name, _return))
     if len(rule.pattern.ops) > 1 and not op.repeat:
         yield Near(
-            f"what `{op.targets[0]}` reads changes in place", frozenset(), edit=_in_place(op.index)
+            f"what `{op.targets[0]}` reads changes in place",
+            frozenset(),
+            edit=_on_op(op.index, _overwrite),
         )
     if op.repeat or not _has_weights(subject, op):
         return
-    yield Near(f"the layer of `{op.targets[0]}` has a hook", frozenset(), edit=_hooked(op.index))
     yield Near(
-        f"the layer of `{op.targets[0]}` is called twice", frozenset(), edit=_called_twice(op.index)
+        f"the layer of `{op.targets[0]}` has a hook", frozenset(), edit=_on_op(op.index, _hook)
     )
-    yield Near(f"a weight of `{op.targets[0]}` is tied", frozenset(), edit=_tied(op.index))
+    yield Near(
+        f"the layer of `{op.targets[0]}` is called twice",
+        frozenset(),
+        edit=_on_op(op.index, _call_again),
+    )
+    yield Near(f"a weight of `{op.targets[0]}` is tied", frozenset(), edit=_on_op(op.index, _tie))
 
 
 # -- edits -----------------------------------------------------------------------------------------
@@ -125,53 +131,42 @@ def _each(grown: Grown, change: Callable[[Planted], bool]) -> bool:
     return all(done)
 
 
-def _another_reader(name: str) -> Edit:
-    def edit(grown: Grown) -> bool:
-        def change(planted: Planted) -> bool:
-            value = planted.values.get(name)
-            return isinstance(value, fx.Node) and _return(grown, _relu(grown, value))
+def _on_value(name: str, change: Callable[[Grown, fx.Node], bool]) -> Edit:
+    """An edit at what a name of the pattern stands for."""
 
-        return _each(grown, change)
+    def at(grown: Grown, planted: Planted) -> bool:
+        value = planted.values.get(name)
+        return isinstance(value, fx.Node) and change(grown, value)
 
-    return edit
-
-
-def _returned(name: str) -> Edit:
-    def edit(grown: Grown) -> bool:
-        def change(planted: Planted) -> bool:
-            value = planted.values.get(name)
-            return isinstance(value, fx.Node) and _return(grown, value)
-
-        return _each(grown, change)
-
-    return edit
+    return lambda grown: _each(grown, lambda planted: at(grown, planted))
 
 
-def _hooked(index: int) -> Edit:
-    def edit(grown: Grown) -> bool:
-        return _each(grown, lambda planted: _hook(grown, planted.nodes.get(index)))
+def _on_op(index: int, change: Callable[[Grown, fx.Node], bool]) -> Edit:
+    """An edit at the node of a pattern op."""
 
-    return edit
+    def at(grown: Grown, planted: Planted) -> bool:
+        node = planted.nodes.get(index)
+        return node is not None and change(grown, node)
+
+    return lambda grown: _each(grown, lambda planted: at(grown, planted))
 
 
-def _hook(grown: Grown, node: fx.Node | None) -> bool:
-    if node is None or node.op != "call_module":
+def _read(grown: Grown, value: fx.Node) -> bool:
+    """Something else reads it."""
+    return _return(grown, _relu(grown, value))
+
+
+def _hook(grown: Grown, node: fx.Node) -> bool:
+    if node.op != "call_module":
         return False
     layer = grown.module.get_submodule(str(node.target))
     layer.register_forward_hook(lambda module, args, result: result * 1.5)
     return True
 
 
-def _called_twice(index: int) -> Edit:
-    def edit(grown: Grown) -> bool:
-        return _each(grown, lambda planted: _call_again(grown, planted.nodes.get(index)))
-
-    return edit
-
-
-def _call_again(grown: Grown, node: fx.Node | None) -> bool:
+def _call_again(grown: Grown, node: fx.Node) -> bool:
     """The layer runs a second time, on the same input scaled."""
-    if node is None or node.op != "call_module" or not isinstance(node.args[0], fx.Node):
+    if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
         return False
     graph, held = grown.module.graph, node.args[0]
     with graph.inserting_before(_end(graph)):
@@ -182,16 +177,9 @@ def _call_again(grown: Grown, node: fx.Node | None) -> bool:
     return _return(grown, again)
 
 
-def _tied(index: int) -> Edit:
-    def edit(grown: Grown) -> bool:
-        return _each(grown, lambda planted: _tie(grown, planted.nodes.get(index)))
-
-    return edit
-
-
-def _tie(grown: Grown, node: fx.Node | None) -> bool:
+def _tie(grown: Grown, node: fx.Node) -> bool:
     """Another part of the model reads the first weight, under a name of its own."""
-    if node is None or node.op != "call_module":
+    if node.op != "call_module":
         return False
     layer = grown.module.get_submodule(str(node.target))
     weight = next(iter(layer.parameters()), None)
@@ -206,16 +194,9 @@ def _tie(grown: Grown, node: fx.Node | None) -> bool:
     return _return(grown, _relu(grown, held))
 
 
-def _in_place(index: int) -> Edit:
-    def edit(grown: Grown) -> bool:
-        return _each(grown, lambda planted: _overwrite(grown, planted.nodes.get(index)))
-
-    return edit
-
-
-def _overwrite(grown: Grown, node: fx.Node | None) -> bool:
+def _overwrite(grown: Grown, node: fx.Node) -> bool:
     """An in-place op right behind a matched op changes what that op has read."""
-    if node is None or not node.args or not isinstance(node.args[0], fx.Node):
+    if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     held, graph = node.args[0], grown.module.graph
     if held.op in ("placeholder", "get_attr"):
