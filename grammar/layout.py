@@ -91,6 +91,9 @@ class Bracket(Doc):
         return len(self.open) if self.items else len(self.flat)
 
     def broken(self, page: Page, tail: int) -> None:
+        if not self.items:
+            page.write(self.flat)
+            return
         page.write(self.open)
         page.base_here()
         for index, item in enumerate(self.items):

@@ -72,7 +72,8 @@ class Samples:
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]
-        return [as_args(x) for x, _ in _first(batches, SITE_SAMPLES)]
+        args = [as_args(x) for x, _ in _first(batches, SITE_SAMPLES)]
+        return args if _batched(args[0]) else args[:1]
 
     @property
     def generated(self) -> bool:
@@ -154,8 +155,17 @@ def _cut(value: Any, size: int, take: int) -> Any:
     return tree_map(cut, value)
 
 
+def _batched(args: tuple[Any, ...]) -> bool:
+    """Samples lie along axis 0. Where all inputs are vectors that axis may be one of features: a
+    model that takes 33 of them takes neither 32 nor 66, so that such a batch is one sample.
+    """
+    return any(isinstance(t, Tensor) and t.dim() > 1 for t in args)
+
+
 def _batch(args: tuple[Any, ...]) -> int:
-    return next((int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim()), 1)
+    if not _batched(args):
+        return 1
+    return next(int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim())
 
 
 def _bytes(node: fx.Node) -> int:

@@ -513,3 +513,10 @@ def test_the_programs_are_canonical_and_found_again(path: Path) -> None:
 def test_crlf_and_byte_order_mark_are_normalised() -> None:
     text = "\ufeff# a\r\nexact rule a {\r\n  match { y = relu(x) } # b\r\n}\r\n"
     assert format_text(text) == "# a\nexact rule a {\n  match { y = relu(x) }  # b\n}\n"
+
+
+def test_empty_brackets_past_the_margin_stay_whole() -> None:
+    """Found among 100,000 mutated files: the closing one was lost."""
+    name = "s" * 95
+    text = f"op a(x: t[...]) -> t {{\n  attr {name}: ints = ()\n  meaning torch.b(x)\n}}\n"
+    assert parse(format_text(text)) == parse(text)

@@ -34,7 +34,7 @@ from .trial import Subject, condition, moved, state_of
 
 ENGINE, MODEL, CHECKER = "engine", "model", "checker"
 
-WANTED = 20
+WANTED = 64
 """On how many models a mutant is tried at most."""
 
 AGREES = 1e-9
