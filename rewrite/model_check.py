@@ -37,18 +37,34 @@ def model_equality(
     precision.
 
     Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding
-    error is measured, as the distance between its outputs in its own precision and in float64, and
-    the rewritten model may be off by a few times that: its new weights were rounded once more.
+    error is measured, and the rewritten model may be off by a few times that: its new weights were
+    rounded once more.
     """
     left = outputs(before, args)
     worst, allowed, kind = _compare(left, outputs(after, args), nodes)
     if worst <= allowed:
         return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
-    double = outputs(_double(before), tree_map(_double_tensor, args))
-    own, _, _ = _compare(double, [_double_tensor(value) for value in left], nodes)
+    own = _own_rounding(before, left, args, nodes, double=kind == "float64")
     allowed = max(allowed, AMPLIFIED * own)
     detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
     return Verdict(EQUALITY, "tested", worst <= allowed, 1, worst, allowed, detail)
+
+
+def _own_rounding(
+    model: nn.Module, left: list[Any], args: tuple[Any, ...], nodes: int, *, double: bool
+) -> float:
+    """The distance between a model's outputs in its own precision and in float64.
+
+    Nothing is more precise than float64; there it is the distance to float32, scaled down by the
+    ratio of both units: what amplifies one rounding error amplifies the other.
+    """
+    if double:
+        single = outputs(copy.deepcopy(model).float(), tree_map(_single_tensor, args))
+        apart, _, _ = _compare(left, [_double_tensor(value) for value in single], nodes)
+        scaled = apart * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        return scaled if math.isfinite(scaled) else 0.0
+    exact = outputs(_double(model), tree_map(_double_tensor, args))
+    return _compare(exact, [_double_tensor(value) for value in left], nodes)[0]
 
 
 def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:
@@ -85,6 +101,10 @@ def distance(reference: Tensor, value: Tensor) -> float:
 
 def _double(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).double()
+
+
+def _single_tensor(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _double_tensor(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,25 +30,40 @@ def nudged(model: Amplifier, size: float) -> Amplifier:
     """A copy whose first weight is off by `size` units in the last place."""
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.layers[0].weight.mul_(1 + size * torch.finfo(torch.float32).eps)
+        weight = other.layers[0].weight
+        weight.mul_(1 + size * torch.finfo(weight.dtype).eps)
     return other
 
 
-def test_amplified_rounding_is_no_alarm() -> None:
-    model, x = Amplifier().eval(), torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+def amplifier(dtype: torch.dtype) -> tuple[Amplifier, Tensor]:
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    return Amplifier().eval().to(dtype), x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_amplified_rounding_is_no_alarm(dtype: torch.dtype) -> None:
+    model, x = amplifier(dtype)
     other = nudged(model, 1)
     plain = distance(model(x).detach(), other(x).detach())
     verdict = model_equality(model, other, (x,), 60)
-    assert plain > 32 * torch.finfo(torch.float32).eps * 60**0.5, (
+    assert plain > 32 * torch.finfo(dtype).eps * 60**0.5, (
         "the model must amplify, or this tests nothing"
     )
     assert verdict.holds, verdict
     assert "own rounding error" in verdict.detail
 
 
-def test_a_changed_model_is_found() -> None:
-    model, x = Amplifier().eval(), torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_changed_model_is_found(dtype: torch.dtype) -> None:
+    model, x = amplifier(dtype)
     assert not model_equality(model, nudged(model, 1e3), (x,), 60).holds
+
+
+def test_a_model_that_overflows_in_float32_is_still_judged() -> None:
+    model, x = amplifier(torch.float64)
+    wide = nn.Sequential(model, nn.Identity())
+    other = nn.Sequential(nudged(model, 1e3), nn.Identity())
+    assert not model_equality(wide, other, (x * 1e60,), 60).holds
 
 
 def test_a_plain_model_has_the_plain_tolerance() -> None:

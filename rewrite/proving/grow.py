@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...grammar import tree as t
@@ -27,6 +28,9 @@ from .filling import Filling, dtype_of, spec_at
 from .settings import setting
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
+
+DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16)
+"""Precisions of whole models."""
 
 
 @dataclass(slots=True)
@@ -82,6 +86,9 @@ def _finished(soil: Soil, rule: Rule, instances: Sequence[tuple[Rule, Planted]])
     soil.end.meta["val"] = tuple(node.meta["val"] for node in kept)
     soil.module.graph.lint()
     soil.module.recompile()
+    dtype = soil.source.choice(DTYPES)
+    if dtype != torch.float32:
+        soil.convert(dtype)
     inputs = tuple(soil.real[n] for n in soil.module.graph.nodes if n.op == "placeholder")
     planted = [instance for _, instance in instances]
     return Grown(rule, soil.module, inputs, planted, not soil.source.chance(10))

@@ -117,6 +117,19 @@ class Soil:
         node.meta.setdefault("site", "")
         return node
 
+    def convert(self, dtype: torch.dtype) -> None:
+        """The whole model in another precision. Raises `Unsuitable` where torch cannot do that."""
+        self.module.to(dtype)
+        kept = _Kept(self.module)
+        given = [self.real[n] for n in self.module.graph.nodes if n.op == "placeholder"]
+        try:
+            with torch.no_grad():
+                kept.run(*(v.to(dtype) if v.is_floating_point() else v for v in given))
+        except _ILLEGAL as error:
+            raise Unsuitable(f"{dtype}: {error}") from error
+        for node, value in kept.values.items():
+            self._hold(node, value)
+
     def around(self, node: fx.Node) -> fx.Node:
         """The value, or something simple computed from it."""
         value = self.real[node]
@@ -133,3 +146,15 @@ class Soil:
         names += [n for n in planted.values if n in shared and self.source.chance(50)]
         found = [planted.values[name] for name in names]
         return [self.around(v) for v in found if isinstance(v, fx.Node)]
+
+
+class _Kept(fx.Interpreter):
+    """Runs the model and keeps what every node gives."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = super().run_node(n)
+        return self.values[n]
