@@ -61,7 +61,8 @@ def jobs_of(
 
 def _program(path: str) -> Program:
     """Each file is parsed once in a process, until it changes."""
-    return _loaded(path, Path(path).stat().st_mtime_ns)
+    file = Path(path)
+    return _loaded(path, file.stat().st_mtime_ns if file.exists() else 0)
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,9 @@ SIZES = (5, 9)
 KEPT = 100_000
 """Draws with more numbers than this are made again at each site instead of being kept."""
 
+SHAPES = 100
+"""Draws are kept for so many combinations of shapes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -68,7 +71,8 @@ def _known(state: State, tensors: Sequence[fx.Node], size: int, special: bool) -
             [probe.values[node] for node in tensors]
             for probe in _drawn(state.seed, tensors, {}, size, special)
         ]
-        if sum(value.numel() for values in kept for value in values) <= KEPT:
+        small = sum(value.numel() for values in kept for value in values) <= KEPT
+        if small and len(state.known_probes) < SHAPES:
             state.known_probes[key] = kept
     return [Probe(dict(zip(tensors, values, strict=True)), True) for values in kept]
 

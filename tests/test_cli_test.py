@@ -155,3 +155,9 @@ def test_several_processes_give_the_same(tmp_path: Path) -> None:
     for rule in (*first, *second):
         rule.pop("seconds")
     assert first == second
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    found = CliRunner().invoke(cli, ["test", str(tmp_path / "none.lissom")])
+    assert found.exit_code == 2
+    assert "error[E006]" in found.output
