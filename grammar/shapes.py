@@ -342,7 +342,7 @@ class Model:
             message = f"{fault.message}: {first} axes against {second}"
             self.faults.append(Fault(fault.code, message, fault.labels))
         except TooLarge:
-            pass
+            pass  # what is too large to decide is sampled
 
 
 def models(rule: t.Rule, both: Sides, known: Known) -> list[Model]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import engine, site
+from lissom.rewrite import engine, shape_match, site
 from lissom.rewrite.construct import Constructor
 from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.proving.near import examine_near, near_misses
@@ -211,9 +211,15 @@ def blind_to_mutation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "unseen", lambda state, site, plan: None)
 
 
+def blind_to_settings(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(shape_match, "_compare", lambda scope, keyword, call: None)
+
+
 @pytest.mark.parametrize(
     ("blind", "rule", "kind"),
     [
+        (blind_to_settings, "fold_shift", "not alpha = 1"),
+        (blind_to_settings, "merge_pointwise", "not groups = 1"),
         (blind_to_hooks, "fold_bn", "the layer of `h` has a hook"),
         (blind_to_hooks, "absorb_bn", "the layer of `h` has a hook"),
         (blind_to_readers, "fold_bn", "`h` has another reader"),

@@ -24,6 +24,7 @@ from ..ops import Vocabulary
 from ..opspec import OpSpec
 from ..pattern import PatternOp
 from ..rule import Rule
+from ..shape_match import same
 from .filling import Filling, dtype_of, spec_at
 from .settings import setting
 from .soil import CONTEXT, Planted, Soil
@@ -214,6 +215,8 @@ class _Planter:
             else:
                 drawn = setting(self.source, attr, defaults[name], shape)
                 attrs[name] = drawn if drawn is None else read_attr(attr, drawn)
+            if keyword is not None and keyword is self.spoil:
+                _check_spoilt(attrs[name], self._wanted(keyword))
         return attrs
 
     def _bind(self, op: PatternOp, attrs: Mapping[str, Any]) -> None:
@@ -253,8 +256,8 @@ class _Planter:
         return _gathered(spec, found)
 
     def _known(self, wanted: Any) -> Any:
-        if wanted is self.spoil:
-            return self.source.choice([2.5, 0, 3, -1.0])
+        if wanted is self.spoil and isinstance(wanted, t.Expr):
+            return self.source.choice([n for n in (2.5, 0, 3, -1.0) if n != literal(wanted)])
         if isinstance(wanted, t.Name) and wanted.text != "_":
             return self.planted.values.get(wanted.text, _OPEN)
         if isinstance(wanted, t.Constant):
@@ -283,6 +286,11 @@ def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
         and asked <= spec.attrs.keys()
         and not spec.traits & {"random", "many"}
     )
+
+
+def _check_spoilt(drawn: Any, wanted: Any) -> None:
+    if same(drawn, wanted):
+        raise Unsuitable("the draw is what the pattern asks for")
 
 
 def _is_fixed(keyword: t.Keyword) -> bool:
