@@ -36,7 +36,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/capture.py
 
 release-check: $(VENV)/.test
-	$(BIN)/python benchmarks/release.py --out release.json
+	$(BIN)/python benchmarks/release.py --out release.jsonl
 
 fmt: $(VENV)/.test
 	$(BIN)/ruff format

@@ -1,32 +1,31 @@
 """The long form of the proofs: what is too slow for every change, run before a release.
 
-    python benchmarks/release.py [rules] [pairs] [texts] [artifacts] [kills] [--share 100%]
-        [--jobs 2] [--out release.json]
+    python benchmarks/release.py [PART ...] [--share 100%] [--jobs 2] [--out release.jsonl]
 
 rules      10,000 generated models for each library rule, with near-misses, mutants and algebra
-pairs      1,000 models for each ordered pair of exact rules
+pairs      50 models for each ordered pair of exact rules, 1,000 for each rule before itself
+crowds     84,000 models of eight exact rules each: with `pairs`, about 1,000 for each ordered pair
 texts      100,000 mutated rule files: no crash, none longer than a second
 artifacts  10,000 changed artifacts: each is refused
 kills      200 writers killed at random moments: the folder is whole
 
-`--share 1%` runs a hundredth of everything. Figures go to stdout as Markdown, details to --out.
+`--share 1%` runs a hundredth of everything. Every unit is written to --out as it ends, so that a
+run that was stopped goes on where it was; units of another commit are done again. Figures go to
+stdout as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import shutil
-import signal
+import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,48 +34,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import report
-import torch
+from release_parts import PARTS, ROOT, Unit
 
-from lissom.testing import jobs_of, run_all
-from tests import test_hostile_text as hostile
-from tests import test_proving_together as together
-from tests import test_store_faults as faults
-
-ROOT = Path(__file__).resolve().parents[1]
-EXACT_RULES = sorted(together.subjects())
-
-
-@dataclass
-class Figures:
-    """What one part tried and found."""
-
-    part: str
-    tried: int = 0
-    wrong: int = 0
-    seconds: float = 0.0
-    details: dict[str, Any] = field(default_factory=dict)
+Done = dict[str, Any]
+"""A unit as JSON: `key`, `seconds`, and what `Found` holds."""
 
 
 def main() -> None:
     options = _options()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    found = []
-    for name in options.parts or PARTS:
-        begun = time.perf_counter()
-        figures = PARTS[name](options)
-        figures.seconds = time.perf_counter() - begun
-        print(
-            f"{name}: {figures.tried:,} tried, {figures.wrong} wrong", file=sys.stderr, flush=True
-        )
-        found.append(figures)
-    rows = [
-        (f.part, f"{f.tried:,}", str(f.wrong), report.seconds(f.seconds), _said(f)) for f in found
-    ]
-    print(report.table(("part", "tried", "wrong", "time", "of these"), rows))
-    print(f"\n{report.machine()}")
-    if options.out:
-        Path(options.out).write_text(json.dumps([asdict(f) for f in found], indent=1))
+    parts = options.parts or list(PARTS)
+    units = [unit for name in parts for unit in PARTS[name].units(options.share, options.seed)]
+    out = Path(options.out) if options.out else None
+    done = _run(units, options.jobs, out)
+    mistakes = [(unit.part, text) for unit in units for text in done[_key(unit)]["wrong"]]
+    for part, text in mistakes:
+        print(f"{part}: {text}", file=sys.stderr)
+    rows = [_row(name, [done[_key(unit)] for unit in units if unit.part == name]) for name in parts]
+    print(report.table(("part", "tried", "wrong", "processor time", "of these"), rows))
+    print(f"\nCommit {_commit()[:10]}. {report.machine()}")
+    sys.exit(1 if mistakes else 0)
 
 
 def _options() -> argparse.Namespace:
@@ -85,164 +61,73 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--share", type=lambda t: float(t.rstrip("%")) / 100, default=1.0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out")
+    parser.add_argument("--out", help="JSON lines, one for each unit; read if it is there")
     return parser.parse_args()
 
 
-def _said(figures: Figures) -> str:
-    plain = {k: v for k, v in figures.details.items() if isinstance(v, int)}
-    return ", ".join(f"{count:,} {name}" for name, count in plain.items())
+# -- units -----------------------------------------------------------------------------------------
 
 
-# -- the parts -------------------------------------------------------------------------------------
+def _key(unit: Unit) -> str:
+    return json.dumps({**asdict(unit), "commit": _commit()}, sort_keys=True)
 
 
-def rules(options: argparse.Namespace) -> Figures:
-    models = max(1, int(10_000 * options.share))
-    paths = sorted((ROOT / "passes").glob("*.lissom"))
-    figures = Figures("generated models")
-    sums: Counter[str] = Counter()
-    for _, found in run_all(jobs_of(paths, (), models, options.seed, None), options.jobs):
-        if isinstance(found, str):
-            continue
-        figures.tried += found.models
-        figures.wrong += len(found.failures)
-        sums.update(rules=1, rewrites=found.fired, mutants=found.mutants, killed=found.killed)
-        sums.update(weak=bool(found.weak), near=sum(n.silent + n.equal for n in found.near))
-        figures.details[found.rule] = found.as_json()
-    figures.details |= dict(sums)
-    return figures
+@cache
+def _commit() -> str:
+    asked = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def pairs(options: argparse.Namespace) -> Figures:
-    each = max(1, int(1_000 * options.share))
-    figures = Figures("ordered pairs of exact rules")
-    fired = both = 0
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        work = [(name, each, options.seed) for name in EXACT_RULES]
-        for tried, rewrites, together_, wrong in pool.map(_pairs_of, work):
-            figures.tried += tried
-            figures.wrong += len(wrong)
-            fired, both = fired + rewrites, both + together_
-            figures.details.setdefault("mistakes", []).extend(wrong)
-    figures.details |= {"pairs": len(EXACT_RULES) ** 2, "rewrites": fired, "with both": both}
-    return figures
+def _run(units: Sequence[Unit], jobs: int, out: Path | None) -> Mapping[str, Done]:
+    """Every unit, from the file where it has it."""
+    done = {row["key"]: row for row in _written(out)}
+    left = [unit for unit in units if _key(unit) not in done]
+    print(f"{len(left)} of {len(units)} units to do", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_timed, unit): unit for unit in left}
+        for number, future in enumerate(as_completed(waiting), 1):
+            unit, row = waiting[future], future.result()
+            done[_key(unit)] = row = {"key": _key(unit), **row}
+            if out is not None:
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            said = f"{unit.part} {unit.name}: {row['tried']:,} tried, {len(row['wrong'])} wrong"
+            print(f"{number}/{len(left)} {said}", file=sys.stderr, flush=True)
+    return done
 
 
-def _pairs_of(work: tuple[str, int, int]) -> tuple[int, int, int, list[str]]:
-    """One rule before every other."""
-    first, each, seed = work
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    tried = fired = both = 0
-    wrong = []
-    for second in EXACT_RULES:
-        for number in range(each):
-            found = together.tried(f"{seed}/{first}/{second}/{number}", (first, second))
-            if found is None:
-                continue
-            tried += 1
-            fired += sum(found.fired.values())
-            both += all(found.fired.get(name) for name in {first, second})
-            wrong += [f"{first}/{second}/{number}: {found.wrong}"] if found.wrong else []
-    return tried, fired, both, wrong
-
-
-def texts(options: argparse.Namespace) -> Figures:
-    figures = Figures("mutated rule files")
-    generator = random.Random(options.seed)
-    slow = whole = 0
-    for number in range(int(100_000 * options.share)):
-        mutate = (hostile.mutate_bytes, hostile.mutate_tokens)[number % 2]
-        text = mutate(generator.choice(hostile.PROGRAMS), generator)
-        begun = time.perf_counter()
+def _written(out: Path | None) -> Iterator[Done]:
+    if out is None or not out.exists():
+        return
+    for line in out.read_text().splitlines():
         try:
-            whole += hostile.assert_answered(text) is None
-        except Exception as error:  # whatever escapes is the finding
-            figures.wrong += 1
-            figures.details.setdefault("mistakes", []).append([repr(error), text])
-        slow += time.perf_counter() - begun > 1
-        figures.tried += 1
-    figures.wrong += slow
-    figures.details |= {"longer than a second": slow, "still whole": whole}
-    return figures
+            yield json.loads(line)
+        except ValueError:  # the line that was being written when the run was stopped
+            continue
 
 
-def artifacts(options: argparse.Namespace) -> Figures:
-    """Random changes of the files of an artifact: bytes changed, cut out, put in, files cut."""
-    from lissom.grammar.diagnostics import LissomError
-    from lissom.rewrite.store import load
-
-    figures = Figures("changed artifacts")
-    generator = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole"
-        _artifact(whole)
-        files = sorted(path for path in whole.iterdir() if path.is_file())
-        for _ in range(int(10_000 * options.share)):
-            broken = Path(folder) / "broken"
-            shutil.copytree(whole, broken)
-            _change(broken / generator.choice(files).name, generator)
-            figures.tried += 1
-            try:
-                load(broken)
-                figures.wrong += 1
-            except LissomError:
-                pass
-            shutil.rmtree(broken)
-    return figures
+def _timed(unit: Unit) -> Done:
+    begun = time.process_time()
+    found = unit.run()
+    return {**found.as_json(), "seconds": time.process_time() - begun}
 
 
-def _artifact(folder: Path) -> None:
-    import lissom
-
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3)).eval()
-    program = "pipeline p { stage s { fixpoint { fold_bn } } }"
-    lissom.compile(model, program, inputs=(torch.rand(1, 2, 5, 5),)).save(folder)
+# -- figures ---------------------------------------------------------------------------------------
 
 
-def _change(path: Path, generator: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    before = bytes(data)
-    while bytes(data) == before:
-        at = generator.randrange(len(data))
-        kind = generator.choice(("flip", "cut", "put", "end"))
-        if kind == "flip":
-            data[at] ^= 1 << generator.randrange(8)
-        elif kind == "end":
-            del data[at:]
-        else:
-            data[at : at + (kind == "cut")] = b"" if kind == "cut" else bytes([data[at] ^ 7, 0])
-    path.write_bytes(bytes(data))
+def _row(part: str, found: Sequence[Done]) -> tuple[str, ...]:
+    counts: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
+    for row in found:
+        counts.update(row["counts"])
+        pairs.update(row["pairs"])
+    said = [f"{count:,} {name}" for name, count in counts.items()]
+    if pairs:
+        said.append(f"{len(pairs):,} pairs, at least {min(pairs.values()):,} models each")
+    tried, wrong = sum(row["tried"] for row in found), sum(len(row["wrong"]) for row in found)
+    seconds = report.seconds(sum(row["seconds"] for row in found))
+    return PARTS[part].title, f"{tried:,}", str(wrong), seconds, ", ".join(said)
 
-
-def kills(options: argparse.Namespace) -> Figures:
-    figures = Figures("killed writers")
-    generator = random.Random(options.seed)
-    inside = 0
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "a"
-        faults.write_folder(target, dict.fromkeys("abc", b"z" * 20_000))
-        for _ in range(max(1, int(200 * options.share))):
-            process = faults.writer(target)
-            time.sleep(generator.uniform(0.0, 0.15))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            inside += bool(faults.leftovers(Path(folder)))
-            figures.tried += 1
-            try:
-                faults.require_whole(target)
-            except (AssertionError, OSError) as error:
-                figures.wrong += 1
-                figures.details.setdefault("mistakes", []).append(repr(error))
-    figures.details["inside a write"] = inside
-    return figures
-
-
-PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
-    "rules": rules, "pairs": pairs, "texts": texts, "artifacts": artifacts, "kills": kills,
-}  # fmt: skip
 
 if __name__ == "__main__":
     main()
