@@ -44,6 +44,7 @@ def main() -> None:
     options = _options()
     parts = options.parts or list(PARTS)
     units = [unit for name in parts for unit in PARTS[name].units(options.share, options.seed)]
+    units = [unit for unit in units if not options.units or unit.name in options.units]
     out = Path(options.out) if options.out else None
     done = _run(units, options.jobs, out)
     mistakes = [(unit.part, text) for unit in units for text in done[_key(unit)]["wrong"]]
@@ -60,6 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
     parser.add_argument("--share", type=lambda t: float(t.rstrip("%")) / 100, default=1.0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--units", nargs="*", help="only these units, such as rules by name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="JSON lines, one for each unit; read if it is there")
     return parser.parse_args()

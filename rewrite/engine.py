@@ -13,6 +13,7 @@ from torch import fx
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
 from .aliasing import unseen
 from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss
+from .bounds import weight_bounds
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
@@ -114,8 +115,9 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     broken = next((verdict for verdict in claims if not verdict.holds), None)
     if broken is not None:
         return _broken(site, broken)
+    bounds = weight_bounds(site, plan) if state.verify else ()
     costs = before(state, site), after(state, site, plan)
-    return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims))
+    return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims, *bounds))
 
 
 def _check_alive(site: Site, plan: Plan) -> None:

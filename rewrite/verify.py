@@ -275,16 +275,16 @@ def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], fl
     Both sides run on what the matched ops see on the calibration inputs, in the model's own
     precision.
     """
-    nodes = site.nodes
+    nodes, module = site.nodes, state.module
     tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
-    values = state.samples.values(state.module, tensors)
-    values |= weights_read(state.module, named_weights(site, plan), {}, None)
-    before = run_nodes(state.module, nodes, values, {}, None)
-    after = (
-        run_nodes(state.module, nodes, values, plan.moved, None)
-        if plan.moved
-        else run_plan(plan, dict(before), None)
-    )
+    values = state.samples.values(module, tensors)
+    named = named_weights(site, plan)
+    before = run_nodes(module, nodes, {**values, **weights_read(module, named, {}, None)}, {}, None)
+    if plan.moved:
+        held = weights_read(module, named, plan.moved, None)
+        after = run_nodes(module, nodes, {**values, **held}, plan.moved, None)
+    else:
+        after = run_plan(plan, dict(before), None)
     count = next((int(v.shape[0]) for v in values.values() if isinstance(v, Tensor) and v.dim()), 0)
 
     def error(name: str) -> float:

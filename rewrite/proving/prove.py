@@ -17,6 +17,7 @@ from .field import FieldResult, check_field
 from .grow import Grown
 from .mutate import Score, score, specimens
 from .near import NearResult, examine_near, near_misses
+from .promise import Kept
 from .shrink import shrunk
 from .source import Recorded, Replayed, Rolled, Source, Unsuitable
 from .trial import (
@@ -37,6 +38,11 @@ from .trial import (
 
 LEAST_FIRED = 50
 """Fewer models than this in which a rule fired show nothing (V001)."""
+
+LEAST_KEPT = 0.75
+"""Applications of an approximate rule to look for, over the models asked for: 300 of 400 that keep
+their budget bound the rate of those that do not to 1%, with 95% confidence.
+"""
 
 KEPT = 64
 """Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
@@ -62,8 +68,10 @@ class Explored:
     ratio: float = 0.0
     tapes: list[tuple[int, ...]] = field(default_factory=list)
     failure: Failure | None = None
+    kept: list[Kept] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
+        self.kept += [outcome.kept] if outcome.kept is not None else []
         self.ratio = max(self.ratio, outcome.ratio)
         self.fired += outcome.kind == FIRED
         counters = {SILENT: self.silent, REFUSED: self.refused, OPAQUE: self.opaque}
@@ -173,12 +181,14 @@ SPARE = 8
 
 
 def explore(subject: Subject, models: int, start: int = 0) -> Explored:
-    """Tries the rule on `models` generated models, and on more where it fired less than LEAST_FIRED
-    times. A mistake ends the search, and its choices are made small.
+    """Tries the rule on `models` generated models, and on more where it fired too seldom. A mistake
+    ends the search, and its choices are made small.
     """
     found = Explored()
+    approximate = subject.source.kind == "approx"
+    wanted = max(LEAST_FIRED, int(LEAST_KEPT * models) if approximate else 0)
     for number in range(SPARE * ROUNDS * models):
-        enough = found.fired >= LEAST_FIRED or found.models >= ROUNDS * models
+        enough = found.fired >= wanted or found.models >= ROUNDS * models
         if found.failure is not None or (found.models >= models and enough):
             break
         source = Recorded(Rolled(f"{start}/{number}"))

@@ -10,6 +10,7 @@ from typing import Any
 from ...grammar import tree as t
 from ..certificate import environment
 from .field import PROVED, UNDECIDED
+from .promise import Confidence, confidence
 from .prove import Proof
 
 
@@ -48,7 +49,9 @@ class Algebra:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Evidence about one rule. `ratio`: the largest difference seen, over the one allowed."""
+    """Evidence about one rule. `ratio`: the largest difference seen, over the one allowed.
+    `confidence`: how well an approximate rule keeps its budget.
+    """
 
     rule: str
     kind: str
@@ -71,6 +74,7 @@ class Report:
     failures: tuple[Found, ...]
     tape: tuple[int, ...]
     seconds: float
+    confidence: Confidence | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "tape"}
@@ -103,6 +107,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         tuple(Found(o.kind, o.condition, o.detail) for o in proof.failures),
         failure.tape if failure is not None else (),
         proof.seconds,
+        confidence(explored.kept),
     )
 
 
@@ -121,8 +126,10 @@ def _algebra(proof: Proof) -> Algebra:
 CLAIMS = (
     "fired: applications that the engine verified, after which the whole model computed the same. "
     "algebra: both sides agreed as polynomials on random residues; `error` bounds the probability "
-    "that chance made them agree at one site. bits: float64 without rounding, same bits. All of it "
-    "speaks of the models that were drawn."
+    "that chance made them agree at one site. bits: float64 without rounding, same bits. "
+    "confidence: an approximate rule kept its budget in `held` applications and broke it in none; "
+    "with confidence `level`, fewer than `rate_below` of applications drawn like these break it. "
+    "All of it speaks of the models that were drawn."
 )
 
 

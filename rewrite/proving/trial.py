@@ -28,6 +28,7 @@ from ..site import Site, examine
 from ..state import State
 from ..verify import IN_DOUBLE, IN_OWN
 from .grow import Grown, grow
+from .promise import Kept, kept
 from .soil import Planted
 from .source import Source
 
@@ -46,13 +47,15 @@ BAD = (MISSING, NOISY, WRONG, UNSOUND, CRASH)
 class Outcome:
     """What became of one planted instance.
 
-    condition: the clause that kept a silent rule silent, or the check that failed.
+    condition: the clause that kept a silent rule silent, or the check that failed. kept: how an
+    approximate rule kept its budget.
     """
 
     kind: str
     condition: str = ""
     detail: str = ""
     ratio: float = 0.0
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,22 +162,26 @@ def _place(span: Span | None) -> str:
 
 def _applied(state: State, ready: Ready) -> Outcome:
     """Commits, and compares the whole model with the (perturbed) one before."""
-    before = snapshot(state.module)
+    original = before = snapshot(state.module)
     if ready.plan.moved:
-        before = moved(before, ready.plan.moved)
-    elif ready.site.rule.kind == "approx":
-        before = None
+        before = moved(original, ready.plan.moved)
     judged = [v for v in ready.verdicts if v.claim in (IN_DOUBLE, IN_OWN)]
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
+    random = is_random(state)
     apply(state, "trial", ready, 0.0)
     finish(state.module)
-    if before is None or is_random(state):
+    if random or (ready.site.rule.kind == "approx" and not ready.plan.moved):
         return Outcome(FIRED, ratio=worst)
-    nodes = len(state.module.graph.nodes)
-    verdict = model_equality(before, state.module, state.samples.inputs, nodes)
-    if verdict.holds:
-        return Outcome(FIRED, ratio=worst)
-    return Outcome(WRONG, verdict.claim, f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}")
+    verdict = model_equality(
+        before, state.module, state.samples.inputs, len(state.module.graph.nodes)
+    )
+    if not verdict.holds:
+        numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
+        return Outcome(WRONG, verdict.claim, numbers)
+    found = kept(original, before, ready, state.samples.inputs) if ready.plan.moved else None
+    if found is not None and not found.holds:
+        return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
+    return Outcome(FIRED, ratio=worst, kept=found)
 
 
 def is_random(state: State) -> bool:
