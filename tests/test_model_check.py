@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lissom.rewrite import model_check
 from lissom.rewrite.digest import weights_at
 from lissom.rewrite.model_check import distance, drift, model_equality, untouched
 
@@ -103,3 +104,43 @@ def test_a_weight_that_is_written_to_or_replaced_is_found() -> None:
     before = weights_at(model)
     model[1] = copy.deepcopy(model[1])
     assert not untouched(before, weights_at(model)).holds
+
+
+class Shifted(nn.Module):
+    """W (x + k) + c, whose one result is small beside its terms."""
+
+    def __init__(self, weight: Tensor, shift: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x + self.shift, self.weight, self.bias)
+
+
+def cancelling(seed: int, wrong: float = 0.0) -> tuple[Shifted, Shifted, Tensor]:
+    """A model, the same with its shift in the bias (off by a share `wrong`), and an input."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, shift = torch.randn(1, 5, generator=generator), torch.randn(5, generator=generator)
+    x = torch.randn(5, generator=generator)
+    bias = -(1 + 1e-4) * (weight.double() @ (x + shift).double())
+    folded = bias.float().double() + weight.double() @ shift.double()
+    after = Shifted(weight, torch.zeros(5), (folded * (1 + wrong)).float())
+    return Shifted(weight, shift, bias.float()), after, x
+
+
+def judged(seeds: int, wrong: float = 0.0) -> list[bool]:
+    models = [cancelling(seed, wrong) for seed in range(seeds)]
+    return [model_equality(before, after, (x,), 3).holds for before, after, x in models]
+
+
+def test_a_result_that_is_near_the_truth_by_luck_is_no_alarm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert all(judged(400))
+    monkeypatch.setattr(model_check, "NUDGES", 0)
+    assert not all(judged(400))
+
+
+def test_a_cancelling_sum_that_is_wrong_is_found() -> None:
+    assert not any(judged(100, wrong=1e-3))
