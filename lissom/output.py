@@ -189,7 +189,8 @@ def _guarded(function: Callable[..., int | None], out: Output, given: dict[str, 
         return out.finish(exit_code(error.diagnostics))
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A model that ends Python must not end in exit code 0 with nothing written.
         _traceback()
         found = _unexpected(error)
         out.report(found)
@@ -201,7 +202,7 @@ def _traceback() -> None:
         click.echo(traceback.format_exc(), err=True)
 
 
-def _unexpected(error: Exception) -> Diagnostic:
+def _unexpected(error: BaseException) -> Diagnostic:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         return Diagnostic(
@@ -210,6 +211,9 @@ def _unexpected(error: Exception) -> Diagnostic:
             helps=(f"pip install {package}",),
         )
     text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        hint = "remove the call of exit() or sys.exit()"
+        return Diagnostic("U099", "the model's own code ended Python", notes=(text,), helps=(hint,))
     return Diagnostic(
         "U099",
         "lissom itself failed",

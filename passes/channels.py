@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def scale_transposed(w: Tensor, gain: Tensor, groups: int = 1) -> Tensor:
     """
     columns = w.shape[1]
     _check_fit("scale_transposed", w, gain, groups)
-    blocks = wide(w).reshape(groups, -1, columns, w[0, 0].numel())
+    blocks = wide(w).reshape(groups, w.shape[0] // groups, columns, prod(w.shape[2:]))
     return (blocks * wide(gain).reshape(groups, 1, columns, 1)).reshape(w.shape).to(w.dtype)
 
 
@@ -36,7 +38,7 @@ def _by_group(name: str, w: Tensor, numbers: Tensor, groups: int) -> tuple[Tenso
     """`w` as `[groups, O / groups, I / groups, taps]`; `numbers [I]` shaped to meet its inputs."""
     columns = w.shape[1]
     _check_fit(name, w, numbers, groups)
-    blocks = wide(w).reshape(groups, -1, columns, w[0, 0].numel())
+    blocks = wide(w).reshape(groups, w.shape[0] // groups, columns, prod(w.shape[2:]))
     return blocks, wide(numbers).reshape(groups, 1, columns, 1)
 
 
@@ -52,7 +54,8 @@ def per_channel(constant: Tensor | Number, channels: int, axis: int, rank: int) 
     """`constant` as one number for each channel, `[channels]`, or none if it has other axes too.
 
     It broadcasts against a value of `rank` axes with its channels on `axis` (negative: from the
-    end). A plain number counts for every channel.
+    end). A plain number counts for every channel. In float64, whatever the constant is made of: a
+    rule goes on computing with it.
     """
     if not isinstance(constant, Tensor):
         return torch.full((channels,), float(constant), dtype=torch.float64)
@@ -61,7 +64,7 @@ def per_channel(constant: Tensor | Number, channels: int, axis: int, rank: int) 
     shape = (1,) * (rank - constant.ndim) + tuple(constant.shape)
     at = axis % rank
     fits = shape[at] in (1, channels) and constant.numel() == shape[at]
-    return constant.detach().reshape(-1).expand(channels) if fits else None
+    return constant.detach().double().reshape(-1).expand(channels) if fits else None
 
 
 def spread(x: Tensor, times: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,8 +79,14 @@ def operand(bound: Bindings, wanted: t.Expr, found: Any) -> bool:
         return wanted.text == "_" or unify(bound, wanted.text, found)
     if isinstance(wanted, t.Constant) and wanted.value is None:
         return found is None
-    value = literal(wanted)
-    return type(found) in (int, float, bool) and found == value
+    return type(found) in (int, float, bool) and _is_number(found, literal(wanted))
+
+
+def _is_number(found: float, wanted: Any) -> bool:
+    """Zeros of either sign are two numbers: `x - 0` keeps the sign of a zero, `x - -0.0` does
+    not.
+    """
+    return found == wanted and (found != 0 or math.copysign(1, found) == math.copysign(1, wanted))
 
 
 def literal(expr: t.Expr) -> Any:

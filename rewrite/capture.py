@@ -19,6 +19,7 @@ from .capture_checks import check_model, hook_notes
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
 from .proof import eager_output, one_line, run_eager
+from .sharing import copies_of_views
 from .tracer import Specialised
 
 _MOST_OPAQUE = 16
@@ -78,7 +79,7 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
 
 def _own_copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model, _computed_attributes(model))
+        return copy.deepcopy(model, {**_computed_attributes(model), **copies_of_views(model)})
     except (RuntimeError, TypeError, RecursionError) as error:
         raise fail(
             "M004",

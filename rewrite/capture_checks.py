@@ -17,10 +17,14 @@ def check_model(model: nn.Module) -> None:
     """Raise M001 for a model in training mode, M004 for a name that no graph can hold, M008 for
     state that rules cannot handle.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _scripted(model)
     for path, module in model.named_modules():
         if module.training:
             raise _training(path, module)
-        for name in (*module._modules, *module._parameters, *module._buffers):
+        # A scripted module's own mappings can be asked for keys only.
+        held = (module._modules, module._parameters, module._buffers)
+        for name in (name for names in held for name in names.keys()):  # noqa: SIM118
             if _unwritable(name):
                 raise _bad_name(path, name)
     for kind, state in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
@@ -41,6 +45,16 @@ def _bad_name(path: str, name: str) -> LissomError:
         f"a graph's generated code cannot hold the name {name!r}",
         Label(None, where=f"{path}.{name}".strip(".")),
         help="rename the module, parameter or buffer; Python keywords, quotes and backslashes fail",
+    )
+
+
+def _scripted(model: nn.Module) -> LissomError:
+    return fail(
+        "M004",
+        f"the model itself is TorchScript (`{type(model).__name__}`): no Python forward to trace",
+        Label(None, where=""),
+        note="as a part of a larger model a scripted module stays one opaque node",
+        help="capture the nn.Module that was scripted or traced",
     )
 
 

@@ -15,7 +15,7 @@ from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
 from .attributes import read_attr
 from .call import Call
-from .evaluate import ParamRef
+from .evaluate import ParamRef, read_weight
 from .opspec import OpSpec
 from .site import Site
 from .spec import TensorSpec
@@ -160,7 +160,7 @@ class Constructor:
         if function.text not in self.state.vocabulary:
             return None
         inputs = tuple(self.graph_value(arg) for arg in expr.args)
-        if not any(isinstance(value, (fx.Node, Planned)) for value in inputs):
+        if not any(isinstance(value, (fx.Node, Planned)) for value in flat(inputs)):
             return None
         op = self.state.vocabulary[function.text]
         params, attrs = self._settings(op, expr.keywords)
@@ -185,7 +185,7 @@ class Constructor:
         for keyword in keywords:
             value = self.scope.value(keyword.value)
             if keyword.name.text in names:
-                params[keyword.name.text] = None if _is_nothing(value) else value
+                params[keyword.name.text] = read_weight(keyword, value)
             elif keyword.name.text in op.attrs:
                 attrs[keyword.name.text] = read_attr(
                     op.attrs[keyword.name.text], self.scope.plain(value)
@@ -209,6 +209,8 @@ class Constructor:
         specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
         weights = {name: _spec(value) for name, value in full.items()}
         dtype = self._dtype(specs)
+        made = [s.name for s, v in zip(op.inputs, inputs, strict=False) if isinstance(v, Tensor)]
+        specs |= _in_dtype({name: specs[name] for name in made}, dtype)
         try:
             attrs, results = self._shapes(op, specs, weights, attrs, dtype)
         except _REFUSED as error:
@@ -275,11 +277,6 @@ def flat(values: Sequence[Any]) -> list[Any]:
     return [v for value in values for v in (flat(value) if isinstance(value, tuple) else (value,))]
 
 
-def _is_nothing(value: Any) -> bool:
-    """`(a.bias or 0) + (b.bias or 0)` of two absent biases is the number 0: an absent bias."""
-    return isinstance(value, (int, float)) and value == 0
-
-
 def _solve(
     op: OpSpec,
     specs: dict[str, Any],
@@ -292,7 +289,7 @@ def _solve(
     filled = op.fill(
         attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)}
     )
-    return filled, op.specs(_in_dtype(specs, dtype), _in_dtype(weights, dtype), filled)
+    return filled, op.specs(specs, _in_dtype(weights, dtype), filled)
 
 
 def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -93,8 +93,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     error of the rule.
     """
     plan = construct(state, site)
-    _check_alive(site, plan)
-    unfit = owners_miss(state, site) or unseen(state, site, plan)
+    unfit = _lost(site, plan) or owners_miss(state, site) or unseen(state, site, plan)
     if unfit is not None:
         return unfit
     shapes = check_shapes(site, plan)
@@ -120,20 +119,20 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims, *bounds))
 
 
-def _check_alive(site: Site, plan: Plan) -> None:
+def _lost(site: Site, plan: Plan) -> Miss | None:
     """New ops may read what the match reads, what it keeps and each other; nothing that goes."""
     lost = next((node for node in plan.reads if node in site.gone), None)
-    if lost is not None:
-        name = next(
-            (name for name, value in site.bindings.values.items() if value is lost), lost.name
-        )
-        hint = f"mark its line `shared {name} = ...`: then it stays"
-        raise fail(
-            "N005",
-            f"the rewrite reads `{name}`, which it removes",
-            Label(rule_span(site)),
-            help=hint,
-        )
+    if lost is None:
+        return None
+    names = [name for name, value in site.bindings.values.items() if value is lost]
+    given = next((name for name in names if name not in site.rule.pattern.produced), None)
+    if given is not None:  # one value has two names here: the rule is right, the site is none
+        text = f"`{given}` is a value that the rewrite removes"
+        return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "N005")
+    name = next(iter(names), lost.name)
+    hint = f"mark its line `shared {name} = ...`: then it stays"
+    message = f"the rewrite reads `{name}`, which it removes"
+    raise fail("N005", message, Label(rule_span(site)), help=hint)
 
 
 def _too_coarse(site: Site, verdict: Verdict) -> Miss:

@@ -185,7 +185,7 @@ class Scope:
         tensors = [value for value in (*plain, *named.values()) if isinstance(value, Tensor)]
         versions = [tensor._version for tensor in tensors]
         with torch.no_grad():
-            result = function(*plain, **named)
+            result = _called(expr, function, plain, named)
         if versions != [tensor._version for tensor in tensors]:
             raise fail(
                 "G001", "the function changed its arguments; it must be pure", Label(expr.span)
@@ -225,6 +225,38 @@ class Scope:
             return self.value(parse(text))
         except LissomError:
             return "{" + text + "}"
+
+
+class NoNumber(Exception):
+    """Raised by what stands in for numbers: no mistake of the function that met it."""
+
+
+def _called(
+    expr: t.Call, function: Callable[..., Any], args: list[Any], keywords: dict[str, Any]
+) -> Any:
+    """Functions are the caller's own and may raise anything: the rule's author must see where."""
+    try:
+        return function(*args, **keywords)
+    except (LissomError, MemoryError, NoNumber):
+        raise
+    except Exception as error:
+        place = Label(expr.span, f"{type(error).__name__}: {error}")
+        raise fail("R001", f"`{expr.span.text}` cannot be computed", place) from error
+
+
+def read_weight(keyword: t.Keyword, value: Any) -> Any:
+    """What a rule gives as a weight: numbers, or None. Raises T001 for what holds no array.
+
+    `(a.bias or 0) + (b.bias or 0)` of two absent biases is the number 0: an absent bias.
+    """
+    if isinstance(value, (int, float)) and value == 0:
+        return None
+    dense = not isinstance(value, Tensor) or value.layout is torch.strided
+    if dense and (value is None or isinstance(value, (ParamRef, Tensor, int, float))):
+        return value
+    found = f"this is a {type(value).__name__}" if dense else f"this is {value.layout}"
+    name = keyword.name
+    raise fail("T001", f"`{name}` must be an array of numbers", Label(keyword.span, found))
 
 
 def double(tensor: Tensor) -> Tensor:

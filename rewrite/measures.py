@@ -106,7 +106,7 @@ class Measures:
         args = None if named is None else [as_args(x) for x, _ in named]
         samples[0] = sample_count(self.state)
         finish(self.state.module)
-        calibration = self.state.samples.calibration
+        calibration = self.state.samples.calibration(self.state.module)
         return drift(self.metrics.original, self.state.module, args or calibration)
 
 
@@ -129,7 +129,7 @@ def sample_count(state: State) -> int:
     """How many calibration samples sites are measured on."""
     return sum(
         int(a.shape[0])
-        for args in state.samples.calibration
+        for args in state.samples.calibration(state.module)
         for a in args[:1]
         if isinstance(a, torch.Tensor) and a.dim()
     )

@@ -158,7 +158,9 @@ class Pipeline:
                 entry, state.module, state.samples.inputs, len(state.module.graph.nodes)
             )
             return (found,)
-        distance = drift(self.metrics.original, state.module, state.samples.calibration)
+        distance = drift(
+            self.metrics.original, state.module, state.samples.calibration(state.module)
+        )
         claim = "drift of the outputs from the original model"
         samples = sample_count(state)
         return (Verdict(claim, "tested", True, samples, distance, None, "relative L2"),)

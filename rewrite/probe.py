@@ -29,6 +29,10 @@ KEPT = 100_000
 SHAPES = 100
 """Draws are kept for so many combinations of shapes."""
 
+STRANGE = (torch.nan, torch.inf, -torch.inf)
+FEW = 200
+"""With fewer numbers than this, chance may place no strange one among them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -86,9 +90,26 @@ def _drawn(
 ) -> list[Probe]:
     generator = torch.Generator().manual_seed(seed)
     first, second = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
+    more = _strange(first, recorded) if special else []
     if _in_one(tensors, recorded, first):
-        return [_both(first, generator, special)]
-    return [first, _spread_out(second, recorded, generator, special)]
+        return [_both(first, generator, special), *more]
+    return [first, _spread_out(second, recorded, generator, special), *more]
+
+
+def _strange(draw: Probe, recorded: dict[fx.Node, Any]) -> list[Probe]:
+    """Where an input has few numbers: every drawn one is nan, then infinite, then minus infinite.
+
+    `x * 0` is 0 for all other numbers, and a vector of five may have been drawn without these.
+    """
+    drawn = {node: value for node, value in draw.values.items() if node not in recorded}
+    if all(value.numel() >= FEW for value in drawn.values()):
+        return []
+    return [
+        Probe(
+            {**draw.values, **{n: torch.full_like(v, kind) for n, v in drawn.items()}}, draw.small
+        )
+        for kind in STRANGE
+    ]
 
 
 def _in_one(tensors: Sequence[fx.Node], recorded: dict[fx.Node, Any], draw: Probe) -> bool:
@@ -134,7 +155,7 @@ def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> t
         2.5 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
     )
     value = torch.where(kind < 0.1, 0.0, value)
-    for number, found in enumerate((torch.nan, torch.inf, -torch.inf) if special else (), start=1):
+    for number, found in enumerate(STRANGE if special else (), start=1):
         value = torch.where(
             (kind > 1 - 0.05 * number) & (kind <= 1.05 - 0.05 * number), found, value
         )

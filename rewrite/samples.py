@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from .call import Call
@@ -40,6 +40,7 @@ class Samples:
         self.named: dict[str, Batches] = {}
         self._values: dict[fx.Node, Tensor] = {}
         self._moments: dict[fx.Node, Tensor] = {}
+        self._divides: bool | None = None
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
         """`data calib = sample("train", 512)`: the first samples of a split under a name."""
@@ -66,14 +67,20 @@ class Samples:
             raise fail("D003", f"no data is called `{name}`", place, help=hint)
         return self.named[name]
 
-    @property
-    def calibration(self) -> list[tuple[Any, ...]]:
-        """Model inputs to measure sites on: calibration data, else the example inputs."""
+    def calibration(self, module: fx.GraphModule) -> list[tuple[Any, ...]]:
+        """Model inputs to measure sites on: calibration data, else the example inputs. The batch
+        that is one too many is cut, if the model takes a part of it: an input may have as many
+        features as there are samples.
+        """
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]
         args = [as_args(x) for x, _ in _first(batches, SITE_SAMPLES)]
-        return args if _batched(args[0]) else args[:1]
+        if not _batched(args[0]):
+            return args[:1]
+        if self._divides is None:
+            self._divides = _same(args[-1], batches[len(args) - 1][0]) or _runs(module, args[-1])
+        return args if self._divides else [as_args(batches[0][0])]
 
     @property
     def generated(self) -> bool:
@@ -94,7 +101,7 @@ class Samples:
         missing = [node for node in nodes if node not in self._values]
         if missing:
             self._make_room()
-            self._values.update(record(module, missing, self.calibration))
+            self._values.update(record(module, missing, self.calibration(module)))
         return {node: self._values[node] for node in nodes}
 
     def prefetch(self, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
@@ -155,6 +162,21 @@ def _cut(value: Any, size: int, take: int) -> Any:
     return tree_map(cut, value)
 
 
+def _same(args: tuple[Any, ...], x: Any) -> bool:
+    """Whether nothing was cut off."""
+    return all(a is b for a, b in zip(tree_leaves(args), tree_leaves(as_args(x)), strict=True))
+
+
+def _runs(module: fx.GraphModule, args: tuple[Any, ...]) -> bool:
+    """Whether the graph, as it is now, takes these inputs."""
+    try:
+        with torch.no_grad():
+            fx.Interpreter(module).run(*args)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return True
+
+
 def _batched(args: tuple[Any, ...]) -> bool:
     """Samples lie along axis 0. Where all inputs are vectors that axis may be one of features: a
     model that takes 33 of them takes neither 32 nor 66, so that such a batch is one sample.
@@ -165,7 +187,7 @@ def _batched(args: tuple[Any, ...]) -> bool:
 def _batch(args: tuple[Any, ...]) -> int:
     if not _batched(args):
         return 1
-    return next(int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim())
+    return next(int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim() > 1)
 
 
 def _bytes(node: fx.Node) -> int:

@@ -25,6 +25,53 @@ def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
     return ("address", address) if address else ("storage", storage._cdata)
 
 
+def copies_of_views(model: nn.Module) -> dict[int, torch.Tensor]:
+    """By id, copies of those parameters and buffers of which some memory belongs to another one.
+
+    `copy.deepcopy` gives each parameter memory of its own: then nobody can see that two are tied.
+    Parts of one memory that do not overlap (weights read from one file) are not tied.
+    """
+    held = {id(t): t for t in (*model.parameters(), *model.buffers()) if _is_plain(t)}
+    copies: dict[int, torch.Tensor] = {}
+    for group in _overlapping(list(held.values())):
+        start, end = group[0].data_ptr(), max(map(_end, group))
+        whole = torch.empty(0, dtype=torch.uint8).set_(group[0].untyped_storage())
+        first = start - whole.data_ptr()
+        memory = whole[first : first + end - start].clone().untyped_storage()
+        for tensor in group:
+            offset = (tensor.data_ptr() - start) // tensor.element_size()
+            view = torch.empty(0, dtype=tensor.dtype)
+            view.set_(memory, offset, tensor.shape, tensor.stride())
+            parameter = isinstance(tensor, nn.Parameter)
+            copies[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if parameter else view
+    return copies
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    known = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return known and tensor.device.type == "cpu" and tensor.is_leaf and tensor.numel() > 0
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """The address behind the last element."""
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _overlapping(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors of one dtype whose memory overlaps, by address; none that stand alone."""
+    group: list[torch.Tensor] = []
+    for tensor in sorted(tensors, key=lambda t: (t.data_ptr(), _end(t))):
+        if group and tensor.data_ptr() < max(map(_end, group)) and tensor.dtype == group[0].dtype:
+            group.append(tensor)
+            continue
+        if len(group) > 1:
+            yield group
+        group = [tensor]
+    if len(group) > 1:
+        yield group
+
+
 class Owners:
     """Storage -> the (node, path) pairs that read it.
 

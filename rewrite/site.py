@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..grammar import tree as t
+from ..grammar.diagnostics import Label, fail
 from .binding import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, Miss
 from .call import Call
 from .effects import mutation_between
@@ -243,9 +244,19 @@ def _clauses(state: State, site: Site) -> Miss | None:
             continue
         for guard in clause.guards:
             step += 1
-            if isinstance(guard, t.Guard) and not site.scope.number(guard.condition):
+            if isinstance(guard, t.Guard) and not _holds(site.scope, guard.condition):
                 return _guard_miss(site, guard, step)
     return owners_miss(state, site)
+
+
+def _holds(scope: Scope, condition: t.Expr) -> bool:
+    """Raises T001 for an array: nothing says whether one of its numbers counts or all."""
+    value = scope.number(condition)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        place = Label(condition.span, f"{list(value.shape)} numbers")
+        hint = "say what of it counts: `min(...) > 0`, `max(...) < 1`"
+        raise fail("T001", "a guard is true or false, and this is an array", place, help=hint)
+    return bool(value)
 
 
 def bind_all(scope: Scope, bindings: Iterable[t.Binding]) -> None:

@@ -213,6 +213,8 @@ class Both:
         before, after = left[node], load(new, right)
         if _identical(before, after):
             return Comparison(name, 0.0, 0.0)
+        if not _comparable(before, after):
+            return _difference(name, before, after, (before, 0))
         if id(probe) not in self.scales:
             self.scales[id(probe)] = Scale(self.site, self.plan, self.doubles, left, right)
         return _difference(name, before, after, self.scales[id(probe)].of(node, new))
@@ -228,6 +230,12 @@ def _identical(left: Any, right: Any) -> bool:
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return left is right
     return left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _comparable(left: Any, right: Any) -> bool:
+    """Whether magnitudes can be found that judge both sides."""
+    tensors = isinstance(left, Tensor) and isinstance(right, Tensor)
+    return tensors and left.shape == right.shape and left.dtype == right.dtype
 
 
 def _difference(name: str, left: Any, right: Any, judged: tuple[Any, int]) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 import lissom
 from lissom.rewrite.samples import SITE_SAMPLES, Samples
@@ -19,7 +19,7 @@ pipeline p {
 def calibration(*batches: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     samples = Samples((batches[0],))
     samples.named["calib"] = [(batch, None) for batch in batches]
-    return samples.calibration
+    return samples.calibration(fx.symbolic_trace(nn.Identity()))
 
 
 def test_the_last_batch_is_cut() -> None:
@@ -39,3 +39,23 @@ def test_a_model_of_vectors_is_measured() -> None:
     data = lambda split: [(torch.rand(33), torch.zeros(())) for _ in range(3)]  # noqa: E731
     result = lissom.compile(model, PROGRAM, inputs=(x,), data=data)
     assert len(result.applied) == 1
+
+
+class Two(nn.Module):
+    """A batch, and a vector with as many features as the batch has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(40, 33)
+
+    def forward(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.first(x), self.second(v)
+
+
+def test_a_batch_that_no_part_of_runs_stays_whole() -> None:
+    """Found by generated models: the vector was cut with the batch."""
+    torch.manual_seed(0)
+    x, v = torch.rand(40, 4), torch.rand(40)
+    data = lambda split: [((x, v), torch.zeros(()))]  # noqa: E731
+    result = lissom.compile(Two().eval(), PROGRAM, inputs=(x, v), data=data)
+    assert [event.site for event in result.applied] == ["second"]

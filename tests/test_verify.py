@@ -211,6 +211,7 @@ def conv_norm(seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 @pytest.mark.parametrize("name", FOLD_MUTANTS)
 def test_every_wrong_fold_is_found(name: str) -> None:
+    """S06."""
     x = torch.randn(2, 6, 8, 8)
     for seed, dtype in ((0, torch.float32), (1, torch.float32), (2, torch.bfloat16)):
         assert folded(conv_norm(seed, dtype), x.to(dtype), FOLD_MUTANTS[name]) == "V101"
@@ -225,6 +226,7 @@ def test_the_right_fold_is_no_false_alarm(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e9, 1e15])
 def test_tiny_and_huge_weights_are_no_false_alarm(scale: float) -> None:
+    """H12."""
     model = conv_norm(0)
     with torch.no_grad():
         model[0].weight *= scale  # type: ignore[index, operator]
@@ -246,7 +248,7 @@ def test_wrong_folds_of_scaled_layers_are_found(name: str, scale: float) -> None
 
 
 def test_cancellation_is_no_false_alarm() -> None:
-    """The batch norm subtracts nearly all of what the convolution adds."""
+    """H12: The batch norm subtracts nearly all of what the convolution adds."""
     model = conv_norm(0)
     with torch.no_grad():
         model[0].bias.fill_(1e4)  # type: ignore[index, operator, union-attr]
@@ -281,6 +283,7 @@ def test_positive_sums_of_25088_terms_are_no_false_alarm() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_strange_weights_stay_where_they_are(value: float) -> None:
+    """H11, I44."""
     model = conv_norm(0)
     with torch.no_grad():
         model[0].weight[2, 1, 1, 1] = value  # type: ignore[index, operator]
@@ -292,6 +295,7 @@ def test_strange_weights_stay_where_they_are(value: float) -> None:
 
 @pytest.mark.parametrize("name", FOLD_MUTANTS)
 def test_a_nan_weight_does_not_hide_a_bug(name: str) -> None:
+    """H11."""
     model = conv_norm(0)
     with torch.no_grad():
         model[0].weight[2] = float("nan")  # type: ignore[index, operator]
@@ -299,6 +303,7 @@ def test_a_nan_weight_does_not_hide_a_bug(name: str) -> None:
 
 
 def test_an_overflow_of_the_models_dtype_is_refused_with_the_reason() -> None:
+    """H12."""
     model = conv_norm(0)
     with torch.no_grad():
         model[0].weight *= 1e4  # type: ignore[index, operator]

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..evaluate import NoNumber
+
 PRIME = (1 << 24) - 3
 ROOTS = (PRIME - 1) // 2
 """Variables are squares of 1..ROOTS, so that each has one root: numbers that stand for positive
@@ -22,11 +24,11 @@ ones."""
 EXACT = 2.0**53
 
 
-class Unexpressible(Exception):
+class Unexpressible(NoNumber):
     """A computation that residues cannot follow: an order, a branch, a whole number of a value."""
 
 
-class Vanished(Exception):
+class Vanished(NoNumber):
     """A denominator is zero for the numbers drawn; others may do."""
 
 
