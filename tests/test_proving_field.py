@@ -19,7 +19,7 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.capture import capture
 from lissom.rewrite.engine import candidates, find
 from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.field import PROVED, UNDECIDED, WRONG, FieldResult, check_field
+from lissom.rewrite.proving.field import PROVED, UNDECIDED, WHOLE, WRONG, FieldResult, check_field
 from lissom.rewrite.proving.field_ops import EXACT
 from lissom.rewrite.proving.field_tensor import Field, World
 from lissom.rewrite.proving.residues import PRIME, Track, Unexpressible, survival
@@ -141,7 +141,7 @@ def examined(state: Any, rule: Any, found: Any) -> Any:
 def test_the_algebra_of_the_library_is_proved(file: str) -> None:
     for subject in subjects(file):
         name = subject.source.name.text
-        found = list(each(subject, range(12)))
+        found = [r for r in each(subject, range(12)) if r.reason != WHOLE]
         expected = UNDECIDED if name in ORDERS else PROVED
         assert {(r.verdict, r.reason) for r in found if r.verdict != expected} == set(), name
 

@@ -36,6 +36,9 @@ PROVED, WRONG, UNDECIDED = "proved", "wrong", "undecided"
 CERTAIN = 1e-6
 """Up to this probability of chance, agreement in all trials counts as a proof."""
 
+WHOLE = "nothing that the site reads is floating"
+"""Why nothing is decided where no operand is floating."""
+
 REDRAWS = 4
 """How often a trial is drawn again when a denominator vanishes."""
 
@@ -66,6 +69,8 @@ def check_field(state: State, site: Site, trials: int = 4, seed: int = 0) -> Fie
     """Runs both sides of an examined site on random residues; nothing is changed."""
     if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
         return FieldResult(UNDECIDED, "the rule has no `perturb`, and so no exact half", 0)
+    if not _is_floating(site):
+        return FieldResult(UNDECIDED, WHOLE, 0)
     found: list[_Trial] = []
     for number in range(trials):
         try:
@@ -75,6 +80,14 @@ def check_field(state: State, site: Site, trials: int = 4, seed: int = 0) -> Fie
         except Vanished as error:
             return FieldResult(UNDECIDED, f"{error} is zero in every draw", number)
     return _judged(found)
+
+
+def _is_floating(site: Site) -> bool:
+    """Whether anything can become residues: whole numbers stay what they are."""
+    read = {node for call in site.calls for node in call.node.all_input_nodes} - {*site.nodes}
+    specs = [node.meta.get("val") for node in read]
+    held = any(path is not None for call in site.calls for path in call.params.values())
+    return held or any(isinstance(s, TensorSpec) and s.dtype.is_floating_point for s in specs)
 
 
 def _line(error: Exception) -> str:

@@ -197,14 +197,19 @@ _MOVEMENT = frozenset((
 ))  # fmt: skip
 
 
+_JOINING = frozenset({"aten::cat", "aten::stack"})
+"""What puts whole numbers beside others; elsewhere they are places."""
+
+
 def _moved(func: Any, fields: Sequence[Field], args: Arguments, settings: Settings) -> Any:
     world, dtype, track = fields[0].world, fields[0].dtype, _joint(fields)
+    joins = func._schema.name in _JOINING
 
     def lower(value: Any) -> Any:
         if isinstance(value, float):
             return float(world.numbers.residue(value))
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return world.lift(value).residues if isinstance(value, Field) or floating else value
+        number = isinstance(value, Tensor) and (joins or value.is_floating_point())
+        return world.lift(value).residues if isinstance(value, Field) or number else value
 
     found = func(*_each(args, lower), **settings)
     return _each(found, lambda value: Field(value, world, track, dtype))

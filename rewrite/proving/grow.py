@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
@@ -21,16 +22,18 @@ from ..attributes import read_attr
 from ..binding import literal
 from ..dims import compiled
 from ..ops import Vocabulary
-from ..opspec import OpSpec
+from ..opspec import InputSpec, OpSpec
 from ..pattern import PatternOp
 from ..rule import Rule
-from ..shape_match import same
+from ..spec import TensorSpec
 from .filling import Filling, dtype_of, spec_at
-from .settings import setting
+from .places import globs_at, inside, outside
+from .settings import ANY, setting
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
+from .violated import check_spoilt, forbidden, others, without
 
-DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16)
+DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16, torch.float16)
 """Precisions of whole models."""
 
 
@@ -46,12 +49,20 @@ class Grown:
     planted: list[Planted]
     has_data: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no result of the model holds a number."""
+        end = next(node for node in reversed(self.module.graph.nodes) if node.op == "output")
+        specs = [spec for spec in tree_leaves(end.meta["val"]) if isinstance(spec, TensorSpec)]
+        return all(0 in spec.shape for spec in specs)
+
 
 def grow(source: Source, rule: Rule, vocabulary: Vocabulary, spoil: t.Node | None = None) -> Grown:
     """A model. Raises `Unsuitable` where the draws do not fit together.
 
-    `spoil` is a condition of the pattern that the model is to violate: an op of it, an attribute,
-    an operand that is a number, or a shape clause.
+    `spoil` is a condition of the pattern that the model is to violate: a choice of ops, the line of
+    an op (which then gets a further input), an attribute, an operand that is a number, a clause on
+    a shape or a place; or a clause `unless`, whose pattern then stands beside the instance.
     """
     soil = _soil(source, vocabulary)
     planted = [_Planter(soil, rule, spoil).plant() for _ in range(2 if source.chance(20) else 1)]
@@ -63,6 +74,7 @@ def grow_together(source: Source, rules: Sequence[Rule], vocabulary: Vocabulary)
     where that fits. Raises `Unsuitable`.
     """
     soil = _soil(source, vocabulary)
+    soil.floating = True
     instances = []
     for rule in rules:
         planted = _Planter(soil, rule, None).plant()
@@ -101,25 +113,29 @@ class _Planter:
     def __init__(self, soil: Soil, rule: Rule, spoil: t.Node | None) -> None:
         self.soil, self.source, self.rule, self.spoil = soil, soil.source, rule, spoil
         self.planted = Planted()
-        kept = [clause for clause in rule.pattern.shapes if clause is not spoil]
-        clauses = {str(clause.path): clause.type for clause in kept}
-        self.chosen = {op.index: self._choose(op) for op in rule.pattern.ops}
-        self.filling = Filling(soil, rule, clauses, self.chosen)
+        self.patterns = [rule.pattern, *forbidden(rule, spoil)]
+        self.ops = [op for pattern in self.patterns for op in pattern.ops]
+        shapes = [clause for pattern in self.patterns for clause in pattern.shapes]
+        clauses = {str(clause.path): clause.type for clause in shapes if clause is not spoil}
+        odd = str(spoil.path) if isinstance(spoil, t.ShapePattern) else ""
+        self.chosen = {op.index: self._choose(op) for op in self.ops}
+        chosen = [(op, self.chosen[op.index]) for op in self.ops]
+        self.filling = Filling(soil, rule, self.planted, clauses, chosen, odd)
         self.names = self.filling.names
 
     def plant(self) -> Planted:
-        waiting = list(self.rule.pattern.ops)
-        inner = set(self.rule.pattern.produced)
+        waiting = list(self.ops)
+        inner = {name for op in self.ops for name in op.targets}
         while waiting:
             known = self.planted.values
             op = next(o for o in waiting if all(r in known or r not in inner for r in o.reads))
             waiting.remove(op)
             self._op(op)
-        return self.planted
+        return without(self.planted, self.ops[len(self.rule.pattern.ops) :], self.rule)
 
     def _choose(self, op: PatternOp) -> OpSpec:
         names = sorted(op.ops) if op.ops is not None else CONTEXT
-        if op.source is self.spoil:
+        if op.source.ops is self.spoil:
             names = others(self.soil.vocabulary, op)
         if not names:
             raise Unsuitable("no other op has this signature")
@@ -158,19 +174,29 @@ class _Planter:
         scope = self._constrained(op, spec)
         inputs = self._inputs(op, spec, scope, before)
         self.filling.dtype = dtype_of(self.soil.value(inputs))
+        place = self._place(op)
         for last in (False, False, False, True):
             names, tried = dict(self.names), dict(scope)
             try:
                 attrs = self._attrs(op, spec, tried, inputs)
                 params = self.filling.weights(op, spec, tried)
                 self._bind(op, attrs)
-                return self.soil.op(spec, inputs, params, attrs)
+                return self.soil.op(spec, inputs, params, attrs, place)
             except Unsuitable:
                 self.names.clear()
                 self.names.update(names)
                 if last:
                     raise
         raise AssertionError
+
+    def _place(self, op: PatternOp) -> str:
+        """The module path that clauses `in` ask for; "" where they leave it open."""
+        clauses = globs_at(self.patterns, op)
+        globs = [clause.glob for clause in clauses if clause is not self.spoil]
+        if len(globs) < len(clauses):
+            assert isinstance(self.spoil, t.SitePattern)
+            return outside(self.source, self.spoil.glob, globs, self.soil.name())
+        return inside(globs, self.soil.name()) if globs else ""
 
     # -- settings ----------------------------------------------------------------------------------
 
@@ -213,10 +239,12 @@ class _Planter:
             elif attr.dim is not None:
                 attrs[name] = read_attr(attr, scope.get(attr.dim, defaults[name]))
             else:
-                drawn = setting(self.source, attr, defaults[name], shape)
+                spoilt = keyword is not None and keyword is self.spoil
+                unlike = self._wanted(keyword) if spoilt else ANY
+                drawn = setting(self.source, attr, defaults[name], shape, unlike)
                 attrs[name] = drawn if drawn is None else read_attr(attr, drawn)
             if keyword is not None and keyword is self.spoil:
-                _check_spoilt(attrs[name], self._wanted(keyword))
+                check_spoilt(attrs[name], self._wanted(keyword))
         return attrs
 
     def _bind(self, op: PatternOp, attrs: Mapping[str, Any]) -> None:
@@ -229,7 +257,7 @@ class _Planter:
     def _inputs(
         self, op: PatternOp, spec: OpSpec, scope: dict[str, Any], before: fx.Node | None
     ) -> tuple[Any, ...]:
-        wanted: list[Any] = list(op.operands)
+        wanted = self._operands(op, spec)
         found: list[Any] = [self._known(w) for w in wanted]
         if before is not None:
             found[0] = before
@@ -244,53 +272,68 @@ class _Planter:
                     self.filling.extents.solve(declared.shape, tuple(real.shape), scope)
         for index, value in enumerate(found):
             if value is _OPEN:
-                name = wanted[index].text if isinstance(wanted[index], t.Name) else "_"
-                node = self.filling.free(
-                    name, specs[index], scope, lead if broadcasts or specs[index].variadic else None
-                )
-                if name != "_":
-                    self.planted.values[name] = node
-                found[index] = node
-                real = self.soil.value(node)
+                beside = lead if broadcasts or specs[index].variadic else None
+                found[index] = self._free(wanted[index], specs[index], scope, beside)
+                real = self.soil.value(found[index])
                 lead = tuple(real.shape) if lead is None and isinstance(real, Tensor) else lead
+        self._bind_rest(op, found)
         return _gathered(spec, found)
+
+    def _operands(self, op: PatternOp, spec: OpSpec) -> list[Any]:
+        """The operands of the line; `xs...` as one or more, and one more than asked for where that
+        is to be violated.
+        """
+        wanted: list[Any] = list(op.operands)
+        if wanted and isinstance(wanted[-1], t.Rest):
+            wanted[-1:] = [wanted[-1]] * self.source.integer(1, 3)
+        return [*wanted, None] if op.source is self.spoil else wanted
+
+    def _free(
+        self, wanted: Any, spec: InputSpec, scope: dict[str, Any], lead: tuple[int, ...] | None
+    ) -> Any:
+        """A value that the pattern does not produce, for an operand."""
+        name = wanted.text if isinstance(wanted, t.Name) else "_"
+        if name != "_" and name in self.planted.values:  # once more in the same line
+            return self.planted.values[name]
+        node = self.filling.free(name, spec, scope, lead)
+        clauses = [clause for p in self.patterns for clause in p.sites if clause.name.text == name]
+        globs = [clause.glob for clause in clauses if clause is not self.spoil]
+        if globs and isinstance(node, fx.Node):
+            node = self.soil.placed(node, globs)
+        if name != "_":
+            self.planted.values[name] = node
+        return node
+
+    def _bind_rest(self, op: PatternOp, found: Sequence[Any]) -> None:
+        if op.operands and isinstance(op.operands[-1], t.Rest):
+            rest = tuple(found[len(op.operands) - 1 :])
+            self.planted.values[op.operands[-1].name.text] = rest
 
     def _known(self, wanted: Any) -> Any:
         if wanted is self.spoil and isinstance(wanted, t.Expr):
-            return self.source.choice([n for n in (2.5, 0, 3, -1.0) if n != literal(wanted)])
+            return self.source.choice(_unlike(literal(wanted)))
         if isinstance(wanted, t.Name) and wanted.text != "_":
             return self.planted.values.get(wanted.text, _OPEN)
         if isinstance(wanted, t.Constant):
             return wanted.value
         value = literal(wanted) if isinstance(wanted, t.Expr) else None
-        return _OPEN if value is None else value
+        return _OPEN if value is None else self._spelled(value)
+
+    def _spelled(self, number: Any) -> Any:
+        """The number in any of the ways in which it may be written: 1, 1.0 or True."""
+        if not isinstance(number, (int, float)) or not self.source.chance(25):
+            return number
+        truths = [bool(number)] if number in (0, 1) else []
+        return self.source.choice([float(number), *truths])
 
 
 _OPEN: Any = object()
 
 
-def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
-    """Ops that a pattern op does not name but that take the same operands, weights and settings."""
-    if op.ops is None:
-        return []
-    like = vocabulary[min(op.ops)]
-    asked = {keyword.name.text for keyword in op.source.attrs}
-    params = [param.name for param in like.params]
-    return sorted(
-        spec.name
-        for spec in map(vocabulary.__getitem__, vocabulary.names())
-        if spec.name not in op.ops
-        and len(spec.inputs) == len(like.inputs)
-        and spec.results == like.results
-        and [param.name for param in spec.params] == params
-        and asked <= spec.attrs.keys()
-        and not spec.traits & {"random", "many"}
-    )
-
-
-def _check_spoilt(drawn: Any, wanted: Any) -> None:
-    if same(drawn, wanted):
-        raise Unsuitable("the draw is what the pattern asks for")
+def _unlike(number: Any) -> list[float]:
+    """Other numbers, a zero of the other sign among them."""
+    zeros = [-0.0] if number == 0 else []
+    return [*(n for n in (2.5, 0, 3, -1.0) if n != number), *zeros]
 
 
 def _is_fixed(keyword: t.Keyword) -> bool:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import fx
 
 from ...grammar import tree as t
 from ..binding import literal
 from ..pattern import PatternOp
 from ..rule import Rule
-from ..spec import spec_of
-from .grow import Grown, others
+from .edits import Edit, call_again, give_back, hook, on_op, on_value, overwrite, read_again, tie
+from .grow import Grown
 from .soil import Planted
 from .source import Replayed, Rolled, Unsuitable
-from .trial import BAD, FIRED, NOISY, Outcome, Subject, model, trial
-
-Edit = Callable[[Grown], bool]
+from .trial import BAD, EMPTY, FIRED, NOISY, Outcome, Subject, model, trial
+from .violated import contradicts, has_further_input, others
 
 ATTEMPTS = 80
 """Models drawn for one condition before it counts as not reached."""
@@ -67,12 +63,16 @@ def near_misses(rule: Rule, subject: Subject) -> list[Near]:
             continue
         if others(subject.vocabulary, op):
             name = f"another op than {' or '.join(sorted(op.ops or ()))}"
-            found.append(Near(name, _said(op.source.ops), op.source))
+            found.append(Near(name, _said(op.source.ops), op.source.ops))
+        if has_further_input(subject.vocabulary, op):
+            name = f"a further input of `{op.targets[0]}`"
+            found.append(Near(name, _said(op.source), op.source))
         found += [Near(f"not {_text(k)}", _said(k), k) for k in op.source.attrs if _literal(k)]
         found += [Near(f"not {_text(o)}", _said(o), o) for o in op.operands if _number(o)]
         found += _around(rule, subject, op)
     found += [Near(f"not {_text(c)}", _said(c), c) for c in rule.pattern.shapes]
-    return found
+    found += [Near(f"not {_text(c)}", _said(c), c) for c in rule.pattern.sites]
+    return found + [Near(_text(c), _said(c), c) for c in rule.source.all(t.Unless)]
 
 
 def _text(node: t.Node) -> str:
@@ -101,156 +101,25 @@ def _around(rule: Rule, subject: Subject, op: PatternOp) -> Iterator[Near]:
     if not op.source.shared and not op.repeat:
         for name in inner:
             r8 = frozenset({"R008"})
-            yield Near(f"`{name}` has another reader", r8, edit=_on_value(name, _read))
-            yield Near(f"`{name}` is returned", r8, edit=_on_value(name, _return))
+            yield Near(f"`{name}` has another reader", r8, edit=on_value(name, read_again))
+            yield Near(f"`{name}` is returned", r8, edit=on_value(name, give_back))
     if len(rule.pattern.ops) > 1 and not op.repeat:
         yield Near(
             f"what `{op.targets[0]}` reads changes in place",
             frozenset(),
-            edit=_on_op(op.index, _overwrite),
+            edit=on_op(op.index, overwrite),
         )
     if op.repeat or not _has_weights(subject, op):
         return
     yield Near(
-        f"the layer of `{op.targets[0]}` has a hook", frozenset(), edit=_on_op(op.index, _hook)
+        f"the layer of `{op.targets[0]}` has a hook", frozenset(), edit=on_op(op.index, hook)
     )
     yield Near(
         f"the layer of `{op.targets[0]}` is called twice",
         frozenset(),
-        edit=_on_op(op.index, _call_again),
+        edit=on_op(op.index, call_again),
     )
-    yield Near(f"a weight of `{op.targets[0]}` is tied", frozenset(), edit=_on_op(op.index, _tie))
-
-
-# -- edits -----------------------------------------------------------------------------------------
-
-
-def _each(grown: Grown, change: Callable[[Planted], bool]) -> bool:
-    """Changes every planted instance; false if one cannot be changed so."""
-    done = [change(planted) for planted in grown.planted]
-    grown.module.graph.lint()
-    grown.module.recompile()
-    return all(done)
-
-
-def _on_value(name: str, change: Callable[[Grown, fx.Node], bool]) -> Edit:
-    """An edit at what a name of the pattern stands for."""
-
-    def at(grown: Grown, planted: Planted) -> bool:
-        value = planted.values.get(name)
-        return isinstance(value, fx.Node) and change(grown, value)
-
-    return lambda grown: _each(grown, lambda planted: at(grown, planted))
-
-
-def _on_op(index: int, change: Callable[[Grown, fx.Node], bool]) -> Edit:
-    """An edit at the node of a pattern op."""
-
-    def at(grown: Grown, planted: Planted) -> bool:
-        node = planted.nodes.get(index)
-        return node is not None and change(grown, node)
-
-    return lambda grown: _each(grown, lambda planted: at(grown, planted))
-
-
-def _read(grown: Grown, value: fx.Node) -> bool:
-    """Something else reads it."""
-    return _return(grown, _relu(grown, value))
-
-
-def _hook(grown: Grown, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    layer = grown.module.get_submodule(str(node.target))
-    layer.register_forward_hook(lambda module, args, result: result * 1.5)
-    return True
-
-
-def _call_again(grown: Grown, node: fx.Node) -> bool:
-    """The layer runs a second time, on the same input scaled."""
-    if node.op != "call_module" or not isinstance(node.args[0], fx.Node):
-        return False
-    graph, held = grown.module.graph, node.args[0]
-    with graph.inserting_before(_end(graph)):
-        half = graph.call_function(torch.mul, (held, 0.5))
-        again = graph.call_module(str(node.target), (half, *node.args[1:]), node.kwargs)
-    half.meta.update(val=held.meta["val"], site="")
-    again.meta.update(val=node.meta["val"], site=node.meta["site"])
-    return _return(grown, again)
-
-
-def _tie(grown: Grown, node: fx.Node) -> bool:
-    """Another part of the model reads the first weight, under a name of its own."""
-    if node.op != "call_module":
-        return False
-    layer = grown.module.get_submodule(str(node.target))
-    weight = next(iter(layer.parameters()), None)
-    if weight is None:
-        return False
-    name = f"tied_{str(node.target).replace('.', '_')}"
-    grown.module.register_parameter(name, weight)  # type: ignore[arg-type]
-    graph = grown.module.graph
-    with graph.inserting_before(_end(graph)):
-        held = graph.get_attr(name)
-    held.meta.update(val=spec_of(weight), site="")
-    return _return(grown, _relu(grown, held))
-
-
-def _overwrite(grown: Grown, node: fx.Node) -> bool:
-    """An in-place op right behind a matched op changes what that op has read."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    held, graph = node.args[0], grown.module.graph
-    if held.op in ("placeholder", "get_attr"):
-        held = _copied(grown, held)
-    with graph.inserting_after(node):
-        changed = graph.call_method("mul_", (held, 2.0))
-    changed.meta.update(val=held.meta["val"], site="")
-    return _return(grown, changed)
-
-
-def _copied(grown: Grown, held: fx.Node) -> fx.Node:
-    """Matched ops read a value of the model instead of an input or a weight, which is not theirs
-    to change.
-    """
-    graph = grown.module.graph
-    matched = {node for planted in grown.planted for node in planted.nodes.values()}
-    readers = [node for node in graph.nodes if node in matched and held in node.all_input_nodes]
-    with graph.inserting_before(readers[0]):
-        copied = graph.call_function(torch.neg, (held,))
-    copied.meta.update(val=held.meta["val"], site="")
-    for reader in readers:
-        reader.replace_input_with(held, copied)
-    _rename(grown, held, copied)
-    return copied
-
-
-def _rename(grown: Grown, old: fx.Node, new: fx.Node) -> None:
-    for planted in grown.planted:
-        for name, value in planted.values.items():
-            if value is old:
-                planted.values[name] = new
-
-
-def _end(graph: fx.Graph) -> fx.Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
-
-
-def _relu(grown: Grown, value: fx.Node) -> fx.Node:
-    graph = grown.module.graph
-    with graph.inserting_before(_end(graph)):
-        node = graph.call_function(torch.relu, (value,))
-    node.meta.update(val=value.meta["val"], site="")
-    return node
-
-
-def _return(grown: Grown, node: fx.Node) -> bool:
-    """Makes a node one more result of the model."""
-    end = _end(grown.module.graph)
-    results = (*end.args[0], node)  # type: ignore[misc]
-    end.args = (results,)
-    end.meta["val"] = tuple(item.meta["val"] for item in results)  # type: ignore[union-attr]
-    return True
+    yield Near(f"a weight of `{op.targets[0]}` is tied", frozenset(), edit=on_op(op.index, tie))
 
 
 # -- looking at them -------------------------------------------------------------------------------
@@ -262,11 +131,21 @@ def examine_near(near: Near, subject: Subject, tapes: Sequence[Sequence[int]]) -
     """
     result = NearResult(near)
     for grown in _built(near, subject, tapes):
-        for outcome in trial(subject, grown, spoiled=near.spoil is not None):
-            _judge(near, outcome, result)
+        violated = [_is_violated(near, planted) for planted in grown.planted]
+        outcomes = trial(subject, grown, spoiled=near.spoil is not None)
+        for outcome, surely in zip(outcomes, violated, strict=True):
+            _judge(near, outcome, surely, result)
         if result.reached >= ENOUGH:
             break
     return result
+
+
+def _is_violated(near: Near, planted: Planted) -> bool:
+    """Whether the condition surely does not hold. A shape clause that is left out may hold all the
+    same; everything else is violated.
+    """
+    clause = near.spoil
+    return not isinstance(clause, t.ShapePattern) or contradicts(clause, planted.values)
 
 
 def _built(near: Near, subject: Subject, tapes: Sequence[Sequence[int]]) -> Iterator[Grown]:
@@ -280,15 +159,15 @@ def _built(near: Near, subject: Subject, tapes: Sequence[Sequence[int]]) -> Iter
             yield grown
 
 
-def _judge(near: Near, outcome: Outcome, result: NearResult) -> None:
-    if outcome.kind == FIRED and near.conditions:
-        # A shape clause that is left out may hold all the same; everything else is violated.
-        if not isinstance(near.spoil, t.ShapePattern):
-            result.wrong.append(Outcome(NOISY, near.name, "fired"))
-    elif outcome.kind in BAD:
+def _judge(near: Near, outcome: Outcome, surely: bool, result: NearResult) -> None:
+    applied = outcome.kind in (FIRED, EMPTY)
+    if outcome.kind in BAD:
         result.wrong.append(outcome)
-    elif outcome.kind == FIRED:
-        result.equal += 1
+    elif applied and near.conditions:
+        if surely:
+            result.wrong.append(Outcome(NOISY, near.name, "fired"))
+    elif applied:
+        result.equal += outcome.kind == FIRED
     elif not near.conditions or outcome.condition in near.conditions:
         result.silent += 1
         result.conditions[outcome.condition] += 1

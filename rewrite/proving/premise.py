@@ -70,7 +70,7 @@ class Sums:
         scale = torch.as_tensor(self.scale.known[key] if behind else 0.0)
         if behind is None:
             yield f"`{op.name}` rounds"
-        elif behind and float(scale.max()) * 2.0**behind >= 2.0**53:
+        elif behind and scale.numel() and float(scale.max()) * 2.0**behind >= 2.0**53:
             yield f"a sum of `{op.name}` needs {behind} bits behind the point"
 
 

@@ -49,12 +49,13 @@ def kept(
     claim = next((v for v in ready.verdicts if v.claim.startswith("error(")), None)
     if claim is None or not claim.tolerance:
         return None
-    names = _names(ready, claim)
+    names, allowed = _names(ready, claim), claim.tolerance
     fresh = _fresh(inputs)
-    errors = [
-        _error(original, perturbed, names, args) / claim.tolerance for args in (inputs, fresh)
-    ]
-    return Kept(*errors, drift(original, perturbed, [fresh]))
+
+    def over(args: tuple[Any, ...]) -> float:
+        return _error(original, perturbed, names, args) / allowed
+
+    return Kept(over(inputs), over(fresh), drift(original, perturbed, [fresh]))
 
 
 def _names(ready: Ready, verdict: Verdict) -> list[str]:

@@ -13,13 +13,13 @@ from ..binding import Bindings
 from ..rule import Rule, compile_rule
 from ..site import Site, examine
 from .dyadic import DIFFERS, DyadicResult, check_dyadic
-from .field import FieldResult, check_field
+from .field import WHOLE, FieldResult, check_field
 from .grow import Grown
 from .mutate import Score, score, specimens
 from .near import NearResult, examine_near, near_misses
 from .promise import Kept
 from .shrink import shrunk
-from .source import Recorded, Replayed, Rolled, Source, Unsuitable
+from .source import Recorded, Replayed, Rolled, Source, Unsuitable, Varied
 from .trial import (
     BAD,
     FIRED,
@@ -160,8 +160,9 @@ def _algebra(subject: Subject, tape: Sequence[int]) -> Iterator[FieldResult]:
     for planted in grown.planted:
         bindings = bound(state, grown.rule, planted)
         site = examine(state, grown.rule, bindings) if isinstance(bindings, Bindings) else None
-        if isinstance(site, Site):
-            yield check_field(state, site)
+        found = check_field(state, site) if isinstance(site, Site) else None
+        if found is not None and found.reason != WHOLE:
+            yield found
 
 
 def guards_of(rule: Rule) -> tuple[str, ...]:
@@ -191,13 +192,23 @@ def explore(subject: Subject, models: int, start: int = 0) -> Explored:
         enough = found.fired >= wanted or found.models >= ROUNDS * models
         if found.failure is not None or (found.models >= models and enough):
             break
-        source = Recorded(Rolled(f"{start}/{number}"))
+        source = Recorded(_drawn(found, f"{start}/{number}"))
         outcomes = _outcomes(subject, source)
         if outcomes:
             _note(found, tuple(source.tape), outcomes)
     if found.failure is not None:
         found.failure = _smallest(subject, found.failure)
     return found
+
+
+def _drawn(found: Explored, seed: str) -> Source:
+    """New choices; where a rule fires in less than half of the models, every other time those of a
+    model in which it fired, with some made anew.
+    """
+    picked = Rolled(f"{seed} like")
+    if 2 * found.fired >= found.models or not found.tapes or picked.chance(50):
+        return Rolled(seed)
+    return Varied(picked.choice(found.tapes), seed)
 
 
 def _outcomes(subject: Subject, source: Source) -> list[Outcome]:

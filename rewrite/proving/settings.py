@@ -15,13 +15,38 @@ from .source import Source
 # -- attributes ------------------------------------------------------------------------------------
 
 
-def setting(source: Source, spec: AttrSpec, default: Any, shape: Sequence[int]) -> Any:
-    """A value of the declared type; `shape` is that of the op's first input.
+ANY: Any = object()
+"""Stands for no value in particular."""
+
+
+def setting(
+    source: Source, spec: AttrSpec, default: Any, shape: Sequence[int], unlike: Any = ANY
+) -> Any:
+    """A value of the declared type; `shape` is that of the op's first input. `unlike`: a value that
+    it should not be.
 
     Not every one is legal for the op: running it decides.
     """
-    if spec.type in _KINDS and (default is None or source.chance(35)):
+    if spec.type in ("any", "str"):
+        return _word(source, spec, default, unlike)
+    if spec.type not in _KINDS:
+        return default
+    asked = unlike is not ANY and (default == unlike or source.chance(50))
+    if asked or default is None or source.chance(35):
         return _KINDS[spec.type](source, default, shape)
+    return default
+
+
+def _word(source: Source, spec: AttrSpec, default: Any, unlike: Any) -> Any:
+    """A word or a number that torch takes for a setting of this name."""
+    plain = WORDS if spec.type == "str" or isinstance(default, str) else NUMBERS
+    known = WORDS_OF.get(spec.name, plain)
+    known = tuple(word for word in known if isinstance(word, str)) if spec.type == "str" else known
+    others = [value for value in known if value not in (default, unlike)]
+    if unlike is not ANY and default != unlike:
+        return source.choice([default, *others])
+    if others and (unlike is not ANY or source.chance(20 if default is None else 35)):
+        return source.choice(others)
     return default
 
 
@@ -81,16 +106,31 @@ _KINDS: dict[str, Callable[[Source, Any, Sequence[int]], Any]] = {
     "ints": _list,
     "float": lambda source, default, shape: source.choice([0.5, 1.0, 0.0, 2.0, 6.0, -1.0, 1e-3]),
     "bool": lambda source, default, shape: not default or source.chance(50),
-    "any": lambda source, default, shape: source.choice(NUMBERS) if _counts(default) else default,
-    "str": lambda source, default, shape: source.choice(WORDS),
 }
-NUMBERS = (2, 1, 0.5, -1)
+NUMBERS = (2, 1, 0.5, -1, 3.0)
 WORDS = ("floor", "trunc", "tanh", "reflect", "replicate", "circular", "nearest", "bilinear")
-"""What torch takes for one setting or another; running the op decides."""
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+WORDS_OF: dict[str, tuple[Any, ...]] = {
+    "rounding_mode": (None, "floor", "trunc"),
+    "approximate": ("none", "tanh"),
+    "mode": (
+        "constant",
+        "reflect",
+        "replicate",
+        "circular",
+        "nearest",
+        "bilinear",
+        "linear",
+        "area",
+    ),
+    "padding_mode": ("zeros", "reflect", "replicate", "circular"),
+    "align_corners": (None, True, False),
+    "recompute_scale_factor": (None, True, False),
+    "p": ("fro", 1, 2, 3, math.inf),
+    "padding_idx": (None, 0, 1),
+    "split_size_or_sections": (1, 2, 3),
+    "index": (0, -1, slice(None), slice(0, 1), slice(None, None, 2)),
+}
+"""What torch takes for settings whose declared type says little; running the op decides."""
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -135,10 +175,38 @@ _WEIGHTS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
 }
 
 
-def sample(kind: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """An input of the model. Whole numbers stay small, so that they may be indices."""
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+"""Types of whole numbers that are no indices."""
+
+
+def kind_of_number(source: Source) -> str | torch.dtype:
+    """What an operand that may be of any type is made of, if not of floating numbers."""
+    return "b" if source.chance(30) else source.choice(WHOLE)
+
+
+def sample(kind: str | torch.dtype, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """An input of the model: floating, `b`, whole numbers of a type, or with `i` such as may be
+    indices.
+    """
+    if isinstance(kind, torch.dtype):
+        low = 0 if kind == torch.uint8 else -5
+        return torch.randint(low, 6, tuple(shape), generator=generator).to(kind)
     if kind == "i":
         return torch.randint(0, 2, tuple(shape), generator=generator)
     if kind == "b":
         return torch.rand(tuple(shape), generator=generator) < 0.5
     return torch.randn(tuple(shape), generator=generator)
+
+
+def laid_out(source: Source, value: Tensor) -> Tensor:
+    """The same numbers; now and then in another order in memory, or with gaps."""
+    if not value.numel() or not value.dim() or not source.chance(10):
+        return value
+    kind = source.choice(("channels last", "reversed", "gaps"))
+    if kind == "gaps" or value.dim() == 1:
+        return torch.stack((value, torch.full_like(value, 7)), -1)[..., 0]
+    order = [*range(value.dim() - 1, -1, -1)]
+    if kind == "channels last":
+        order = [0, *range(2, value.dim()), 1]
+    back = sorted(range(value.dim()), key=order.__getitem__)
+    return value.permute(order).contiguous().permute(back)

@@ -17,25 +17,38 @@ EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8)
 SPATIAL = (5, 4, 6, 7, 3, 8, 9, 11, 12, 1, 2)
 """Extents of values behind the channels, mostly large enough for a kernel."""
 
+EMPTY_AXES = (0, 0, 0, 1, 2, 3)
+"""Which axis is empty where one is: mostly that of the samples."""
+
 KERNEL = (3, 2, 1, 3, 5, 4)
 """Extents of weights behind the channels."""
 
 
 class Extents:
     """Draws extents. `hints` are numbers that the rule mentions: extents around them meet its
-    bounds from both sides.
+    bounds from both sides. `empty` is an axis of inputs without any extent, mostly None.
     """
 
     def __init__(self, source: Source, hints: Sequence[int]) -> None:
         self.source = source
+        self.empty = source.choice(EMPTY_AXES) if source.chance(3) else None
         near = {n for hint in hints for n in (hint - 1, hint, hint + 1) if 1 <= n <= 40}
         self.pool = [*EXTENTS, *sorted(near - set(EXTENTS))]
         self.hinted = sorted(near)
 
     def draw(self, axis: int = 0) -> int:
+        if axis == self.empty:
+            return 0
+        return self.drawn(axis)
+
+    def drawn(self, axis: int = 0) -> int:
+        """As `draw`, but never empty."""
         if self.hinted and self.source.chance(40):
             return self.source.choice(self.hinted)
         return self.source.choice(SPATIAL if axis >= 2 else self.pool)
+
+    def _of_weight(self, axis: int) -> int:
+        return self.source.choice(KERNEL) if axis >= 2 else self.drawn(axis)
 
     # -- a rule's clause ---------------------------------------------------------------------------
 
@@ -91,8 +104,7 @@ class Extents:
         """A shape that fits a declared one; draws the dimensions that are not known yet."""
         for number, axis in enumerate(spec.before + spec.after):
             for name in sorted(axis.names - scope.keys()):
-                kernel = weight and number >= 2
-                scope[name] = self.source.choice(KERNEL) if kernel else self.draw(number)
+                scope[name] = self._of_weight(number) if weight else self.draw(number)
         if spec.rest and REST not in scope:
             scope[REST] = tuple(self.draw(len(spec.before) + i) for i in range(rest))
         return tuple(int(size) for size in spec.evaluate(scope))

@@ -16,7 +16,8 @@ from ..ops import Vocabulary
 from ..opspec import OpSpec
 from ..rule import Rule
 from ..spec import spec_of
-from .settings import sample
+from .places import inside
+from .settings import laid_out, sample
 from .source import Source, Unsuitable
 
 CONTEXT = ("relu", "tanh", "neg", "sigmoid")
@@ -32,17 +33,19 @@ _ILLEGAL = (
 @dataclass(slots=True)
 class Planted:
     """One instance of a left side: what its names stand for, and its nodes by number of the pattern
-    op.
+    op. `beside` are nodes that belong to no instance but must stay, such as those of an `unless`
+    pattern.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     nodes: dict[int, fx.Node] = field(default_factory=dict)
     chains: dict[int, list[fx.Node]] = field(default_factory=dict)
+    beside: list[fx.Node] = field(default_factory=list)
 
 
 class Soil:
     """The model while it grows: nodes, and the numbers they hold. `offers` are values that the next
-    instance may read.
+    instance may read, which is of floating numbers then.
     """
 
     def __init__(
@@ -53,22 +56,23 @@ class Soil:
         self.generator = torch.Generator().manual_seed(source.integer(0, 1 << 16))
         self.count = 0
         self.offers: list[fx.Node] = []
+        self.floating = False
 
     def name(self) -> str:
         self.count += 1
         return f"part{self.count}"
 
-    def input(self, kind: str, shape: Sequence[int]) -> fx.Node:
+    def input(self, kind: str | torch.dtype, shape: Sequence[int]) -> fx.Node:
         last = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         first = next(iter(self.module.graph.nodes))
         graph = self.module.graph
         place = graph.inserting_after(last[-1]) if last else graph.inserting_before(first)
         with place:
             node = graph.placeholder(f"x{len(last)}")
-        return self._hold(node, sample(kind, shape, self.generator))
+        return self._hold(node, laid_out(self.source, sample(kind, shape, self.generator)))
 
     def constant(self, value: Tensor) -> fx.Node:
-        name = self.name()
+        name, value = self.name(), laid_out(self.source, value)
         self.module.register_buffer(name, value)
         with self.module.graph.inserting_before(self.end):
             node = self.module.graph.get_attr(name)
@@ -80,8 +84,9 @@ class Soil:
         inputs: tuple[Any, ...],
         params: Mapping[str, Tensor | None],
         attrs: Mapping[str, Any],
+        place: str = "",
     ) -> fx.Node:
-        """A new op at the end; its result is computed on the way."""
+        """A new op at the end; its result is computed on the way. `place` is a module path."""
         try:
             made = emit(op, inputs, params, attrs)
             if made.layer is not None and not op.writer.is_module and self.source.chance(20):
@@ -90,9 +95,10 @@ class Soil:
                 value = made.run(*map(self.value, inputs))
         except _ILLEGAL as e:
             raise Unsuitable(f"{op.name}: {e}") from e
-        path = self.name()
+        path = place or self.name()
         node = made.insert(self.module, self.end, path)
-        node.meta.update(site=path if made.layer is not None else "", source="generated")
+        site = path if made.layer is not None else place
+        node.meta.update(site=site, source="generated")
         for held in node.all_input_nodes:
             if held not in self.real:
                 self._hold(
@@ -127,8 +133,18 @@ class Soil:
                 kept.run(*(v.to(dtype) if v.is_floating_point() else v for v in given))
         except _ILLEGAL as error:
             raise Unsuitable(f"{dtype}: {error}") from error
+        if dtype == torch.float16 and not all(map(_has_room, self._numbers(kept.values))):
+            raise Unsuitable("numbers too large for float16")
         for node, value in kept.values.items():
             self._hold(node, value)
+
+    def _numbers(self, values: Mapping[fx.Node, Any]) -> list[Any]:
+        return [*values.values(), *self.module.parameters(), *self.module.buffers()]
+
+    def placed(self, node: fx.Node, globs: Sequence[str]) -> fx.Node:
+        """Something computed from the value in a module that the globs name."""
+        relu = self.vocabulary[CONTEXT[0]]
+        return self.op(relu, (node,), {}, {}, inside(globs, self.name()))
 
     def around(self, node: fx.Node) -> fx.Node:
         """The value, or something simple computed from it."""
@@ -145,7 +161,21 @@ class Soil:
         names = [n for n in planted.values if n in rule.outputs]
         names += [n for n in planted.values if n in shared and self.source.chance(50)]
         found = [planted.values[name] for name in names]
-        return [self.around(v) for v in found if isinstance(v, fx.Node)]
+        beside = [node for node in planted.beside if not node.users]
+        return [self.around(v) for v in found if isinstance(v, fx.Node)] + beside
+
+
+_ROOM = 64.0
+"""How many times larger than in the model numbers may become when a rewrite is verified."""
+
+
+def _has_room(value: Any) -> bool:
+    """Whether a number of float16 is far from the end of its range: past it, what a rule merges
+    may be finite where the ops one by one are not, and neither side is wrong.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.float16 or not value.numel():
+        return True
+    return float(value.detach().abs().max()) * _ROOM < torch.finfo(torch.float16).max
 
 
 class _Kept(fx.Interpreter):

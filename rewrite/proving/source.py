@@ -60,3 +60,16 @@ class Rolled(Source):
 
     def integer(self, low: int, high: int) -> int:
         return self._random.randint(low, high)
+
+
+class Varied(Source):
+    """A tape in which one choice in ten is made anew: a model like another one."""
+
+    def __init__(self, tape: Sequence[int], seed: int | str) -> None:
+        self._tape, self._random = iter(tape), Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        known = next(self._tape, None)
+        if known is None or self._random.random() < 0.1:
+            return self._random.randint(low, high)
+        return min(max(known, low), high)

@@ -36,6 +36,8 @@ Functions = Mapping[str, Callable[..., Any]]
 
 FIRED, SILENT, REFUSED = "fired", "silent", "refused"
 OPAQUE = "opaque"
+EMPTY = "empty"
+"""Applied in a model whose every output is empty, which shows nothing."""
 MISSING, NOISY, WRONG, UNSOUND, CRASH = "MISSING", "NOISY", "WRONG", "UNSOUND", "CRASH"
 PLANNED = (PLAN, OWNERS)
 """Stages of misses that come up only once the right side is worked out."""
@@ -115,8 +117,9 @@ def trial(subject: Subject, grown: Grown, spoiled: bool = False) -> list[Outcome
 
     `spoiled` says that what was planted is no instance of the pattern.
     """
-    state = state_of(subject, grown)
-    return [_one(state, grown, planted, spoiled) for planted in grown.planted]
+    state, empty = state_of(subject, grown), grown.is_empty
+    outcomes = [_one(state, grown, planted, spoiled) for planted in grown.planted]
+    return [Outcome(EMPTY) if empty and o.kind == FIRED else o for o in outcomes]
 
 
 def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome:
@@ -188,7 +191,9 @@ def is_random(state: State) -> bool:
     """Whether the model draws numbers as it runs: then two runs of it differ by themselves."""
     calls = (state.view.call(node) for node in state.module.graph.nodes)
     return any(
-        call is not None and "random" in call.op.traits and call.attrs.get("training", True)
+        call is not None
+        and "random" in call.op.traits
+        and all(call.attrs.get(name, True) for name in ("training", "dropout", "dropout_p"))
         for call in calls
     )
 
