@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 from . import tree as t
+from .clauses import holes
 from .costs import check_costs
 from .declared import Declarations, Known
 from .declaring import check_declarations, check_tests
@@ -170,7 +171,7 @@ class Checker:
         if self.report.errors == before:
             check_operations(rule, both, scope, self.known, self.report, self.attached)
             check_discipline(rule, both, self.report)
-        if self.report.errors > before:
+        if self.report.errors > before or self._is_open(rule):
             return
         self.sound[rule.name.text] = rule
         self.both[rule.name.text] = both
@@ -180,6 +181,17 @@ class Checker:
             self._try_sizes(rule, both, tries)
         else:
             self.skipped.append(rule)
+
+    def _is_open(self, rule: t.Rule) -> bool:
+        """Whether a guard is missing. It may be what makes shapes fit and the rule end, so nothing
+        is said of those before it is there.
+        """
+        for hole in holes(rule):
+            message = f"a guard of `{rule.name}` is left open"
+            note = "sizes, costs and termination are checked once it is written"
+            help = f"`lissom test {hole.span.source.name}` proposes a condition"
+            self.report.warn("V004", message, Label(hole.span, "when?"), note=note, help=help)
+        return bool(holes(rule))
 
     def _try_sizes(self, rule: t.Rule, both: Sides, tries: int) -> None:
         try:
@@ -228,7 +240,7 @@ class Checker:
     def _entry(self, ref: t.Ref) -> Entry | None:
         name = ref.rule.text
         rule = self.sound.get(name) or self.foreign.get(name)
-        if rule is None:
+        if rule is None or holes(rule):
             return None
         if name not in self.both:
             self.both[name] = sides(rule, self.known)

@@ -23,6 +23,11 @@ def guards(rule: t.Rule) -> Iterator[t.Guard]:
     return (g for clause in rule.all(t.Where) for g in clause.guards if isinstance(g, t.Guard))
 
 
+def holes(rule: t.Rule) -> list[t.Hole]:
+    """The places at which a guard is missing: `where { ? }`."""
+    return [g for clause in rule.all(t.Where) for g in clause.guards if isinstance(g, t.Hole)]
+
+
 def patterns(rule: t.Rule) -> Iterator[t.Pattern]:
     return (pattern for clause in rule.all(t.Match) for pattern in clause.patterns)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from . import tree as t
 from .clauses import bindings, builds, names_in
+from .clauses import holes as open_guards
 from .declared import Known
 from .diagnostics import Label, Span, nearest
 from .references import PREFIX, hole_expression, holes, references
@@ -58,7 +59,8 @@ class Names:
         self._collect_later()
         for clause in self.rule.clauses:
             _CLAUSES.get(type(clause), _nothing)(self, clause)
-        self._warn_unused()
+        if not open_guards(self.rule):  # what is missing may use them
+            self._warn_unused()
         return self.scope
 
     # -- patterns

@@ -15,10 +15,20 @@ from .output import FAILED, OK, Output, command
 if TYPE_CHECKING:
     from .grammar.diagnostics import Diagnostic
     from .rewrite.proving.cases import CaseResult
+    from .rewrite.proving.propose import Proposal
     from .rewrite.proving.report import Report
     from .testing import Job
 
 COLUMNS = ("rule", "fired", "silent", "near", "mutants", "algebra", "bits", "float", "verdict")
+BUDGETS = (
+    "budget of",
+    "kept",
+    "broken below",
+    "worst/budget",
+    "fresh data",
+    "drift",
+    "worst drift",
+)
 
 
 @command(formats=("text", "json", "junit", "github"))
@@ -47,17 +57,20 @@ def test(
 
     A rule must fire where its left side is planted, stay silent on near-misses for the right
     reason, compute the same, and its mutants must be noticed. Lines of `test` blocks are tried too.
+    For `where { ? }` a guard is proposed.
     """
     from . import testing
 
     paths = rule_files(files)
     jobs = testing.jobs_of(paths, names, models, seed, python)
-    reports, skipped = _prove(out, jobs, processes or testing.cores())
+    reports, proposals, skipped = _prove(out, jobs, processes or testing.cores())
     cases = testing.run_blocks(paths, python) if not names else []
     _show(out, jobs, reports, skipped, cases)
     found = [d for job in jobs if job in reports for d in testing.diagnostics(job, reports[job])]
+    found += [testing.open_diagnostic(job, given) for job, given in proposals.items()]
     found += testing.case_diagnostics(cases)
-    _machine(out, jobs, reports, cases, found)
+    _say_proposals(out, proposals)
+    _machine(out, jobs, reports, proposals, cases, found)
     if certificate is not None:
         _write_certificate(Path(certificate), jobs, reports)
         out.say(f"wrote {certificate}")
@@ -69,19 +82,22 @@ def test(
 
 def _prove(
     out: Output, jobs: Sequence[Job], processes: int
-) -> tuple[dict[Job, Report], dict[Job, str]]:
+) -> tuple[dict[Job, Report], dict[Job, Proposal], dict[Job, str]]:
     from . import testing
 
     reports: dict[Job, Report] = {}
+    proposals: dict[Job, Proposal] = {}
     skipped: dict[Job, str] = {}
     with out.progress("testing") as progress:
         for number, (job, found) in enumerate(testing.run_all(jobs, processes)):
             progress(job.rule, number, len(jobs))
             if isinstance(found, str):
                 skipped[job] = found
+            elif isinstance(found, testing.Proposal):
+                proposals[job] = found
             else:
                 reports[job] = found
-    return reports, skipped
+    return reports, {job: proposals[job] for job in jobs if job in proposals}, skipped
 
 
 # -- for people ------------------------------------------------------------------------------------
@@ -99,6 +115,7 @@ def _show(
     rows = [_row(reports[job]) for job in jobs if job in reports]
     if rows:
         out.table([COLUMNS, *rows], "<>>>>>>>", header=True)
+    _say_budgets(out, [reports[job] for job in jobs if job in reports])
     for job, why in skipped.items():
         out.say(f"not run: {job.rule}: {why}")
     for result in cases:
@@ -122,16 +139,42 @@ def _row(report: Report) -> tuple[str, ...]:
     )
 
 
+def _say_budgets(out: Output, reports: Sequence[Report]) -> None:
+    """How approximate rules keep their budgets; nothing where there are none."""
+    kept = [(report.rule, c) for report in reports if (c := report.confidence) is not None]
+    if not kept:
+        return
+    rows = [
+        (name, f"{c.held}", f"{c.rate_below:.1%}", f"{c.worst:.2f}", f"{c.fresh:.0%}")
+        + (f"{c.drift:.1%}", f"{c.drift_worst:.0%}")
+        for name, c in kept
+    ]
+    out.table([BUDGETS, *rows], "<>>>>>>", header=True)
+    level = f"{kept[0][1].level:.0%}"
+    out.say(
+        f"with {level} confidence fewer than `broken below` of such rewrites break their budget"
+    )
+
+
+def _say_proposals(out: Output, proposals: dict[Job, Proposal]) -> None:
+    """Rules with a hole, `where { ? }`: the verdict is open, and here is what may stand there."""
+    from .proposing import lines
+
+    if out.format == "text":
+        for proposal in proposals.values():
+            out.say("\n".join(lines(proposal)))
+    out.fields["proposals"] = [proposal.as_json() for proposal in proposals.values()]
+
+
 def _summary(reports: Sequence[Report]) -> str:
     fired = sum(report.fired for report in reports)
     mutants = sum(report.mutants for report in reports)
     killed = sum(report.killed for report in reports)
     models = sum(report.models for report in reports)
     failed = sum(bool(report.failures) for report in reports)
-    return (
-        f"{len(reports)} rules, {models:,} models, {fired:,} rewrites, {killed:,} of {mutants:,} "
-        f"mutants killed, {failed} failed"
-    )
+    rules = f"{len(reports)} {'rule' if len(reports) == 1 else 'rules'}"
+    tried = f"{models:,} models, {fired:,} rewrites, {killed:,} of {mutants:,} mutants killed"
+    return f"{rules}, {tried}, {failed} failed"
 
 
 # -- for machines ----------------------------------------------------------------------------------
@@ -141,6 +184,7 @@ def _machine(
     out: Output,
     jobs: Sequence[Job],
     reports: dict[Job, Report],
+    proposals: dict[Job, Proposal],
     cases: Sequence[CaseResult],
     found: Sequence[Diagnostic],
 ) -> None:
@@ -151,7 +195,9 @@ def _machine(
         click.echo(github(found))
         return
     if out.format == "junit":
-        click.echo(junit("lissom", [(r.rule, r.place, r.seconds, _failure(r)) for r in done]))
+        held = [(r.rule, r.place, r.seconds, _failure(r)) for r in done]
+        held += [(p.rule, p.place, p.seconds, f"open: {p.clause}") for p in proposals.values()]
+        click.echo(junit("lissom", held))
         return
     out.report(*found)
     out.fields |= {

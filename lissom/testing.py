@@ -14,13 +14,16 @@ from typing import Any
 
 import torch
 
+from . import proposing
 from .grammar import tree as t
+from .grammar.clauses import holes
 from .grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .grammar.program import Program, load_program
 from .model_file import load_tables
 from .passes.functions import FUNCTIONS
 from .rewrite.ops import Vocabulary
 from .rewrite.proving.cases import CaseResult, run_test
+from .rewrite.proving.propose import Proposal, propose
 from .rewrite.proving.prove import prove
 from .rewrite.proving.report import Report, report_of
 from .rewrite.proving.trial import Subject
@@ -81,11 +84,15 @@ def _subject(path: str, rule: t.Rule, python: str | None) -> Subject:
     return Subject(rule, vocabulary, {**FUNCTIONS, **functions})
 
 
-def run(job: Job) -> Report | str:
-    """The proof of one rule; the reason where this version cannot apply it."""
+def run(job: Job) -> Report | Proposal | str:
+    """The proof of one rule, a proposal for one with a hole; the reason where this version cannot
+    apply it.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch speaks of tiny extents, which are meant
     rule = _program(job.path).own_rules[job.rule]
+    if holes(rule):
+        return propose(_subject(job.path, rule, job.python), job.models, job.seed)
     try:
         check_supported(rule)
     except LissomError as error:
@@ -93,7 +100,7 @@ def run(job: Job) -> Report | str:
     return report_of(prove(_subject(job.path, rule, job.python), job.models, job.seed), rule)
 
 
-def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | str]]:
+def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | Proposal | str]]:
     """Every job with its report, as they get ready."""
     if processes == 1 or len(jobs) < 2:
         yield from ((job, run(job)) for job in jobs)
@@ -138,6 +145,12 @@ def diagnostics(job: Job, report: Report) -> list[Diagnostic]:
         message = f"`{report.rule}` is weakly verified"
         return [Diagnostic("V111", message, (label,), report.weak, severity="warning")]
     return []
+
+
+def open_diagnostic(job: Job, proposal: Proposal) -> Diagnostic:
+    """A rule with a hole is an error, and the proposal is the way to mend it."""
+    hole = holes(_program(job.path).own_rules[job.rule])[0]
+    return proposing.diagnostic(proposal, hole.span)
 
 
 def case_diagnostics(results: Iterable[CaseResult]) -> list[Diagnostic]:

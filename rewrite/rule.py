@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..grammar import tree as t
+from ..grammar.clauses import holes
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from ..grammar.fragment import parse_expression
 from .binding import literal
@@ -169,7 +170,16 @@ _LATER: Sequence[tuple[type, str]] = (
 
 
 def check_supported(source: t.Rule) -> None:
-    """Raises R002 where the rule needs parts of the language that have no engine yet."""
+    """Raises R002 where the rule needs parts of the language that have no engine yet, V004 where a
+    guard is left open.
+    """
+    for hole in holes(source):
+        raise fail(
+            "V004",
+            f"a guard of `{source.name}` is left open",
+            Label(hole.span, "when?"),
+            help=f"`lissom test {hole.span.source.name}` proposes a condition; write it here",
+        )
     for node in t.walk(source):
         for kind, what in _LATER:
             if isinstance(node, kind):

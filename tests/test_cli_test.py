@@ -54,7 +54,7 @@ def test_a_right_rule_is_verified(tmp_path: Path) -> None:
     assert row.split()[0] == "halves"
     assert row.endswith("verified")
     assert [line.split()[0] for line in cases] == ["ok", "ok"]
-    assert total.startswith("1 rules, ")
+    assert total.startswith("1 rule, ")
 
 
 def test_a_wrong_rule_fails_and_can_be_shown_again(tmp_path: Path) -> None:

@@ -15,6 +15,11 @@ mutants     mistakes planted in a rule (roles, pieces, alter_values, alter_steps
 mutate      are they noticed
 cases       `test` blocks
 prove       all of it, for one rule
+holes       a rule that lacks a guard, `where { ? }`: without it, up to it, with one in it
+instances   sites of such a rule, and whether both sides agree there
+predicates  conditions that the guard may be made of
+separate    the simplest of them that tell the sites apart
+propose     the missing guard, with its proof
 shrink      the choices that show a mistake, made small
 report      what was found, as plain values
 reproduce   a mistake as a script

@@ -1,0 +1,156 @@
+"""Sites of a rule in generated models, each with whether both sides agree there."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar import tree as t
+from ...grammar.diagnostics import LissomError
+from ..binding import Bindings
+from ..call import Call, tensor_at
+from ..engine import Ready, prepare
+from ..evaluate import Scope
+from ..rule import Rule, compile_rule
+from ..site import Site, examine
+from ..state import State
+from .source import Source
+from .trial import Subject, bound, model, state_of
+
+
+@dataclass(slots=True)
+class Instance:
+    """One site. scope: what names mean there before the hole. agrees: whether both sides compute
+    the same; None where another guard or the engine keeps the rule away. why: what differs.
+    """
+
+    scope: Scope
+    agrees: bool | None
+    why: str
+    size: int
+    calls: list[Call] = field(repr=False)
+
+    def told(self, about: str = "") -> str:
+        """The ops with their settings, for people, and the weights that `about` speaks of."""
+        ops = "; ".join(_told(call, about) for call in self.calls)
+        return f"{ops}: {self.why or 'the sides agree'}"
+
+
+def instances_of(source: Source, subject: Subject, early: t.Rule) -> list[Instance]:
+    """The sites of one generated model. Raises `Unsuitable`.
+
+    `early` is the rule as far as it is asked before the hole; sites that do not come so far are
+    left out.
+    """
+    grown = model(source, subject)
+    state = state_of(subject, grown)
+    asked = compile_rule(early, grown.rule.given)
+    found = (bound(state, grown.rule, planted) for planted in grown.planted)
+    each = (_instance(state, grown.rule, asked, b) for b in found if isinstance(b, Bindings))
+    return [instance for instance in each if instance is not None]
+
+
+def _instance(state: State, rule: Rule, early: Rule, bindings: Bindings) -> Instance | None:
+    try:
+        site = examine(state, early, bindings)
+    except LissomError:
+        return None
+    if not isinstance(site, Site):
+        return None
+    agrees, why = _judged(state, rule, bindings)
+    size = _size(site)
+    if agrees and not size:  # where there is no element, none can differ
+        agrees = None
+    return Instance(site.scope, agrees, why, size or sys.maxsize, site.calls)
+
+
+def _judged(state: State, rule: Rule, bindings: Bindings) -> tuple[bool | None, str]:
+    """Whether both sides agree; what is left alone for other reasons says nothing.
+
+    Anything that escapes speaks against the site: a guard has to keep the rule from it.
+    """
+    try:
+        site = examine(state, rule, bindings)
+        ready = prepare(state, site) if isinstance(site, Site) else site
+    except LissomError as error:
+        first = error.diagnostics[0]
+        neutral = first.code.startswith("K") or first.code == "V106"
+        return (None if neutral else False), _reason(error)
+    except Exception as error:  # a crash of the engine is a reason to stay away, too
+        return False, f"{type(error).__name__} {error}"
+    return (True, "") if isinstance(ready, Ready) else (None, ready.text())
+
+
+def _reason(error: LissomError) -> str:
+    """What was seen, in one line."""
+    first = error.diagnostics[0]
+    note = first.notes[0] if first.notes else first.message
+    if first.code == "V101":
+        return _DIFFERENCE.sub(r"the sides differ by \1", note)
+    return note.removeprefix("shapes: ") if first.code == "S001" else first.message
+
+
+_DIFFERENCE = re.compile(r".*largest difference (\S+), allowed .*")
+
+
+# -- in words --------------------------------------------------------------------------------------
+
+
+def _size(site: Site) -> int:
+    """Elements that the matched ops read: what makes a site large for a reader. 0 where a value has
+    none.
+    """
+    shapes = [tuple(n.meta["val"].shape) for n in site.inputs if hasattr(n.meta["val"], "shape")]
+    read = [math.prod(shape) for shape in shapes]
+    held = sum(weight.numel() for call in site.calls for _, weight in _weights(call))
+    return sum(read) + held if all(read) else 0
+
+
+def _weights(call: Call) -> Iterator[tuple[str, Tensor]]:
+    for name, path in call.params.items():
+        if path is not None:
+            yield name, tensor_at(call.root, path)
+
+
+def _told(call: Call, about: str) -> str:
+    """`conv2d(x [1, 2, 5, 5], padding = 1, no bias)`: what differs from an op's defaults."""
+    given = [name for name, value in call.params.items() if value is not None]
+    usual = call.op.fill({}, [*(spec.name for spec in call.op.inputs), *given])
+    parts = [_value(value) for value in call.inputs if value is not None]
+    parts += [f"{n} = {_plain(v)}" for n, v in call.attrs.items() if v != usual.get(n)]
+    parts += [f"{n} {_range(weight)}" for n, weight in _weights(call) if f".{n}" in about]
+    parts += [f"no {name}" for name, path in call.params.items() if path is None]
+    return f"{call.op.name}({', '.join(parts)})"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_value, value))})"
+    if not isinstance(value, fx.Node):
+        return _plain(value)
+    spec = value.meta["val"]
+    kind = "" if getattr(spec, "dtype", torch.float32) == torch.float32 else f" {spec.dtype}"
+    held = "constant " if value.op == "get_attr" else ""
+    return f"{held}{list(getattr(spec, 'shape', ()))}{kind.replace('torch.', '')}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple) and value and all(item == value[0] for item in value):
+        value = value[0]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _range(weight: Tensor) -> str:
+    """The shape of a weight, and between which numbers its elements lie."""
+    if not weight.numel():
+        return str(list(weight.shape))
+    low, high = float(weight.min()), float(weight.max())
+    span = f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
+    return f"{list(weight.shape)} {span}"
