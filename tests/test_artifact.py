@@ -97,6 +97,7 @@ def test_a_forged_certificate_is_found(tmp_path: Path) -> None:
 
 
 def test_the_callers_model_is_never_changed() -> None:
+    """H24."""
     model = Gated().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lissom.compile(model, PROGRAM, inputs={"x": torch.randn(2, 3, 8, 8)})

@@ -114,6 +114,7 @@ class Structured(nn.Module):
     "shape", ["tuple", "list", "dict", "ordered", "dataclass", "named", "input", "state"]
 )
 def test_output_structure(shape: str) -> None:
+    """H15."""
     model = Structured(shape).eval()
     captured = capture(model, (torch.rand(3, 4),))
     x = torch.rand(5, 4)
@@ -143,6 +144,7 @@ class Signature(nn.Module):
 
 
 def test_signature_survives() -> None:
+    """H15."""
     model = Signature().eval()
     captured = capture(model, (torch.rand(2, 4),))
     x = torch.rand(3, 4)
@@ -152,6 +154,7 @@ def test_signature_survives() -> None:
 
 
 def test_arguments_of_every_kind() -> None:
+    """H15."""
     model = Signature().eval()
     x, mask = torch.rand(2, 4), torch.tensor([[True, False, False, True]] * 2)
     inputs = {"x": x, "mask": mask, "bias": x + 1}
@@ -213,6 +216,8 @@ def test_a_required_name_after_a_default() -> None:
 
 
 def test_branches_on_shapes_are_recorded() -> None:
+    """H14."""
+
     class Branch(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if x.ndim == 3 and len(x) < 100 and isinstance(x.shape[1], int):
@@ -256,6 +261,8 @@ def test_second_example_is_what_the_graph_must_hold_for() -> None:
 
 
 def test_a_function_of_autograd_is_one_node() -> None:
+    """H18."""
+
     class Double(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -308,6 +315,7 @@ class _Deep(nn.Module):
 
 
 def test_a_chain_of_5000_modules_costs_linear_time() -> None:
+    """H25."""
     times = []
     for depth in (500, 5000):
         model = _Deep(depth).eval()

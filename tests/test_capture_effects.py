@@ -37,6 +37,7 @@ def _unused_results(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_writes_whose_results_nobody_reads_survive() -> None:
+    """S08, H05."""
     model = Lambda(_unused_results, relu=nn.ReLU(inplace=True)).eval()
     captured = capture(model, (torch.randn(2, 3),))
     assert same(captured, model, torch.randn(5, 3))
@@ -54,6 +55,8 @@ def test_a_write_to_the_input_is_kept_and_the_given_tensor_is_not_touched() -> N
 
 
 def test_reading_before_and_after_a_write() -> None:
+    """H05."""
+
     def forward(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y = x * 1
         negative = -y
@@ -82,6 +85,7 @@ def test_dead_code_goes() -> None:
 
 
 def test_hooks_keep_running() -> None:
+    """S26, H17."""
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.ReLU()))
     calls: list[str] = []
     model[0].register_forward_hook(lambda module, args, output: output + 1)
@@ -122,6 +126,7 @@ def test_hooks_of_the_model_itself_move_to_the_captured_module() -> None:
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_parametrized_modules_stay_whole(norm: Any) -> None:
+    """H17."""
     model = nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()).eval()
     captured = capture(model, (torch.rand(2, 3),))
     assert codes(captured) == ["M007"]
@@ -134,6 +139,7 @@ def test_nan_equals_nan() -> None:
 
 
 def test_empty_and_scalar_inputs() -> None:
+    """H13."""
     model = Lambda(lambda self, x, s: x * s + x.sum()).eval()
     captured = capture(model, (torch.rand(0, 3), torch.tensor(2.0)))
     assert same(captured, model, torch.rand(2, 3), torch.tensor(3.0))

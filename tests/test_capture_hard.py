@@ -25,6 +25,7 @@ def _seed() -> None:
 
 
 def test_training_mode() -> None:
+    """S11, H06."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout()))
     assert refusal(model, torch.rand(2, 2)).code == "M001"
     model.eval()
@@ -36,6 +37,7 @@ def test_training_mode() -> None:
 
 
 def test_random_numbers() -> None:
+    """H19."""
     model = Lambda(lambda self, x: (x, x + torch.rand_like(x))).eval()
     found = refusal(model, torch.rand(2, 2))
     assert found.code == "M002"
@@ -43,6 +45,7 @@ def test_random_numbers() -> None:
 
 
 def test_functional_dropout_that_is_always_on() -> None:
+    """S11."""
     model = Lambda(lambda self, x: F.dropout(x, 0.5)).eval()
     assert refusal(model, torch.rand(8, 8)).code == "M002"
 
@@ -58,6 +61,7 @@ class Counter(nn.Module):
 
 
 def test_python_counter() -> None:
+    """S27, H04."""
     model = nn.Sequential(nn.Identity(), Counter()).eval()
     found = refusal(model, torch.rand(2))
     assert found.code == "M003"
@@ -66,6 +70,8 @@ def test_python_counter() -> None:
 
 
 def test_buffer_written_in_forward() -> None:
+    """S27, H04."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         self.total.add_(x.sum())
         return x
@@ -79,6 +85,8 @@ def test_buffer_written_in_forward() -> None:
 
 
 def test_buffer_replaced_in_forward() -> None:
+    """H04."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         self.last = x.detach()
         return x
@@ -89,6 +97,8 @@ def test_buffer_replaced_in_forward() -> None:
 
 
 def test_a_cache_filled_by_the_first_call_is_reported() -> None:
+    """H04."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if self.cached is None:
             self.cached = torch.arange(3.0)
@@ -120,6 +130,7 @@ def test_inputs_that_hide_their_tensors() -> None:
 
 @pytest.mark.parametrize("name", ["class", 'a"b', "a\nb", "a\\"])
 def test_names_that_generated_code_cannot_hold(name: str) -> None:
+    """I35."""
     model = nn.ModuleDict({name: nn.Linear(2, 2)}).eval()
     found = refusal(nn.Sequential(model), torch.rand(2, 2))
     assert found.code == "M001"
@@ -142,6 +153,8 @@ def test_an_output_that_no_graph_can_build() -> None:
 
 
 def test_branch_on_data() -> None:
+    """H14."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         if x.sum() > 0:
             return x * 2
@@ -155,6 +168,8 @@ def test_branch_on_data() -> None:
 
 
 def test_a_branch_on_data_that_no_second_example_contradicts_is_reported() -> None:
+    """H14."""
+
     def forward(self: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return x if mask.all() else x.masked_fill(~mask, 0.0)
 
@@ -172,6 +187,8 @@ def test_number_read_out_of_a_tensor_follows_the_input() -> None:
 
 def test_silent_specialisation_is_refused() -> None:
     # range() reads a size without telling anyone, so only the second example can find it.
+    """H14."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return sum(x[i] * (i + 1) for i in range(x.shape[0]))
 
@@ -181,6 +198,8 @@ def test_silent_specialisation_is_refused() -> None:
 
 
 def test_a_size_forced_by_int_is_named() -> None:
+    """H14."""
+
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(int(x.shape[0] * 1.0), -1)
 
@@ -205,6 +224,7 @@ def test_a_result_that_escapes_the_record_is_refused() -> None:
     ],
 )
 def test_unfit_parameters(value: torch.Tensor, reason: str) -> None:
+    """H10, I39, I40, I41."""
     model = nn.Sequential(nn.Linear(2, 2))
     model[0].weight = nn.Parameter(value)
     found = refusal(model.eval(), torch.rand(2, 2))
@@ -214,6 +234,7 @@ def test_unfit_parameters(value: torch.Tensor, reason: str) -> None:
 
 
 def test_lazy_parameters() -> None:
+    """H17."""
     assert refusal(nn.Sequential(nn.LazyLinear(3)).eval(), torch.rand(2, 2)).code == "M008"
 
 

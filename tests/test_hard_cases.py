@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import lissom
 from lissom.grammar.diagnostics import LissomError
 
-from .support import Driven, Fn, digests, library, random_norms, run, the_rule
+from .support import Driven, Fn, digests, library, random_norms, run
 
 X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 EXACT = library("tidy", "fold", "merge")
@@ -43,7 +42,7 @@ def test_s01_convolution_with_a_second_call_without_norm() -> None:
 
 
 def test_s02_the_same_pair_twice() -> None:
-    """pytorch/pytorch#124286."""
+    """H01: pytorch/pytorch#124286."""
     driven = compiled(lambda m, x: m.n(m.c(m.n(m.c(x)))), c=conv(), n=norm())
     assert driven.applied == 0
     assert any("other calls" in reason for reason in driven.reasons("fold_bn"))
@@ -52,12 +51,12 @@ def test_s02_the_same_pair_twice() -> None:
 def test_s03_one_norm_behind_two_convolutions() -> None:
     """openvinotoolkit/nncf#1284."""
     driven = compiled(lambda m, x: m.n(m.a(x)) + m.n(m.b(x)), a=conv(), b=conv(), n=norm())
-    assert driven.applied in (0, 2)
-    assert driven.applied or any("`n." in reason for reason in driven.reasons("fold_bn"))
+    assert driven.sites("fold_bn") == []
+    assert "`n.running_var` is also used by n" in driven.reasons("fold_bn")
 
 
 def test_s04_linear_then_norm_over_another_axis() -> None:
-    """pytorch/ao#4116: features last, batch norm reads axis 1, and both have 5 entries."""
+    """H09: pytorch/ao#4116: features last, batch norm reads axis 1, and both have 5 entries."""
     parts = {"c": nn.Linear(7, 5), "n": nn.BatchNorm1d(5)}
     driven = compiled(lambda m, x: m.n(m.c(x)), torch.randn(3, 5, 7), **parts)
     assert driven.applied == 0
@@ -69,7 +68,7 @@ def test_s04_linear_then_norm_over_another_axis() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_s05_transposed_convolution(groups: int) -> None:
-    """ultralytics/ultralytics#25364, pytorch/pytorch#180995: square weights hide a wrong axis."""
+    """H08: ultralytics#25364, pytorch/pytorch#180995: square weights hide a wrong axis."""
     layer = nn.ConvTranspose2d(8, 8, 3, stride=2, groups=groups)
     assert compiled(lambda m, x: m.n(m.c(x)), c=layer, n=norm()).sites("fold_bn_transposed") == [
         "c"
@@ -88,12 +87,19 @@ def test_s07_settings_are_kept() -> None:
     assert compiled(lambda m, x: m.n(m.c(x)), c=conv(), n=strange).sites() == ["c"]
     bounds = compiled(lambda m, x: F.hardtanh(F.hardtanh(x * 9, -3.0, 6.0), -1.0, 4.0))
     assert bounds.sites("merge_clamps")
-    sunk = compiled(
-        lambda m, x: m.p(m.n(x)),
-        p=nn.MaxPool2d(3, stride=2, padding=1, dilation=1, ceil_mode=True),
-        n=nn.BatchNorm2d(8, eps=0.7),
-    )
-    assert sunk.difference() < 1e-5
+
+
+def test_s07_what_is_moved_keeps_its_settings() -> None:
+    """pytorch/ao#2980: a norm behind a pool, a pool that rounds up."""
+    strange = nn.BatchNorm2d(8, eps=0.7, momentum=0.3)
+    pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+    model = random_norms(Fn(lambda m, x: m.d(m.p(m.n(x))), p=pool, n=strange, d=nn.Dropout(0.2)))
+    model.n.weight.data.abs_()
+    driven = run(model, X, library("fold")).check()
+    assert driven.sites("sink_bn") == ["n"]
+    (moved,) = (m for m in driven.module.modules() if isinstance(m, nn.BatchNorm2d))
+    (drop,) = (m for m in driven.module.modules() if isinstance(m, nn.Dropout))
+    assert (moved.eps, moved.momentum, drop.p) == (0.7, 0.3, 0.2)
 
 
 def test_s08_in_place_ops_whose_result_nobody_reads() -> None:
@@ -134,21 +140,53 @@ def test_s10_adjacent_matches() -> None:
     assert driven.ops() == ["conv2d"]
 
 
+def test_s10_a_concatenation_of_concatenations() -> None:
+    """pytorch/pytorch#98974: the second rewrite must see what the first one left."""
+    flat = """exact rule flatten_cat {
+      match {
+        h = cat(xs..., dim = 1)
+        y = cat(h, z, dim = 1)
+      }
+      rewrite { y = cat(xs, z, dim = 1) }
+      ensure { ops(after) < ops(before) }
+    }"""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.cat([torch.cat([x, x + 1], 1), x * 2], 1)
+        return torch.cat([inner, x - 3], 1)
+
+    driven = compiled(forward, rules=flat)
+    assert driven.applied == 2
+    assert driven.ops().count("cat") == 1
+    assert driven.difference() == 0
+
+
 def test_s11_dropout_in_training_mode_stays() -> None:
     """pytorch/pytorch#68190, #103681."""
     driven = compiled(lambda m, x: F.dropout(x, 0.5, training=False) + m.d(x), d=nn.Dropout())
     assert len(driven.sites("drop_dropout")) == 2
 
 
+def test_s11_a_branch_on_training_is_that_of_eval() -> None:
+    """H06: traced in eval only: what is baked in is what inference does."""
+    model = Fn(lambda m, x: m.n(m.c(x)) * (3 if m.training else 2), c=conv(), n=norm())
+    driven = run(random_norms(model), X, EXACT).check()
+    assert driven.sites("fold_bn") == ["c"]
+    assert driven.difference() < 1e-5
+    with pytest.raises(LissomError, match="M001"):
+        run(model.train(), X, EXACT)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
 def test_s14_padding_mode(mode: str) -> None:
+    """H08."""
     driven = compiled(lambda m, x: m.n(m.c(x)), c=conv(padding_mode=mode), n=norm())
     assert driven.difference() < 1e-5
     assert driven.applied == 0
 
 
 def test_s13_shift_before_zero_padding() -> None:
-    """A norm before a padded convolution cannot go into it: the border would miss the shift."""
+    """H22: a norm before a padded convolution cannot go into it: the border lacks the shift."""
     driven = compiled(lambda m, x: m.c(m.n(x)), c=conv(), n=norm())
     assert driven.applied == 0
     assert any("zero padding" in reason for reason in driven.reasons("absorb_bn"))
@@ -162,12 +200,6 @@ def test_s13_inner_bias_meets_padding() -> None:
     assert driven.sites("merge_pointwise_conv") == []
     parts["a"] = conv(8, 32, 1, padding=0, bias=False)
     assert compiled(lambda m, x: m.b(m.a(x)), **parts).sites("merge_pointwise_conv") == ["a"]
-
-
-def test_s15_concatenation_of_one_value_with_itself() -> None:
-    """VainF/Torch-Pruning#146."""
-    driven = compiled(lambda m, x: m.c(torch.cat([x, x], 1)), c=conv(16, 8, 3))
-    assert driven.difference() == 0
 
 
 def test_s16_a_written_out_layer_norm_whose_gain_only_broadcasts() -> None:
@@ -210,23 +242,6 @@ def test_s19_twice_the_same_bytes() -> None:
     assert digests(runs[0].module) == digests(runs[1].module)
 
 
-def test_s20_two_layers_over_one_weight() -> None:
-    """onnx/optimizer#133."""
-    tied = conv()
-    tied.weight = (first := conv()).weight
-    driven = compiled(lambda m, x: m.n(m.c(x)) + m.e(x), c=first, e=tied, n=norm())
-    assert driven.applied == 0
-    assert any("other calls" in reason for reason in driven.reasons("fold_bn"))
-
-
-def test_s20_a_weight_that_is_a_view_of_another() -> None:
-    wide = nn.Parameter(torch.randn(16, 8, 3, 3))
-    first, second = conv(), conv()
-    first.weight, second.weight = nn.Parameter(wide.data[:8]), nn.Parameter(wide.data[8:])
-    driven = compiled(lambda m, x: m.n(m.c(x)) + m.e(x), c=first, e=second, n=norm())
-    assert driven.difference() < 1e-5
-
-
 def test_s21_rounding_is_no_alarm() -> None:
     """onnx/optimizer#255: a fold over 4,608 terms moves outputs by some 1e-6, and is right."""
     torch.manual_seed(1)
@@ -264,7 +279,9 @@ def test_s26_hooks() -> None:
     hooked.register_forward_hook(lambda module, args, out: out + 1)
     torch.manual_seed(0)
     model = random_norms(Fn(lambda m, x: m.n(m.c(x)), c=hooked, n=norm()))
-    assert run(model, X, EXACT).check().applied == 0
+    driven = run(model, X, EXACT).check()
+    assert driven.applied == 0
+    assert any("the module c has hooks" in reason for reason in driven.reasons("fold_bn"))
 
 
 def test_s27_state_that_changes_in_forward() -> None:
@@ -274,7 +291,8 @@ def test_s27_state_that_changes_in_forward() -> None:
 
     with pytest.raises(LissomError) as refused:
         compiled(forward, c=conv(), n=norm(), count=torch.zeros(()))
-    assert refused.value.diagnostics[0].code.startswith("M")
+    assert refused.value.diagnostics[0].code == "M003"
+    assert "count" in refused.value.diagnostics[0].message
 
 
 def test_s30_convolution_max_and_clip() -> None:
@@ -292,71 +310,3 @@ def test_s31_identities_that_infinities_break(function: Callable[..., Any]) -> N
     driven = compiled(function, strange)
     assert driven.applied == 0
     assert driven.difference(strange) == 0
-
-
-# -- low rank and separable ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "rule", ["low_rank_conv", "spatial_svd_conv", "tucker2_conv", "separable_conv"]
-)
-def test_approximations_fire_and_stay_in_budget(rule: str) -> None:
-    text = library("separable") if rule == "separable_conv" else library("lowrank")
-    torch.manual_seed(0)
-    model = nn.Sequential(conv(16, 24, 3, stride=2)).eval()
-    x = torch.randn(2, 16, 9, 9)
-    args = {"M": 2} if rule == "separable_conv" else {"keep_params": 0.5}
-    loose = run(model, x, [the_rule(text, rule, budget=0.99, **args)], how="once")
-    assert loose.applied == 1
-    loose.module.graph.lint()
-    assert 0.01 < loose.difference() < 2
-    tight = run(model, x, [the_rule(text, rule, budget=0.001, **args)], how="once")
-    assert tight.applied == 0
-    assert tight.refusals()[0].code == "B001"
-    assert tight.difference() == 0
-
-
-SHARED = """pipeline p {{
-  input x : f[2, 16, 9, 9]
-  data calib = sample("train", 32)
-  stage s {{ once {rule}(keep_macs = {share}, budget = 99%) }}
-}}
-"""
-
-
-@pytest.mark.parametrize("rule", ["low_rank_conv", "whitened_conv"])
-@pytest.mark.parametrize(("share", "rank"), [("50%", 10), ("20%", 4)])
-def test_a_share_of_the_multiplications_sets_the_rank(rule: str, share: str, rank: int) -> None:
-    """24 * 16 * 9 multiplications for each output; 16 * 9 + 24 for each unit of rank."""
-    torch.manual_seed(0)
-    model = nn.Sequential(conv(16, 24, 3, stride=2)).eval()
-    batches = [(torch.randn(32, 16, 9, 9), torch.zeros(32))]
-    text = SHARED.format(rule=rule, share=share)
-    result = lissom.compile(model, text, data=lambda split: batches)
-    assert [event.rule.partition("(")[0] for event in result.applied] == [rule]
-    assert result.after.macs == rank * (16 * 9 + 24) * 25 * 2
-    kept = float(share.removesuffix("%")) / 100
-    assert kept - 168 / (24 * 144) < result.after.macs / result.before.macs <= kept
-    by_weights = lissom.compile(
-        model, text.replace("keep_macs", "keep_params"), data=lambda split: batches
-    )
-    assert by_weights.after.macs == result.after.macs
-
-
-def test_whitened_convolutions_need_data_whatever_sets_the_rank() -> None:
-    model = nn.Sequential(conv(16, 24, 3, stride=2)).eval()
-    rule = the_rule(library("lowrank"), "whitened_conv", keep_macs=0.5, budget=0.99)
-    driven = run(model, torch.randn(2, 16, 9, 9), [rule], how="once")
-    assert driven.reasons() == ["no calibration data reached 0"]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_no_svd_survives_is_left_with_the_reason(value: float) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)).eval()
-    with torch.no_grad():
-        model[0].weight[3, 3] = value
-    rule = the_rule(library("lowrank"), "low_rank_linear", energy=0.5, budget=0.9)
-    driven = run(model, torch.randn(2, 40), [rule], how="once")
-    assert driven.refusals()[0].code == "K002"
-    assert driven.refusals()[0].site == "0"

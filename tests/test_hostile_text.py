@@ -68,10 +68,12 @@ def assert_answered(text: str) -> LissomError | None:
 
 @pytest.mark.parametrize("text", ["", "\n", "\ufeff", "\ufeff# a\n", "# a", ";;\n;", " \t "])
 def test_texts_without_a_statement(text: str) -> None:
+    """I01, I02."""
     assert parse(text).statements == ()
 
 
 def test_crlf_is_a_line_end_and_stays_out_of_frames() -> None:
+    """I04."""
     assert len(parse("use a\r\nuse b\r\n").statements) == 2
     assert "\\r" not in str(refused("use a\r\nuse 1\r\nuse b\r\n"))
 
@@ -96,6 +98,7 @@ INVISIBLE += ["\ufeff", "\ufff9", "\ud800", "\udfff", "\U000e0041", "\r"]
 @pytest.mark.parametrize("char", INVISIBLE, ids=ascii)
 @pytest.mark.parametrize("place", ["use {}a", "# {}x\nuse a", check('"a{}b"'), "use a {}"])
 def test_invisible_characters_are_refused_everywhere(char: str, place: str) -> None:
+    """I02, I03, I05, I06."""
     text = place.replace("{}", char)
     error = refused(text)
     assert error.diagnostics[0].code == "E004"
@@ -117,6 +120,7 @@ def test_characters_outside_the_language(text: str) -> None:
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    """I05."""
     for name, data in {
         "latin": b"# \xe9\n",
         "utf16": "use a".encode("utf-16"),
@@ -184,12 +188,15 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_texts_are_answered_soon(name: str) -> None:
+    """I07, I10."""
     error = assert_answered(LARGE[name])
     assert (error is None) == (name in ACCEPTED)
 
 
 @pytest.mark.parametrize("shape", ["({})", "[{}]", "f({})", "-({})", "a[{}]", "not ({})"])
 def test_nesting_ends_at_the_limit(shape: str) -> None:
+    """I08."""
+
     def nested(depth: int) -> str:
         return check(shape.split("{}")[0] * depth + "x" + shape.split("{}")[1] * depth)
 
@@ -200,6 +207,7 @@ def test_nesting_ends_at_the_limit(shape: str) -> None:
 
 
 def test_the_file_limit_is_in_bytes_on_disk(tmp_path: Path) -> None:
+    """I09."""
     path = tmp_path / "a.lissom"
     path.write_text("#" * MAX_BYTES)
     assert parse_file(path).statements == ()
@@ -215,10 +223,12 @@ def test_the_file_limit_is_in_bytes_on_disk(tmp_path: Path) -> None:
     "number", ["1" * 19, "1" * 5000, "1e400", "1" * 5000 + "%", "x." + "1" * 5000]
 )
 def test_numbers_that_nothing_can_compute_with(number: str) -> None:
+    """I18, I19."""
     assert code(check(number)) == "E005"
 
 
 def test_there_is_no_literal_that_is_not_finite() -> None:
+    """I20, I21."""
     nan, zero = (parse(check(text)).statements[0].cases[0].condition for text in ("nan", "-0.0"))
     assert type(nan).__name__ == "Name"
     assert (zero.op, zero.operand.value) == ("-", 0.0)
@@ -229,6 +239,7 @@ KEYWORDS = ["and", "in", "none", "true", "from", "else", "forall", "pure", "mod"
 
 @pytest.mark.parametrize("word", KEYWORDS)
 def test_a_keyword_is_no_name(word: str) -> None:
+    """I16."""
     error = refused(f"exact rule {word} {{}}")
     assert "reserved word" in str(error)
 
@@ -242,12 +253,13 @@ def test_a_soft_keyword_is_a_name_in_expressions(word: str) -> None:
     "text", [check("x.__class__"), check("__import__(1)"), "use __main__", "use a.__b"]
 )
 def test_dunder_names_are_refused(text: str) -> None:
+    """I17."""
     assert code(text) == "E005"
 
 
 @pytest.mark.parametrize("place", ["f({})", "a[{}:{}]", "({})", "[{}]"])
 def test_what_python_would_run_is_only_a_name_here(place: str) -> None:
-    """Nothing of a text is ever evaluated: these are trees, or errors, and have no effect."""
+    """I63: Nothing of a text is ever evaluated: these are trees, or errors, and have no effect."""
     for call in ('exec("1/0")', 'open("/etc/passwd")', "exit()", '"{x.y!r}"'):
         assert assert_answered(check(place.replace("{}", call))) is None
 

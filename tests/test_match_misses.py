@@ -39,6 +39,7 @@ def forked(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_inner_values_have_one_reader() -> None:
+    """H16."""
     match = "h = relu(x)\ny = tanh(h)"
     (miss,) = misses(Fn(forked), X, pattern(match))
     assert miss.text() == "`h` is also read by add"
@@ -48,6 +49,8 @@ def test_inner_values_have_one_reader() -> None:
 
 
 def test_a_value_that_the_model_returns_is_not_consumed() -> None:
+    """H16."""
+
     def both(m: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         h = x.relu()
         return h.tanh(), h

@@ -173,7 +173,7 @@ def test_dead_layers_go_and_others_keep_their_bits() -> None:
 
 @pytest.mark.parametrize("use", ["twice", "tied", "get_attr"])
 def test_shared_weights_are_not_rewritten(use: str) -> None:
-    """S01, S02, S20: one layer on two values, two layers over one weight, a weight read by name."""
+    """H01, S01, S02, S20: a layer on two values, two layers over one weight, a weight by name."""
     parts: dict[str, Any] = {
         "c": nn.Conv2d(8, 8, 1),
         "n": nn.BatchNorm2d(8),
@@ -202,6 +202,7 @@ def test_ownership_is_checked_without_a_guard() -> None:
 
 
 def test_on_shared_clone_gives_the_site_its_own_copy() -> None:
+    """H01."""
     text = rule(
         "h = conv2d(x) as c\ny = mul(h, 2)",
         "y = c(x, weight = c.weight * 2, bias = c.bias * 2) from c",

@@ -42,6 +42,8 @@ def test_a_copy_of_what_is_written_later_is_not_dropped() -> None:
 
 
 def test_a_copy_of_a_view_is_not_dropped_if_the_base_is_written() -> None:
+    """H05."""
+
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         a = x + 1
         b = a.view(2, 8, 36) * 1
@@ -60,7 +62,7 @@ def test_a_copy_is_dropped_where_nothing_near_is_written() -> None:
 
 
 def test_no_motion_across_a_write() -> None:
-    """S09: neg(neg(x)) with x overwritten between."""
+    """H05, S09: neg(neg(x)) with x overwritten between."""
 
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         a = x + 1
@@ -96,6 +98,8 @@ def test_matched_in_place_ops_are_no_obstacle() -> None:
 
 
 def test_two_inputs_of_which_one_is_written() -> None:
+    """H05."""
+
     def forward(m: nn.Module, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         a = x * 1
         z = z + 1

@@ -224,6 +224,7 @@ def test_file_bytes_counts_what_is_needed_to_run(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_one_object_and_stored_once(tmp_path: Path) -> None:
+    """H02."""
     module = fx.GraphModule(Tied().eval(), fx.Tracer().trace(Tied().eval()))
     folder = save(module, tmp_path / "a")
     loaded = load(folder).module
@@ -274,6 +275,7 @@ def every_kind() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", every_kind())
 def test_every_kind_of_tensor_is_bit_identical(kind: str, tmp_path: Path) -> None:
+    """I44."""
     torch.manual_seed(0)
     tensor = every_kind()[kind]
     loaded = load(save(registered(tensor), tmp_path / "a")).module.t
@@ -289,6 +291,7 @@ def test_what_was_sliced_away_is_not_stored(tmp_path: Path) -> None:
 
 
 def test_views_of_one_memory_still_share_it(tmp_path: Path) -> None:
+    """I38."""
     base = torch.randn(4, 6)
     views = {"rows": base[1:3], "columns": base.t()[2:], "again": base.view(-1)[3:]}
     loaded = load(save(registered(base, **views), tmp_path / "a")).module
@@ -320,6 +323,7 @@ def tensors_refused() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", tensors_refused())
 def test_other_tensors_are_refused_by_path(kind: str, tmp_path: Path) -> None:
+    """I37, I39, I40, I41."""
     tensor = tensors_refused()[kind]
     more = {"same": tensor.view(torch.float32)} if kind == "one memory, two types" else {}
     with pytest.raises(LissomError, match=r"A017(.|\n)*--> t\b"):

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_flipped_byte_is_found(folder: Path) -> None:
+    """H27, I47, I59."""
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
         for position in range(len(whole)):
@@ -43,6 +44,7 @@ def test_every_flipped_byte_is_found(folder: Path) -> None:
 
 
 def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
+    """I47."""
     path = folder / "manifest.json"
     whole = path.read_bytes()
     generator = random.Random(0)
@@ -57,6 +59,7 @@ def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
     "name", ["manifest.json", "graph.json", "weights.safetensors", "plan.json"]
 )
 def test_truncated_and_longer_files_are_found(folder: Path, name: str) -> None:
+    """H27, I48."""
     path = folder / name
     whole = path.read_bytes()
     for length in {0, 1, 7, 8, len(whole) // 2, len(whole) - 1}:
@@ -67,6 +70,7 @@ def test_truncated_and_longer_files_are_found(folder: Path, name: str) -> None:
 
 
 def test_swapped_missing_and_additional_files_are_found(folder: Path, tmp_path: Path) -> None:
+    """I49."""
     swapped = shutil.copytree(folder, tmp_path / "swapped")
     (swapped / "plan.json").write_bytes((folder / "graph.json").read_bytes())
     assert refused(swapped) == "A021"
@@ -79,6 +83,7 @@ def test_swapped_missing_and_additional_files_are_found(folder: Path, tmp_path: 
 
 
 def test_weights_of_another_artifact_are_found(folder: Path, tmp_path: Path) -> None:
+    """I49."""
     torch.manual_seed(1)
     other = save(fx.symbolic_trace(Small().eval()), tmp_path / "other")
     shutil.copy(other / "weights.safetensors", folder / "weights.safetensors")
@@ -86,6 +91,7 @@ def test_weights_of_another_artifact_are_found(folder: Path, tmp_path: Path) -> 
 
 
 def test_links_pipes_and_folders_are_not_read(folder: Path, tmp_path: Path) -> None:
+    """I52, I54."""
     path = folder / "weights.safetensors"
     moved = tmp_path / "elsewhere"
     path.rename(moved)
@@ -105,6 +111,7 @@ def test_links_pipes_and_folders_are_not_read(folder: Path, tmp_path: Path) -> N
 def test_a_link_put_there_after_the_check_is_not_followed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I52."""
     path = folder / "weights.safetensors"
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -121,6 +128,7 @@ def test_no_folder_and_another_kind_of_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_format_names_the_lissom_that_reads_it(folder: Path) -> None:
+    """H27, I58."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest.pop("self")
     sign(folder, {**manifest, "format": 2, "lissom": "9.9.9", "novelty": []})
@@ -147,6 +155,7 @@ def test_unknown_format_names_the_lissom_that_reads_it(folder: Path) -> None:
     ],
 )
 def test_names_beyond_the_folder_are_refused(folder: Path, name: str) -> None:
+    """I51, I55."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest.pop("self")
     manifest["files"][name] = manifest["files"]["plan.json"]
@@ -158,6 +167,7 @@ def test_names_beyond_the_folder_are_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("size", [-1, 2**63, 10**30, 1.0, "2", None, True])
 def test_sizes_that_no_file_has_are_refused(folder: Path, size: object) -> None:
+    """I56."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest.pop("self")
     manifest["files"]["plan.json"]["size"] = size
@@ -182,6 +192,7 @@ def test_sizes_that_no_file_has_are_refused(folder: Path, size: object) -> None:
     ],
 )
 def test_json_of_another_spelling_is_refused(folder: Path, text: bytes) -> None:
+    """I50."""
     forge(folder, graph=text)
     assert refused(folder) == "A025"
 
@@ -200,6 +211,7 @@ def with_header(text: bytes, body: bytes) -> bytes:
 
 
 def test_weights_that_disagree_with_the_graph_are_refused(folder: Path) -> None:
+    """I48, I50, I60."""
     content = (folder / "weights.safetensors").read_bytes()
     header, body = header_of(content)
     first, *_ = header
@@ -228,6 +240,7 @@ def test_weights_that_disagree_with_the_graph_are_refused(folder: Path) -> None:
 
 
 def test_a_pickle_in_place_of_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    """I31."""
     torch.save({"weight": torch.ones(2)}, tmp_path / "pickled")
     forge(folder, weights=(tmp_path / "pickled").read_bytes())
     assert refused(folder) == "A027"

@@ -123,6 +123,7 @@ def test_a_path_through_a_file_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """I54."""
     write_file(tmp_path / "report.html", b"old")
     write_file(tmp_path / "report.html", b"new")
     assert (tmp_path / "report.html").read_bytes() == b"new"
@@ -186,6 +187,7 @@ def test_files_are_written_where_nothing_can_be_locked(
 
 @pytest.mark.parametrize("limit", [0, 100, 4096, 200_000])
 def test_a_full_disk_keeps_the_old_artifact(limit: int, tmp_path: Path) -> None:
+    """H26."""
     save(model(1), tmp_path / "a")
     write_file(tmp_path / "f", b"old")
     big = model(2, 300)
@@ -205,6 +207,7 @@ def test_a_full_disk_keeps_the_old_artifact(limit: int, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
 def test_a_read_only_parent_is_a_clear_error(tmp_path: Path) -> None:
+    """H26."""
     save(model(1), tmp_path / "a")
     tmp_path.chmod(0o500)
     try:
@@ -217,6 +220,7 @@ def test_a_read_only_parent_is_a_clear_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody may write to")
 def test_a_place_nobody_may_write_to_is_a_clear_error() -> None:
+    """H26."""
     with pytest.raises(LissomError, match=r"A002(.|\n)*/proc/lissom(.|\n)*= help: "):
         save(model(1), Path("/proc/lissom/a"))
 
@@ -224,6 +228,7 @@ def test_a_place_nobody_may_write_to_is_a_clear_error() -> None:
 def test_ctrl_c_while_writing_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """H28."""
     save(model(1), tmp_path / "a")
 
     def interrupted(path: Path) -> None:
@@ -271,6 +276,7 @@ def require_whole(folder: Path) -> None:
 
 
 def test_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
+    """H26."""
     target = tmp_path / "a"
     write_folder(target, dict.fromkeys("abc", b"z" * 20_000))
     seen = 0
@@ -289,6 +295,7 @@ def test_kill_at_any_moment_leaves_one_whole_folder(tmp_path: Path) -> None:
 
 
 def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path: Path) -> None:
+    """H26."""
     target = tmp_path / "a"
     write_folder(target, dict.fromkeys("abc", b"z" * 20_000))
     crowd = [writer(target, start) for start in (0, 1)]
@@ -307,6 +314,7 @@ def test_two_writers_and_a_reader_never_see_a_mixture(tmp_path: Path) -> None:
 
 
 def test_a_living_writers_folder_is_left_alone(tmp_path: Path) -> None:
+    """H26."""
     with files._temporary_folder(tmp_path) as other:
         (other / "half").write_bytes(b"half")
         write_file(tmp_path / "f", b"new")

@@ -225,6 +225,7 @@ def set_views(graph: dict[str, Any], field: str, value: object) -> None:
 def test_hostile_graph_is_refused_and_runs_nothing(
     case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """I35, I50, I60."""
     monkeypatch.chdir(tmp_path)
     code, change = HOSTILE[case]
     graph = graph_of(folder)
@@ -263,6 +264,7 @@ def test_a_string_argument_stays_a_string(
     ],
 )
 def test_hostile_names_are_refused_at_saving_too(where: str, name: str, tmp_path: Path) -> None:
+    """I35."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     y = graph.call_module("layer", (x,))

@@ -228,6 +228,7 @@ def test_deep_nesting_is_refused(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_nodes_in_a_row(tmp_path: Path) -> None:
+    """H25."""
     graph = fx.Graph()
     node = graph.placeholder("x")
     for _ in range(10_000):

@@ -41,6 +41,7 @@ def stepped(model: nn.Module, rules: Sequence[Rule], limit: int | None = None) -
 
 
 def test_a_growing_rule_is_stopped_by_its_ancestry() -> None:
+    """I23, I24."""
     driven = run(chain(1, nn.ReLU), X, GROW.replace("MORE", "")).check()
     assert driven.applied == 1
     assert driven.ops() == ["relu", "relu", "tanh"]
@@ -48,12 +49,14 @@ def test_a_growing_rule_is_stopped_by_its_ancestry() -> None:
 
 
 def test_inverse_rules_end_where_they_began() -> None:
+    """I25."""
     driven = run(chain(1, nn.ReLU), X, (THERE + "\n" + BACK).replace("MORE", "")).check()
     assert driven.applied == 2
     assert driven.ops() == ["relu", "tanh"]
 
 
 def test_inverse_rules_that_claim_to_decrease_are_reported_as_a_loop() -> None:
+    """I25."""
     with pytest.raises(LissomError) as caught:
         run(chain(1, nn.ReLU), X, (THERE + "\n" + BACK).replace("MORE", RECURSIVE))
     (diagnostic,) = caught.value.diagnostics
@@ -166,7 +169,7 @@ def tried(length: int, rules: str, layer: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize("layer", [nn.Identity, nn.Sigmoid])
 def test_attempts_grow_linearly(layer: type[nn.Module]) -> None:
-    """Ten times the nodes: about ten times the attempts, whether all sites match or none does."""
+    """H25: ten times the nodes: about ten times the attempts, if all sites match or none does."""
     rules = "\n".join(
         [
             "exact rule drop { match { y = identity(x) } rewrite { y = x } }",

@@ -43,6 +43,7 @@ def names(pairs: Any) -> set[tuple[str, str]]:
 
 
 def test_owners_are_counted_by_storage() -> None:
+    """H02."""
     view = View(fx.symbolic_trace(Tied()))
     everyone = {
         ("first", "first.weight"),

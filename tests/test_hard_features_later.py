@@ -1,0 +1,83 @@
+"""What this version has no engine for is refused by name, never skipped: docs/hard_cases.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import lissom
+from lissom.cli import cli
+from lissom.grammar.diagnostics import LissomError
+
+from .support import digests
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)).eval()
+
+
+def refusal(text: str) -> str:
+    """The words of R002; the model is left as it was."""
+    model = network()
+    before = digests(model)
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(LissomError) as caught:
+        lissom.compile(model, text, inputs=(x,), data=lambda split: [(x, None)])
+    (diagnostic,) = caught.value.diagnostics
+    assert diagnostic.code == "R002"
+    assert diagnostic.labels[0].span is not None
+    assert digests(model) == before
+    return diagnostic.message
+
+
+PRUNING = (PROGRAMS / "prune_low_l1.lissom").read_text()
+CHANNELS = "needs matching channel dimensions, which this version cannot apply"
+
+
+@pytest.mark.parametrize("ratio", ["30%", "0%", "100%"])
+def test_h21_removing_channels_is_refused(ratio: str) -> None:
+    """H21, H22, H23: concat, split, flatten, heads; channels that are constants; all of them."""
+    assert CHANNELS in refusal(PRUNING.replace("ratio: frac = 30%", f"ratio: frac = {ratio}"))
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        ("int8", "rule `watch` needs observers"),
+        ("cluster", "rule `cluster` needs matching parameters"),
+        ("early_exit", "rule `early_exit` needs matching values by site"),
+    ],
+)
+def test_h21_quantisers_and_others_are_refused(program: str, what: str) -> None:
+    """H11, H21: quantisers, codebooks and exits wait for a later version as well."""
+    assert what in refusal((PROGRAMS / f"{program}.lissom").read_text())
+
+
+HUFFMAN = """
+lossless rule huffman {
+  match param w of _
+  rewrite { store w as huffman(w.codes) + raw(w.book) }
+  ensure { equal(decode(w)) within 0 }
+}
+"""
+
+
+def test_i61_there_is_no_decoder_to_attack() -> None:
+    """I61, I62: nothing is stored as a Huffman stream, so none is ever read."""
+    assert "rule `huffman` needs matching parameters" in refusal(HUFFMAN)
+
+
+def test_h21_such_rules_are_listed_as_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "prune.lissom"
+    path.write_text(PRUNING)
+    found = CliRunner().invoke(cli, ["test", str(path), "--models", "5", "--jobs", "1"])
+    assert "not run: prune_low_l1:" in found.stdout
+    assert CHANNELS in found.stdout
