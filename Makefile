@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: venv demo test check bench release-check fmt clean
+.PHONY: venv demo test check bench release-check pages fmt clean
 
 venv: $(BIN)/python
 
@@ -35,8 +35,12 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/folding.py
 	$(BIN)/python benchmarks/capture.py
 
-release-check: $(VENV)/.test
+release-check: $(VENV)/.test $(VENV)/.diversity
 	$(BIN)/python benchmarks/release.py --out release.jsonl
+
+pages: $(VENV)/.test
+	$(BIN)/lissom test passes/ --certificate docs/rules/certificate.json
+	$(BIN)/lissom pages passes/ --certificate docs/rules/certificate.json --out docs/rules
 
 fmt: $(VENV)/.test
 	$(BIN)/ruff format

@@ -147,6 +147,25 @@ def _meet(found: Found, names: Sequence[str], company: Company | None) -> None:
         found.wrong.append(f"{'/'.join(names)}: {company.wrong}")
 
 
+# -- networks of another generator -----------------------------------------------------------------
+
+
+def _networks(unit: Unit) -> Found:
+    """Networks drawn by NNSmith, through the whole compiler, judged by what shares no code with it.
+
+    Raises `NeedsNNSmith`, which names the extra.
+    """
+    import diversity
+
+    diversity.require()
+    drawn = diversity.chunk((unit.seed, 0, unit.number))
+    found = Found(drawn.tried, [f"{seed}: {text}" for seed, text in drawn.wrong])
+    found.counts.update({"captured": drawn.captured, "refused by name": drawn.refused.total()})
+    found.counts.update({"rewritten": drawn.rewritten, "rewrites": drawn.rewrites.total()})
+    found.details = {"rules": dict(drawn.rewrites), "codes": dict(drawn.refused)}
+    return found
+
+
 # -- the tool under attack -------------------------------------------------------------------------
 
 
@@ -242,6 +261,7 @@ PARTS = {
     "rules": Part("generated models", _rule_units, _rule),
     "pairs": Part("ordered pairs of exact rules", _pair_units, _pairs),
     "crowds": Part(f"{CROWD} exact rules together", _crowd_units, _crowds),
+    "networks": Part("NNSmith networks", _in_chunks("networks", 2_000, 100), _networks),
     "texts": Part("mutated rule files", _in_chunks("texts", 100_000, 5_000), _texts),
     "artifacts": Part("changed artifacts", _in_chunks("artifacts", 10_000, 1_000), _artifacts),
     "kills": Part("killed writers", _in_chunks("kills", 200, 50), _kills),
