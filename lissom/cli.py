@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "Find what is wrong with rule files; needs no model.",
     "fmt": "Write rule files in the canonical layout.",
     "test": "Test rules on models generated from their own text.",
+    "pages": "Write pages about rules: what they do, and the evidence.",
     "explain": "Say what a code means, or what a rule does.",
     "why": "Say why a rule does or does not match a model.",
     "plan": "Show what a program would do to a model, and save it.",

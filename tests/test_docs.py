@@ -70,10 +70,23 @@ def test_examples_run(name: str, tmp_path: Path) -> None:
 
 
 def test_lines_of_the_test_block_in_the_docs_hold(tmp_path: Path) -> None:
-    (text,) = blocks(ROOT / "docs" / "proof.md", "lissom")
+    text, _ = blocks(ROOT / "docs" / "proof.md", "lissom")
     (tmp_path / "page.lissom").write_text(f"{text}\n")
     printed = _run([sys.executable, "-m", "lissom", "test", "page.lissom"], tmp_path)
     assert [line.split()[0] for line in printed.splitlines()] == ["ok"] * 4 + ["0"]
+
+
+def test_the_missing_guard_of_the_docs_is_proposed(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "proof.md"
+    _, text = blocks(page, "lissom")
+    (tmp_path / "clamps.lissom").write_text(text)
+    (transcript,) = blocks(page, "console")
+    command, *wanted = transcript.splitlines()
+    assert wanted.pop() == "..."
+    words = [*command.removeprefix("$ lissom ").split(), "--jobs", "1"]
+    printed = _run([sys.executable, "-m", "lissom", *words], tmp_path, code=1).splitlines()
+    start = printed.index(wanted[0])
+    _assert_like(wanted, printed[start : start + len(wanted)])
 
 
 def test_rules_of_a_user_are_tested_the_same_way(tmp_path: Path) -> None:
@@ -85,10 +98,10 @@ def test_rules_of_a_user_are_tested_the_same_way(tmp_path: Path) -> None:
     assert (second[0], second[-1]) == ("written_hardsigmoid", "verified")
 
 
-def _run(command: list[str], folder: Path) -> str:
+def _run(command: list[str], folder: Path, code: int = 0) -> str:
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
 

@@ -1,0 +1,169 @@
+"""A rule as a Mermaid flowchart: ops are boxes, values arrows, constants dotted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .grammar import tree as t
+from .grammar.declared import Known
+from .grammar.format_expr import expression
+from .grammar.sides import Operand, Sides, Step, sides
+
+_PLAIN = re.compile(r"[^A-Za-z0-9 _.,:=+/()|?\[\]'-]")
+_REPEATED = {"": "", "?": " (or none)", "*": " (any number in a row)"}
+
+
+def picture(rule: t.Rule, known: Known) -> str:
+    """The flowchart of both sides; empty for a rule that matches no op."""
+    both = sides(rule, known)
+    if not both.left:
+        return ""
+    before, after = _Side(both, known, "b"), _Side(both, known, "a")
+    before.draw_left()
+    after.draw_right()
+    dotted = before.dotted + after.dotted
+    style = ["  classDef constant stroke-dasharray: 4 4", f"  class {','.join(dotted)} constant"]
+    return "\n".join([
+        "flowchart LR",
+        *before.subgraph("before"),
+        *after.subgraph("after"),
+        "  before ==> after",
+        *(style if dotted else []),
+    ])  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """A label: every character that Mermaid or HTML could act on becomes an entity."""
+    lines = (_PLAIN.sub(lambda found: f"#{ord(found.group())};", line) for line in text.split("\n"))
+    return f'"{"<br/>".join(lines)}"'
+
+
+@dataclass
+class _Side:
+    """One side while it is drawn. `nodes`: what gives a value, by the name of the value."""
+
+    both: Sides
+    known: Known
+    letter: str
+    lines: list[str] = field(default_factory=list)
+    nodes: dict[str, str] = field(default_factory=dict)
+    inputs: set[str] = field(default_factory=set)
+    drawn: dict[int, str] = field(default_factory=dict)
+    dotted: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def subgraph(self, title: str) -> list[str]:
+        inside = [f"    {line}" for line in self.lines]
+        return [f"  subgraph {title}", "    direction TB", *inside, "  end"]
+
+    def draw_left(self) -> None:
+        for step in self.both.left:
+            self._step(step)
+        for name in self.both.outputs:
+            self._output(name)
+
+    def draw_right(self) -> None:
+        """What the rewrite builds; a value that it does not define is still given by the match."""
+        for step in self.both.right:
+            self._step(step)
+        for build in self.both.odd:
+            self._odd(build)
+        for name in self.both.outputs:
+            self._output(name)
+
+    # -- values
+
+    def _source(self, name: str) -> str:
+        """The node that gives a value."""
+        if name in self.nodes:
+            return self.nodes[name]
+        step = self._maker(name)
+        if step is not None and id(step) not in self.drawn:
+            self._step(step)
+            return self._source(name)
+        alias = self.both.aliases.get(name) if self.letter == "a" else None
+        if alias is not None and alias != name:
+            return self._source(alias)
+        return self._input(name)
+
+    def _maker(self, name: str) -> Step | None:
+        if self.letter == "b" or name not in self.both.built:
+            return self.both.produced.get(name)
+        return self.both.built[name]
+
+    def _input(self, name: str) -> str:
+        node = self._node(f"([{quoted(name)}])")
+        if name in self.both.constants:
+            self.dotted.append(node)
+        self.nodes[name] = node
+        self.inputs.add(name)
+        return node
+
+    def _output(self, name: str) -> None:
+        source = self._source(name)
+        self.lines.append(f"{source} --> {self._node(f'([{quoted(name)}])')}")
+
+    # -- ops
+
+    def _step(self, step: Step) -> None:
+        if id(step) in self.drawn:
+            return
+        node = self._node(f"[{quoted(self._title(step))}]")
+        self.drawn[id(step)] = node
+        for operand in step.operands:
+            self._edge(operand, node)
+        for name in self._weights(step):
+            self._constant(_flat(step.settings[name]), node, name)
+        self.nodes |= dict.fromkeys(step.results, node)
+
+    def _title(self, step: Step) -> str:
+        handle = step.handle or step.clone
+        names = "any op" if step.is_wildcard else " | ".join(step.ops)
+        title = (f"{handle}: " if handle else "") + names + _REPEATED[step.repeat]
+        weights = self._weights(step)
+        settings = [f"{k} = {_flat(v)}" for k, v in step.settings.items() if k not in weights]
+        return f"{title}\n{', '.join(settings)}" if settings else title
+
+    def _weights(self, step: Step) -> list[str]:
+        """The parameters that the step computes anew."""
+        facts = self.known.op(step.ops[0])
+        params = facts.params if facts is not None else {}
+        given = {k: v for k, v in step.settings.items() if not isinstance(v, t.Constant)}
+        return [name for name in given if name in params]
+
+    def _edge(self, operand: Operand, node: str) -> None:
+        if operand is None:
+            self.lines.append(f"{self._node('([any])')} --> {node}")
+        elif isinstance(operand, t.Rest):
+            self.lines.append(f"{self._source(f'{operand.name}...')} --> {node}")
+        elif isinstance(operand, t.Expr):
+            self._constant(_flat(operand), node)
+        else:
+            source = self._source(operand)
+            arrow = "-.->" if source in self.dotted else "-->"
+            self.lines.append(f"{source} {arrow}{self._name_of(operand)} {node}")
+
+    def _name_of(self, value: str) -> str:
+        """The text of an arrow: none where the node that it leaves says it."""
+        named = value not in self.inputs and not value.startswith("%")
+        return f"|{quoted(value)}|" if named and value in self.nodes else ""
+
+    def _constant(self, text: str, node: str, name: str = "") -> None:
+        source = self._node(f"[{quoted(text)}]")
+        self.dotted.append(source)
+        self.lines.append(f"{source} -.->{f'|{quoted(name)}|' if name else ''} {node}")
+
+    def _odd(self, build: t.Build) -> None:
+        node = self._node(f"[{quoted(_flat(build.value))}]")
+        self.nodes |= {word.text: node for word in build.targets}
+
+    def _node(self, shape: str) -> str:
+        self.count += 1
+        node = f"{self.letter}{self.count}"
+        self.lines.append(f"{node}{shape}")
+        return node
+
+
+def _flat(expr: t.Expr) -> str:
+    return expression(expr).flat
