@@ -39,9 +39,10 @@ from .trial import (
 LEAST_FIRED = 50
 """Fewer models than this in which a rule fired show nothing (V001)."""
 
-LEAST_KEPT = 0.75
-"""Applications of an approximate rule to look for, over the models asked for: 300 of 400 that keep
-their budget bound the rate of those that do not to 1%, with 95% confidence.
+LEAST_KEPT, MOST_KEPT = 0.75, 3_000
+"""Applications of an approximate rule to look for, over the models asked for, and how many suffice:
+300 of 400 that keep their budget bound the rate of those that do not to 1%, with 95% confidence,
+3,000 to 0.1%.
 """
 
 KEPT = 64
@@ -186,8 +187,8 @@ def explore(subject: Subject, models: int, start: int = 0) -> Explored:
     ends the search, and its choices are made small.
     """
     found = Explored()
-    approximate = subject.source.kind == "approx"
-    wanted = max(LEAST_FIRED, int(LEAST_KEPT * models) if approximate else 0)
+    kept = min(int(LEAST_KEPT * models), MOST_KEPT) if subject.source.kind == "approx" else 0
+    wanted = max(LEAST_FIRED, kept)
     for number in range(SPARE * ROUNDS * models):
         enough = found.fired >= wanted or found.models >= ROUNDS * models
         if found.failure is not None or (found.models >= models and enough):
