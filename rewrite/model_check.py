@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..grammar.diagnostics import Label, fail
 from .journal import Verdict
+from .rounding import disturbed
 from .samples import Batches
 
 Metric = Callable[[nn.Module, Batches], float]
@@ -25,9 +26,6 @@ AMPLIFIED = 4.0
 
 MEANINGLESS = 0.5
 """A relative rounding error past which comparing outputs tells nothing."""
-
-NUDGES = 8
-"""How often weights and inputs are moved by a unit in the last place to see what that does."""
 
 
 def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
@@ -44,8 +42,8 @@ def model_equality(
 
     Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding
     error is measured, and the rewritten model may be off by a few times that: its new weights were
-    rounded once more. One result may by luck be closer to the truth than the model deserves; so
-    what changes of one unit in the last place do counts as its own rounding error too.
+    rounded once more. One result may by luck be closer to the truth than the model deserves, so
+    what rounding errors do that are put in counts as its own rounding error too.
     """
     left = outputs(before, args)
     worst, allowed, kind = _compare(left, outputs(after, args), nodes)
@@ -78,26 +76,9 @@ def _own_rounding(
 
 
 def _sensitivity(model: nn.Module, left: list[Any], args: tuple[Any, ...], nodes: int) -> float:
-    """How far a model's outputs move, at most, when each number in weights and inputs moves by one
-    unit in the last place, up or down at random.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def nudged(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
-        signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
-        return value + value * signs * torch.finfo(value.dtype).eps
-
-    found = 0.0
-    for _ in range(NUDGES):
-        moved = copy.deepcopy(model)
-        with torch.no_grad():
-            for tensor in (*moved.parameters(), *moved.buffers()):
-                tensor.copy_(nudged(tensor))
-        apart, _, _ = _compare(left, outputs(moved, tree_map(nudged, args)), nodes)
-        found = max(found, apart if math.isfinite(apart) else 0.0)
-    return found
+    """How far rounding errors that are put in move a model's outputs, at most."""
+    apart = (_compare(left, found, nodes)[0] for found in disturbed(model, args))
+    return max((distance for distance in apart if math.isfinite(distance)), default=0.0)
 
 
 def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:

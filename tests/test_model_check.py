@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from lissom.rewrite import model_check
+from lissom.rewrite import rounding
 from lissom.rewrite.digest import weights_at
 from lissom.rewrite.model_check import distance, drift, model_equality, untouched
 
@@ -74,6 +74,29 @@ def test_a_result_that_cancels_to_zero_is_not_checked() -> None:
     after = Shifted(torch.ones(1, 5), torch.zeros(5), torch.full((1,), -5.0) * (1 + 1e-7))
     found = model_equality(before, after, (torch.ones(5),), 3)
     assert (found.how, found.holds) == ("not checked", True)
+
+
+def test_an_exact_difference_has_the_rounding_of_what_it_is_made_of() -> None:
+    """W (k - k) is 0 whatever k is; W k - W k is not, once a part of it was rounded."""
+    torch.manual_seed(0)
+    k, layer = torch.randn(8), nn.Linear(8, 8, bias=False).eval()
+    folded = nn.Linear(8, 8).eval()
+    with torch.no_grad():
+        folded.weight.copy_(layer.weight)
+        folded.bias.copy_((-layer.weight.double() @ k.double()).float())
+    before = fx.symbolic_trace(Cancelling(layer))
+    found = model_equality(before, folded, (k,), 3)
+    assert found.worst > 1e100
+    assert (found.how, found.holds) == ("not checked", True)
+
+
+class Cancelling(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x - x)
 
 
 def test_a_plain_model_has_the_plain_tolerance() -> None:
@@ -147,7 +170,7 @@ def test_a_result_that_is_near_the_truth_by_luck_is_no_alarm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert all(judged(400))
-    monkeypatch.setattr(model_check, "NUDGES", 0)
+    monkeypatch.setattr(rounding, "RUNS", 0)
     assert not all(judged(400))
 
 
