@@ -181,15 +181,14 @@ def _random(spec: TensorSpec, generator: torch.Generator, size: int | None) -> t
 
 
 def _shrunk(shape: Sequence[int], size: int) -> tuple[int, ...]:
-    """The batch axis becomes 2 and the axes behind the channels at most `size`; channels stay,
-    weights fix them.
+    """The batch axis becomes 2, unless it is 1, and the axes behind the channels at most `size`;
+    channels stay, weights fix them. An empty batch would show nothing.
 
     Equal extents shrink to equal extents, so that inputs which are added together still fit.
     """
     if len(shape) < 2:
         return tuple(shape)
-    return (
-        (min(shape[0], 2), shape[1], *(min(extent, size) for extent in shape[2:]))
-        if len(shape) > 3
-        else (min(shape[0], 2), *shape[1:])
-    )
+    batch = 1 if shape[0] == 1 else 2
+    if len(shape) < 4:
+        return (batch, *shape[1:])
+    return (batch, shape[1], *(min(extent, size) for extent in shape[2:]))

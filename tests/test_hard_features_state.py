@@ -173,7 +173,7 @@ def test_h08_an_input_without_a_batch_is_no_match() -> None:
     ("layers", "x", "sites"),
     [
         ([nn.Linear(0, 4), nn.Identity(), nn.Linear(4, 3)], torch.randn(2, 0), ["1", "0"]),
-        ([nn.Linear(4, 0), nn.Identity(), nn.Linear(0, 3)], torch.randn(2, 4), ["1"]),
+        ([nn.Linear(4, 0), nn.Identity(), nn.Linear(0, 3)], torch.randn(2, 4), []),
         ([nn.Identity(), nn.Linear(4, 3)], torch.randn(0, 4), ["0"]),
         ([nn.Identity(), nn.ReLU()], torch.tensor(-1.5), ["0"]),
         ([nn.Identity(), nn.Linear(4, 3)], torch.randn(4), ["0"]),

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
+from lissom.rewrite.journal import Applied
 
-from .support import Fn, library, run
+from .support import Fn, library, random_norms, run
 
 
 def test_a_reshape_of_a_number_is_left() -> None:
@@ -45,3 +46,29 @@ def test_a_guard_that_is_an_array_is_a_clear_error() -> None:
     (found,) = caught.value.diagnostics
     assert (found.code, found.message) == ("T001", "a guard is true or false, and this is an array")
     assert found.labels[0].text == "[4, 3] numbers"
+
+
+WRONG = """
+exact rule double_weight {
+  match { y = linear(x) as c }
+  rewrite { y = c(x, weight = c.weight * 2) from c }
+}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize(("layer", "x"), [(nn.Linear(3, 4), (0, 3)), (nn.Linear(3, 0), (2, 3))])
+def test_results_without_numbers_hide_no_mistake(layer: nn.Module, x: tuple[int, ...]) -> None:
+    """Any two empty results are equal."""
+    driven = run(Fn(lambda m, x: m.layer(x), layer=layer), torch.zeros(x), WRONG)
+    (refused,) = driven.refusals()
+    assert (refused.code, driven.applied) == ("V106", 0)
+
+
+def test_an_empty_batch_is_checked_on_two_samples() -> None:
+    model = random_norms(Fn(lambda m, x: m.n(m.c(x)), c=nn.Conv2d(3, 4, 3), n=nn.BatchNorm2d(4)))
+    driven = run(model, torch.zeros(0, 3, 6, 6), library("fold"))
+    (event,) = driven.journal.of(Applied)
+    tested = [verdict for verdict in event.verdicts if verdict.how == "tested"]
+    assert tested
+    assert all(verdict.samples >= 2 and verdict.worst for verdict in tested)

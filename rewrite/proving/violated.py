@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ...grammar import tree as t
 from ..binding import literal
 from ..ops import Vocabulary
@@ -97,4 +99,4 @@ def contradicts(clause: t.ShapePattern, values: Mapping[str, Any]) -> bool:
 def _class_of(spec: TensorSpec) -> str:
     if spec.dtype.is_floating_point:
         return "float"
-    return {"bool": "bool"}.get(str(spec.dtype).removeprefix("torch."), "int")
+    return "bool" if spec.dtype == torch.bool else "int"
