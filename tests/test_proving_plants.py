@@ -22,7 +22,7 @@ from lissom.rewrite.proving import filling, grow, settings, sizes
 from lissom.rewrite.proving.grow import Grown
 from lissom.rewrite.proving.near import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.places import inside, lies_at, outside
-from lissom.rewrite.proving.prove import Explored, _algebra, explore
+from lissom.rewrite.proving.prove import Explored, _algebra, explore, prove
 from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.trial import BAD, EMPTY, REFUSED, Subject, model, trial
 from lissom.rewrite.rule import compile_rule
@@ -522,3 +522,21 @@ def test_layers_without_weights_are_scaled() -> None:
     nothing = torch.ones(3, 0, 2)
     assert channels.scale_inputs(nothing, torch.ones(0)).shape == (3, 0, 2)
     assert channels.response(nothing, torch.ones(0)).tolist() == [0, 0, 0]
+
+
+def test_a_clause_that_no_model_violates_makes_a_rule_weak(monkeypatch: Patch) -> None:
+    text = """
+exact rule drop_neg_pair {
+  match {
+    h = neg(x)
+    y = neg(h)
+    in y : "encoder.*"
+  }
+  unless { x = relu(z) }
+  rewrite { y = x }
+}
+"""
+    chosen = subject_of(text)
+    assert not [reason for reason in prove(chosen, 60).weak if "violates" in reason]
+    monkeypatch.setattr("lissom.rewrite.proving.near.ATTEMPTS", 0)
+    assert 'no model violates `in y : "encoder.*"`' in prove(chosen, 60).weak

@@ -167,9 +167,10 @@ def _algebra(subject: Subject, tape: Sequence[int]) -> Iterator[FieldResult]:
 
 
 def guards_of(rule: Rule) -> tuple[str, ...]:
-    """The text of each guard, as misses name it."""
-    guards = (g for w in rule.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard))
-    return tuple(" ".join(guard.span.text.split()) for guard in guards)
+    """The text of each guard, place and `unless`, as misses name it."""
+    guards = [g for w in rule.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
+    asked = [*guards, *rule.pattern.sites, *rule.source.all(t.Unless)]
+    return tuple(" ".join(clause.span.text.split()) for clause in asked)
 
 
 # -- exploring -------------------------------------------------------------------------------------
