@@ -15,23 +15,8 @@ from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
 
-from .support import Driven, Fn, digests, library, random_norms, run
-
-X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
-EXACT = library("tidy", "fold", "merge")
-
-
-def compiled(function: Callable[..., Any], x: Any = X, rules: str = EXACT, **parts: Any) -> Driven:
-    torch.manual_seed(0)
-    return run(random_norms(Fn(function, **parts)), x, rules).check()
-
-
-def conv(*args: Any, **more: Any) -> nn.Conv2d:
-    return nn.Conv2d(*(args or (8, 8, 3)), **{"padding": 1, **more})
-
-
-def norm(width: int = 8) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(width)
+from .hard_models import EXACT, X, compiled, conv, norm
+from .support import Fn, digests, library, random_norms, run
 
 
 def test_s01_convolution_with_a_second_call_without_norm() -> None:

@@ -6,9 +6,7 @@ Each test is called by its row in docs/hard_cases.md.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,24 +16,8 @@ import lissom
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.journal import Note, Refused
 
-from .support import Driven, Fn, library, random_norms, run
-
-X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
-EXACT = library("tidy", "fold", "merge")
-
-
-def compiled(function: Callable[..., Any], x: Any = X, rules: str = EXACT, **parts: Any) -> Driven:
-    torch.manual_seed(0)
-    return run(random_norms(Fn(function, **parts)), x, rules).check()
-
-
-def conv(*args: Any, **more: Any) -> nn.Conv2d:
-    return nn.Conv2d(*(args or (8, 8, 3)), **{"padding": 1, **more})
-
-
-def norm(width: int = 8) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(width)
-
+from .hard_models import compiled, conv, norm
+from .support import library
 
 # -- one value or one weight, read twice -----------------------------------------------------------
 
