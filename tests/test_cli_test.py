@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,11 @@ def test_a_wrong_rule_fails_and_can_be_shown_again(tmp_path: Path) -> None:
     )
     assert "torch.mul(" in shown.stdout
     assert "UNSOUND V101" in shown.stdout
+    told = re.search(
+        r"if it is applied: output 0 at \[.*\]: (\S+) before, (\S+) after", shown.stdout
+    )
+    assert told is not None
+    assert told[1] != told[2]
 
 
 def test_a_line_of_a_test_block_fails(tmp_path: Path) -> None:

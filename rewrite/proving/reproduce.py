@@ -7,6 +7,7 @@ from typing import Any
 
 from ...grammar.program import program_of
 from ..ops import Vocabulary
+from .apart import first_difference
 from .report import Report
 from .source import Replayed
 from .trial import BAD, Subject, model, trial
@@ -39,7 +40,7 @@ def script(report: Report, program: str, file: str, version: str) -> str:
         detail=first.detail.replace("\\", "/").replace('"""', "'''"),
         file=file,
         version=version,
-        program=program.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
+        program=f"{program.rstrip()}\n".replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
         tape=list(report.tape),
         rule=report.rule,
     )
@@ -52,7 +53,8 @@ def replay(
     functions: Mapping[str, Callable[..., Any]],
     ops: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Grows the model of `choices` once more, prints it, and says what the rule does to it.
+    """Grows the model of `choices` once more and prints it, what the rule does to it, and the first
+    number that comes out different.
 
     `functions` and `ops` are what the program's own declarations name. True if the mistake is
     still there.
@@ -69,4 +71,5 @@ def replay(
     outcomes = trial(subject, grown)
     for outcome in outcomes:
         print(f"{outcome.kind} {outcome.condition}\n{outcome.detail}")
+    print("if it is applied:", first_difference(subject, model(Replayed(choices), subject)))
     return any(outcome.kind in BAD for outcome in outcomes)
