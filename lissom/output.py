@@ -214,6 +214,9 @@ def _unexpected(error: BaseException) -> Diagnostic:
     if isinstance(error, SystemExit):
         hint = "remove the call of exit() or sys.exit()"
         return Diagnostic("U099", "the model's own code ended Python", notes=(text,), helps=(hint,))
+    if isinstance(error, MemoryError):
+        hint = "use smaller example inputs or batches, or a machine with more memory"
+        return Diagnostic("U099", "there is not enough memory", notes=(text,), helps=(hint,))
     return Diagnostic(
         "U099",
         "lissom itself failed",

@@ -94,7 +94,9 @@ def _compare(scope: Scope, keyword: t.Keyword, call: Call) -> Miss | None:
 
 
 def same(found: Any, wanted: Any) -> bool:
-    """Equality of attribute values; a number stands for a pair of it."""
+    """Equality of attribute values; a number stands for a pair of it, a word for a dtype."""
+    if isinstance(found, torch.dtype) and isinstance(wanted, str):
+        return str(found) == f"torch.{wanted}"
     if isinstance(found, (tuple, list)) and not isinstance(wanted, (tuple, list)):
         return all(item == wanted for item in found)
     if isinstance(found, (tuple, list)):
