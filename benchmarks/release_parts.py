@@ -28,8 +28,8 @@ from tests import test_store_faults as faults
 
 ROOT = Path(__file__).resolve().parents[1]
 EXACT_RULES = sorted(together.subjects())
-CROWD = 8
-"""Rules in one model, behind one another: 28 ordered pairs at the price of four models."""
+CROWD = 16
+"""Rules in one model, behind one another: 120 ordered pairs at the price of ten models."""
 
 
 @dataclass
@@ -110,21 +110,21 @@ def _rule(unit: Unit) -> Found:
 
 
 def _pair_units(share: float, seed: int) -> list[Unit]:
-    return [Unit("pairs", name, _least(50 * share), seed) for name in EXACT_RULES]
+    return [Unit("pairs", name, _least(25 * share), seed) for name in EXACT_RULES]
 
 
 def _pairs(unit: Unit) -> Found:
-    """One rule before every other, `number` times, and twenty times as often before itself."""
+    """One rule before every other, `number` times, and forty times as often before itself."""
     found = Found()
     for second in EXACT_RULES:
-        for number in range(unit.number * (20 if second == unit.name else 1)):
+        for number in range(unit.number * (40 if second == unit.name else 1)):
             names = (unit.name, second)
             _meet(found, names, together.tried(f"{unit.seed}/{'/'.join(names)}/{number}", names))
     return found
 
 
 def _crowd_units(share: float, seed: int) -> list[Unit]:
-    return _chunks("crowds", _least(84_000 * share), 1_000, seed)
+    return _chunks("crowds", _least(19_000 * share), 500, seed)
 
 
 def _crowds(unit: Unit) -> Found:

@@ -294,3 +294,11 @@ def spec_at(spec: OpSpec, index: int) -> InputSpec:
     if index < len(spec.inputs):
         return spec.inputs[index]
     return spec.inputs[-1]
+
+
+def gathered(spec: OpSpec, values: list[Any]) -> tuple[Any, ...]:
+    """Operands as the op's inputs: further ones of a variadic op as one tuple, absent ones None."""
+    at = next((i for i, item in enumerate(spec.inputs) if item.variadic), None)
+    if at is not None:
+        return (*values[:at], tuple(values[at:]))
+    return (*values, *(None,) * (len(spec.inputs) - len(values)))

@@ -26,12 +26,12 @@ from ..opspec import InputSpec, OpSpec
 from ..pattern import PatternOp
 from ..rule import Rule
 from ..spec import TensorSpec
-from .filling import Filling, dtype_of, spec_at
+from .filling import Filling, dtype_of, gathered, spec_at
 from .places import globs_at, inside, outside
 from .settings import ANY, setting
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
-from .violated import check_spoilt, forbidden, others, without
+from .violated import check_spoilt, forbidden, others, unlike, without
 
 DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16, torch.float16)
 """Precisions of whole models."""
@@ -77,11 +77,24 @@ def grow_together(source: Source, rules: Sequence[Rule], vocabulary: Vocabulary)
     soil.floating = True
     instances = []
     for rule in rules:
-        planted = _Planter(soil, rule, None).plant()
+        planted = _fitting(soil, rule)
         instances.append((rule, planted))
         made = [v for name, v in planted.values.items() if name in rule.outputs]
         soil.offers = [v for v in made if isinstance(v, fx.Node)] + soil.offers
     return _finished(soil, rules[0], instances)
+
+
+def _fitting(soil: Soil, rule: Rule) -> Planted:
+    """An instance of the rule, at the sixth draw if five led nowhere."""
+    for last in (False, False, False, False, False, True):
+        start = soil.mark()
+        try:
+            return _Planter(soil, rule, None).plant()
+        except Unsuitable:
+            if last:
+                raise
+            soil.back(start)
+    raise AssertionError
 
 
 def _soil(source: Source, vocabulary: Vocabulary) -> Soil:
@@ -277,7 +290,7 @@ class _Planter:
                 real = self.soil.value(found[index])
                 lead = tuple(real.shape) if lead is None and isinstance(real, Tensor) else lead
         self._bind_rest(op, found)
-        return _gathered(spec, found)
+        return gathered(spec, found)
 
     def _operands(self, op: PatternOp, spec: OpSpec) -> list[Any]:
         """The operands of the line; `xs...` as one or more, and one more than asked for where that
@@ -311,7 +324,7 @@ class _Planter:
 
     def _known(self, wanted: Any) -> Any:
         if wanted is self.spoil and isinstance(wanted, t.Expr):
-            return self.source.choice(_unlike(literal(wanted)))
+            return self.source.choice(unlike(literal(wanted)))
         if isinstance(wanted, t.Name) and wanted.text != "_":
             return self.planted.values.get(wanted.text, _OPEN)
         if isinstance(wanted, t.Constant):
@@ -330,19 +343,5 @@ class _Planter:
 _OPEN: Any = object()
 
 
-def _unlike(number: Any) -> list[float]:
-    """Other numbers, a zero of the other sign among them."""
-    zeros = [-0.0] if number == 0 else []
-    return [*(n for n in (2.5, 0, 3, -1.0) if n != number), *zeros]
-
-
 def _is_fixed(keyword: t.Keyword) -> bool:
     return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None
-
-
-def _gathered(spec: OpSpec, values: list[Any]) -> tuple[Any, ...]:
-    """Operands as the op's inputs: further ones of a variadic op as one tuple, absent ones None."""
-    at = next((i for i, item in enumerate(spec.inputs) if item.variadic), None)
-    if at is not None:
-        return (*values[:at], tuple(values[at:]))
-    return (*values, *(None,) * (len(spec.inputs) - len(values)))

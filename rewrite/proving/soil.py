@@ -58,6 +58,21 @@ class Soil:
         self.offers: list[fx.Node] = []
         self.floating = False
 
+    def mark(self) -> tuple[frozenset[fx.Node], int]:
+        """What there is now, for `back`."""
+        return frozenset(self.module.graph.nodes), self.count
+
+    def back(self, mark: tuple[frozenset[fx.Node], int]) -> None:
+        """Takes out what was added since."""
+        kept, count = mark
+        for node in reversed([node for node in self.module.graph.nodes if node not in kept]):
+            self.module.graph.erase_node(node)
+            self.real.pop(node, None)
+        for number in range(count + 1, self.count + 1):
+            if hasattr(self.module, f"part{number}"):
+                delattr(self.module, f"part{number}")
+        self.count = count
+
     def name(self) -> str:
         self.count += 1
         return f"part{self.count}"

@@ -72,6 +72,12 @@ def check_spoilt(drawn: Any, wanted: Any) -> None:
         raise Unsuitable("the draw is what the pattern asks for")
 
 
+def unlike(number: Any) -> list[float]:
+    """Other numbers, a zero of the other sign among them."""
+    zeros = [-0.0] if number == 0 else []
+    return [*(n for n in (2.5, 0, 3, -1.0) if n != number), *zeros]
+
+
 # -- shape clauses ---------------------------------------------------------------------------------
 
 _CLASSES = {"f": "float", "i": "int", "b": "bool"}
