@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import report
-from release_parts import PARTS, ROOT, Unit
+from release_parts import PARTS, ROOT, Found, Unit
 
 Done = dict[str, Any]
 """A unit as JSON: `key`, `seconds`, and what `Found` holds."""
@@ -111,8 +111,11 @@ def _written(out: Path | None) -> Iterator[Done]:
 
 def _timed(unit: Unit) -> Done:
     begun = time.process_time()
-    found = unit.run()
-    return {**found.as_json(), "seconds": time.process_time() - begun}
+    try:
+        found = unit.run().as_json()
+    except Exception as error:  # one unit that fails must not lose the others
+        found = Found(wrong=[f"{unit.name}: {error!r}"]).as_json()
+    return {**found, "seconds": time.process_time() - begun}
 
 
 # -- figures ---------------------------------------------------------------------------------------

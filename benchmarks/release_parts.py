@@ -119,7 +119,7 @@ def _pairs(unit: Unit) -> Found:
     for second in EXACT_RULES:
         for number in range(unit.number):
             names = (unit.name, second)
-            _meet(found, names, together.tried(f"{unit.seed}/{'/'.join(names)}/{number}", names))
+            _meet(found, names, f"{unit.seed}/{'/'.join(names)}/{number}")
     return found
 
 
@@ -132,11 +132,15 @@ def _crowds(unit: Unit) -> Found:
     generator = random.Random(unit.seed)
     for number in range(unit.number):
         names = tuple(generator.choices(EXACT_RULES, k=CROWD))
-        _meet(found, names, together.tried(f"crowd {unit.seed}/{number}", names))
+        _meet(found, names, f"crowd {unit.seed}/{number}")
     return found
 
 
-def _meet(found: Found, names: Sequence[str], company: Company | None) -> None:
+def _meet(found: Found, names: Sequence[str], seed: str) -> None:
+    try:
+        company = together.tried(seed, names)
+    except Exception as error:  # whatever escapes is the finding
+        company = Company({}, f"{seed}: {error!r}")
     if company is None:  # no model has a site of each
         return
     found.tried += 1

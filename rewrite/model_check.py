@@ -49,7 +49,10 @@ def model_equality(
     worst, allowed, kind = _compare(left, outputs(after, args), nodes)
     if worst <= allowed:
         return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
-    own = _own_rounding(before, left, args, nodes, double=kind == "float64")
+    try:
+        own = _own_rounding(before, left, args, nodes, double=kind == "float64")
+    except RuntimeError:  # a kernel may take an empty result in one precision only
+        own = 0.0
     if worst > AMPLIFIED * own:  # rounding errors may cancel by luck
         own = max(own, _sensitivity(before, left, args, nodes))
     allowed = max(allowed, AMPLIFIED * own)

@@ -176,3 +176,22 @@ def test_a_result_that_is_near_the_truth_by_luck_is_no_alarm(
 
 def test_a_cancelling_sum_that_is_wrong_is_found() -> None:
     assert not any(judged(100, wrong=1e-3))
+
+
+class Single(nn.Module):
+    """As kernels that take an empty result in float32 and refuse it in float64."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise RuntimeError("Output size is too small")
+        return x * self.factor
+
+
+def test_a_model_that_runs_in_one_precision_only_is_judged_in_it() -> None:
+    x = torch.randn(4)
+    assert not model_equality(Single(1.0), Single(1.001), (x,), 1).holds
+    assert model_equality(Single(1.0), Single(1.0), (x,), 1).holds
