@@ -170,7 +170,8 @@ def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
             None, where=f"{site.name} ({site.calls[0].node.meta.get('source') or 'no source line'})"
         ),
     )
-    notes = (f"{verdict.claim}: {numbers}{verdict.detail}", f"at this site {bound}")
+    measured = f"{verdict.claim}: {numbers}{verdict.detail}"
+    notes = (measured, f"at this site {bound}") if bound else (measured,)
     help_ = "the rewrite half of a rule must be exact; put what is approximate into `perturb`"
     return LissomError(
         Diagnostic(code, f"`{site.rule.name}` does not compute the same", labels, notes, (help_,))
