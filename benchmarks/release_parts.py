@@ -146,7 +146,11 @@ def _meet(found: Found, names: Sequence[str], seed: str) -> None:
     found.tried += 1
     fired = [name for name in names if company.fired.get(name)]
     found.counts.update({"rewrites": sum(company.fired.values()), "two or more": len(fired) > 1})
+    found.counts.update({"refused for precision": bool(company.imprecise)})
+    found.counts.update({"vacuous": company.vacuous})
     found.pairs.update(f"{a}, {b}" for a, b in combinations(names, 2))
+    if company.imprecise:
+        found.details[seed] = company.imprecise
     if company.wrong:
         found.wrong.append(f"{'/'.join(names)}: {company.wrong}")
 

@@ -24,7 +24,7 @@ from lissom.rewrite.proving.near import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.places import inside, lies_at, outside
 from lissom.rewrite.proving.prove import Explored, _algebra, explore, prove
 from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
-from lissom.rewrite.proving.trial import BAD, EMPTY, REFUSED, Subject, model, trial
+from lissom.rewrite.proving.trial import BAD, REFUSED, VACUOUS, Subject, model, trial
 from lissom.rewrite.rule import compile_rule
 
 from .support import library
@@ -417,7 +417,8 @@ def test_empty_models_are_no_evidence(monkeypatch: Patch) -> None:
     monkeypatch.setattr(sizes.Extents, "draw", lambda self, axis=0: 0 if axis == 0 else 3)
     chosen = subject_of(NEUTRAL)
     outcomes = [o for g in grown_from(chosen, 20) if g.inputs for o in trial(chosen, g)]
-    assert {(o.kind, o.condition) for o in outcomes} == {(EMPTY, ""), (REFUSED, "V106")}
+    empty = (VACUOUS, "every output is empty")
+    assert {(o.kind, o.condition) for o in outcomes} == {empty, (REFUSED, "V106")}
     explored = explore(chosen, 20)
     assert explored.models >= 20
     assert (explored.fired, explored.tapes) == (0, [])

@@ -12,7 +12,9 @@ import torch
 from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
 from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.journal import Verdict
 from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.proving import together as proving_together
 from lissom.rewrite.proving.grow import Grown
 from lissom.rewrite.proving.source import Rolled, Unsuitable
 from lissom.rewrite.proving.together import Company, company, try_together
@@ -66,6 +68,30 @@ def test_many_rules_at_once(seed: int) -> None:
     names = tuple(source.choice(sorted(subjects())) for _ in range(5))
     found = tried(f"many {seed}", tuple(dict.fromkeys(names)))
     assert found is None or found.wrong == ""
+
+
+def numbered(monkeypatch: pytest.MonkeyPatch, good: set[torch.dtype]) -> Company:
+    """A fold in a float32 model, where the whole model is said to differ in all but some dtypes."""
+
+    def check(before: torch.nn.Module, *_: object) -> Verdict:
+        dtype = next(parameter.dtype for parameter in before.parameters())
+        return Verdict("", "tested", dtype in good, 1, 2.0, 1.0, "planted")
+
+    monkeypatch.setattr(proving_together, "model_equality", check)
+    for number in range(100):
+        found = drawn(f"numbered {number}", ("fold_bn", "merge_pointwise"))
+        if found and {p.dtype for p in found[0].module.parameters()} == {torch.float32}:
+            return try_together(*found)
+    raise AssertionError
+
+
+def test_a_loss_of_precision_is_told_from_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float64 confirms is refused for its precision; what it does not is wrong."""
+    lost = numbered(monkeypatch, {torch.float64})
+    assert (lost.wrong, lost.imprecise) == ("", "2.0 > 1.0; planted")
+    assert sum(lost.fired.values()) >= 2
+    assert numbered(monkeypatch, set()).wrong == "2.0 > 1.0; planted"
+    assert numbered(monkeypatch, {torch.float32}) == Company(lost.fired)
 
 
 def rewritten(grown: Grown, chosen: list[Subject]) -> torch.nn.Module:

@@ -22,9 +22,9 @@ from ..binding import Miss
 from ..call import Call, tensor_at
 from ..checkpoint import finish, snapshot
 from ..engine import anchor, apply, ready_at
-from ..spec import TensorSpec
 from ..state import State
 from ..view import View
+from .double import widen
 from .grow import Grown, Planted
 from .premise import Sums
 from .trial import Subject, bound, condition, is_random, moved, state_of
@@ -87,8 +87,7 @@ def dyadic(subject: Subject, grown: Grown, seed: int = 0, width: int = WIDTHS[0]
     _Numbers(module, subject, planted, width, seed).set()
     generator = torch.Generator().manual_seed(seed + 1)
     inputs = tuple(_input(value, generator) for value in grown.inputs)
-    for node in named.values():
-        node.meta["val"] = _double(node.meta.get("val"))
+    widen(module.graph)
     module.recompile()
     return replace(grown, module=module, inputs=inputs, planted=planted)
 
@@ -104,14 +103,6 @@ def _elsewhere(planted: Planted, named: Mapping[str, fx.Node]) -> Planted:
         {index: named[node.name] for index, node in planted.nodes.items()},
         {i: [named[node.name] for node in chain] for i, chain in planted.chains.items()},
     )
-
-
-def _double(spec: Any) -> Any:
-    if isinstance(spec, (tuple, list)):
-        return type(spec)(map(_double, spec))
-    if isinstance(spec, TensorSpec) and spec.dtype.is_floating_point:
-        return TensorSpec(spec.shape, torch.float64)
-    return spec
 
 
 def _input(value: Tensor, generator: torch.Generator) -> Tensor:

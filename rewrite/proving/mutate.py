@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ...grammar import tree as t
 from ...grammar.check import check
@@ -24,9 +24,9 @@ from ..checkpoint import finish, snapshot
 from ..engine import Ready, anchor, apply, ready_at
 from ..model_check import distance, outputs
 from ..rule import Rule, compile_rule
-from ..spec import TensorSpec
 from ..state import State
 from ..verify import IN_DOUBLE, IN_OWN
+from .double import in_double
 from .grow import Grown
 from .mutants import Mutant, mutants
 from .source import Unsuitable
@@ -124,7 +124,7 @@ class Specimen:
         """How far the model moves in float64 when this text is applied without any verification;
         None where it cannot be applied, or promises nothing about the whole model.
         """
-        grown = _in_double(self.again())
+        grown = in_double(self.again())
         state = self._state(grown)
         state.verify = False
         found = _attempt(state, grown, self._compiled(source))
@@ -168,20 +168,6 @@ def _distance(before: Tensor, after: Tensor) -> float:
     if before.is_floating_point():
         return distance(before, after)
     return 0.0 if torch.equal(before, after) else math.inf
-
-
-def _in_double(grown: Grown) -> Grown:
-    """The model in float64: there nothing but the rule's algebra moves it."""
-    grown.module.double()
-    for node in grown.module.graph.nodes:
-        node.meta["val"] = fx.node.map_aggregate(node.meta["val"], _wide_spec)
-    wide = tuple(x.double() if x.is_floating_point() else x for x in grown.inputs)
-    return replace(grown, inputs=wide)
-
-
-def _wide_spec(value: Any) -> Any:
-    narrow = isinstance(value, TensorSpec) and value.dtype.is_floating_point
-    return TensorSpec(value.shape, torch.float64) if narrow else value
 
 
 def specimens(

@@ -15,7 +15,7 @@ from .edits import Edit, call_again, give_back, hook, on_op, on_value, overwrite
 from .grow import Grown
 from .soil import Planted
 from .source import Replayed, Rolled, Unsuitable
-from .trial import BAD, EMPTY, FIRED, NOISY, Outcome, Subject, model, trial
+from .trial import BAD, FIRED, NOISY, VACUOUS, Outcome, Subject, model, trial
 from .violated import contradicts, has_further_input, others
 
 ATTEMPTS = 80
@@ -160,7 +160,7 @@ def _built(near: Near, subject: Subject, tapes: Sequence[Sequence[int]]) -> Iter
 
 
 def _judge(near: Near, outcome: Outcome, surely: bool, result: NearResult) -> None:
-    applied = outcome.kind in (FIRED, EMPTY)
+    applied = outcome.kind in (FIRED, VACUOUS)
     if outcome.kind in BAD:
         result.wrong.append(outcome)
     elif applied and near.conditions:

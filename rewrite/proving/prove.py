@@ -26,6 +26,7 @@ from .trial import (
     OPAQUE,
     REFUSED,
     SILENT,
+    VACUOUS,
     WRONG,
     Outcome,
     Subject,
@@ -66,6 +67,7 @@ class Explored:
     silent: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     opaque: Counter[str] = field(default_factory=Counter)
+    vacuous: Counter[str] = field(default_factory=Counter)
     ratio: float = 0.0
     tapes: list[tuple[int, ...]] = field(default_factory=list)
     failure: Failure | None = None
@@ -75,7 +77,12 @@ class Explored:
         self.kept += [outcome.kept] if outcome.kept is not None else []
         self.ratio = max(self.ratio, outcome.ratio)
         self.fired += outcome.kind == FIRED
-        counters = {SILENT: self.silent, REFUSED: self.refused, OPAQUE: self.opaque}
+        counters = {
+            SILENT: self.silent,
+            REFUSED: self.refused,
+            OPAQUE: self.opaque,
+            VACUOUS: self.vacuous,
+        }
         if outcome.kind in counters:
             counters[outcome.kind][outcome.condition] += 1
 

@@ -49,7 +49,8 @@ class Algebra:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Evidence about one rule. `ratio`: the largest difference seen, over the one allowed.
+    """Evidence about one rule. `vacuous`: applications that show nothing, by reason.
+    `ratio`: the largest difference seen, over the one allowed.
     `confidence`: how well an approximate rule keeps its budget.
     """
 
@@ -62,6 +63,7 @@ class Report:
     fired: int
     silent: dict[str, int]
     refused: dict[str, int]
+    vacuous: dict[str, int]
     near: tuple[Near, ...]
     mutants: int
     killed: int
@@ -95,6 +97,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         explored.fired,
         dict(explored.silent),
         dict(explored.refused),
+        dict(explored.vacuous),
         tuple(Near(r.near.name, r.silent, r.equal) for r in proof.near),
         len(proof.mutants.fates),
         proof.mutants.killed,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
@@ -13,6 +14,7 @@ from ..journal import Applied
 from ..model_check import model_equality, outputs
 from ..rule import compile_rule
 from ..strategy import Runner
+from .double import in_double
 from .grow import Grown, grow_together
 from .source import Source
 from .trial import Subject, is_random, state_of
@@ -20,10 +22,17 @@ from .trial import Subject, is_random, state_of
 
 @dataclass(frozen=True, slots=True)
 class Company:
-    """What became of one model: how often each rule fired, and what was wrong ("" if nothing)."""
+    """What became of one model: how often each rule fired, and what was wrong ("" if nothing).
+
+    `vacuous`: the outputs are rounding alone and show nothing. `imprecise`: what the check of the
+    whole model says where it refuses the rewrites, though in float64 the same ones keep the model.
+    Each of them stays within what rounding allows at its site; together they lose precision.
+    """
 
     fired: dict[str, int]
     wrong: str = ""
+    vacuous: bool = False
+    imprecise: str = ""
 
 
 def company(source: Source, subjects: Sequence[Subject]) -> tuple[Grown, list[Subject]]:
@@ -42,6 +51,18 @@ def try_together(grown: Grown, subjects: Sequence[Subject]) -> Company:
     """Runs the rules in this order to their fixpoint: the model must compute the same, and a second
     run must find nothing.
     """
+    twin = replace(grown, module=copy.deepcopy(grown.module))
+    found = _together(grown, subjects)
+    if not found.imprecise:
+        return found
+    wide = _together(in_double(twin), subjects)
+    if wide.fired == found.fired and not wide.wrong and not wide.imprecise:
+        return found
+    return Company(found.fired, found.imprecise)
+
+
+def _together(grown: Grown, subjects: Sequence[Subject]) -> Company:
+    """Takes every difference of the outputs for a loss of precision."""
     state = state_of(subjects[0], grown)
     rules = [compile_rule(s.source, {}, order=number) for number, s in enumerate(subjects)]
     before = snapshot(state.module)
@@ -57,10 +78,10 @@ def try_together(grown: Grown, subjects: Sequence[Subject]) -> Company:
         return Company(fired, f"`{last.rule}` fires again at {last.site}")
     if is_random(state) or not _finite(before, grown):
         return Company(fired)
-    nodes = len(before.graph.nodes)
-    found = model_equality(before, state.module, grown.inputs, nodes)
-    wrong = "" if found.holds else f"{found.worst} > {found.tolerance}; {found.detail}"
-    return Company(fired, wrong)
+    found = model_equality(before, state.module, grown.inputs, len(before.graph.nodes))
+    if found.holds:
+        return Company(fired, vacuous=found.how == "not checked")
+    return Company(fired, imprecise=f"{found.worst} > {found.tolerance}; {found.detail}")
 
 
 def _finite(module: fx.GraphModule, grown: Grown) -> bool:

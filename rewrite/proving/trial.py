@@ -36,8 +36,8 @@ Functions = Mapping[str, Callable[..., Any]]
 
 FIRED, SILENT, REFUSED = "fired", "silent", "refused"
 OPAQUE = "opaque"
-EMPTY = "empty"
-"""Applied in a model whose every output is empty, which shows nothing."""
+VACUOUS = "vacuous"
+"""Applied in a model that shows nothing: every output is empty, or rounding alone."""
 MISSING, NOISY, WRONG, UNSOUND, CRASH = "MISSING", "NOISY", "WRONG", "UNSOUND", "CRASH"
 PLANNED = (PLAN, OWNERS)
 """Stages of misses that come up only once the right side is worked out."""
@@ -119,7 +119,10 @@ def trial(subject: Subject, grown: Grown, spoiled: bool = False) -> list[Outcome
     """
     state, empty = state_of(subject, grown), grown.is_empty
     outcomes = [_one(state, grown, planted, spoiled) for planted in grown.planted]
-    return [Outcome(EMPTY) if empty and o.kind == FIRED else o for o in outcomes]
+    return [
+        Outcome(VACUOUS, "every output is empty") if empty and o.kind == FIRED else o
+        for o in outcomes
+    ]
 
 
 def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome:
@@ -181,6 +184,8 @@ def _applied(state: State, ready: Ready) -> Outcome:
     if not verdict.holds:
         numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
         return Outcome(WRONG, verdict.claim, numbers)
+    if verdict.how == "not checked":
+        return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
     found = kept(original, before, ready, state.samples.inputs) if ready.plan.moved else None
     if found is not None and not found.holds:
         return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
