@@ -124,7 +124,7 @@ def _pairs(unit: Unit) -> Found:
 
 
 def _crowd_units(share: float, seed: int) -> list[Unit]:
-    return _chunks("crowds", _least(19_000 * share), 500, seed)
+    return _chunks("crowds", _least(25_000 * share), 500, seed)
 
 
 def _crowds(unit: Unit) -> Found:

@@ -35,6 +35,15 @@ class Declarations(Expressions):
     def op_trait(self, span: Span, c: Parts) -> t.OpTrait:
         return t.OpTrait(c[0], span=span)
 
+    def op_mixes(self, span: Span, c: Parts) -> t.OpMixes:
+        return t.OpMixes(c[0], span=span)
+
+    def op_sums(self, span: Span, c: Parts) -> t.OpSums:
+        return t.OpSums(c[0], span=span)
+
+    def axes(self, span: Span, c: Parts) -> tuple[t.Word, ...]:
+        return words(c)
+
     def use(self, span: Span, c: Parts) -> t.Use:
         return t.Use(c[0], None if c[1] is None else integer_of(c[1]), span=span)
 

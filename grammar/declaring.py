@@ -1,4 +1,4 @@
-"""`op`, `extern fn` and `test` statements: bound dimensions, known types, traits and slots."""
+"""`op`, `extern fn` and `test` statements: bound dimensions; known types, traits, axes, slots."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from .references import references
 from .report import Report
 
 FUNCTIONS = frozenset(("numel", "size", "min", "max", "len", "rank"))
+AXIS_NUMBERS = frozenset(("int", "int2", "int3", "ints", "any"))
+"""Types of the settings that can say along which axes an op works."""
 
 
 def check_declarations(file: t.File, report: Report) -> None:
@@ -66,6 +68,8 @@ def _op(facts: OpFacts, report: Report) -> None:
     for attr in facts.attrs.values():
         _type(attr.type, ATTR_TYPES, report)
     _traits(op, report)
+    _mixes(facts, report)
+    _sums(facts, report)
     _dimensions(facts, report)
     _slots(facts, report)
 
@@ -76,6 +80,46 @@ def _traits(op: t.Op, report: Report) -> None:
         if word.text not in TRAITS:
             label = Label(word.span, f"known: {', '.join(sorted(TRAITS))}")
             report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
+
+
+def _mixes(facts: OpFacts, report: Report) -> None:
+    numbers = {n for n, a in facts.attrs.items() if a.type.name in AXIS_NUMBERS}
+    known = _axes(p.type for p in facts.inputs) | numbers
+    words = [w for i in facts.decl.items if isinstance(i, t.OpMixes) for w in i.names]
+    for word in words:
+        if word.text == "none" and len(words) > 1:
+            label = Label(word.span, "the op mixes something, or nothing")
+            report.error("T004", "`none` stands alone in `mixes`", label, help="leave out `none`")
+        elif word.text not in known | {"none"}:
+            message = (
+                f"`{word}` is neither a dimension that `{facts.name}` reads nor an axis number"
+            )
+            _unknown_axis(message, word, known, report)
+
+
+def _sums(facts: OpFacts, report: Report) -> None:
+    kept = _axes(facts.decl.results)
+    known = _axes(p.type for p in facts.inputs) - kept
+    for word in (w for i in facts.decl.items if isinstance(i, t.OpSums) for w in i.names):
+        if word.text in kept:
+            label = Label(word.span, "a sum leaves no axis behind")
+            help_ = f"`mixes {word}` where results depend on all of it"
+            report.error("T001", f"a result has the dimension `{word}`", label, help=help_)
+        elif word.text not in known:
+            message = f"`{word}` is no dimension that `{facts.name}` could sum over"
+            _unknown_axis(message, word, known, report)
+
+
+def _axes(types: Iterable[t.Type]) -> set[str]:
+    """The dimensions in the axes of these types; `...` where there are any number of them."""
+    nodes = [node for type_ in types for node in t.walk(type_)]
+    rest = {"..."} if any(isinstance(node, t.DimRest) for node in nodes) else set()
+    return rest | {node.text for node in nodes if isinstance(node, t.Name) and node.is_dimension}
+
+
+def _unknown_axis(message: str, word: t.Word, known: set[str], report: Report) -> None:
+    label = Label(word.span, f"known: {', '.join(sorted(known)) or 'nothing'}")
+    report.unknown("T003", message, label, word.text, known)
 
 
 def _dimensions(facts: OpFacts, report: Report) -> None:

@@ -24,8 +24,9 @@ from .layout import Overhang, row
 
 _CODE = re.compile(r"[A-Z][0-9]{3}")
 _KEYWORD: dict[type[t.Node], str] = {
-    t.OpDim: "dim", t.OpCost: "cost", t.OpMeaning: "meaning", t.OpSpelling: "spelling",
-    t.Data: "data", t.First: "first", t.Try: "try",
+    t.OpTrait: "trait", t.OpMixes: "mixes", t.OpSums: "sums", t.OpDim: "dim", t.OpCost: "cost",
+    t.OpMeaning: "meaning", t.OpSpelling: "spelling", t.Data: "data", t.First: "first",
+    t.Try: "try",
 }  # fmt: skip
 """How a statement begins that has its form in common with others."""
 
@@ -68,8 +69,8 @@ def _(node: t.OpDim | t.OpCost | t.Data) -> Item:
 
 
 @item.register
-def _(node: t.OpTrait) -> Item:
-    return line(node, word_list("trait ", node.names))
+def _(node: t.OpTrait | t.OpMixes | t.OpSums) -> Item:
+    return line(node, word_list(f"{_KEYWORD[type(node)]} ", node.names))
 
 
 @item.register

@@ -27,7 +27,7 @@ HARD = {
 """Words that are never names."""
 
 FILE = ("use", "extern", "op", "exact", "approx", "lossless", "observe", "pipeline", "test")
-OP = ("param", "attr", "dim", "trait", "cost", "meaning", "spelling")
+OP = ("param", "attr", "dim", "trait", "mixes", "sums", "cost", "meaning", "spelling")
 RULE = (
     "doc", "priority", "recursive", "on_shared", "match", "unless", "where", "let", "perturb",
     "rewrite", "train", "ensure",

@@ -49,6 +49,20 @@ class OpTrait(Node):
     names: tuple[Word, ...]
 
 
+class OpMixes(Node):
+    """Along what the results depend on other positions: dimensions, `...`, settings that hold axis
+    numbers, or `none` alone.
+    """
+
+    names: tuple[Word, ...]
+
+
+class OpSums(Node):
+    """Dimensions that the op only sums products over."""
+
+    names: tuple[Word, ...]
+
+
 class OpCost(Node):
     name: Word
     value: Expr
@@ -89,7 +103,7 @@ class OpSpelling(Node):
     signature: Signature
 
 
-OpItem = OpParam | OpAttr | OpDim | OpTrait | OpCost | OpMeaning | OpSpelling
+OpItem = OpParam | OpAttr | OpDim | OpTrait | OpMixes | OpSums | OpCost | OpMeaning | OpSpelling
 
 
 class Op(Node):

@@ -21,7 +21,8 @@ from .callables import (
     lookup,
     resolve,
 )
-from .opspec import Env, InputSpec, OpSpec, ParamSpec, op_spec
+from .declaration import op_spec
+from .opspec import Env, InputSpec, OpSpec, ParamSpec
 from .properties import PropertyReader
 from .spell import Reader
 

@@ -132,6 +132,21 @@ class OpSpec:
         return roles | dict.fromkeys(self.attrs, "attr")
 
     @cached_property
+    def mixes(self) -> tuple[str, ...] | None:
+        """Dimensions, `...` and attributes with axis numbers (of the first input) along which a
+        result depends on other positions; () for `mixes none`, None where the op does not say.
+        """
+        items = [i for i in self.decl.items if isinstance(i, t.OpMixes)]
+        words = dict.fromkeys(word.text for item in items for word in item.names)
+        return tuple(word for word in words if word != "none") if items else None
+
+    @cached_property
+    def sums(self) -> frozenset[str]:
+        """The dimensions that the op says it only sums products over."""
+        items = (i for i in self.decl.items if isinstance(i, t.OpSums))
+        return frozenset(word.text for item in items for word in item.names)
+
+    @cached_property
     def _dims(self) -> tuple[tuple[str, Evaluate, frozenset[str]], ...]:
         items = (i for i in self.decl.items if isinstance(i, t.OpDim))
         return tuple((i.name.text, compiled(i.value), names_of(i.value)) for i in items)
@@ -142,7 +157,7 @@ class OpSpec:
         return {i.name.text: (compiled(i.value), names_of(i.value)) for i in items}
 
     @cached_property
-    def _outputs(self) -> tuple[ShapeSpec | None, ...]:
+    def outputs(self) -> tuple[ShapeSpec | None, ...]:
         return tuple(shape_spec("result", kind) for kind in self.decl.results)
 
     @cached_property
@@ -226,12 +241,12 @@ class OpSpec:
         if "elementwise" in self.traits and len(self.inputs) > 1:
             found = broadcast(s for i in self.inputs for s in each_shape(shapes.get(i.name)))
             return found if found is None else (found,) * self.results
-        if not self.results or any(output is None for output in self._outputs):
+        if not self.results or any(output is None for output in self.outputs):
             return None
         scope = self.bind(shapes, attrs).scope
-        if not all(output and output.names <= scope.keys() for output in self._outputs):
+        if not all(output and output.names <= scope.keys() for output in self.outputs):
             return None
-        found_shapes = tuple(output.evaluate(scope) for output in self._outputs if output)
+        found_shapes = tuple(output.evaluate(scope) for output in self.outputs if output)
         return found_shapes if all(isinstance(n, int) for s in found_shapes for n in s) else None
 
     def cost(self, name: str, env: Env) -> int:
@@ -241,7 +256,7 @@ class OpSpec:
         if name not in self._costs:
             return 0
         evaluate, needs = self._costs[name]
-        scope = with_result(env.scope, self._outputs[0]) if "result" in needs else env.scope
+        scope = with_result(env.scope, self.outputs[0]) if "result" in needs else env.scope
         missing = sorted(needs - scope.keys())
         if missing:
             message = f"{name} of `{self.name}` needs {', '.join(missing)}"
@@ -315,36 +330,3 @@ class OpSpec:
         with torch.no_grad():
             found: Any = spec_of(self.run(on_meta(inputs), on_meta(params), attrs))
         return tuple(found) if isinstance(found, (tuple, list)) else (found,)
-
-
-# -- reading a declaration -------------------------------------------------------------------------
-
-
-def op_spec(decl: t.Op, own: Mapping[str, Any] | None = None) -> OpSpec:
-    """Compile a declaration.
-
-    `own` are torch names that the host program adds (see `callables.resolve`).
-    """
-    inputs = tuple(
-        InputSpec(
-            p.name.text, p.type.name or "t", p.optional, p.variadic, shape_spec(p.name.text, p.type)
-        )
-        for p in decl.inputs
-    )
-    params = tuple(
-        ParamSpec(p.name.text, p.optional, shape_spec(p.name.text, p.type))
-        for p in decl.items
-        if isinstance(p, t.OpParam)
-    )
-    attrs = {a.name.text: _attr(a) for a in decl.items if isinstance(a, t.OpAttr)}
-    named = (i for i in decl.items if isinstance(i, t.OpTrait))
-    traits = frozenset(word.text for item in named for word in item.names)
-    results = 0 if "many" in traits else len(decl.results)
-    return OpSpec(decl, decl.name.text, inputs, params, attrs, traits, results, own or {})
-
-
-def _attr(attr: t.OpAttr) -> AttrSpec:
-    default = attr.default
-    dim = default.text if isinstance(default, t.Name) and default.is_dimension else None
-    needs = names_of(default)
-    return AttrSpec(attr.name.text, attr.type.name or "any", compiled(default), needs, dim)

@@ -160,11 +160,14 @@ slots = st.one_of(
 )
 fixed = st.lists(node(t.Keyword, plain_words, node(t.Binary, operators, atoms, atoms)), max_size=1)
 signatures = node(t.Signature, many(plain_words, 1), many(slots), fixed.map(tuple))
+axis_words = words | node(t.Word, st.sampled_from(["...", "none"]))
 op_items = st.one_of(
     node(t.OpParam, words, st.booleans(), types),
     node(t.OpAttr, words, types, exprs),
     node(t.OpDim, words, exprs),
     node(t.OpTrait, many(words, 1)),
+    node(t.OpMixes, many(axis_words, 1)),
+    node(t.OpSums, many(axis_words, 1)),
     node(t.OpCost, words, exprs),
     node(t.OpMeaning, signatures),
     node(t.OpSpelling, signatures),

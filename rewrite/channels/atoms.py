@@ -1,0 +1,120 @@
+"""Atoms: the smallest features of a model that can be removed, and what ties them to each other.
+
+A feature (a filter, a neuron, a head) is an atom: a whole number above 0. Two atoms that must stand
+or fall together are coupled (union-find). An atom may be a product: channel `c` of a tensor that is
+read as heads is there as long as head `c // E` and width `c % E` both are. An atom that must stay
+is blocked, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NONE = 0
+"""Stands where an axis has no feature: space, time, the batch, or what comes from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Why atoms must stay: the node, and what it does with them."""
+
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.reason}"
+
+
+class Atoms:
+    """All atoms of one graph."""
+
+    def __init__(self) -> None:
+        self._parent = [NONE]
+        self._parts: dict[int, tuple[int, ...]] = {}
+        self._blocked: dict[int, Block] = {}
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def fresh(self, number: int) -> Tensor:
+        """New atoms, int64 [number]."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + number))
+        return torch.arange(first, first + number)
+
+    def root(self, atom: int) -> int:
+        """The atom that stands for all that are coupled with this one."""
+        parent = self._parent
+        while parent[atom] != atom:
+            parent[atom] = atom = parent[parent[atom]]
+        return atom
+
+    def roots(self) -> Tensor:
+        """The root of every atom, int64 [len(self)]."""
+        return torch.tensor([self.root(atom) for atom in range(len(self))])
+
+    def leaves(self, atom: int) -> tuple[int, ...]:
+        """The roots that a product consists of; the root alone where it is none."""
+        root = self.root(atom)
+        parts = self._parts.get(root)
+        if parts is None:
+            return (root,)
+        return tuple(dict.fromkeys(leaf for part in parts for leaf in self.leaves(part)))
+
+    def blocked(self, leaf: int) -> Block | None:
+        return self._blocked.get(self.root(leaf))
+
+    def is_product(self, atom: int) -> bool:
+        return self.root(atom) in self._parts
+
+    def products(self) -> list[int]:
+        """The roots that are products."""
+        return [atom for atom in self._parts if self._parent[atom] == atom]
+
+    # -- ties --------------------------------------------------------------------------------------
+
+    def block(self, atoms: Iterable[int], why: Block) -> None:
+        """They must stay. The first reason is kept."""
+        for atom in atoms:
+            if atom != NONE:
+                for leaf in self.leaves(atom):
+                    self._blocked.setdefault(leaf, why)
+
+    def split(self, atom: int, parts: tuple[int, ...]) -> None:
+        """The atom is a product of these from now on."""
+        root = self.root(atom)
+        self._parts[root] = parts
+        why = self._blocked.pop(root, None)
+        if why is not None:
+            self.block(parts, why)
+
+    def couple(self, left: Sequence[int], right: Sequence[int], why: Block) -> None:
+        """Two products are one position. Where they cannot be matched, both are blocked."""
+        a = list(dict.fromkeys(leaf for atom in left for leaf in self.leaves(atom)))
+        b = list(dict.fromkeys(leaf for atom in right for leaf in self.leaves(atom)))
+        if a == b:
+            return
+        a, b = [x for x in a if x not in b], [x for x in b if x not in a]
+        if len(a) == len(b):
+            for x, y in zip(a, b, strict=True):
+                self._join(x, y)
+        elif 1 in (len(a), len(b)) and min(len(a), len(b)):
+            single, several = (a, b) if len(a) == 1 else (b, a)
+            self.split(single[0], tuple(several))
+        else:
+            self.block((*a, *b), why)
+
+    def _join(self, left: int, right: int) -> None:
+        """Two leaves become one."""
+        left, right = self.root(left), self.root(right)
+        if left == right:
+            return
+        left, right = min(left, right), max(left, right)
+        self._parent[right] = left
+        why = self._blocked.pop(right, None)
+        if why is not None:
+            self._blocked.setdefault(left, why)

@@ -1,0 +1,80 @@
+"""What is known of a model, carried over to what a cut made of it, without a second analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from ..call import tensor_at
+from ..view import View
+from .cut import cutting
+from .flow import Flow
+from .kept import selected
+from .movement import Region, constant
+from .sizes import specs_of
+from .tracks import Tracks, Vectors, along, joined
+from .work import Work
+
+
+def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
+    """The features of the model without these leaves; `view.root` is that model. Raises as `cut`
+    does.
+    """
+    work = cutting(flow, removed)
+    new = Flow(View(work.module, flow.view.vocabulary), flow.atoms)
+    left = {node: work.new[node] for node in flow.values if not work.new[node]._erased}
+    for node in work.module.graph.nodes:
+        new.values[node] = [()]
+    for old, node in left.items():
+        results = range(len(flow.values[old]))
+        new.values[node] = [_left(work, old, index) for index in results]
+    for path, key in flow.paths.items():
+        tracks, rank = flow.params.get(key, ()), tensor_at(flow.view.root, path).ndim
+        new.params.setdefault(new.key(path), _selected(work, tracks, rank))
+    new.contracted = {left[node]: None for node in flow.contracted}
+    new.recurrent = {left[node]: names for node, names in flow.recurrent.items()}
+    new.sized = {
+        left[node]: {name: _vectors(work, vectors) for name, vectors in named.items()}
+        for node, named in flow.sized.items()
+    }
+    for old, node in left.items():
+        region = _region(work, old)
+        if region is not None:
+            new.regions[node] = region
+    return new
+
+
+def _left(work: Work, node: fx.Node, result: int) -> Tracks:
+    specs, tracks = specs_of(node), work.flow.values[node][result]
+    spec = specs[result] if result < len(specs) else None
+    return tracks if spec is None else _selected(work, tracks, len(spec.shape))
+
+
+def _selected(work: Work, tracks: Tracks, rank: int) -> Tracks:
+    """The tracks at the positions that stay. A feature that stands alone needs no track."""
+    axes = work.kept.axes(tracks, rank)
+    found = []
+    for track in tracks:
+        own = {axis: kept for axis, kept in axes.items() if track.shape[axis] > 1}
+        part = selected(track, own)
+        found += [part] if part.numel() > 1 else []
+    return tuple(found)
+
+
+def _vectors(work: Work, vectors: Vectors) -> Vectors:
+    return along(_selected(work, joined([vectors]), 1), 0)
+
+
+def _region(work: Work, node: fx.Node) -> Region | None:
+    """The same choice of positions, among those that are left."""
+    new, old = work.new[node], work.flow.regions.get(node)
+    if new.target is torch.index_select:
+        source, axis, index = new.args
+        order = constant(work.module, index)
+        return None if order is None else Region(source, axis, order, ())  # type: ignore[arg-type]
+    if old is None:
+        return None
+    inside = tuple(work.new[other] for other in old.inside)
+    return Region(work.new[old.source], old.axis, old.order, inside)

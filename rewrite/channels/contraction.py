@@ -1,0 +1,281 @@
+"""Ops whose declaration names the dimension of every axis: convolutions, matrix products, norms.
+
+A dimension of inputs and results passes through, one of parameters and results is made here, one
+that the results lack is summed over.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+from ...grammar import tree as t
+from ..call import Call
+from ..dims import ShapeSpec, compiled, names_of
+from ..opspec import OpSpec
+from ..spec import TensorSpec
+from .atoms import Block
+from .movement import axes_in
+from .sizes import settings, shape_at, specs_of
+from .tracks import Tracks, Vectors, along, block, couple, joined, separated, spread
+
+if TYPE_CHECKING:
+    from .flow import Flow
+
+
+@dataclass
+class _Dims:
+    """What one call says of its dimensions."""
+
+    flow: Flow
+    call: Call
+    env: Mapping[str, Any]
+    known: dict[str, Vectors] = field(default_factory=dict)
+    bare: set[str] = field(default_factory=set)
+
+    def why(self, reason: str) -> Block:
+        return Block(self.call.node.name, f"{self.call.op.name} {reason}")
+
+    def meet(self, name: str, vectors: Vectors) -> None:
+        """An axis of an input is this dimension."""
+        if name not in self.known and not (name in self.bare and vectors):
+            if vectors:
+                self.known[name] = vectors
+            else:
+                self.bare.add(name)
+            return
+        why = self.why(f"reads it as {name}, like what has no features")
+        couple(self.flow.atoms, self.known.get(name, ()), vectors, why)
+
+
+def contracted(flow: Flow, call: Call) -> None:
+    """Couples what the declaration names alike, makes new features, and labels parameters and
+    results.
+    """
+    attrs = settings(call.attrs)
+    dims = _Dims(flow, call, call.op.bind(call.shapes(), attrs).scope)
+    operands = [
+        (spec, value)
+        for spec, value in zip(call.op.inputs, call.inputs, strict=True)
+        if isinstance(value, fx.Node)
+    ]
+    for spec, value in operands:
+        tracks = flow.separate(value)
+        if spec.shape is None:
+            continue
+        _read(dims, spec.shape, tracks, shape_at(value), spec.name)
+    _mixed(dims, attrs)
+    _summed(dims)
+    _write(dims)
+    for spec, value in operands:
+        if spec.shape is None:
+            _beside(dims, spec.name, value)
+    flow.sized[call.node] = {
+        name: dims.known[spec.dim]
+        for name, spec in call.op.attrs.items()
+        if spec.dim is not None and spec.dim in dims.known
+    }
+
+
+def sloped(flow: Flow, call: Call) -> None:
+    """`prelu`: one slope for all, or one for each position of the second axis."""
+    tracks, slopes = flow.separate(call.inputs[0]), call.tensor("weight")
+    if slopes is not None:
+        flow.give(str(call.params["weight"]), [along(tracks, 1) if slopes.numel() > 1 else ()])
+    flow.set(call.node, tracks)
+
+
+# -- axes ------------------------------------------------------------------------------------------
+
+
+def _axes(spec: ShapeSpec, rank: int) -> list[t.Expr | str]:
+    """The declared expression of each axis; those that `...` stands for count from the last."""
+    rest = rank - len(spec.before) - len(spec.after)
+    middle: list[t.Expr | str] = [f"...{i - rest}" for i in range(rest)]
+    return [*(a.expr for a in spec.before), *middle, *(a.expr for a in spec.after)]
+
+
+def _terms(expr: t.Expr | str) -> list[t.Expr | str] | None:
+    """The factors of a product of names and numbers; None for anything else."""
+    if isinstance(expr, (str, t.Name, t.Number)):
+        return [expr]
+    if isinstance(expr, t.Binary) and expr.op == "*":
+        left, right = _terms(expr.left), _terms(expr.right)
+        return None if left is None or right is None else left + right
+    return None
+
+
+def _name(term: t.Expr | str) -> str | None:
+    if isinstance(term, str):
+        return term
+    return term.text if isinstance(term, t.Name) else None
+
+
+def _sizes(dims: _Dims, terms: list[t.Expr | str], extent: int) -> list[int]:
+    if len(terms) == 1:
+        return [extent]
+    found = [compiled(term)(dims.env) for term in terms if not isinstance(term, str)]
+    return [int(size) for size in found]
+
+
+def _read(dims: _Dims, spec: ShapeSpec, tracks: Tracks, shape: tuple[int, ...], name: str) -> None:
+    for axis, expr in enumerate(_axes(spec, len(shape))):
+        vectors, terms = along(tracks, axis), _terms(expr)
+        if terms is None:
+            block(dims.flow.atoms, vectors, dims.why(f"computes with the size of `{name}`"))
+            continue
+        sizes = _sizes(dims, terms, shape[axis])
+        parts = _parts(dims, vectors, sizes)
+        for term, size, part in zip(terms, sizes, parts, strict=True):
+            text = _name(term)
+            if text is None:
+                block(dims.flow.atoms, part, dims.why(f"reads `{name}` in {size} parts"))
+            elif size > 1:
+                dims.meet(text, part)
+
+
+def _parts(dims: _Dims, vectors: Vectors, sizes: list[int]) -> list[Vectors]:
+    """The factors of an axis that is a product."""
+    large = [i for i, size in enumerate(sizes) if size > 1]
+    if not vectors or not large:
+        return [()] * len(sizes)
+    if len(large) == 1:
+        return [vectors if i == large[0] else () for i in range(len(sizes))]
+    why = dims.why("reads it as groups")
+    tracks = separated(dims.flow.atoms, tuple(v.reshape(sizes) for v in vectors), why)
+    return [along(tracks, i) for i in range(len(sizes))]
+
+
+# -- dimensions ------------------------------------------------------------------------------------
+
+
+def _mixed(dims: _Dims, attrs: Mapping[str, Any]) -> None:
+    """What each result depends on all of must stay."""
+    rank = len(shape_at(dims.call.inputs[0]))
+    for name in dims.call.op.mixes or ():
+        hit = {name}
+        if name in attrs:
+            hit = {f"...{axis - rank}" for axis in axes_in(attrs[name], rank)}
+        for key, vectors in dims.known.items():
+            if key in hit or (name == "..." and key.startswith("...")):
+                block(dims.flow.atoms, vectors, dims.why("mixes it"))
+
+
+_ADDED = {"addmm": 0, "baddbmm": 0, "scaled_dot_product_attention": 2}
+"""Ops with an input that broadcasts with the result, but for so many axes at the end."""
+
+
+def _beside(dims: _Dims, name: str, value: fx.Node) -> None:
+    """An input whose axes are not declared: it broadcasts with the result, or nothing is known."""
+    flow, node = dims.flow, dims.call.node
+    tracks, shape = flow.separate(value), shape_at(value)
+    made, rank = flow.values[node][0], len(shape_at(node))
+    apart = _ADDED.get(dims.call.op.name)
+    why = dims.why(f"has no dimensions for `{name}`")
+    if apart is None or len(shape) > rank:
+        block(flow.atoms, (*tracks, *made), why)
+        return
+    for axis, extent in enumerate(shape):
+        if extent > 1 and axis < len(shape) - apart:
+            couple(flow.atoms, along(tracks, axis), along(made, axis + rank - len(shape)), why)
+        elif extent > 1:
+            block(flow.atoms, along(tracks, axis), why)
+
+
+def _named(spec: ShapeSpec | None, rank: int) -> set[str]:
+    if spec is None:
+        return set()
+    terms = [term for expr in _axes(spec, rank) for term in _terms(expr) or ()]
+    return {name for name in map(_name, terms) if name is not None}
+
+
+def _outputs(dims: _Dims) -> set[str]:
+    pairs = zip(dims.call.op.outputs, specs_of(dims.call.node), strict=False)
+    return set().union(*(_named(s, len(v.shape)) for s, v in pairs if v is not None))
+
+
+def _summed(dims: _Dims) -> None:
+    kept = _outputs(dims)
+    items = [item for item in dims.call.op.decl.items if isinstance(item, t.OpDim)]
+    computed = {name for item in items for name in (item.name.text, *names_of(item.value))}
+    running = {name for name in dims.known if name == "N" or name.startswith("...")}
+    for name, vectors in dims.known.items():
+        if name in computed or (name in running and dims.call.attrs.get("training")):
+            block(dims.flow.atoms, vectors, dims.why(f"computes sizes from {name}"))
+        elif name not in kept and not _sums(dims.call.op, name):
+            block(dims.flow.atoms, vectors, dims.why(f"reads all of {name}"))
+        elif name not in kept:
+            dims.flow.contracted[dims.call.node] = None
+
+
+def _sums(op: OpSpec, name: str) -> bool:
+    """Whether zeros along a dimension add nothing."""
+    return "linear_in_x" in op.traits or name in op.sums
+
+
+def _write(dims: _Dims) -> None:
+    """Parameters and results get the features of their dimensions; what only they have is new."""
+    op, made = dims.call.op, _outputs(dims)
+    for spec in op.params:
+        path, tensor = dims.call.params[spec.name], dims.call.tensor(spec.name)
+        if path is not None and tensor is not None and spec.shape is not None:
+            dims.flow.give(path, _labelled(dims, spec.shape, tensor.shape, made))
+            if _reads_itself(spec.shape, tensor.ndim):
+                dims.flow.recurrent.setdefault(dims.call.node, []).append(spec.name)
+    results = [_result(dims, i, spec) for i, spec in enumerate(specs_of(dims.call.node))]
+    dims.flow.set(dims.call.node, *results)
+
+
+def _reads_itself(spec: ShapeSpec, rank: int) -> bool:
+    """Whether the weight leads from a dimension to itself, from one step of time to the next: its
+    last axis is summed over.
+    """
+    *firsts, last = _axes(spec, rank)
+    made = {_name(term) for expr in firsts for term in _terms(expr) or ()}
+    return any(_name(term) in made for term in _terms(last) or () if _name(term) is not None)
+
+
+def _result(dims: _Dims, index: int, found: TensorSpec | None) -> Tracks:
+    """The tracks of a result. Where its declaration has no dimensions, all features must stay."""
+    declared = dims.call.op.outputs[index]
+    if found is not None and declared is not None:
+        return joined(_labelled(dims, declared, found.shape, set()))
+    if _is_read(dims.call.node, index):
+        for vectors in dims.known.values():
+            block(dims.flow.atoms, vectors, dims.why(f"has no dimensions for result {index}"))
+    return ()
+
+
+def _is_read(node: fx.Node, index: int) -> bool:
+    """Whether a result is used: by itself, or with all others."""
+    value = node.meta.get("val")
+    if not isinstance(value, (tuple, list)) or value[index] is None:
+        return not isinstance(value, (tuple, list))
+    return any(user.target is not operator.getitem or user.args[1] == index for user in node.users)
+
+
+def _labelled(dims: _Dims, spec: ShapeSpec, shape: Sequence[int], fresh: set[str]) -> list[Vectors]:
+    """The vectors of each axis of a parameter or result."""
+    exprs = _axes(spec, len(shape))
+    return [_made(dims, expr, int(n), fresh) for expr, n in zip(exprs, shape, strict=True)]
+
+
+def _made(dims: _Dims, expr: t.Expr | str, extent: int, fresh: set[str]) -> Vectors:
+    """The vectors of one axis, by the dimensions that it is a product of."""
+    terms = _terms(expr)
+    if terms is None or extent < 2:
+        return ()
+    sizes = _sizes(dims, terms, extent)
+    found: list[Tensor] = []
+    for at, (term, size) in enumerate(zip(terms, sizes, strict=True)):
+        name = _name(term)
+        if name is None or size < 2:
+            continue
+        if name in fresh and name not in dims.known and name not in dims.bare:
+            dims.known[name] = (dims.flow.atoms.fresh(size),)
+        found += spread(dims.known.get(name, ()), sizes, at)
+    return tuple(found)

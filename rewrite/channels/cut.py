@@ -1,0 +1,252 @@
+"""Cutting features out of a model: one pass that slices parameters and makes every size anew.
+
+The result computes what the model computes where every sum over features leaves the removed ones
+out (see `masked`). Sizes that are written into movements are made anew; a number that is computed
+from a size and used as a number (a scale, say) stays what it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...grammar.diagnostics import Label, fail
+from ..call import Call, tensor_at
+from ..checkpoint import finish, snapshot
+from ..layers import build_layer
+from ..spec import TensorSpec, spec_of
+from .flow import Flow
+from .kept import Kept, selected
+from .refit import rearrange
+from .sizes import settings, shape_at, specs_of
+from .tracks import joined
+from .work import Work
+
+
+def cut(flow: Flow, removed: Iterable[int]) -> fx.GraphModule:
+    """A new model without these leaves. It shares the parameters that stay whole with the old one,
+    which stays as it is.
+
+    Raises R010 where a movement cannot be made to fit what is left, R011 where nothing would be
+    left of an axis.
+    """
+    return cutting(flow, removed).module
+
+
+def cutting(flow: Flow, removed: Iterable[int]) -> Work:
+    """The cut, with what is known of both models."""
+    root = flow.view.root
+    module = snapshot(root)
+    new = dict(zip(root.graph.nodes, module.graph.nodes, strict=True))
+    work = Work(flow, Kept(flow.atoms, set(removed)), module, new)
+    for path in flow.paths:
+        _slice(work, path)
+    skipped = _skipped(work)
+    for node in root.graph.nodes:
+        if node.op != "output" and node not in skipped:
+            _node(work, node)
+    for node in reversed(skipped):
+        module.graph.erase_node(new[node])
+    finish(module)
+    return work
+
+
+def _skipped(work: Work) -> list[fx.Node]:
+    """What stands inside of shuffles that one selection is going to replace."""
+    regions = work.flow.regions.values()
+    return [node for r in regions if r.axis in work.axes(r.source) for node in r.inside]
+
+
+def _node(work: Work, node: fx.Node) -> None:
+    call = work.flow.view.call(node)
+    if node.op == "get_attr":
+        _held(work, str(node.target))
+    elif call is None and not any(specs_of(node)):
+        _number(work, node)
+    elif call is not None and _moves(work, call):
+        rearrange(work, call)
+    else:
+        _computed(work, node, call)
+    work.describe(node)
+    if call is not None and node in work.flow.recurrent:
+        _state(work, call)
+
+
+def _moves(work: Work, call: Call) -> bool:
+    plain = "movement" in call.op.traits and not call.op.inputs[0].variadic
+    return plain or call.node in work.flow.regions
+
+
+def _computed(work: Work, node: fx.Node, call: Call | None) -> None:
+    if call is not None and any(
+        path and work.sliced(path) is not None for path in call.params.values()
+    ):
+        _layer(work, call)
+    elif call is not None and call.op.name in _IMPLIED:
+        _implied(work, call)
+    if any(source in work.numbers for source in node.all_input_nodes):
+        _old_numbers(work, node)
+
+
+_IMPLIED = {"scaled_dot_product_attention": ("scale", lambda width: width**-0.5)}
+"""Settings that torch takes from the last axis of the first input where they are none."""
+
+
+def _implied(work: Work, call: Call) -> None:
+    """The number that a size stood for stays what it was."""
+    name, number = _IMPLIED[call.op.name]
+    old, new = shape_at(call.inputs[0])[-1], work.shape(call.inputs[0])[-1]
+    if old != new and call.attrs[name] is None:
+        work.respell(call, call.op, {**call.attrs, name: number(old)})
+
+
+# -- parameters ------------------------------------------------------------------------------------
+
+
+def _slice(work: Work, path: str) -> None:
+    key, tensor = work.flow.key(path), tensor_at(work.flow.view.root, path)
+    axes = work.kept.axes(work.flow.params.get(key, ()), tensor.ndim)
+    if not axes or key in work.tensors:
+        return
+    if not all(map(len, axes.values())):
+        place, hint = Label(None, where=path), "keep at least one feature"
+        raise fail("R011", f"nothing would be left of `{path}`", place, help=hint)
+    work.tensors[key] = selected(tensor.detach(), axes).contiguous()
+
+
+def _held(work: Work, path: str) -> None:
+    """A parameter that the graph reads by its name."""
+    tensor = work.sliced(path)
+    if tensor is None:
+        return
+    owner, name = _owner(work, path), path.rpartition(".")[2]
+    old = getattr(owner, name)
+    if name in owner._parameters:
+        new = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        owner._parameters[name] = work.parameters.setdefault(work.flow.key(path), new)
+    elif name in owner._buffers:
+        owner._buffers[name] = tensor
+    else:
+        setattr(owner, name, tensor)
+
+
+def _owner(work: Work, path: str) -> nn.Module:
+    """The module that holds a parameter, and that the old model does not hold."""
+    place = path.rpartition(".")[0]
+    owner = work.module.get_submodule(place)
+    if not place or owner is not work.flow.view.root.get_submodule(place):
+        return owner
+    owner = copy.copy(owner)
+    owner._parameters, owner._buffers = dict(owner._parameters), dict(owner._buffers)
+    _put(work.module, place, owner)
+    return owner
+
+
+def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    root.get_submodule(owner).add_module(name, layer)
+
+
+def _layer(work: Work, call: Call) -> None:
+    """An op whose parameters were sliced."""
+    attrs = {**call.attrs, **_sized(work, call)}
+    target = str(call.node.target)
+    if call.node.op != "call_module":
+        if attrs != call.attrs:
+            work.respell(call, call.op, attrs)
+    elif target not in work.layers:
+        params = {name: _now(work, path) for name, path in call.params.items()}
+        like = work.flow.view.root.get_submodule(target)
+        rank = len(shape_at(call.inputs[0]))
+        layer = build_layer(call.op.name, params, settings(attrs), like, rank)
+        assert layer is not None
+        for name, parameter in layer.named_parameters():
+            _tie(work, layer, name, f"{target}.{name}", parameter)
+        _put(work.module, target, layer)
+        work.layers.add(target)
+
+
+def _state(work: Work, call: Call) -> None:
+    """The last state of a recurrent layer has no declared shape, and nobody reads it."""
+    inputs = {
+        spec.name: TensorSpec(work.shape(value), value.meta["val"].dtype)
+        for spec, value in zip(call.op.inputs, call.inputs, strict=True)
+    }
+    params = {name: spec_of(_now(work, path)) for name, path in call.params.items()}
+    found = call.op.specs(inputs, params, {**settings(call.attrs), **_sized(work, call)})  # type: ignore[arg-type]
+    work.new[call.node].meta["val"] = found
+
+
+def _sized(work: Work, call: Call) -> dict[str, Any]:
+    """Settings that are the size of a dimension."""
+    found = {}
+    for name, vectors in work.flow.sized.get(call.node, {}).items():
+        kept = work.kept.axis(joined([vectors]), 0)
+        if kept is not None:
+            found[name] = (len(kept),) if call.op.attrs[name].type == "ints" else len(kept)
+    return found
+
+
+def _tie(work: Work, layer: nn.Module, name: str, path: str, new: nn.Parameter) -> None:
+    """One memory is one parameter, as it was."""
+    if path not in work.flow.paths:
+        return
+    known = work.parameters.setdefault(work.flow.key(path), new)
+    owner, _, own = name.rpartition(".")
+    layer.get_submodule(owner)._parameters[own] = known
+
+
+def _now(work: Work, path: str | None) -> Tensor | None:
+    if path is None:
+        return None
+    sliced = work.sliced(path)
+    return tensor_at(work.flow.view.root, path) if sliced is None else sliced
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def _number(work: Work, node: fx.Node) -> None:
+    """What a node that gives no tensor gives now."""
+    found = _evaluated(work, node)
+    if found != node.meta.get("val"):
+        work.numbers[node] = found
+
+
+def _evaluated(work: Work, node: fx.Node) -> Any:
+    source = node.args[0] if node.args else None
+    if isinstance(source, fx.Node) and any(specs_of(source)):
+        return _asked(work, node, source)
+    if node.op != "call_function" or not any(n in work.numbers for n in node.all_input_nodes):
+        return node.meta.get("val")
+    target: Any = node.target
+    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), work.now)  # type: ignore[misc]
+    return target(*args, **kwargs)
+
+
+def _asked(work: Work, node: fx.Node, source: fx.Node) -> Any:
+    """A question about a tensor: only its shape may have another answer than before."""
+    shape = torch.Size(work.shape(source))
+    if node.op == "call_method" and node.target == "size":
+        dims = [*node.args[1:], *node.kwargs.values()]
+        return shape[dims[0]] if dims else shape  # type: ignore[index]
+    if node.target is getattr and node.args[1] == "shape":
+        return shape
+    return node.meta.get("val")
+
+
+def _old_numbers(work: Work, node: fx.Node) -> None:
+    """Numbers that are no sizes here stay what they were."""
+    was = {work.new[n]: n.meta["val"] for n in node.all_input_nodes if n in work.numbers}
+    new = work.new[node]
+    new.args, new.kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
+        (new.args, new.kwargs), lambda value: _constant(was, value)
+    )
+
+
+def _constant(was: Mapping[fx.Node, Any], value: Any) -> Any:
+    return was.get(value, value) if isinstance(value, fx.Node) else value

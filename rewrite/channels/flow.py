@@ -1,0 +1,207 @@
+"""Which features the axes of every value and parameter carry.
+
+One walk through the graph, in its order. Ops that compute with weights make features and sum over
+them (`contraction`), ops that move numbers move features (`movement`), elementwise ops couple what
+they bring together. Everything else is a barrier: what reaches it must stay, and it says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from ..call import Call, tensor_at
+from ..sharing import storage_key
+from ..spec import TensorSpec
+from ..view import View
+from . import contraction, movement
+from .atoms import Atoms, Block
+from .movement import Region
+from .sizes import shape_at, specs_of
+from .tracks import Tracks, Vectors, along, axes_of, block, couple, joined, separated, together
+
+Key = tuple[Any, ...]
+
+_PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
+"""Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
+
+SIZES = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride", "is_contiguous"})
+"""Methods that ask about a tensor, not about its numbers."""
+
+
+@dataclass
+class Flow:
+    """What is known of one graph.
+
+    values: the tracks of each result of each node. params: those of each parameter, by its memory,
+    so that tied ones are one. contracted: ops that sum over features. recurrent: weights that
+    lead from one step of time to the next, by the op that has them. sized: settings that
+    are the size of a dimension, by op. regions: shuffles, by their
+    last node.
+    """
+
+    view: View
+    atoms: Atoms = field(default_factory=Atoms)
+    values: dict[fx.Node, list[Tracks]] = field(default_factory=dict)
+    params: dict[Key, Tracks] = field(default_factory=dict)
+    paths: dict[str, Key] = field(default_factory=dict)
+    contracted: dict[fx.Node, None] = field(default_factory=dict)
+    recurrent: dict[fx.Node, list[str]] = field(default_factory=dict)
+    sized: dict[fx.Node, dict[str, Vectors]] = field(default_factory=dict)
+    regions: dict[fx.Node, Region] = field(default_factory=dict)
+
+    def of(self, value: Any) -> Tracks:
+        """The tracks of what an op reads."""
+        if not isinstance(value, fx.Node):
+            return ()
+        if value.op == "get_attr":
+            return self.weight(str(value.target))
+        return self.values[value][0]
+
+    def spread(self, value: Any) -> bool:
+        """Whether a feature of the value needs several of its axes to be told."""
+        return any(len(axes_of(track)) > 1 for track in self.of(value))
+
+    def set(self, node: fx.Node, *results: Tracks) -> None:
+        self.values[node] = list(results)
+
+    def separate(self, value: Any) -> Tracks:
+        """The tracks of a value, one axis each: something other than a movement reads it."""
+        if not isinstance(value, fx.Node):
+            return ()
+        why = Block(value.name, "its features are spread over several axes")
+        tracks = separated(self.atoms, self.of(value), why)
+        if value.op != "get_attr":
+            self.values[value][0] = tracks
+        return tracks
+
+    def weight(self, path: str) -> Tracks:
+        """The tracks of a parameter; features of its own along each axis, if it had none yet."""
+        key = self.key(path)
+        if key not in self.params:
+            shape = tensor_at(self.view.root, path).shape
+            fresh = [(self.atoms.fresh(n),) if n > 1 else () for n in shape]
+            self.params[key] = joined(fresh)
+        return self.params[key]
+
+    def give(self, path: str, axes: Sequence[Vectors]) -> None:
+        """What an op says of the axes of a parameter. Parts that other calls said something else
+        of are coupled.
+        """
+        key = self.key(path)
+        known = self.params.get(key)
+        if known is None:
+            self.params[key] = joined(axes)
+            return
+        for axis, vectors in enumerate(axes):
+            why = Block(path, "several calls read it, with features that do not fit together")
+            if tensor_at(self.view.root, path).shape[axis] > 1:
+                couple(self.atoms, along(known, axis), vectors, why)
+
+    def key(self, path: str) -> Key:
+        """The same for parameters that are one memory."""
+        if path not in self.paths:
+            tensor = tensor_at(self.view.root, path)
+            layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+            self.paths[path] = (storage_key(tensor), *layout)
+        return self.paths[path]
+
+    def block_inputs(self, node: fx.Node, reason: str) -> None:
+        """Every feature that reaches the node must stay."""
+        why = Block(node.name, reason)
+        for value in node.all_input_nodes:
+            if value.op == "get_attr" and isinstance(value.meta.get("val"), TensorSpec):
+                block(self.atoms, self.weight(str(value.target)), why)
+            for tracks in self.values[value]:
+                block(self.atoms, tracks, why)
+
+
+def analyse(view: View) -> Flow:
+    """The features of a captured graph, whose nodes carry the specs of their values."""
+    flow = Flow(view)
+    for node in view.root.graph.nodes:
+        _visit(flow, node)
+    return flow
+
+
+def _visit(flow: Flow, node: fx.Node) -> None:
+    flow.values[node] = [() for _ in specs_of(node)] or [()]
+    if node.op in ("placeholder", "get_attr"):
+        return
+    if node.op == "output":
+        flow.block_inputs(node, "the model returns it")
+        return
+    part = flow.view.projection(node)
+    if part is not None:
+        source, index = part
+        if len(flow.values[node]) == 1:
+            flow.set(node, flow.values[source][index])
+        return
+    call = flow.view.call(node)
+    if call is None:
+        _opaque(flow, node)
+    else:
+        _op(flow, call)
+
+
+def _opaque(flow: Flow, node: fx.Node) -> None:
+    asks = node.op == "call_method" and node.target in SIZES
+    asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"))
+    if not asks:
+        flow.block_inputs(node, flow.view.why_opaque(node))
+
+
+def _op(flow: Flow, call: Call) -> None:
+    traits = call.op.traits
+    if "movement" in traits and not call.op.inputs[0].variadic:
+        movement.moved(flow, call)
+    elif "reduction" in traits:
+        movement.reduced(flow, call)
+    elif call.op.name in _OTHERS:
+        _OTHERS[call.op.name](flow, call)
+    elif "elementwise" in traits and not call.op.params:
+        _elementwise(flow, call)
+    elif call.op.mixes is not None or call.op.sums or traits & _PLAIN:
+        contraction.contracted(flow, call)
+    else:
+        flow.block_inputs(call.node, f"what {call.op.name} does along its axes is not declared")
+
+
+def _resized(flow: Flow, call: Call) -> None:
+    """`interpolate`: along all axes but the first two."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    axes = [along(tracks, axis) for axis in range(rank)]
+    why = Block(call.node.name, "it is resized along this axis")
+    block(flow.atoms, (vector for vectors in axes[2:] for vector in vectors), why)
+    flow.set(call.node, joined([*axes[:2], *[()] * (rank - 2)]))
+
+
+_OTHERS = {
+    "cat": movement.concatenated,
+    "stack": movement.concatenated,
+    "pad": movement.padded,
+    "glu": movement.gated,
+    "interpolate": _resized,
+    "prelu": contraction.sloped,
+    "index_select": movement.chosen,
+}
+
+
+def _elementwise(flow: Flow, call: Call) -> None:
+    inputs = [v for v in call.inputs if isinstance(v, fx.Node) and shape_at(v)]
+    shapes = [shape_at(value) for value in inputs]
+    rank = max((len(shape) for shape in shapes), default=0)
+    tracks = [flow.separate(value) for value in inputs]
+    why = Block(call.node.name, f"{call.op.name} brings it together with what has no features")
+    axes = []
+    for axis in range(rank):
+        present = []
+        for own, shape in zip(tracks, shapes, strict=True):
+            at = axis - rank + len(shape)
+            if at >= 0 and shape[at] > 1:
+                present.append(along(own, at))
+        axes.append(together(flow.atoms, present, why))
+    flow.set(call.node, *[joined(axes)] * max(1, call.op.results))

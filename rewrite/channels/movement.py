@@ -1,0 +1,228 @@
+"""Ops that move numbers: they move features the same way, so they run on tracks.
+
+No table says what a view, a permutation, a shuffle or a window partition does to channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ..call import Call, tensor_at
+from .atoms import Block
+from .sizes import settings, shape_at, specs_of
+from .tracks import (
+    Vectors,
+    along,
+    axes_of,
+    block,
+    chained,
+    compressed,
+    couple,
+    joined,
+    on_axis,
+    separated,
+    together,
+)
+
+if TYPE_CHECKING:
+    from .flow import Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Movements that do no more, together, than to choose positions along one axis: a channel
+    shuffle. What is left of that axis can be chosen by one `index_select`.
+
+    order: the position in `source` of each position of the last result. inside: the nodes between.
+    """
+
+    source: fx.Node
+    axis: int
+    order: Tensor
+    inside: tuple[fx.Node, ...]
+
+
+def moved(flow: Flow, call: Call) -> None:
+    """One tensor in, one or several out."""
+    found: list[list[Tensor]] = [[] for _ in specs_of(call.node)]
+    for track in flow.of(call.inputs[0]):
+        parts = run(call, track)
+        if axes_of(track) and not all(axes_of(part) for part in parts if part.numel()):
+            block(flow.atoms, (track,), Block(call.node.name, "it picks single positions"))
+        for own, part in zip(found, parts, strict=True):
+            own += [part] if part.numel() and axes_of(part) else []
+    spread = any(len(axes_of(track)) > 1 for own in found for track in own)
+    if spread and not _in_region(flow, call):
+        why = Block(call.node.name, "it spreads features over several axes")
+        found = [list(separated(flow.atoms, tuple(own), why)) for own in found]
+    flow.set(call.node, *map(tuple, found))
+
+
+def run(call: Call, track: Tensor) -> list[Tensor]:
+    """The op on a track."""
+    full = track.expand(shape_at(call.inputs[0]))
+    found = call.op.run({call.op.inputs[0].name: full}, {}, settings(call.attrs))
+    several = found if isinstance(found, (tuple, list)) else (found,)
+    return [compressed(part) for part in several]
+
+
+def padded(flow: Flow, call: Call) -> None:
+    """`pad`: constants beside features; nothing else may be put there, nor anything cut off."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    attrs = settings(call.attrs)
+    ends = [*attrs["pad"], *[0] * (2 * rank - len(attrs["pad"]))]  # the last axis comes first
+    axes = [along(tracks, axis) for axis in range(rank)]
+    for axis in range(rank):
+        first, last = ends[2 * (rank - axis) - 2 : 2 * (rank - axis)]
+        if (first, last) != (0, 0) and (attrs["mode"] != "constant" or min(first, last) < 0):
+            block(flow.atoms, axes[axis], Block(call.node.name, "it repeats or drops features"))
+            axes[axis] = ()
+        axes[axis] = tuple(torch.nn.functional.pad(v, (first, last)) for v in axes[axis])
+    flow.set(call.node, joined(axes))
+
+
+# -- shuffles --------------------------------------------------------------------------------------
+
+
+def reordered(call: Call) -> Region | None:
+    """A movement that alone changes the order along one axis."""
+    shape = shape_at(call.inputs[0])
+    places = [run(call, place) for place in _places(shape)]
+    if any(len(parts) != 1 for parts in places):
+        return None
+    found = _reordered(shape, shape_at(call.node), [parts[0] for parts in places])
+    return None if found is None else Region(call.inputs[0], *found, ())
+
+
+def _in_region(flow: Flow, call: Call) -> bool:
+    """Whether the movements that begin here end in a change of order along one axis."""
+    if any(call.node in region.inside for region in flow.regions.values()):
+        return True
+    source = call.inputs[0]
+    if flow.spread(source):
+        return False
+    shape, places, inside = shape_at(source), _places(shape_at(source)), []
+    while True:
+        places = [run(call, place) for place in places]
+        if any(len(parts) != 1 for parts in places):
+            return False
+        places = [parts[0] for parts in places]
+        order = _reordered(shape, shape_at(call.node), places)
+        if order is not None:
+            flow.regions[call.node] = Region(source, *order, tuple(inside))
+            return bool(inside)
+        inside.append(call.node)
+        following = _next(flow, call.node)
+        if following is None:
+            return False
+        call = following
+
+
+def _places(shape: tuple[int, ...]) -> list[Tensor]:
+    """For each axis a track that numbers its positions."""
+    return [on_axis(torch.arange(n), axis, len(shape)) for axis, n in enumerate(shape)]
+
+
+def _reordered(
+    before: tuple[int, ...], after: tuple[int, ...], places: list[Tensor]
+) -> tuple[int, Tensor] | None:
+    """The one axis whose order changed, and its order; None if more than that happened."""
+    if before != after or any(axes_of(p) not in ((), (i,)) for i, p in enumerate(places)):
+        return None
+    flat = [place.reshape(-1) for place in places]
+    changed = [
+        i for i, order in enumerate(flat) if not torch.equal(order, torch.arange(len(order)))
+    ]
+    return (changed[0], flat[changed[0]]) if len(changed) == 1 else None
+
+
+def _next(flow: Flow, node: fx.Node) -> Call | None:
+    """The movement that alone reads a value."""
+    readers = [user for user in node.users if any(specs_of(user))]
+    call = flow.view.call(readers[0]) if len(readers) == 1 else None
+    if call is None or "movement" not in call.op.traits or call.inputs[0] is not node:
+        return None
+    return call
+
+
+def chosen(flow: Flow, call: Call) -> None:
+    """`index_select` by positions that the model keeps."""
+    source, index = call.inputs
+    places = constant(flow.view.root, index)
+    if places is None:
+        flow.block_inputs(call.node, "it chooses positions that it computes")
+        return
+    tracks, axis = flow.separate(source), call.attrs["dim"] % len(shape_at(source))
+    axes = [along(tracks, at) for at in range(len(shape_at(source)))]
+    axes[axis] = tuple(vector[places] for vector in axes[axis])
+    flow.regions[call.node] = Region(source, axis, places, ())
+    flow.set(call.node, joined(axes))
+
+
+def constant(root: fx.GraphModule, value: Any) -> Tensor | None:
+    """The positions that a node keeps; None where it computes them."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    found = tensor_at(root, str(value.target))
+    return None if found.is_floating_point() else found
+
+
+# -- several tensors -------------------------------------------------------------------------------
+
+
+def concatenated(flow: Flow, call: Call) -> None:
+    """`cat` and `stack`."""
+    stacks = call.op.name == "stack"
+    values = [v for v in call.inputs[0] if stacks or shape_at(v) != (0,)]
+    shapes = [shape_at(value) for value in values]
+    tracks = [flow.separate(value) for value in values]
+    dim = call.attrs["dim"] % (len(shapes[0]) + stacks)
+    why = Block(call.node.name, f"{call.op.name} puts it beside what has no features")
+    axes: list[Vectors] = []
+    for axis in range(len(shapes[0])):
+        present = [along(own, axis) for own in tracks]
+        if axis == dim and not stacks:
+            axes.append(chained(present, [shape[axis] for shape in shapes]))
+        else:
+            axes.append(together(flow.atoms, present, why))
+    if stacks:
+        axes.insert(dim, ())
+    flow.set(call.node, joined(axes))
+
+
+def gated(flow: Flow, call: Call) -> None:
+    """`glu`: the second half of an axis gates the first."""
+    tracks, shape = flow.separate(call.inputs[0]), shape_at(call.inputs[0])
+    dim = call.attrs["dim"] % len(shape)
+    axes = [along(tracks, axis) for axis in range(len(shape))]
+    half = shape[dim] // 2
+    left, right = (tuple(v[part] for v in axes[dim]) for part in (slice(half), slice(half, None)))
+    if left:
+        couple(flow.atoms, left, right, Block(call.node.name, "its halves do not fit together"))
+    axes[dim] = left
+    flow.set(call.node, joined(axes))
+
+
+def reduced(flow: Flow, call: Call) -> None:
+    """Reductions: features along a reduced axis must stay."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    attrs = settings(call.attrs)
+    gone = axes_in(attrs.get("dim"), rank)
+    why = Block(call.node.name, f"{call.op.name} reduces over it")
+    block(flow.atoms, (v for axis in gone for v in along(tracks, axis)), why)
+    kept = [() if axis in gone else along(tracks, axis) for axis in range(rank)]
+    if not attrs.get("keepdim"):
+        kept = [vectors for axis, vectors in enumerate(kept) if axis not in gone]
+    flow.set(call.node, *[joined(kept)] * len(specs_of(call.node)))
+
+
+def axes_in(dims: Any, rank: int) -> set[int]:
+    """The axes that a setting names; all of them where it names none."""
+    if dims is None or dims == ():
+        return set(range(rank))
+    several = dims if isinstance(dims, (tuple, list)) else (dims,)
+    return {dim % rank for dim in several} if rank else set()
