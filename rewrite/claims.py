@@ -27,7 +27,7 @@ def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
     samples = [0]
     scope.facts["error"] = lambda value: _error(state, site, plan, value, samples)
     scope.facts["equal"] = lambda value: _equal(state, site, plan, value)
-    return tuple(_claim(scope, claim, samples) for claim in site.rule.claims)
+    return tuple(judge_claim(scope, claim, samples) for claim in site.rule.claims)
 
 
 def before(state: State, site: Site) -> Costs:
@@ -44,7 +44,7 @@ def after(state: State, site: Site, plan: Plan) -> Costs:
     )
 
 
-def _claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
+def judge_claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
     """A comparison reports both sides; `within` bounds a measured difference."""
     samples[0] = 0
     text = " ".join(claim.span.text.split())

@@ -95,6 +95,7 @@ def commit(
 
     `shrinks`: the site has fewer ops than before, so a rule that matches its own result still ends.
     """
+    state.flow = None
     gone = list(site.gone)
     _drop_layers(state, site)
     heirs = _heritage(site, "" if shrinks else site.rule.name)

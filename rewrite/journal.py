@@ -46,7 +46,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """One rewrite that was committed."""
+    """One rewrite that was committed. `sliced` are the parameters that a cut made smaller."""
 
     stage: str
     rule: str
@@ -60,6 +60,7 @@ class Applied:
     verdicts: tuple[Verdict, ...]
     bindings: dict[str, str]
     seconds: float
+    sliced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

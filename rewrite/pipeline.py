@@ -145,7 +145,9 @@ class Pipeline:
     ) -> tuple[Verdict, ...]:
         if not self.state.verify:
             return ()
-        kept = untouched(weights, weights_at(self.state.module))
+        sliced = {path for event in applied for path in event.sliced}
+        others = {path: known for path, known in weights.items() if path not in sliced}
+        kept = untouched(others, weights_at(self.state.module))
         return (kept, *self._outputs_kept(entry, applied), *self.budgets())
 
     def _outputs_kept(

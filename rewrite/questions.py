@@ -17,6 +17,7 @@ from .call import Call
 from .construct import Planned
 from .cost import calls_costs, model_costs
 from .evaluate import ParamRef, Scope
+from .extent import DIM_QUESTIONS, Extent
 from .journal import Costs
 from .spec import TensorSpec
 
@@ -149,6 +150,13 @@ def drop(scope: Scope, metric: Any) -> float:
     return scope.facts["drop"](metric)
 
 
+def params(scope: Scope, what: Any) -> Any:
+    """How many parameters something has; of a dimension, the numbers that carry it."""
+    if isinstance(what, Extent):
+        return DIM_QUESTIONS["params"](scope, what)
+    return cost("params")(scope, what)
+
+
 QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "owned": owned,
     "sharers": sharers,
@@ -165,7 +173,8 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "equal": equal,
     "drift": drift,
     "drop": drop,
-    "params": cost("params"),
+    **DIM_QUESTIONS,
+    "params": params,
     "macs": cost("macs"),
     "bytes": cost("bytes"),
     "ops": cost("ops"),

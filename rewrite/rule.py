@@ -65,6 +65,17 @@ class Rule:
         clause = self.source.one(t.OnShared)
         return clause.policy.text if clause else "skip"
 
+    @property
+    def dim(self) -> str:
+        """The dimension that the rule ranges over; "" if it matches ops."""
+        clause = self.source.one(t.MatchDim)
+        return "" if clause is None else clause.dim.text
+
+    @cached_property
+    def resize(self) -> t.Assign:
+        """`D := keep`."""
+        return next(s for r in self.source.all(t.Rewrite) for s in r.steps if _resizes(s, self.dim))
+
     @cached_property
     def claims(self) -> tuple[t.Claim, ...]:
         return tuple(
@@ -91,6 +102,10 @@ def compile_rule(
     """
     check_supported(source)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
+    if source.one(t.MatchDim) is not None:
+        _check_resize(source)
+        bare = compile_pattern(())
+        return Rule(source, _arguments(source, args), bare, (), frozenset(), dict(args), at, order)
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}
     if not pattern.anchors():
@@ -111,6 +126,32 @@ def compile_rule(
     }
     outputs = frozenset(built & set(pattern.produced))
     return Rule(source, _arguments(source, args), pattern, unless, outputs, dict(args), at, order)
+
+
+def _resizes(step: object, dim: str) -> bool:
+    return isinstance(step, t.Assign) and str(step.path) == dim
+
+
+def _check_resize(source: t.Rule) -> None:
+    """Raises R002 for what a rule over dimensions cannot hold."""
+    (clause,) = source.all(t.MatchDim)
+    steps = [step for r in source.all(t.Rewrite) for step in r.steps]
+    moves = [move for p in source.all(t.Perturb) for move in p.moves]
+    odd = [s for s in steps if not _resizes(s, clause.dim.text)]
+    odd += [m for m in moves if not _masks(m)]
+    odd += list(source.all(t.Match, t.Unless))
+    if odd or len(steps) != 1:
+        place = Label((odd or [source.name])[0].span, "a rule over dimensions has no place for it")
+        hint = "perturb { zero(readers(D), outside = keep) }  rewrite { D := keep }"
+        raise fail("R002", f"rule `{source.name}` is more than one cut", place, help=hint)
+
+
+def _masks(move: object) -> bool:
+    """`zero(readers(D), outside = keep)`."""
+    call = move.call if isinstance(move, t.Effect) else None
+    if not isinstance(call, t.Call) or not isinstance(call.function, t.Name):
+        return False
+    return call.function.text == "zero" and [k.name.text for k in call.keywords] == ["outside"]
 
 
 def _unless(clause: t.Unless, known: set[str], first: int) -> tuple[Pattern, tuple[Step, ...]]:
@@ -159,7 +200,6 @@ def _check_range(param: t.Param, value: Any) -> None:
 
 
 _LATER: Sequence[tuple[type, str]] = (
-    (t.MatchDim, "matching channel dimensions"),
     (t.MatchParam, "matching parameters"),
     (t.MatchValue, "matching values by site"),
     (t.Store, "storing parameters in another form"),

@@ -244,12 +244,12 @@ def _clauses(state: State, site: Site) -> Miss | None:
             continue
         for guard in clause.guards:
             step += 1
-            if isinstance(guard, t.Guard) and not _holds(site.scope, guard.condition):
+            if isinstance(guard, t.Guard) and not holds(site.scope, guard.condition):
                 return _guard_miss(site, guard, step)
     return owners_miss(state, site)
 
 
-def _holds(scope: Scope, condition: t.Expr) -> bool:
+def holds(scope: Scope, condition: t.Expr) -> bool:
     """Raises T001 for an array: nothing says whether one of its numbers counts or all."""
     value = scope.number(condition)
     if isinstance(value, Tensor) and value.numel() != 1:

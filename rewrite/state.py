@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from .channels.flow import Flow, analyse
 from .effects import mutations
 from .evaluate import Scope
 from .journal import Journal
@@ -35,15 +36,22 @@ class State:
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)
+    flow: Flow | None = None
 
     def __post_init__(self) -> None:
         self.reset(self.module)
 
     def reset(self, module: fx.GraphModule) -> None:
         """Goes on with another graph, after a capture or a rollback."""
-        self.module = module
+        self.module, self.flow = module, None
         self.view = View(module, self.vocabulary)
         self.mutations = mutations(module)
+
+    def features(self) -> Flow:
+        """Which features the axes of the present graph carry."""
+        if self.flow is None:
+            self.flow = analyse(self.view)
+        return self.flow
 
     def scope(self, names: Mapping[str, Any]) -> Scope:
         """What names mean at one site."""

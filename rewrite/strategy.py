@@ -13,8 +13,10 @@ from torch import fx
 
 from ..grammar.diagnostics import Label, fail
 from .binding import Miss
+from .channels.classes import DimClass
 from .checkpoint import snapshot
 from .collector import fewer_collections
+from .dim_site import DimReady, alive_dims, apply_dim, dim_candidates, dim_ready
 from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
 from .loops import described
@@ -46,6 +48,9 @@ class Runner:
         """Every site present at entry, at most once, in graph order."""
         before = self.applied
         for rule in rules:
+            if rule.dim:
+                self._once_dims(rule)
+                continue
             nodes = candidates(self.state, rule)
             start = anchor(self.state, rule)
             self._prefetch(rule, nodes, start)
@@ -53,6 +58,25 @@ class Runner:
                 if not node._erased and self.state.fuel != 0:
                     self._try(rule, node, start)
         return self.applied - before
+
+    def _once_dims(self, rule: Rule) -> None:
+        """The same for the dimension classes that the model has at entry."""
+        for dim in dim_candidates(self.state, rule):
+            for left in alive_dims(self.state, [dim]) if self.state.fuel != 0 else ():
+                found = self._dim_ready(rule, left)
+                if found is not None:
+                    apply_dim(self.state, self.stage, found, 0.0)
+                    self._burn()
+
+    def _dim_ready(self, rule: Rule, dim: DimClass) -> DimReady | None:
+        self.state.journal.tried[rule.label] += 1
+        found = dim_ready(self.state, rule, dim)
+        if isinstance(found, DimReady):
+            return found
+        place = str(found.span) if found.span is not None else ""
+        refused = Refused(self.stage, rule.label, dim.name, found.code, found.text(), place)
+        self.state.journal.add(refused)
+        return None
 
     def _burn(self) -> None:
         self.applied += 1
@@ -83,6 +107,8 @@ class Runner:
         """Applies the rules until none matches. Each node is tried again only when something near
         it changed.
         """
+        if any(rule.dim for rule in rules):
+            return self._fixpoint_dims(rules, limit)
         work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
         cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
@@ -99,6 +125,21 @@ class Runner:
             if limit is not None and self.applied - before >= limit:
                 break
         work.report(self)
+        return self.applied - before
+
+    def _fixpoint_dims(self, rules: Sequence[Rule], limit: int | None) -> int:
+        """Passes over all classes until one changes nothing. Each cut leaves fewer features."""
+        odd = next((rule for rule in rules if not rule.dim), None)
+        if odd is not None:
+            place = Label(odd.source.name.span, "this rule matches ops")
+            hint = "give it a `fixpoint` of its own"
+            raise fail("R002", "rules over dimensions repeat by themselves", place, help=hint)
+        before, last = self.applied, -1
+        while last != self.applied and self.state.fuel != 0:
+            last = self.applied
+            self.once(rules)
+            if limit is not None and self.applied - before >= limit:
+                break
         return self.applied - before
 
     def _count(self, rule: Rule, count: int, cap: int) -> None:
@@ -131,6 +172,9 @@ class Runner:
         The application that broke a budget is taken back, and ends the step.
         """
         before = self.applied
+        if rule.dim:
+            self._each_dim(rule, rank, done, broken)
+            return self.applied - before
         start = anchor(self.state, rule)
         waiting = candidates(self.state, rule)
         self._prefetch(rule, waiting, start)
@@ -148,12 +192,33 @@ class Runner:
                 break
         return self.applied - before
 
-    def _apply_within(self, best: Ready, broken: Callable[[], str | None]) -> bool:
+    def _each_dim(
+        self,
+        rule: Rule,
+        rank: Callable[[Ready], float],
+        done: Callable[[], bool],
+        broken: Callable[[], str | None],
+    ) -> None:
+        waiting = dim_candidates(self.state, rule)
+        while waiting and self.state.fuel != 0 and not done():
+            ready = [found for dim in waiting if (found := self._dim_ready(rule, dim)) is not None]
+            if not ready:
+                break
+            best = max(ready, key=rank)  # type: ignore[arg-type]
+            left = [found.site.dim for found in ready if found is not best]
+            if not self._apply_within(best, broken):
+                break
+            waiting = alive_dims(self.state, left)
+
+    def _apply_within(self, best: Ready | DimReady, broken: Callable[[], str | None]) -> bool:
         """Applies a site; takes it back if that breaks a budget."""
         state, rule = self.state, best.site.rule
         entry = snapshot(state.module)
         place, site = str(rule.source.name.span), best.site.name
-        apply(state, self.stage, best, 0.0)
+        if isinstance(best, DimReady):
+            apply_dim(state, self.stage, best, 0.0)
+        else:
+            apply(state, self.stage, best, 0.0)
         why = broken()
         if why is None:
             self._burn()

@@ -20,10 +20,13 @@ NONE = 0
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Why atoms must stay: the node, and what it does with them."""
+    """Why atoms must stay: the node, and what it does with them. is_boundary: they can be seen from
+    outside the model.
+    """
 
     node: str
     reason: str
+    is_boundary: bool = False
 
     def __str__(self) -> str:
         return f"{self.node}: {self.reason}"

@@ -33,6 +33,7 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
     for path, key in flow.paths.items():
         tracks, rank = flow.params.get(key, ()), tensor_at(flow.view.root, path).ndim
         new.params.setdefault(new.key(path), _selected(work, tracks, rank))
+    new.roles = dict(flow.roles)
     new.contracted = {left[node]: None for node in flow.contracted}
     new.recurrent = {left[node]: names for node, names in flow.recurrent.items()}
     new.sized = {

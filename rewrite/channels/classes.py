@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .atoms import NONE, Block
-from .flow import Flow, Key
+from .flow import Flow, Key, Place
 from .tracks import axes_of
 
-Place = tuple[str, int]
-"""A parameter, by its path, and one of its axes."""
-
-
-_Role = tuple[Place, int]
+Role = tuple[Place, int]
 """A place, and which factor of a product the feature is there: heads are the first, their widths
 the second.
 """
@@ -25,14 +21,20 @@ the second.
 class DimClass:
     """One dimension of a model, wherever it appears.
 
-    leaves: its features, in the order of the first axis that they appear in. places: the axes of
-    parameters that carry it. blocks: why it cannot be cut; none if it can.
+    leaves: its features, in the order of the first axis that they appear in. roles: the axes of
+    parameters that carry it, and which factor of the axis it is. blocks: why it cannot be cut; none
+    if it can.
     """
 
     name: str
     leaves: tuple[int, ...]
-    places: tuple[Place, ...]
+    roles: tuple[Role, ...]
     blocks: tuple[Block, ...]
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The axes of parameters that carry it."""
+        return tuple(dict.fromkeys(place for place, _ in self.roles))
 
     @property
     def size(self) -> int:
@@ -41,8 +43,8 @@ class DimClass:
 
 def classes(flow: Flow) -> list[DimClass]:
     """All dimension classes, in the order of the graph."""
-    groups: dict[tuple[_Role, ...], list[int]] = {}
-    blocked: dict[tuple[_Role, ...], list[int]] = {}
+    groups: dict[tuple[Role, ...], list[int]] = {}
+    blocked: dict[tuple[Role, ...], list[int]] = {}
     for leaf, roles in _roles(flow).items():
         side = groups if flow.atoms.blocked(leaf) is None else blocked
         side.setdefault(tuple(roles), []).append(leaf)
@@ -54,19 +56,19 @@ def classes(flow: Flow) -> list[DimClass]:
     ]
 
 
-def _class(flow: Flow, roles: tuple[_Role, ...], leaves: list[int]) -> DimClass:
-    places = tuple(dict.fromkeys(place for place, _ in roles))
+def _class(flow: Flow, roles: tuple[Role, ...], leaves: list[int]) -> DimClass:
     blocks = dict.fromkeys(flow.atoms.blocked(leaf) for leaf in leaves)
-    name = places[0][0].rpartition(".")[0] or places[0][0]
-    return DimClass(name, tuple(leaves), places, tuple(b for b in blocks if b is not None))
+    (path, _), _ = roles[0]
+    name = path.rpartition(".")[0] or path
+    return DimClass(name, tuple(leaves), roles, tuple(b for b in blocks if b is not None))
 
 
-def _roles(flow: Flow) -> dict[int, dict[_Role, None]]:
+def _roles(flow: Flow) -> dict[int, dict[Role, None]]:
     """Leaf -> the axes of parameters that carry it, in the order of the graph."""
     paths: dict[Key, str] = {}
     for path, key in flow.paths.items():
         paths.setdefault(key, path)
-    found: dict[int, dict[_Role, None]] = {}
+    found: dict[int, dict[Role, None]] = {}
     for key, tracks in flow.params.items():
         for track in tracks:
             for axis in axes_of(track):

@@ -223,11 +223,20 @@ def _write(dims: _Dims) -> None:
     for spec in op.params:
         path, tensor = dims.call.params[spec.name], dims.call.tensor(spec.name)
         if path is not None and tensor is not None and spec.shape is not None:
+            _tell_roles(dims, path, spec.shape, tensor.ndim, made)
             dims.flow.give(path, _labelled(dims, spec.shape, tensor.shape, made))
             if _reads_itself(spec.shape, tensor.ndim):
                 dims.flow.recurrent.setdefault(dims.call.node, []).append(spec.name)
     results = [_result(dims, i, spec) for i, spec in enumerate(specs_of(dims.call.node))]
     dims.flow.set(dims.call.node, *results)
+
+
+def _tell_roles(dims: _Dims, path: str, spec: ShapeSpec, rank: int, made: set[str]) -> None:
+    for axis, expr in enumerate(_axes(spec, rank)):
+        names = {_name(term) for term in _terms(expr) or ()} - {None}
+        read = dims.known.keys() | dims.bare
+        role = "reads" if not names & made else "writes" if names & made - read else "rides"
+        dims.flow.roles.setdefault((path, axis), role)
 
 
 def _reads_itself(spec: ShapeSpec, rank: int) -> bool:

@@ -164,8 +164,7 @@ def _layer(work: Work, call: Call) -> None:
         rank = len(shape_at(call.inputs[0]))
         layer = build_layer(call.op.name, params, settings(attrs), like, rank)
         assert layer is not None
-        for name, parameter in layer.named_parameters():
-            _tie(work, layer, name, f"{target}.{name}", parameter)
+        _pass_on(work, target, like, layer)
         _put(work.module, target, layer)
         work.layers.add(target)
 
@@ -191,13 +190,17 @@ def _sized(work: Work, call: Call) -> dict[str, Any]:
     return found
 
 
-def _tie(work: Work, layer: nn.Module, name: str, path: str, new: nn.Parameter) -> None:
-    """One memory is one parameter, as it was."""
-    if path not in work.flow.paths:
-        return
-    known = work.parameters.setdefault(work.flow.key(path), new)
-    owner, _, own = name.rpartition(".")
-    layer.get_submodule(owner)._parameters[own] = known
+def _pass_on(work: Work, target: str, old: nn.Module, layer: nn.Module) -> None:
+    """What was not sliced is the very tensor it was; one memory is one parameter, as it was."""
+    for name, parameter in list(layer.named_parameters()):
+        path = f"{target}.{name}"
+        key = work.flow.key(path)
+        kept = parameter if key in work.tensors else old.get_parameter(name)
+        owner, _, own = name.rpartition(".")
+        layer.get_submodule(owner)._parameters[own] = work.parameters.setdefault(key, kept)
+    for name, buffer in old.named_buffers():
+        if f"{target}.{name}" not in work.flow.paths:
+            layer._buffers[name] = buffer
 
 
 def _now(work: Work, path: str | None) -> Tensor | None:

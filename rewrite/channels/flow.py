@@ -24,6 +24,8 @@ from .sizes import shape_at, specs_of
 from .tracks import Tracks, Vectors, along, axes_of, block, couple, joined, separated, together
 
 Key = tuple[Any, ...]
+Place = tuple[str, int]
+"""A parameter, by its path, and one of its axes."""
 
 _PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
 """Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
@@ -39,7 +41,8 @@ class Flow:
     values: the tracks of each result of each node. params: those of each parameter, by its memory,
     so that tied ones are one. contracted: ops that sum over features. recurrent: weights that
     lead from one step of time to the next, by the op that has them. sized: settings that
-    are the size of a dimension, by op. regions: shuffles, by their
+    are the size of a dimension, by op. roles: whether an op "writes" along an axis of a parameter,
+    "reads" along it, or lets features pass ("rides"). regions: shuffles, by their
     last node.
     """
 
@@ -51,6 +54,7 @@ class Flow:
     contracted: dict[fx.Node, None] = field(default_factory=dict)
     recurrent: dict[fx.Node, list[str]] = field(default_factory=dict)
     sized: dict[fx.Node, dict[str, Vectors]] = field(default_factory=dict)
+    roles: dict[Place, str] = field(default_factory=dict)
     regions: dict[fx.Node, Region] = field(default_factory=dict)
 
     def of(self, value: Any) -> Tracks:
@@ -111,7 +115,7 @@ class Flow:
 
     def block_inputs(self, node: fx.Node, reason: str) -> None:
         """Every feature that reaches the node must stay."""
-        why = Block(node.name, reason)
+        why = Block(node.name, reason, node.op == "output")
         for value in node.all_input_nodes:
             if value.op == "get_attr" and isinstance(value.meta.get("val"), TensorSpec):
                 block(self.atoms, self.weight(str(value.target)), why)

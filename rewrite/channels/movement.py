@@ -88,38 +88,38 @@ def padded(flow: Flow, call: Call) -> None:
 # -- shuffles --------------------------------------------------------------------------------------
 
 
-def reordered(call: Call) -> Region | None:
-    """A movement that alone changes the order along one axis."""
+def reordered(call: Call, axis: int) -> Region | None:
+    """A movement that alone chooses positions along one axis."""
     shape = shape_at(call.inputs[0])
     places = [run(call, place) for place in _places(shape)]
     if any(len(parts) != 1 for parts in places):
         return None
-    found = _reordered(shape, shape_at(call.node), [parts[0] for parts in places])
-    return None if found is None else Region(call.inputs[0], *found, ())
+    order = _order(shape, shape_at(call.node), [parts[0] for parts in places], axis)
+    return None if order is None else Region(call.inputs[0], axis, order, ())
 
 
 def _in_region(flow: Flow, call: Call) -> bool:
-    """Whether the movements that begin here end in a change of order along one axis."""
+    """Whether the movements that begin here end in a choice of positions along one axis."""
     if any(call.node in region.inside for region in flow.regions.values()):
         return True
     source = call.inputs[0]
-    if flow.spread(source):
+    axes = {axis for track in flow.of(source) for axis in axes_of(track)}
+    if len(axes) != 1 or flow.spread(source):
         return False
-    shape, places, inside = shape_at(source), _places(shape_at(source)), []
-    while True:
-        places = [run(call, place) for place in places]
-        if any(len(parts) != 1 for parts in places):
+    (axis,), shape, inside = axes, shape_at(source), []
+    places, following = _places(shape), call
+    while following is not None:
+        moved = [run(following, place) for place in places]
+        if any(len(parts) != 1 for parts in moved):
             return False
-        places = [parts[0] for parts in places]
-        order = _reordered(shape, shape_at(call.node), places)
+        places = [parts[0] for parts in moved]
+        order = _order(shape, shape_at(following.node), places, axis)
         if order is not None:
-            flow.regions[call.node] = Region(source, *order, tuple(inside))
+            flow.regions[following.node] = Region(source, axis, order, tuple(inside))
             return bool(inside)
-        inside.append(call.node)
-        following = _next(flow, call.node)
-        if following is None:
-            return False
-        call = following
+        inside.append(following.node)
+        following = _next(flow, following.node)
+    return False
 
 
 def _places(shape: tuple[int, ...]) -> list[Tensor]:
@@ -127,17 +127,19 @@ def _places(shape: tuple[int, ...]) -> list[Tensor]:
     return [on_axis(torch.arange(n), axis, len(shape)) for axis, n in enumerate(shape)]
 
 
-def _reordered(
-    before: tuple[int, ...], after: tuple[int, ...], places: list[Tensor]
-) -> tuple[int, Tensor] | None:
-    """The one axis whose order changed, and its order; None if more than that happened."""
-    if before != after or any(axes_of(p) not in ((), (i,)) for i, p in enumerate(places)):
+def _order(
+    before: tuple[int, ...], after: tuple[int, ...], places: list[Tensor], axis: int
+) -> Tensor | None:
+    """The position that each one along the axis comes from, if nothing else changed."""
+    if len(before) != len(after):
         return None
-    flat = [place.reshape(-1) for place in places]
-    changed = [
-        i for i, order in enumerate(flat) if not torch.equal(order, torch.arange(len(order)))
-    ]
-    return (changed[0], flat[changed[0]]) if len(changed) == 1 else None
+    for other, place in enumerate(places):
+        if axes_of(place) not in ((), (other,)):
+            return None
+        stays = other == axis or torch.equal(place.reshape(-1), torch.arange(before[other]))
+        if not stays or (other != axis and before[other] != after[other]):
+            return None
+    return places[axis].reshape(-1)
 
 
 def _next(flow: Flow, node: fx.Node) -> Call | None:

@@ -39,7 +39,8 @@ def rearrange(work: Work, call: Call) -> None:
             if op is not call.op or attrs != call.attrs:
                 work.respell(call, op, attrs)
             return
-    alone = reordered(call)
+    axes = list(job.axes)
+    alone = reordered(call, axes[0]) if len(axes) == 1 else None
     if alone is None:
         where = str(call.node.meta.get("site") or call.node.name)
         message = f"`{call.node.name}` ({call.op.name}) cannot be made to fit what is left"

@@ -1,0 +1,62 @@
+"""How much each feature of a dimension counts, from the weights that make and read it.
+
+Each function takes what `writers(D)`, `readers(D)` or `params(D)` give: for each axis of a
+parameter that carries the dimension the numbers of each feature, [features, numbers]. It returns
+one score for each feature, [features], in float64; the lowest are the first to go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .tensors import require
+
+Slices = Sequence[Tensor]
+
+
+def l1_over(slices: Slices) -> Tensor:
+    """Sum of magnitudes (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
+    return _added("l1_over", [part.abs().sum(1) for part in slices])
+
+
+def l2_over(slices: Slices) -> Tensor:
+    """Euclidean norm (He et al. 2018, arXiv:1808.06866, section 3.2)."""
+    return _added("l2_over", [part.square().sum(1) for part in slices]).sqrt()
+
+
+def median_over(slices: Slices) -> Tensor:
+    """Distance to all other features: those near the geometric median can be told from others (He
+    et al. 2019, arXiv:1811.00250, equation 4).
+    """
+    joined = torch.cat([part.flatten(1) for part in slices], 1) if slices else torch.zeros(0, 0)
+    require(joined.numel() > 0, "median_over", "nothing carries the dimension")
+    return torch.cdist(joined, joined).sum(1)
+
+
+def first(count: int) -> Tensor:
+    """The first features count most: what a width multiplier keeps."""
+    return -torch.arange(count, dtype=torch.float64)
+
+
+def drawn(count: int, seed: int = 0) -> Tensor:
+    """Random scores, the same for the same seed: the control of every pruning claim."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def top(score: Tensor, k: int) -> Tensor:
+    """The positions of the `k` highest scores, int64 [k], ascending; the first of equal ones."""
+    require(0 <= k <= len(score), "top", f"{k} of {len(score)} features")
+    order = torch.argsort(score, descending=True, stable=True)
+    return order[:k].sort().values
+
+
+def _added(name: str, parts: Sequence[Tensor]) -> Tensor:
+    require(len(parts) > 0, name, "nothing carries the dimension")
+    return torch.stack(list(parts)).sum(0)
+
+
+FUNCTIONS = (l1_over, l2_over, median_over, first, drawn, top)

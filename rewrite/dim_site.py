@@ -1,0 +1,271 @@
+"""Rules over dimensions: `match dim D in channels` ... `D := keep`, one class at a time.
+
+A site is a dimension class. `perturb { zero(readers(D), outside = keep) }` gives the masked model,
+the rewrite cuts it, and both must be equal on the whole model's inputs. Nothing of the working
+model changes before the commit.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import torch
+from torch import fx
+
+from ..grammar import tree as t
+from ..grammar.diagnostics import Label, fail
+from .binding import GUARDS, PLAN, SITES, Miss
+from .channels.carry import cut_and_carry
+from .channels.classes import DimClass, classes
+from .channels.flow import Flow
+from .channels.masked import masked
+from .checkpoint import finish
+from .claims import judge_claim
+from .cost import model_costs
+from .effects import mutations
+from .evaluate import Scope
+from .extent import Extent
+from .journal import Applied, Costs, Verdict
+from .measures import sample_count
+from .model_check import drift, model_equality
+from .rule import Rule
+from .site import bind_all, holds
+from .state import State
+
+EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
+
+
+@dataclass(slots=True, eq=False)
+class DimSite:
+    """A dimension class whose guards hold, and the positions of it that the rule keeps."""
+
+    rule: Rule
+    dim: DimClass
+    scope: Scope
+    keep: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.dim.name
+
+    @property
+    def removed(self) -> list[int]:
+        kept = set(self.keep)
+        return [leaf for place, leaf in enumerate(self.dim.leaves) if place not in kept]
+
+
+@dataclass(slots=True)
+class DimReady:
+    """A cut that was verified and waits to be committed."""
+
+    site: DimSite
+    flow: Flow
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def saving(self) -> int:
+        return self.before.params - self.after.params
+
+
+def dim_candidates(state: State, rule: Rule) -> list[DimClass]:
+    """The dimension classes of the present graph, in its order."""
+    found = classes(state.features())
+    return [d for d in found if rule.at is None or _lies_at(d, rule.at)]
+
+
+def _lies_at(dim: DimClass, glob: str) -> bool:
+    return any(fnmatchcase(path, g) for path, _ in dim.places for g in (glob, f"{glob}.*"))
+
+
+def alive_dims(state: State, dims: list[DimClass]) -> list[DimClass]:
+    """What has become of classes since: they keep their places when others are cut."""
+    now = {dim.roles: dim for dim in classes(state.features())}
+    return [now[dim.roles] for dim in dims if dim.roles in now]
+
+
+# -- one class -------------------------------------------------------------------------------------
+
+
+def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
+    """A rule at one class, verified; or the reason why not. Raises V101 if the cut is not exact."""
+    found = _examined(state, rule, dim)
+    return found if isinstance(found, Miss) else _prepared(state, found)
+
+
+def _examined(state: State, rule: Rule, dim: DimClass) -> DimSite | Miss:
+    """Guards and bindings in textual order, then what the rewrite keeps."""
+    scope = state.scope({**rule.args, rule.dim: Extent.of(state.features(), dim)})
+    step = 0
+    for clause in rule.source.all(t.Where, t.Let):
+        if isinstance(clause, t.Let):
+            bind_all(scope, clause.bindings)
+            continue
+        for guard in clause.guards:
+            step += 1
+            if isinstance(guard, t.Guard) and not holds(scope, guard.condition):
+                return _guard_miss(state, rule, scope, guard, step)
+    if dim.blocks:
+        text = f"it cannot be cut: {dim.blocks[0]}"
+        return _miss(state, rule, SITES, text, "R012")
+    keep = _positions(scope, rule)
+    if len(keep) == dim.size:
+        return _miss(state, rule, PLAN, "the rule keeps everything")
+    if not keep:
+        return _miss(state, rule, PLAN, "the rule keeps nothing", "R011")
+    return DimSite(rule, dim, scope, keep)
+
+
+def _guard_miss(state: State, rule: Rule, scope: Scope, guard: t.Guard, step: int) -> Miss:
+    said = f"`{guard.condition.span.text}` does not hold"
+    if guard.reason:
+        said = scope.interpolate(guard.reason, rule.message)
+    return Miss(GUARDS, step, lambda: said, guard.span, None)
+
+
+def _miss(state: State, rule: Rule, stage: int, text: str, code: str = "R012") -> Miss:
+    return Miss(stage, 0, lambda: text, rule.source.name.span, None, code)
+
+
+def _positions(scope: Scope, rule: Rule) -> tuple[int, ...]:
+    """What `D := keep` keeps. Raises R001 for what is no choice of positions, and where `perturb`
+    masks something else than the rewrite cuts.
+    """
+    step = rule.resize
+    keep = _whole(scope, step.value)
+    for effect in (m for p in rule.source.all(t.Perturb) for m in p.moves):
+        outside = next(k.value for k in effect.call.keywords if k.name.text == "outside")
+        if _whole(scope, outside) != keep:
+            place = Label(effect.span, "masks other positions than the rewrite cuts")
+            raise fail("R001", "a cut must be the one that was masked", place)
+    return keep
+
+
+def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
+    value = scope.number(expr)
+    found = value.tolist() if isinstance(value, torch.Tensor) else list(value)
+    extent = next(v for v in scope.names.values() if isinstance(v, Extent))
+    if any(not isinstance(n, int) or not 0 <= n < extent for n in found):
+        place = Label(expr.span, f"whole numbers from 0 to {extent - 1} are meant")
+        raise fail("R001", "this is no choice of positions", place)
+    return tuple(sorted(set(found)))
+
+
+# -- verifying -------------------------------------------------------------------------------------
+
+
+def _prepared(state: State, site: DimSite) -> DimReady | Miss:
+    flow = cut_and_carry(state.features(), site.removed)
+    trial = _Trial(state, site, flow)
+    verdicts = (trial.equality(),) if state.verify else ()
+    if verdicts and not verdicts[0].holds:
+        raise _unsound(site, verdicts[0])
+    before, after = trial.costs
+    claims = trial.claims() if state.verify else ()
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    if broken is not None:
+        text = f"`{broken.claim}` does not hold: {broken.detail}"
+        return _miss(state, site.rule, PLAN, text, "B001")
+    return DimReady(site, flow, before, after, (*verdicts, *claims))
+
+
+@dataclass
+class _Trial:
+    """A cut beside the model that it stands for."""
+
+    state: State
+    site: DimSite
+    flow: Flow
+
+    @cached_property
+    def reference(self) -> fx.GraphModule:
+        """The perturbed model; the model itself where the rule perturbs nothing."""
+        if self.site.rule.source.all(t.Perturb):
+            return masked(self.state.features(), self.site.removed)
+        finish(self.state.module)
+        return self.state.module
+
+    @cached_property
+    def costs(self) -> tuple[Costs, Costs]:
+        view = self.flow.view
+        return model_costs(self.state.module, self.state.view), model_costs(view.root, view)
+
+    def equality(self) -> Verdict:
+        nodes = len(self.reference.graph.nodes)
+        inputs = self.state.samples.inputs
+        found = model_equality(self.reference, self.flow.view.root, inputs, nodes)
+        return replace(found, claim=EXACT_CUT)
+
+    def claims(self) -> tuple[Verdict, ...]:
+        samples = [0]
+        extent = Extent.of(self.flow, replace(self.site.dim, leaves=self._left()))
+        scope = self.site.scope.child({self.site.rule.dim: extent})
+        before, after = self.costs
+        scope.facts.update(before=before, after=after)
+        scope.facts["error"] = lambda value: self._error(samples)
+        scope.facts["equal"] = lambda value: self.equality().worst
+        return tuple(judge_claim(scope, claim, samples) for claim in self.site.rule.claims)
+
+    def _left(self) -> tuple[int, ...]:
+        return tuple(self.site.dim.leaves[place] for place in self.site.keep)
+
+    def _error(self, samples: list[int]) -> float:
+        """How far masking moves the model's outputs, on calibration data: relative L2."""
+        finish(self.state.module)
+        samples[0] = sample_count(self.state)
+        batches = self.state.samples.calibration(self.state.module)
+        return drift(self.state.module, self.reference, batches)
+
+
+def _unsound(site: DimSite, verdict: Verdict) -> Exception:
+    place = Label(site.rule.source.name.span, "this rule")
+    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
+    note = f"at {site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
+    help_ = "what is removed must not count: `perturb { zero(readers(D), outside = keep) }`"
+    message = f"`{site.rule.name}` does not compute the same"
+    return fail("V101", message, place, note=note, help=help_)
+
+
+# -- committing ------------------------------------------------------------------------------------
+
+
+def apply_dim(state: State, stage: str, ready: DimReady, seconds: float) -> None:
+    """The cut model becomes the working one, and is written down."""
+    started = time.perf_counter()
+    site, old = ready.site, state.module
+    bindings = {site.rule.dim: f"{site.dim.size} -> {len(site.keep)}"}
+    state.module, state.view = ready.flow.view.root, ready.flow.view
+    state.mutations = mutations(state.module)
+    state.flow = ready.flow
+    state.samples.forget()
+    changed = _changed(old, state.module)
+    seconds += time.perf_counter() - started
+    state.journal.add(
+        Applied(
+            stage,
+            site.rule.label,
+            site.name,
+            site.rule.place,
+            (),
+            (),
+            changed,
+            ready.before,
+            ready.after,
+            ready.verdicts,
+            bindings,
+            seconds,
+            tuple(dict.fromkeys(path for path, _ in site.dim.places)),
+        )
+    )
+
+
+def _changed(old: fx.GraphModule, new: fx.GraphModule) -> tuple[str, ...]:
+    """The nodes of the captured model whose values have other shapes now."""
+    known = {node.name: node.meta.get("val") for node in old.graph.nodes}
+    found = [n for n in new.graph.nodes if n.name in known and n.meta.get("val") != known[n.name]]
+    names = (name for node in found for name in node.meta.get("origins") or (node.name,))
+    return tuple(sorted(set(names)))
