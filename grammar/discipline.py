@@ -12,9 +12,7 @@ from .report import Report
 from .sides import Sides, Step
 
 BUDGETS = frozenset(("error", "drift", "drop"))
-LOSSY = frozenset(
-    ("quantize", "kmeans", "affine", "top", "l1_over", "rank_for_energy", "kaiming", "histogram")
-)
+LOSSY = frozenset(("quantize", "kmeans", "affine", "rank_for_energy", "kaiming", "histogram"))
 """Functions that throw information away: an exact rule has no use for their results."""
 
 

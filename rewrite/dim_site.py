@@ -74,12 +74,15 @@ class DimReady:
 
 def dim_candidates(state: State, rule: Rule) -> list[DimClass]:
     """The dimension classes of the present graph, in its order."""
-    found = classes(state.features())
-    return [d for d in found if rule.at is None or _lies_at(d, rule.at)]
+    flow = state.features()
+    return [d for d in classes(flow) if rule.at is None or _lies_at(flow, d, rule.at)]
 
 
-def _lies_at(dim: DimClass, glob: str) -> bool:
-    return any(fnmatchcase(path, g) for path, _ in dim.places for g in (glob, f"{glob}.*"))
+def _lies_at(flow: Flow, dim: DimClass, glob: str) -> bool:
+    """A dimension lies where it is made."""
+    made = [path for path, axis in dim.places if flow.roles.get((path, axis)) == "writes"]
+    paths = made or [path for path, _ in dim.places]
+    return any(fnmatchcase(path, g) for path in paths for g in (glob, f"{glob}.*"))
 
 
 def alive_dims(state: State, dims: list[DimClass]) -> list[DimClass]:

@@ -203,7 +203,9 @@ def gated(flow: Flow, call: Call) -> None:
     axes = [along(tracks, axis) for axis in range(len(shape))]
     half = shape[dim] // 2
     left, right = (tuple(v[part] for v in axes[dim]) for part in (slice(half), slice(half, None)))
-    if left:
+    if left and half == 1:
+        block(flow.atoms, left + right, Block(call.node.name, "it picks single positions"))
+    elif left:
         couple(flow.atoms, left, right, Block(call.node.name, "its halves do not fit together"))
     axes[dim] = left
     flow.set(call.node, joined(axes))
