@@ -13,7 +13,7 @@ from .diagnostics import Diagnostic, LissomError, Span
 TRAITS = frozenset((
     "alias", "barrier", "broadcasts", "commutative", "elementwise", "idempotent", "inplace_safe",
     "linear_in_weight", "linear_in_x", "many", "movement", "normalises", "pooling", "random",
-    "reduction", "resize",
+    "reduction", "resize", "statistics",
 ))  # fmt: skip
 ATTR_TYPES = frozenset((
     "int", "int2", "int3", "ints", "float", "frac", "bool", "str", "dtype", "any",

@@ -115,17 +115,29 @@ def test_groups_are_cut_as_groups_or_inside_all_of_them() -> None:
     assert shapes(small)["1.weight"] == (6, 3, 3, 3)
 
 
-def test_groups_of_a_norm_are_cut_whole() -> None:
+def test_groups_of_a_norm_and_their_widths() -> None:
     net = randomised(
         nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.ReLU(), nn.Conv2d(12, 5, 1))
     )
     flow = require_exact(net, image())
+    groups, widths = sorted(free(flow), key=lambda dim: -dim.size)
+    assert (groups.size, widths.size) == (4, 3)
+    assert cut(flow, groups.leaves[:1]).get_submodule("1").num_groups == 3
+    assert shapes(cut(flow, widths.leaves[:1]))["1.weight"] == (8,)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_takes_its_statistics_over_what_is_left(affine: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x) + m.b(x)
+        return m.head(F.rms_norm(m.norm(x), (8,)).relu())
+
+    norm = nn.LayerNorm(8, elementwise_affine=affine)
+    net = model(forward, a=nn.Linear(3, 8), b=nn.Linear(3, 8), norm=norm, head=nn.Linear(8, 5))
+    flow = require_exact(net, torch.randn(4, 6, 3).double())
     (dim,) = free(flow)
-    assert dim.size == 4
-    small = cut(flow, dim.leaves[:1])
-    assert small.get_submodule("1").num_groups == 3
-    (inner,) = (d for d in classes(flow) if d.size == 3)
-    assert "group_norm mixes it" in str(inner.blocks[0])
+    small = cut(flow, dim.leaves[:3])
+    assert tuple(small.get_submodule("norm").normalized_shape) == (5,)
 
 
 @pytest.mark.parametrize("slopes", [1, 8])
@@ -285,9 +297,9 @@ def test_heads_and_their_widths(split: str) -> None:
     flow = require_exact(randomised(Attention(split)), IDS)
     sizes = sorted(dim.size for dim in free(flow))
     widths = [4] if split == "unbind" else [4, 4]  # of values, and of queries and keys
-    assert sizes == sorted([3, 8, *widths])
-    norm = next(dim for dim in classes(flow) if ("norm.weight", 0) in dim.places)
-    assert "layer_norm mixes it" in str(norm.blocks[0])
+    assert sizes == sorted([3, 8, 12, *widths])
+    norm = next(dim for dim in free(flow) if ("norm.weight", 0) in dim.places)
+    assert {"embed.weight", "place", "head.weight"} <= {path for path, _ in norm.places}
 
 
 def test_the_scale_of_attention_stays() -> None:
@@ -385,7 +397,7 @@ def test_what_is_not_declared_is_a_barrier_that_is_named() -> None:
 
 BARRIERS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax mixes it": lambda x: x.softmax(1),
-    "layer_norm mixes it": lambda x: F.layer_norm(x.transpose(1, 3), (6,)).transpose(1, 3),
+    "normalize mixes it": lambda x: F.normalize(x, dim=1),
     "cumsum mixes it": lambda x: x.cumsum(1),
     "amax reduces over it": lambda x: x - x.amax(1, keepdim=True),
     "it picks single positions": lambda x: x[:, 2:3] + x.mean(),

@@ -35,6 +35,7 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
         new.params.setdefault(new.key(path), _selected(work, tracks, rank))
     new.roles = dict(flow.roles)
     new.contracted = {left[node]: None for node in flow.contracted}
+    new.statistics = {left[node]: None for node in flow.statistics}
     new.recurrent = {left[node]: names for node, names in flow.recurrent.items()}
     new.sized = {
         left[node]: {name: _vectors(work, vectors) for name, vectors in named.items()}

@@ -160,9 +160,18 @@ def _mixed(dims: _Dims, attrs: Mapping[str, Any]) -> None:
         hit = {name}
         if name in attrs:
             hit = {f"...{axis - rank}" for axis in axes_in(attrs[name], rank)}
+        if "statistics" in dims.call.op.traits and name in _of_params(dims):
+            dims.flow.statistics[dims.call.node] = None
+            continue
         for key, vectors in dims.known.items():
             if key in hit or (name == "..." and key.startswith("...")):
                 block(dims.flow.atoms, vectors, dims.why("mixes it"))
+
+
+def _of_params(dims: _Dims) -> set[str]:
+    """The dimensions of the op's parameters."""
+    specs = [spec.shape for spec in dims.call.op.params if spec.shape is not None]
+    return set().union(*(_named(spec, spec.least) for spec in specs))
 
 
 _ADDED = {"addmm": 0, "baddbmm": 0, "scaled_dot_product_attention": 2}

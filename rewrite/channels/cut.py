@@ -82,14 +82,18 @@ def _moves(work: Work, call: Call) -> bool:
 
 
 def _computed(work: Work, node: fx.Node, call: Call | None) -> None:
-    if call is not None and any(
-        path and work.sliced(path) is not None for path in call.params.values()
-    ):
+    if call is not None and _is_changed(work, call):
         _layer(work, call)
     elif call is not None and call.op.name in _IMPLIED:
         _implied(work, call)
     if any(source in work.numbers for source in node.all_input_nodes):
         _old_numbers(work, node)
+
+
+def _is_changed(work: Work, call: Call) -> bool:
+    """Whether its parameters were sliced, or a setting is another size now."""
+    paths = [path for path in call.params.values() if path]
+    return any(work.sliced(path) is not None for path in paths) or bool(_sized(work, call))
 
 
 _IMPLIED = {"scaled_dot_product_attention": ("scale", lambda width: width**-0.5)}

@@ -39,11 +39,11 @@ class Flow:
     """What is known of one graph.
 
     values: the tracks of each result of each node. params: those of each parameter, by its memory,
-    so that tied ones are one. contracted: ops that sum over features. recurrent: weights that
-    lead from one step of time to the next, by the op that has them. sized: settings that
-    are the size of a dimension, by op. roles: whether an op "writes" along an axis of a parameter,
-    "reads" along it, or lets features pass ("rides"). regions: shuffles, by their
-    last node.
+    so that tied ones are one. contracted: ops that sum over features. statistics: norms that are
+    taken anew over the features that are left. recurrent: weights that lead from one step of time
+    to the next, by op. sized: settings that are the size of a dimension, by op. roles: whether an op
+    "writes" along an axis of a parameter, "reads" along it, or lets features pass ("rides").
+    regions: shuffles, by their last node.
     """
 
     view: View
@@ -52,6 +52,7 @@ class Flow:
     params: dict[Key, Tracks] = field(default_factory=dict)
     paths: dict[str, Key] = field(default_factory=dict)
     contracted: dict[fx.Node, None] = field(default_factory=dict)
+    statistics: dict[fx.Node, None] = field(default_factory=dict)
     recurrent: dict[fx.Node, list[str]] = field(default_factory=dict)
     sized: dict[fx.Node, dict[str, Vectors]] = field(default_factory=dict)
     roles: dict[Place, str] = field(default_factory=dict)

@@ -1,64 +1,54 @@
 """The model that a cut stands for: every sum over features leaves the removed ones out.
 
-Nothing is sliced here, so this shares no code with `cut`: where an op contracts an axis, what it
-reads is 0 at the removed positions.
+Nothing that the model computes with is sliced: where an op sums over an axis, what it reads is 0 at
+the removed positions. A norm that takes statistics over features takes them over those that are
+left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from ..call import Call
 from ..checkpoint import finish, snapshot
 from ..layers import build_layer
+from ..opspec import OpSpec
 from .flow import Flow
-from .kept import Axes, Kept
-from .sizes import shape_at
-from .tracks import on_axis
+from .kept import Axes, Kept, selected
+from .sizes import settings, shape_at
+from .tracks import joined, on_axis
 from .work import free_name
 
 
 def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     """A copy of the model, sharing its parameters, in which these leaves add nothing to any sum."""
-    root = flow.view.root
-    module = snapshot(root)
-    new = dict(zip(root.graph.nodes, module.graph.nodes, strict=True))
+    module = snapshot(flow.view.root)
+    new = dict(zip(flow.view.root.graph.nodes, module.graph.nodes, strict=True))
     kept = Kept(flow.atoms, removed)
     for node in flow.contracted:
-        call = flow.view.call(node)
-        assert call is not None
-        for value in dict.fromkeys(v for v in call.inputs if isinstance(v, fx.Node)):
+        for value in dict.fromkeys(v for v in _call(flow, node).inputs if isinstance(v, fx.Node)):
             axes = kept.axes(flow.of(value), len(shape_at(value)))
             if axes:
                 _mask(module, new[node], new[value], _gone(shape_at(value), axes))
     for node, names in flow.recurrent.items():
-        _forget(module, flow, kept, node, names)
+        _forget(module, flow, kept, _call(flow, node), names)
+    for node in flow.statistics:
+        call = _call(flow, node)
+        axes = kept.axes(flow.of(call.inputs[0]), len(shape_at(node)))
+        if axes:
+            _renorm(module, flow, kept, call, new[node], axes)
     finish(module)
     return module
 
 
-def _forget(
-    module: fx.GraphModule, flow: Flow, kept: Kept, node: fx.Node, names: Collection[str]
-) -> None:
-    """Steps of time leave out what was removed: the last axis of these weights is 0 there."""
+def _call(flow: Flow, node: fx.Node) -> Call:
     call = flow.view.call(node)
     assert call is not None
-    params = {name: call.tensor(name) for name in call.params}
-    for name in names:
-        weight, path = params[name], str(call.params[name])
-        assert weight is not None
-        left = kept.axis(flow.weight(path), weight.ndim - 1)
-        if left is not None:
-            params[name] = weight.detach().masked_fill(
-                _gone(weight.shape, {weight.ndim - 1: left}), 0
-            )
-    target = str(node.target)
-    layer = build_layer(call.op.name, params, call.attrs, module.get_submodule(target), None)
-    assert layer is not None
-    owner, _, own = target.rpartition(".")
-    module.get_submodule(owner).add_module(own, layer)
+    return call
 
 
 def _gone(shape: tuple[int, ...], axes: Axes) -> Tensor:
@@ -80,3 +70,70 @@ def _mask(module: fx.GraphModule, reader: fx.Node, value: fx.Node, gone: Tensor)
         filled = module.graph.call_method("masked_fill", (value, held, 0))
     filled.meta["val"] = value.meta["val"]
     reader.replace_input_with(value, filled)
+
+
+def _forget(
+    module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, names: Collection[str]
+) -> None:
+    """Steps of time leave out what was removed: the last axis of these weights is 0 there."""
+    params = {name: call.tensor(name) for name in call.params}
+    for name in names:
+        weight, path = params[name], str(call.params[name])
+        assert weight is not None
+        last = weight.ndim - 1
+        left = kept.axis(flow.weight(path), last)
+        if left is not None:
+            params[name] = weight.detach().masked_fill(_gone(weight.shape, {last: left}), 0)
+    target = str(call.node.target)
+    layer = build_layer(call.op.name, params, call.attrs, module.get_submodule(target), None)
+    assert layer is not None
+    owner, _, own = target.rpartition(".")
+    module.get_submodule(owner).add_module(own, layer)
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+class _OnWhatIsLeft(nn.Module):
+    """A norm over some positions of its input; all others come out as 0."""
+
+    def __init__(self, op: OpSpec, attrs: dict[str, Any], axes: Axes) -> None:
+        super().__init__()
+        self.op, self.attrs, self.axes = op, attrs, dict(axes)
+        self.params: dict[str, str | None] = {}
+
+    def hold(self, name: str, value: Tensor | None) -> None:
+        self.params[name] = None if value is None else f"own_{name}"
+        if value is not None:
+            self.register_buffer(f"own_{name}", value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = {name: path and getattr(self, path) for name, path in self.params.items()}
+        found = self.op.run({self.op.inputs[0].name: selected(x, self.axes)}, params, self.attrs)
+        for axis, left in self.axes.items():
+            shape = [*found.shape[:axis], x.shape[axis], *found.shape[axis + 1 :]]
+            found = found.new_zeros(shape).index_copy(axis, left, found)
+        return found
+
+
+def _renorm(
+    module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.Node, axes: Axes
+) -> None:
+    attrs = settings(call.attrs)
+    for name, vectors in flow.sized.get(call.node, {}).items():
+        left = kept.axis(joined([vectors]), 0)
+        if left is not None:
+            attrs[name] = (len(left),) if call.op.attrs[name].type == "ints" else len(left)
+    norm = _OnWhatIsLeft(call.op, attrs, axes)
+    for name, path in call.params.items():
+        value = call.tensor(name)
+        own = {} if path is None else kept.axes(flow.weight(path), 1)
+        norm.hold(name, None if value is None else selected(value.detach(), own))
+    name = free_name(module, "norm")
+    module.add_module(name, norm)
+    value = node.all_input_nodes[0]
+    with module.graph.inserting_before(node):
+        new = module.graph.call_module(name, (value,))
+    new.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
