@@ -14,11 +14,19 @@ from torch import fx
 from ..grammar import tree as t
 from ..grammar.diagnostics import Diagnostic, Label, Span, did_you_mean, fail
 from .binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLESS, USES, Miss
+from .channels.classes import DimClass
+from .channels.flow import Flow
+from .channels.listing import dims_at, reason_of, source_of
+from .dim_site import DimReady, dim_candidates, dim_ready
 from .engine import Ready, anchor, candidates, ready_at
 from .pattern import PatternOp
 from .rule import Rule
 from .sought import Hidden, Sought, sought, unknown
 from .state import State
+
+Rank = tuple[int, int]
+Condition = tuple[Rank, str, str]
+"""(rank, kind, text) of something that can fail."""
 
 NEAREST = 3
 """How many of the nearest misses are told."""
@@ -43,7 +51,7 @@ class Near:
     code: str
     reason: str
     span: Span | None
-    rank: tuple[int, int]
+    rank: Rank
 
     def diagnostic(self) -> Diagnostic:
         where = f"{self.site} ({self.source})" if self.source else self.site
@@ -77,27 +85,62 @@ class Funnel:
 def funnel(state: State, rule: Rule, at: str | None = None, nearest: int = NEAREST) -> Funnel:
     """Asks every candidate of `rule`, or those at the module path or glob `at`, and counts.
 
-    Raises U008 if the model has nothing at `at`; whatever the rule itself raises is passed on.
+    For a rule over dimensions the candidates are the classes of the model, and `at` is the path of
+    a parameter. Raises U008 if the model has nothing at `at`; whatever the rule itself raises is
+    passed on.
     """
+    asked = _dims(state, rule, at) if rule.dim else _ops(state, rule, at)
+    near = [answer for answer in asked.answers if isinstance(answer, Near)]
+    near.sort(key=lambda miss: miss.rank, reverse=True)
+    return Funnel(
+        rule.label,
+        str(rule.source.name.span),
+        asked.anchor,
+        len(asked.answers),
+        tuple(_levels(asked.conditions, len(asked.answers), [miss.rank for miss in near])),
+        tuple(answer for answer in asked.answers if isinstance(answer, str)),
+        tuple(_different(near))[:nearest],
+        () if asked.answers else sought(state, rule),
+        () if asked.answers else unknown(state),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Every candidate with its answer: the name of the site, or why there is none."""
+
+    anchor: str
+    conditions: list[Condition]
+    answers: list[str | Near]
+
+
+def _ops(state: State, rule: Rule, at: str | None) -> _Asked:
     start = anchor(state, rule)
     nodes = candidates(state, rule)
     if at is not None:
         nodes = [
             node for node in nodes if _near(node, _nodes_at(state, at), rule.pattern.reach - 1)
         ]
-    answers = [ready_at(state, rule, node, start) for node in nodes]
-    misses = [(node, a) for node, a in zip(nodes, answers, strict=True) if isinstance(a, Miss)]
-    near = sorted((_told(node, miss) for node, miss in misses), key=lambda n: n.rank, reverse=True)
-    return Funnel(
-        rule.label,
-        str(rule.source.name.span),
+    found = [(node, ready_at(state, rule, node, start)) for node in nodes]
+    return _Asked(
         " or ".join(sorted(start.ops)) if start.ops is not None else "any op",
-        len(nodes),
-        tuple(_levels(rule, start, len(nodes), [miss for _, miss in misses])),
-        tuple(answer.site.name for answer in answers if isinstance(answer, Ready)),
-        tuple(_different(near))[:nearest],
-        () if nodes else sought(state, rule),
-        () if nodes else unknown(state),
+        list(_conditions(rule, start)),
+        [
+            answer.site.name if isinstance(answer, Ready) else _told(n, answer)
+            for n, answer in found
+        ],
+    )
+
+
+def _dims(state: State, rule: Rule, at: str | None) -> _Asked:
+    """The same for the dimension classes of the model."""
+    flow, dims = state.features(), dim_candidates(state, rule)
+    dims = dims if at is None else dims_at(dims, at)
+    found = [(dim, dim_ready(state, rule, dim)) for dim in dims]
+    return _Asked(
+        "any dimension",
+        list(_dim_conditions(rule)),
+        [dim.name if isinstance(a, DimReady) else _told_dim(flow, dim, a) for dim, a in found],
     )
 
 
@@ -146,19 +189,18 @@ def opaque_at(state: State, at: str) -> list[tuple[str, str]]:
 # -- counting --------------------------------------------------------------------------------------
 
 
-def _levels(rule: Rule, start: PatternOp, count: int, misses: list[Miss]) -> Iterator[Level]:
+def _levels(conditions: list[Condition], count: int, misses: list[Rank]) -> Iterator[Level]:
     """Every condition with its counts. A miss belongs to the last condition not after its rank."""
-    conditions = list(_conditions(rule, start))
     ranks = [rank for rank, _, _ in conditions]
     lost = [0] * len(conditions)
     for miss in misses:
-        lost[max((i for i, rank in enumerate(ranks) if rank <= miss.rank), default=0)] += 1
+        lost[max((i for i, rank in enumerate(ranks) if rank <= miss), default=0)] += 1
     for (_, kind, text), gone in zip(conditions, lost, strict=True):
         yield Level(kind, text, count, count - gone)
         count -= gone
 
 
-def _conditions(rule: Rule, start: PatternOp) -> Iterator[tuple[tuple[int, int], str, str]]:
+def _conditions(rule: Rule, start: PatternOp) -> Iterator[Condition]:
     """(rank, kind, text) of all that can fail, in ascending rank: the ranks of `match.Miss`."""
     for depth, step in enumerate(rule.pattern.order(start)):
         yield (STRUCTURE, depth), "match", _line(step.op.source)
@@ -182,7 +224,27 @@ def _conditions(rule: Rule, start: PatternOp) -> Iterator[tuple[tuple[int, int],
     yield (PLAN, 0), "plan", "; ".join(map(_line, rule.claims)) or "the rewrite can be placed"
 
 
-def _guards(rule: Rule) -> Iterator[tuple[tuple[int, int], str, str]]:
+def _dim_conditions(rule: Rule) -> Iterator[Condition]:
+    """The same for a rule over dimensions: what is asked after the guards is told apart by step."""
+    yield from _guards(rule)
+    yield (PLAN, _STAYS), "cut", "nothing in the model keeps it from being cut"
+    yield (PLAN, _CHOICE), "keep", f"some features go and some stay: {_line(rule.resize)}"
+    yield (PLAN, _CLAIM), "plan", "; ".join(map(_line, rule.claims)) or "nothing is promised"
+
+
+_STAYS, _CHOICE, _CLAIM = range(3)
+
+
+def _dim_rank(miss: Miss) -> Rank:
+    """How far a dimension came. That it must stay is asked when all guards hold."""
+    if miss.stage == GUARDS:
+        return miss.rank
+    if miss.stage == PLAN:
+        return PLAN, _CLAIM if miss.code == "B001" else _CHOICE
+    return PLAN, _STAYS
+
+
+def _guards(rule: Rule) -> Iterator[Condition]:
     guards = [guard for where in rule.source.all(t.Where) for guard in where.guards]
     for number, guard in enumerate(guards, 1):
         if isinstance(guard, t.Guard):
@@ -202,6 +264,13 @@ def _told(node: fx.Node, miss: Miss) -> Near:
     site = str(node.meta.get("site") or node.name)
     source = str(where.meta.get("source") or node.meta.get("source") or "")
     return Near(site, source, miss.code, miss.text(), miss.span, miss.rank)
+
+
+def _told_dim(flow: Flow, dim: DimClass, miss: Miss) -> Near:
+    """With the line of the op that keeps the dimension; else of the one that makes it."""
+    told = (reason_of(flow, block).source for block in dim.blocks)
+    source = next(told, "") or source_of(flow, dim)
+    return Near(dim.name, source, miss.code, miss.text(), miss.span, _dim_rank(miss))
 
 
 def _different(near: Iterable[Near]) -> Iterator[Near]:

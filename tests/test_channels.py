@@ -342,6 +342,19 @@ def test_a_state_that_is_used_stays() -> None:
     assert any("lstm has no dimensions for result 1" in text for text in texts)
 
 
+@pytest.mark.parametrize("equation", ["blad, bmad -> balm", "blad,bmad->balm"])
+def test_an_einsum_names_its_dimensions(equation: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (part(x).view(2, 6, 3, 4) for part in (m.q, m.k, m.v))
+        y = torch.einsum("balm,bmad->blad", torch.einsum(equation, q, k).softmax(-1), v)
+        return m.out(y.reshape(2, 6, 12))
+
+    layers = {name: nn.Linear(5, 12) for name in "qkv"}
+    net = model(forward, **layers, out=nn.Linear(12, 5))
+    flow = require_exact(net, torch.randn(2, 6, 5).double())
+    assert sorted(dim.size for dim in free(flow)) == [3, 4, 4]
+
+
 def test_tied_weights_are_one() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -396,10 +409,8 @@ def test_what_is_not_declared_is_a_barrier_that_is_named() -> None:
 
 
 BARRIERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax mixes it": lambda x: x.softmax(1),
-    "normalize mixes it": lambda x: F.normalize(x, dim=1),
     "cumsum mixes it": lambda x: x.cumsum(1),
-    "amax reduces over it": lambda x: x - x.amax(1, keepdim=True),
+    "argmax reduces over it": lambda x: x * x.argmax(1, keepdim=True),
     "it picks single positions": lambda x: x[:, 2:3] + x.mean(),
     "avg_pool1d": lambda x: (
         F.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).reshape(2, 6, 8, 8)
@@ -414,6 +425,56 @@ def test_what_depends_on_all_channels_is_a_barrier(reason: str) -> None:
         a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 5, 1),
     )  # fmt: skip
     assert any(reason in text for text in blocks_of(net, image()))
+
+
+OVER_WHAT_IS_LEFT: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "amax": lambda x: x / (1 + x.abs().amax(1, keepdim=True)),
+    "standard deviation": lambda x: x / x.std((1, 2, 3), keepdim=True),
+    "norm of each position": lambda x: torch.cat([x, x.norm(dim=1, keepdim=True)], 1)[:, 1:],
+}
+
+
+@pytest.mark.parametrize("name", OVER_WHAT_IS_LEFT)
+def test_what_is_taken_over_all_channels_is_taken_over_what_is_left(name: str) -> None:
+    net = model(
+        lambda m, x: m.b(OVER_WHAT_IS_LEFT[name](m.a(x))),
+        a=nn.Conv2d(3, 6, 1),
+        b=nn.Conv2d(6, 5, 1),
+    )
+    require_exact(net, image())
+
+
+def test_sizes_that_follow_the_batch_go_on_following_it() -> None:
+    """Heads and batch share one axis: a size computed from both stays computed."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        q, k, v = (
+            part(x).view(n, 6, 4, 3).transpose(1, 2).reshape(n * 4, 6, 3)
+            for part in (m.q, m.k, m.v)
+        )
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        return m.out(y.view(n, 4, 6, 3).transpose(1, 2).reshape(n, 6, 12))
+
+    layers = {name: nn.Linear(5, 12) for name in "qkv"}
+    net = model(forward, **layers, out=nn.Linear(12, 5))
+    flow = require_exact(net, torch.randn(2, 6, 5).double())
+    small, more = cut(flow, halves(free(flow))), torch.randn(5, 6, 5).double()
+    torch.testing.assert_close(small(more)[:2], small(more[:2]))
+
+
+def test_positions_that_the_example_does_not_reach_are_no_dimension() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.stem(x) + m.place[:, : x.shape[1]])
+
+    place = nn.Parameter(torch.zeros(1, 20, 8))
+    net = model(forward, stem=nn.Linear(5, 8), head=nn.Linear(8, 5), place=place)
+    flow = require_exact(net, torch.randn(2, 6, 5).double())
+    (dim,) = free(flow)
+    assert dim.size == 8
 
 
 def test_what_meets_an_input_stays() -> None:

@@ -71,6 +71,9 @@ class Atoms:
     def blocked(self, leaf: int) -> Block | None:
         return self._blocked.get(self.root(leaf))
 
+    def blocked_leaves(self) -> list[int]:
+        return [atom for atom in self._blocked if self._parent[atom] == atom]
+
     def is_product(self, atom: int) -> bool:
         return self.root(atom) in self._parts
 

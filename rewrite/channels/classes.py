@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .atoms import NONE, Block
@@ -42,44 +43,68 @@ class DimClass:
 
 
 def classes(flow: Flow) -> list[DimClass]:
-    """All dimension classes, in the order of the graph."""
-    groups: dict[tuple[Role, ...], list[int]] = {}
-    blocked: dict[tuple[Role, ...], list[int]] = {}
-    for leaf, roles in _roles(flow).items():
-        side = groups if flow.atoms.blocked(leaf) is None else blocked
-        side.setdefault(tuple(roles), []).append(leaf)
-    return [
-        _class(flow, roles, leaves)
-        for side in (groups, blocked)
-        for roles, leaves in side.items()
-        if len(leaves) > 1
-    ]
+    """All dimension classes that something makes or reads, those that can be cut first, in the
+    order of the graph.
+    """
+    found = [_class(flow, leaves, roles) for leaves, roles in _groups(flow) if len(leaves) > 1]
+    used = [dim for dim in found if any(flow.roles.get(p, "rides") != "rides" for p in dim.places)]
+    return sorted(used, key=lambda dim: bool(dim.blocks))
 
 
-def _class(flow: Flow, roles: tuple[Role, ...], leaves: list[int]) -> DimClass:
+def _class(flow: Flow, leaves: list[int], roles: list[Role]) -> DimClass:
     blocks = dict.fromkeys(flow.atoms.blocked(leaf) for leaf in leaves)
     (path, _), _ = roles[0]
     name = path.rpartition(".")[0] or path
-    return DimClass(name, tuple(leaves), roles, tuple(b for b in blocks if b is not None))
+    return DimClass(name, tuple(leaves), tuple(roles), tuple(b for b in blocks if b is not None))
 
 
-def _roles(flow: Flow) -> dict[int, dict[Role, None]]:
-    """Leaf -> the axes of parameters that carry it, in the order of the graph."""
+def _groups(flow: Flow) -> Iterator[tuple[list[int], list[Role]]]:
+    """Leaves with the same roles, blocked ones apart from others.
+
+    Every role gets a random number; leaves are told apart by the sum of theirs, so that no list of
+    roles has to be made for each leaf. Two sums are the same by chance once in 2^62.
+    """
+    listed = list(_listed(flow))
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(1, 2**62, (len(listed) + 1,), generator=generator)
+    sums = torch.zeros(len(flow.atoms), dtype=torch.int64)
+    for (_, leaves), key in zip(listed, keys[1:], strict=True):
+        sums[leaves] += key
+    sums[[leaf for leaf in flow.atoms.blocked_leaves() if sums[leaf]]] += keys[0]
+    order = dict.fromkeys(leaf for _, leaves in listed for leaf in leaves.tolist())
+    groups: dict[int, list[int]] = {}
+    for leaf, total in zip(order, sums[list(order)].tolist(), strict=True):
+        groups.setdefault(total, []).append(leaf)
+    firsts = {leaves[0]: leaves for leaves in groups.values()}
+    roles: dict[int, list[Role]] = {leaf: [] for leaf in firsts}
+    marks = torch.zeros(len(flow.atoms), dtype=torch.bool)
+    marks[list(firsts)] = True
+    for role, leaves in listed:
+        for leaf in leaves[marks[leaves]].tolist():
+            roles[leaf].append(role)
+    return ((firsts[leaf], found) for leaf, found in roles.items())
+
+
+def _listed(flow: Flow) -> Iterator[tuple[Role, Tensor]]:
+    """Every role, and the leaves that have it, in the order of the graph."""
     paths: dict[Key, str] = {}
     for path, key in flow.paths.items():
         paths.setdefault(key, path)
-    found: dict[int, dict[Role, None]] = {}
+    roots, products = flow.atoms.roots(), set(flow.atoms.products())
     for key, tracks in flow.params.items():
         for track in tracks:
-            for axis in axes_of(track):
-                for leaf, factor in _factors(flow, track):
-                    found.setdefault(leaf, {})[(paths[key], axis), factor] = None
-    return found
+            found = roots[track.reshape(-1)]
+            for factor, leaves in enumerate(_factors(flow, found, products)):
+                for axis in axes_of(track):
+                    yield ((paths[key], axis), factor), leaves
 
 
-def _factors(flow: Flow, track: Tensor) -> Iterator[tuple[int, int]]:
-    """Each leaf of a track, and which factor of the product it is."""
-    for atom in dict.fromkeys(track.reshape(-1).tolist()):
-        if atom != NONE:
-            for factor, leaf in enumerate(flow.atoms.leaves(atom)):
-                yield leaf, factor
+def _factors(flow: Flow, found: Tensor, products: set[int]) -> list[Tensor]:
+    """The leaves of roots, by the factor of the product that they are; each once."""
+    unique = list(dict.fromkeys(found.tolist()))
+    if products.isdisjoint(unique):
+        return [torch.tensor([root for root in unique if root != NONE], dtype=torch.int64)]
+    several = [flow.atoms.leaves(root) for root in unique if root != NONE]
+    width = max(map(len, several), default=0)
+    columns = (dict.fromkeys(own[i] for own in several if i < len(own)) for i in range(width))
+    return [torch.tensor(list(column), dtype=torch.int64) for column in columns]

@@ -70,6 +70,7 @@ def contracted(flow: Flow, call: Call) -> None:
         _read(dims, spec.shape, tracks, shape_at(value), spec.name)
     _mixed(dims, attrs)
     _summed(dims)
+    _tell_inputs(dims)
     _write(dims)
     for spec, value in operands:
         if spec.shape is None:
@@ -160,7 +161,7 @@ def _mixed(dims: _Dims, attrs: Mapping[str, Any]) -> None:
         hit = {name}
         if name in attrs:
             hit = {f"...{axis - rank}" for axis in axes_in(attrs[name], rank)}
-        if "statistics" in dims.call.op.traits and name in _of_params(dims):
+        if "statistics" in dims.call.op.traits and name in _of_params(dims) | attrs.keys():
             dims.flow.statistics[dims.call.node] = None
             continue
         for key, vectors in dims.known.items():
@@ -205,6 +206,17 @@ def _named(spec: ShapeSpec | None, rank: int) -> set[str]:
 def _outputs(dims: _Dims) -> set[str]:
     pairs = zip(dims.call.op.outputs, specs_of(dims.call.node), strict=False)
     return set().union(*(_named(s, len(v.shape)) for s, v in pairs if v is not None))
+
+
+def _tell_inputs(dims: _Dims) -> None:
+    """Parameters that the op reads like any value: `x @ w`."""
+    made = _outputs(dims)
+    pairs = zip(dims.call.op.inputs, dims.call.inputs, strict=True)
+    held = [(s, v) for s, v in pairs if isinstance(v, fx.Node) and v.op == "get_attr" and s.shape]
+    for spec, value in held:
+        for axis, expr in enumerate(_axes(spec.shape, len(shape_at(value)))):
+            role = "writes" if {_name(term) for term in _terms(expr) or ()} & made else "reads"
+            dims.flow.roles.setdefault((str(value.target), axis), role)
 
 
 def _summed(dims: _Dims) -> None:

@@ -17,7 +17,7 @@ from ..call import Call, tensor_at
 from ..sharing import storage_key
 from ..spec import TensorSpec
 from ..view import View
-from . import contraction, movement
+from . import contraction, einsum, movement
 from .atoms import Atoms, Block
 from .movement import Region
 from .sizes import shape_at, specs_of
@@ -41,7 +41,7 @@ class Flow:
     values: the tracks of each result of each node. params: those of each parameter, by its memory,
     so that tied ones are one. contracted: ops that sum over features. statistics: norms that are
     taken anew over the features that are left. recurrent: weights that lead from one step of time
-    to the next, by op. sized: settings that are the size of a dimension, by op. roles: whether an op
+    to the next, by op. sized: settings that are the size of a dimension. roles: whether an op
     "writes" along an axis of a parameter, "reads" along it, or lets features pass ("rides").
     regions: shuffles, by their last node.
     """
@@ -192,6 +192,7 @@ _OTHERS = {
     "interpolate": _resized,
     "prelu": contraction.sloped,
     "index_select": movement.chosen,
+    "einsum": einsum.summed,
 }
 
 

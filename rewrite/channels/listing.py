@@ -4,14 +4,15 @@ costs, and what keeps it from being cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from math import prod
 
+import torch
 from torch import Tensor, fx, nn
 
+from ...grammar.diagnostics import Label, did_you_mean, fail
 from ..call import tensor_at
 from .atoms import NONE, Block
 from .classes import DimClass, classes
@@ -26,7 +27,7 @@ COUNTED = ("conv", "linear")
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class Carrier:
     """One axis of a parameter that carries a dimension. tied: other paths to the same memory."""
 
     path: str
@@ -57,11 +58,11 @@ class Listed:
     parameters: int
     least: int
     most: int
-    seats: tuple[Seat, ...]
+    axes: tuple[Carrier, ...]
     reasons: tuple[Reason, ...]
 
-    def of(self, role: str) -> list[Seat]:
-        return [seat for seat in self.seats if seat.role == role]
+    def of(self, role: str) -> list[Carrier]:
+        return [axis for axis in self.axes if axis.role == role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,11 @@ class Listing:
 
 
 def listing(flow: Flow, at: str | None = None) -> Listing:
-    """All dimension classes, or those with a parameter at the path or glob `at`."""
+    """All dimension classes, or those with a parameter at the path or glob `at`. Raises U008 if
+    there is none.
+    """
     found, counts = classes(flow), _Counts(flow)
-    shown = (dim for dim in found if at is None or lies_at(dim, at))
+    shown = found if at is None else dims_at(found, at)
     free = [dim for dim in found if not dim.blocks]
     keys = counts.weights()
     return Listing(
@@ -90,32 +93,47 @@ def listing(flow: Flow, at: str | None = None) -> Listing:
         len(found),
         len(free),
         sum(counts.tensors[key].numel() for key in keys),
-        counts.carrying((leaf for dim in free for leaf in dim.leaves), keys),
+        counts.carrying([leaf for dim in free for leaf in dim.leaves], keys)[0],
     )
 
 
-def lies_at(dim: DimClass, glob: str) -> bool:
-    """Whether the class stands in a parameter at this path, or below it."""
-    return any(fnmatchcase(path, g) for path, _ in dim.places for g in (glob, f"{glob}.*"))
+def dims_at(dims: Sequence[DimClass], at: str) -> list[DimClass]:
+    """Those with a parameter at this path or glob, or below it. Raises U008 if there is none."""
+    found = [dim for dim in dims if any(_fits(path, at) for path, _ in dim.places)]
+    if not found:
+        known = dict.fromkeys(
+            name for d in dims for path, _ in d.places for name in (path.rpartition(".")[0], path)
+        )
+        hint = next(
+            iter(did_you_mean(at, known)), f"there are {', '.join(d.name for d in dims[:12])}"
+        )
+        place = Label(None, where=at)
+        raise fail("U008", f"no dimension of the model stands at `{at}`", place, help=hint)
+    return found
+
+
+def _fits(path: str, glob: str) -> bool:
+    return fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}.*")
 
 
 def _listed(flow: Flow, counts: _Counts, dim: DimClass) -> Listed:
-    one = [counts.carrying((leaf,), counts.seats[leaf]) for leaf in dim.leaves]
+    keys = dict.fromkeys(flow.paths[path] for path, _ in dim.places)
+    number, each = counts.carrying(dim.leaves, keys)
     return Listed(
         dim.name,
         dim.size,
-        counts.carrying(dim.leaves, counts.seats[dim.leaves[0]]),
-        min(one),
-        max(one),
-        tuple(_seat(flow, counts, place) for place in dim.places),
+        number,
+        int(each.min()),
+        int(each.max()),
+        tuple(_carrier(flow, counts, place) for place in dim.places),
         tuple(reason_of(flow, block) for block in dim.blocks),
     )
 
 
-def _seat(flow: Flow, counts: _Counts, place: Place) -> Seat:
+def _carrier(flow: Flow, counts: _Counts, place: Place) -> Carrier:
     path, axis = place
     tied = tuple(other for other in counts.paths[flow.paths[path]] if other != path)
-    return Seat(path, axis, flow.roles.get(place, "rides"), tied)
+    return Carrier(path, axis, flow.roles.get(place, "rides"), tied)
 
 
 # -- reasons ---------------------------------------------------------------------------------------
@@ -158,50 +176,55 @@ class _Counts:
             self.paths.setdefault(key, []).append(path)
         root = flow.view.root
         self.tensors: dict[Key, Tensor] = {k: tensor_at(root, p[0]) for k, p in self.paths.items()}
+        self.known: dict[int, tuple[int, ...]] = {}
 
     @cached_property
-    def seats(self) -> dict[int, dict[Key, dict[int, set[int]]]]:
-        """Leaf -> parameter -> axis -> positions."""
-        found: dict[int, dict[Key, dict[int, set[int]]]] = {}
-        for key in self.flow.params:
-            for axis, place, leaf in self._positions(key):
-                found.setdefault(leaf, {}).setdefault(key, {}).setdefault(axis, set()).add(place)
-        return found
+    def positions(self) -> dict[tuple[Key, int], Tensor]:
+        """For each axis of a parameter the pairs (position, leaf), int64 [2, pairs]."""
+        found: dict[tuple[Key, int], dict[tuple[int, int], None]] = {}
+        for key, tracks in self.flow.params.items():
+            for track in tracks:
+                for axis in axes_of(track):
+                    found.setdefault((key, axis), {}).update(self._pairs(track))
+        return {place: torch.tensor(list(pairs)).T for place, pairs in found.items() if pairs}
 
-    def _positions(self, key: Key) -> Iterator[tuple[int, int, int]]:
-        """(axis, position, leaf) of one parameter."""
-        for track in self.flow.params[key]:
-            for axis in axes_of(track):
-                for place, atom in enumerate(track.reshape(-1).tolist()):
-                    leaves = self.flow.atoms.leaves(atom) if atom != NONE else ()
-                    yield from ((axis, place, leaf) for leaf in leaves)
+    def _pairs(self, track: Tensor) -> dict[tuple[int, int], None]:
+        atoms = enumerate(track.reshape(-1).tolist())
+        return {(place, leaf): None for place, atom in atoms for leaf in self._leaves(atom)}
 
-    def carrying(self, leaves: Iterable[int], keys: Iterable[Key]) -> int:
-        """How many numbers of these parameters stand at a position of one of the leaves."""
-        wanted = tuple(leaves)
-        return sum(self._carried(key, wanted) for key in keys)
+    def _leaves(self, atom: int) -> tuple[int, ...]:
+        if atom not in self.known:
+            self.known[atom] = self.flow.atoms.leaves(atom) if atom != NONE else ()
+        return self.known[atom]
 
-    def _carried(self, key: Key, leaves: tuple[int, ...]) -> int:
-        tensor = self.tensors[key]
-        if not isinstance(tensor, nn.Parameter):
-            return 0
-        gone: list[set[int]] = [set() for _ in tensor.shape]
-        for leaf in leaves:
-            for axis, places in self.seats[leaf].get(key, {}).items():
-                gone[axis] |= places
-        left = prod(extent - len(lost) for extent, lost in zip(tensor.shape, gone, strict=True))
-        return tensor.numel() - left
+    def carrying(self, leaves: Sequence[int], keys: Iterable[Key]) -> tuple[int, Tensor]:
+        """How many numbers of these parameters stand at a position of one of the leaves, and of
+        each of them, int64 [leaves].
+        """
+        index = torch.full((len(self.flow.atoms),), -1)
+        index[list(leaves)] = torch.arange(len(leaves))
+        total, each = 0, torch.zeros(len(leaves), dtype=torch.int64)
+        for key in keys:
+            if isinstance(self.tensors[key], nn.Parameter):
+                number, own = self._carried(key, index, len(leaves))
+                total, each = total + number, each + own
+        return total, each
+
+    def _carried(self, key: Key, index: Tensor, count: int) -> tuple[int, Tensor]:
+        shape = self.tensors[key].shape
+        left, left_each = 1, torch.ones(count, dtype=torch.int64)
+        for axis, extent in enumerate(shape):
+            places, leaves = self.positions.get((key, axis), torch.zeros(2, 0).long())
+            own = index[leaves] >= 0
+            left *= extent - places[own].unique().numel()
+            left_each *= extent - index[leaves][own].bincount(minlength=count)
+        return shape.numel() - left, shape.numel() - left_each
 
     def weights(self) -> list[Key]:
         """The parameters of convolutions and linear layers."""
         view = self.flow.view
-        calls = (view.call(node) for node in view.root.graph.nodes)
-        paths = [
-            path
-            for call in calls
-            if call is not None and call.op.name.startswith(COUNTED)
-            for path in call.params.values()
-            if path is not None
-        ]
+        calls = [call for node in view.root.graph.nodes if (call := view.call(node)) is not None]
+        counted = [call for call in calls if call.op.name.startswith(COUNTED)]
+        paths = [path for call in counted for path in call.params.values() if path is not None]
         keys = dict.fromkeys(self.flow.key(path) for path in paths)
         return [key for key in keys if isinstance(self.tensors.get(key), nn.Parameter)]

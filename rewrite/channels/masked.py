@@ -30,17 +30,14 @@ def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     new = dict(zip(flow.view.root.graph.nodes, module.graph.nodes, strict=True))
     kept = Kept(flow.atoms, removed)
     for node in flow.contracted:
-        for value in dict.fromkeys(v for v in _call(flow, node).inputs if isinstance(v, fx.Node)):
+        for value in dict.fromkeys(_values(_call(flow, node))):
             axes = kept.axes(flow.of(value), len(shape_at(value)))
             if axes:
                 _mask(module, new[node], new[value], _gone(shape_at(value), axes))
     for node, names in flow.recurrent.items():
         _forget(module, flow, kept, _call(flow, node), names)
     for node in flow.statistics:
-        call = _call(flow, node)
-        axes = kept.axes(flow.of(call.inputs[0]), len(shape_at(node)))
-        if axes:
-            _renorm(module, flow, kept, call, new[node], axes)
+        _renew(module, flow, kept, _call(flow, node), new[node])
     finish(module)
     return module
 
@@ -49,6 +46,12 @@ def _call(flow: Flow, node: fx.Node) -> Call:
     call = flow.view.call(node)
     assert call is not None
     return call
+
+
+def _values(call: Call) -> list[fx.Node]:
+    """What the op reads, one tensor each."""
+    inputs = (v for value in call.inputs for v in (value if isinstance(value, tuple) else (value,)))
+    return [value for value in inputs if isinstance(value, fx.Node)]
 
 
 def _gone(shape: tuple[int, ...], axes: Axes) -> Tensor:
@@ -95,12 +98,16 @@ def _forget(
 
 
 class _OnWhatIsLeft(nn.Module):
-    """A norm over some positions of its input; all others come out as 0."""
+    """An op over some positions of its input; where the result has others too, they are 0.
 
-    def __init__(self, op: OpSpec, attrs: dict[str, Any], axes: Axes) -> None:
+    read, given: the positions that are left, by axis of the input and of the result.
+    """
+
+    def __init__(self, op: OpSpec, attrs: dict[str, Any], read: Axes, given: Axes) -> None:
         super().__init__()
-        self.op, self.attrs, self.axes = op, attrs, dict(axes)
+        self.op, self.attrs, self.read, self.given = op, attrs, dict(read), dict(given)
         self.params: dict[str, str | None] = {}
+        self.extents: dict[int, int] = {}
 
     def hold(self, name: str, value: Tensor | None) -> None:
         self.params[name] = None if value is None else f"own_{name}"
@@ -109,31 +116,35 @@ class _OnWhatIsLeft(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         params = {name: path and getattr(self, path) for name, path in self.params.items()}
-        found = self.op.run({self.op.inputs[0].name: selected(x, self.axes)}, params, self.attrs)
-        for axis, left in self.axes.items():
-            shape = [*found.shape[:axis], x.shape[axis], *found.shape[axis + 1 :]]
+        found = self.op.run({self.op.inputs[0].name: selected(x, self.read)}, params, self.attrs)
+        for axis, left in self.given.items():
+            shape = [*found.shape[:axis], self.extents[axis], *found.shape[axis + 1 :]]
             found = found.new_zeros(shape).index_copy(axis, left, found)
         return found
 
 
-def _renorm(
-    module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.Node, axes: Axes
-) -> None:
+def _renew(module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.Node) -> None:
+    """The op sees what is left, and nothing else."""
+    source = call.inputs[0]
+    read = kept.axes(flow.of(source), len(shape_at(source)))
+    if not read:
+        return
     attrs = settings(call.attrs)
     for name, vectors in flow.sized.get(call.node, {}).items():
         left = kept.axis(joined([vectors]), 0)
         if left is not None:
             attrs[name] = (len(left),) if call.op.attrs[name].type == "ints" else len(left)
-    norm = _OnWhatIsLeft(call.op, attrs, axes)
+    shape = shape_at(call.node)
+    layer = _OnWhatIsLeft(call.op, attrs, read, kept.axes(flow.of(call.node), len(shape)))
+    layer.extents = dict(enumerate(shape))
     for name, path in call.params.items():
         value = call.tensor(name)
         own = {} if path is None else kept.axes(flow.weight(path), 1)
-        norm.hold(name, None if value is None else selected(value.detach(), own))
-    name = free_name(module, "norm")
-    module.add_module(name, norm)
-    value = node.all_input_nodes[0]
+        layer.hold(name, None if value is None else selected(value.detach(), own))
+    name = free_name(module, "renewed")
+    module.add_module(name, layer)
     with module.graph.inserting_before(node):
-        new = module.graph.call_module(name, (value,))
+        new = module.graph.call_module(name, (node.all_input_nodes[0],))
     new.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)

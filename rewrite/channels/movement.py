@@ -211,13 +211,22 @@ def gated(flow: Flow, call: Call) -> None:
     flow.set(call.node, joined(axes))
 
 
+_OVER_WHAT_IS_LEFT = frozenset(
+    {"sum", "mean", "nansum", "amax", "amin", "var", "std", "norm", "logsumexp", "prod"}
+)
+"""Reductions that make sense over some of the features; not those that give positions."""
+
+
 def reduced(flow: Flow, call: Call) -> None:
-    """Reductions: features along a reduced axis must stay."""
+    """Reductions; those that give positions need all of them."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     attrs = settings(call.attrs)
     gone = axes_in(attrs.get("dim"), rank)
-    why = Block(call.node.name, f"{call.op.name} reduces over it")
-    block(flow.atoms, (v for axis in gone for v in along(tracks, axis)), why)
+    if call.op.name in _OVER_WHAT_IS_LEFT:
+        flow.statistics[call.node] = None
+    else:
+        why = Block(call.node.name, f"{call.op.name} reduces over it")
+        block(flow.atoms, (v for axis in gone for v in along(tracks, axis)), why)
     kept = [() if axis in gone else along(tracks, axis) for axis in range(rank)]
     if not attrs.get("keepdim"):
         kept = [vectors for axis, vectors in enumerate(kept) if axis not in gone]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .kept import Axes, selected
 from .movement import Region, reordered
 from .sizes import settings, shape_at, specs_of
 from .tracks import on_axis
-from .work import Work, free_name
+from .work import Share, Work, free_name
 
 Shape = tuple[int, ...]
 
@@ -121,8 +122,18 @@ class _Job:
         written = self.call.attrs[_SIZES[self.call.op.name]]
         if len(written) == len(wanted):
             pairs = zip(written, wanted, strict=True)
-            yield tuple(w if self.work.now(w) in (n, -1) else n for w, n in pairs)
+            yield tuple(self._size(w, n) for w, n in pairs)
         yield wanted
+
+    def _size(self, written: Any, wanted: int) -> Any:
+        """What is written, if it holds; a share of it, if it is computed (from the batch, say)."""
+        now = self.work.now(written)
+        if now in (wanted, -1):
+            return written
+        if not isinstance(written, fx.Node) or now < 1:
+            return wanted
+        common = gcd(now, wanted)
+        return Share(written, wanted // common, now // common)
 
     def _before(self, axis: int, start: int) -> int:
         """How many positions in front of one stay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,6 +22,15 @@ from .tracks import Tracks
 def free_name(module: nn.Module, stem: str) -> str:
     """A name that nothing in the module has."""
     return next(n for i in count() if not hasattr(module, n := f"{stem}_{i}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A size that is computed from the batch, say: `times / over` of what it was."""
+
+    node: fx.Node
+    times: int
+    over: int
 
 
 @dataclass
@@ -58,6 +68,8 @@ class Work:
 
     def now(self, value: Any) -> Any:
         """The number that a node gives after the cut; anything else as it is."""
+        if isinstance(value, Share):
+            return self.now(value.node) * value.times // value.over
         if not isinstance(value, fx.Node):
             return value
         return self.numbers.get(value, value.meta.get("val"))
@@ -108,4 +120,17 @@ class Work:
         self.new[node] = new
 
     def _renewed(self, value: Any) -> Any:
+        if isinstance(value, Share):
+            return self._computed(value)
         return self.new[value] if isinstance(value, fx.Node) else value
+
+    def _computed(self, share: Share) -> fx.Node:
+        """Nodes that compute the share of a size."""
+        node = self.new[share.node]
+        for function, number in ((operator.mul, share.times), (operator.floordiv, share.over)):
+            if number != 1:
+                with self.module.graph.inserting_after(node):
+                    new = self.module.graph.call_function(function, (node, number))
+                new.meta["val"] = function(node.meta["val"], number)
+                node = new
+        return node
