@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class Scale:
 
     def _of_planned(self, planned: Planned, value: Any) -> Any:
         params = {n: cast(_tensor(p), torch.float64) for n, p in planned.params.items()}
-        inputs = dict(zip((spec.name for spec in planned.op.inputs), planned.inputs, strict=False))
+        names = (spec.name for spec in planned.op.inputs)  # absent ones at the end are left out
+        inputs = dict(zip_longest(names, planned.inputs))
         return self._scale(planned.op, inputs, params, planned.attrs, value)
 
     def _scale(

@@ -40,6 +40,13 @@ class Atoms:
         self._parts: dict[int, tuple[int, ...]] = {}
         self._blocked: dict[int, Block] = {}
 
+    def copy(self) -> Atoms:
+        """The same atoms; what is coupled or blocked here from now on is not there."""
+        other = Atoms()
+        other._parent = list(self._parent)
+        other._parts, other._blocked = dict(self._parts), dict(self._blocked)
+        return other
+
     def __len__(self) -> int:
         return len(self._parent)
 

@@ -9,12 +9,13 @@ from torch import fx
 
 from ..call import tensor_at
 from ..view import View
+from .atoms import Atoms, Block
 from .cut import cutting
 from .flow import Flow
 from .kept import selected
 from .movement import Region, constant
 from .sizes import specs_of
-from .tracks import Tracks, Vectors, along, joined
+from .tracks import Tracks, Vectors, along, block, joined
 from .work import Work
 
 
@@ -23,22 +24,22 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
     does.
     """
     work = cutting(flow, removed)
-    new = Flow(View(work.module, flow.view.vocabulary), flow.atoms)
+    new = Flow(View(work.module, flow.view.vocabulary), flow.atoms.copy())
     left = {node: work.new[node] for node in flow.values if not work.new[node]._erased}
     for node in work.module.graph.nodes:
         new.values[node] = [()]
     for old, node in left.items():
         results = range(len(flow.values[old]))
-        new.values[node] = [_left(work, old, index) for index in results]
+        new.values[node] = [_left(work, new.atoms, old, index) for index in results]
     for path, key in flow.paths.items():
         tracks, rank = flow.params.get(key, ()), tensor_at(flow.view.root, path).ndim
-        new.params.setdefault(new.key(path), _selected(work, tracks, rank))
+        new.params.setdefault(new.key(path), _selected(work, new.atoms, tracks, rank))
     new.roles = dict(flow.roles)
     new.contracted = {left[node]: None for node in flow.contracted}
     new.statistics = {left[node]: None for node in flow.statistics}
     new.recurrent = {left[node]: names for node, names in flow.recurrent.items()}
     new.sized = {
-        left[node]: {name: _vectors(work, vectors) for name, vectors in named.items()}
+        left[node]: {name: _vectors(work, new.atoms, vectors) for name, vectors in named.items()}
         for node, named in flow.sized.items()
     }
     for old, node in left.items():
@@ -48,25 +49,30 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
     return new
 
 
-def _left(work: Work, node: fx.Node, result: int) -> Tracks:
+def _left(work: Work, atoms: Atoms, node: fx.Node, result: int) -> Tracks:
     specs, tracks = specs_of(node), work.flow.values[node][result]
     spec = specs[result] if result < len(specs) else None
-    return tracks if spec is None else _selected(work, tracks, len(spec.shape))
+    return tracks if spec is None else _selected(work, atoms, tracks, len(spec.shape))
 
 
-def _selected(work: Work, tracks: Tracks, rank: int) -> Tracks:
-    """The tracks at the positions that stay. A feature that stands alone needs no track."""
+def _selected(work: Work, atoms: Atoms, tracks: Tracks, rank: int) -> Tracks:
+    """The tracks at the positions that stay. A feature that stands alone has no track, so it has to
+    stay: without it nothing would be left there.
+    """
     axes = work.kept.axes(tracks, rank)
     found = []
     for track in tracks:
         own = {axis: kept for axis, kept in axes.items() if track.shape[axis] > 1}
         part = selected(track, own)
-        found += [part] if part.numel() > 1 else []
+        if part.numel() > 1:
+            found.append(part)
+        else:
+            block(atoms, (part,), Block("the cut", "one feature is left of it"))
     return tuple(found)
 
 
-def _vectors(work: Work, vectors: Vectors) -> Vectors:
-    return along(_selected(work, joined([vectors]), 1), 0)
+def _vectors(work: Work, atoms: Atoms, vectors: Vectors) -> Vectors:
+    return along(_selected(work, atoms, joined([vectors]), 1), 0)
 
 
 def _region(work: Work, node: fx.Node) -> Region | None:

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from ...grammar.diagnostics import Label, did_you_mean, fail
 from ..call import tensor_at
 from .atoms import NONE, Block
-from .classes import DimClass, classes
-from .flow import Flow, Key, Place
+from .classes import DimClass, Role, classes
+from .flow import Flow, Key
 from .tracks import axes_of
 
 ROLES = ("writes", "rides", "reads")
@@ -28,10 +28,13 @@ COUNTED = ("conv", "linear")
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """One axis of a parameter that carries a dimension. tied: other paths to the same memory."""
+    """One axis of a parameter that carries a dimension. factor: where the axis is a product (of
+    heads and their widths, say), which of its factors, from 0. tied: other paths to the same memory.
+    """
 
     path: str
     axis: int
+    factor: int
     role: str
     tied: tuple[str, ...]
 
@@ -125,15 +128,15 @@ def _listed(flow: Flow, counts: _Counts, dim: DimClass) -> Listed:
         number,
         int(each.min()),
         int(each.max()),
-        tuple(_carrier(flow, counts, place) for place in dim.places),
+        tuple(_carrier(flow, counts, role) for role in dim.roles),
         tuple(reason_of(flow, block) for block in dim.blocks),
     )
 
 
-def _carrier(flow: Flow, counts: _Counts, place: Place) -> Carrier:
-    path, axis = place
+def _carrier(flow: Flow, counts: _Counts, role: Role) -> Carrier:
+    (path, axis), factor = role
     tied = tuple(other for other in counts.paths[flow.paths[path]] if other != path)
-    return Carrier(path, axis, flow.roles.get(place, "rides"), tied)
+    return Carrier(path, axis, factor, flow.roles.get((path, axis), "rides"), tied)
 
 
 # -- reasons ---------------------------------------------------------------------------------------

@@ -160,6 +160,8 @@ def chosen(flow: Flow, call: Call) -> None:
         return
     tracks, axis = flow.separate(source), call.attrs["dim"] % len(shape_at(source))
     axes = [along(tracks, at) for at in range(len(shape_at(source)))]
+    if len(places) == 1:
+        block(flow.atoms, axes[axis], Block(call.node.name, "it picks single positions"))
     axes[axis] = tuple(vector[places] for vector in axes[axis])
     flow.regions[call.node] = Region(source, axis, places, ())
     flow.set(call.node, joined(axes))
