@@ -209,8 +209,16 @@ def mean(x: Tensor, axis: int | None = None) -> Tensor | Number:
     return wide(x).mean().item() if axis is None else wide(x).mean(dim=axis).to(x.dtype)
 
 
+def rows(w: Tensor | None, first: int, last: int) -> Tensor | None:
+    """Rows `first` to `last - 1` of `w [R, ...]`; an absent weight stays absent."""
+    if w is None:
+        return None
+    require(0 <= first <= last <= len(w), "rows", f"{first} to {last} of {len(w)} rows")
+    return w[first:last]
+
+
 FUNCTIONS = (
     svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
-    sqrt, exp, log, abs_, round_up, min_, max_, sum_, mean,
+    sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

@@ -24,6 +24,11 @@ class AttrSpec:
     dim: str | None
 
     @property
+    def is_size(self) -> bool:
+        """Whether the default is computed from dimensions alone."""
+        return bool(self.needs) and all(name[0].isupper() for name in self.needs)
+
+    @property
     def width(self) -> int | None:
         """How many numbers an `int2` or `int3` has."""
         return int(self.type[3]) if self.type in ("int2", "int3") else None

@@ -51,8 +51,8 @@ STATEMENT = (
     "proved: follows from the op declarations for all inputs of the recorded ranks. tested: "
     "compared on the stated number of samples within the stated tolerance; it says nothing about "
     "other inputs. Each application compares the perturbed "
-    "original with the rewrite in float64 and in the model's own precision, on random inputs. A cut "
-    "of a dimension compares the whole perturbed model with the cut one on the example inputs."
+    "original with the rewrite in float64 and in the model's own precision, on random inputs. A "
+    "cut of a dimension compares the whole perturbed model with the cut one on the example inputs."
 )
 
 

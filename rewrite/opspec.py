@@ -193,7 +193,7 @@ class OpSpec:
         if spec.dim is not None:
             value: Any = scope.get(spec.dim, 1)
             return (value,) if spec.type == "ints" else value
-        value = spec.default(scope)
+        value = spec.default(scope) if spec.needs <= scope.keys() or not spec.is_size else 1
         return (value,) * spec.width if spec.width and isinstance(value, int) else value
 
     # -- dimensions --------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ class Both:
         for tries in drawn:
             try:
                 return tries, self.left(tries[0], torch.float64)
-            except (RuntimeError, ValueError, IndexError) as error:
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 refused = error
         place = Label(None, where=self.site.name)
         note = str(refused).splitlines()[0]
@@ -215,7 +215,7 @@ class Both:
                 if dtype is not None
                 else run_emitted(self.plan, self.emitted, outside)
             )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             note = f"the rewrite cannot run: {str(error).splitlines()[0]}"
             return [Comparison("", math.inf, 0.0, note)]
         return [self._output(probe, name, left, right) for name in self.site.outputs]

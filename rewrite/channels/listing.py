@@ -28,8 +28,10 @@ COUNTED = ("conv", "linear")
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """One axis of a parameter that carries a dimension. factor: where the axis is a product (of
-    heads and their widths, say), which of its factors, from 0. tied: other paths to the same memory.
+    """One axis of a parameter that carries a dimension.
+
+    factor: where the axis is a product (of heads and their widths, say), which of its factors, from
+    0. tied: other paths to the same memory.
     """
 
     path: str

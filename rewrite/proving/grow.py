@@ -251,6 +251,8 @@ class _Planter:
                 attrs[name] = read_attr(attr, self._wanted(keyword))
             elif attr.dim is not None:
                 attrs[name] = read_attr(attr, scope.get(attr.dim, defaults[name]))
+            elif attr.is_size and attr.needs <= scope.keys():
+                attrs[name] = read_attr(attr, attr.default(scope))
             else:
                 spoilt = keyword is not None and keyword is self.spoil
                 unlike = self._wanted(keyword) if spoilt else ANY

@@ -26,6 +26,7 @@ CONTEXT = ("relu", "tanh", "neg", "sigmoid")
 
 _ILLEGAL = (
     LissomError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError,
+    AssertionError,
 )  # fmt: skip
 """What torch raises for settings that an op does not take."""
 
