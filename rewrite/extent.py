@@ -57,11 +57,14 @@ def slices(*roles: str) -> Callable[[Scope, Extent], tuple[Tensor, ...]]:
 
 def _rows(dim: Extent, path: str, axis: int) -> Tensor:
     tensor = tensor_at(dim.flow.view.root, path).detach().double().movedim(axis, 0)
-    places = _positions(dim, path, axis)
+    tensor, places = tensor.reshape(len(tensor), -1), _positions(dim, path, axis)
     width = max(map(len, places))
+    if all(len(own) == width for own in places):
+        index = torch.tensor(places)
+        whole = width == 1 and torch.equal(index[:, 0], torch.arange(len(tensor)))
+        return tensor if whole else tensor[index].flatten(1)
     index = torch.tensor([[*own, *[-1] * (width - len(own))] for own in places])
-    rows = tensor.reshape(len(tensor), -1)[index]
-    return torch.where((index < 0)[:, :, None], 0.0, rows).flatten(1)
+    return torch.where((index < 0)[:, :, None], 0.0, tensor[index]).flatten(1)
 
 
 def _positions(dim: Extent, path: str, axis: int) -> list[list[int]]:
@@ -77,8 +80,10 @@ def _leaves(flow: Flow, path: str, axis: int) -> Iterator[tuple[int, int]]:
     for track in flow.params[flow.key(path)]:
         if track.shape[axis] > 1:
             for place, atom in enumerate(track.reshape(-1).tolist()):
-                if atom:
+                if flow.atoms.is_product(atom):
                     yield from ((place, leaf) for leaf in flow.atoms.leaves(atom))
+                else:
+                    yield place, flow.atoms.root(atom)
 
 
 DIM_QUESTIONS: Mapping[str, Callable[..., Any]] = {

@@ -121,6 +121,20 @@ class Atoms:
         else:
             self.block((*a, *b), why)
 
+    def couple_each(self, left: Sequence[int], right: Sequence[int], why: Block) -> None:
+        """Position by position; NONE where a position has no feature."""
+        root, parts = self.root, self._parts
+        for a, b in zip(left, right, strict=True):
+            x, y = root(a), root(b)
+            if x == y:
+                continue
+            if NONE in (x, y):
+                self.block((x, y), why)
+            elif x in parts or y in parts:
+                self.couple((x,), (y,), why)
+            else:
+                self._join(x, y)
+
     def _join(self, left: int, right: int) -> None:
         """Two leaves become one."""
         left, right = self.root(left), self.root(right)

@@ -154,6 +154,9 @@ def couple(atoms: Atoms, left: Vectors, right: Vectors, why: Block) -> None:
         return
     if len(left) == len(right) and all(map(torch.equal, left, right)):
         return
+    if len(left) == len(right) == 1:
+        atoms.couple_each(left[0].tolist(), right[0].tolist(), why)
+        return
     for a, b in zip(_positions(left), _positions(right), strict=True):
         if not a or not b:
             atoms.block((*a, *b), why)
