@@ -1,8 +1,9 @@
-"""Asks one rule about one model: what `why` does before it prints."""
+"""Asks about one model, and one rule: what `why` and `dims` do before they print."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from .model_file import load_model
 from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.capture import capture
+from .rewrite.channels.listing import Listing, listing
 from .rewrite.compile import Options, example_of, working_state
 from .rewrite.evaluate import Scope
 from .rewrite.funnel import Funnel, funnel, opaque_at
@@ -36,13 +38,33 @@ def ask(
 
     The rule has the arguments that the program's pipeline gives it, overridden by `settings`.
     """
-    read = load_program(Path(program)) if program is not None else program_of("", "<no program>")
+    read = _program(program)
     source = _rule(read, rule)
     state = _state(model, read, out)
-    given = _given(read, rule, state) | read_settings(settings, source.params)
+    compiled = compile_rule(
+        source, _given(read, rule, state) | read_settings(settings, source.params)
+    )
     with out.progress(f"asking {rule}"):
-        found = funnel(state, compile_rule(source, given), at, nearest)
-    return found, opaque_at(state, at) if at is not None else []
+        found = funnel(state, compiled, at, nearest)
+    # What keeps a dimension from being cut names the opaque ops that read it.
+    return found, opaque_at(state, at) if at is not None and not compiled.dim else []
+
+
+def dimensions(
+    out: Output, model: str, at: str | None, program: str | None, blocked: bool
+) -> Listing:
+    """The dimensions of a model: those at the path or glob `at`, those that cannot be cut.
+
+    Raises U008 if none is at `at`.
+    """
+    state = _state(model, _program(program), out)
+    with out.progress("following features"):
+        found = listing(state.features(), at)
+    return replace(found, dims=tuple(d for d in found.dims if d.reasons)) if blocked else found
+
+
+def _program(path: str | None) -> Program:
+    return load_program(Path(path)) if path is not None else program_of("", "<no program>")
 
 
 def _rule(program: Program, name: str) -> t.Rule:

@@ -15,6 +15,7 @@ COMMANDS = {
     "pages": "Write pages about rules: what they do, and the evidence.",
     "explain": "Say what a code means, or what a rule does.",
     "why": "Say why a rule does or does not match a model.",
+    "dims": "List the dimensions of a model that can be cut, and why others cannot.",
     "plan": "Show what a program would do to a model, and save it.",
     "apply": "Compress a model, verify the result, and write it.",
     "bisect": "Find the rewrite that breaks a promise.",

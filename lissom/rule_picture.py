@@ -1,8 +1,11 @@
-"""A rule as a Mermaid flowchart: ops are boxes, values arrows, constants dotted."""
+"""A rule as a Mermaid flowchart: ops are boxes, values arrows, constants dotted. Of a rule over
+dimensions: who makes the dimension and who reads it.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .grammar import tree as t
@@ -15,22 +18,28 @@ _REPEATED = {"": "", "?": " (or none)", "*": " (any number in a row)"}
 
 
 def picture(rule: t.Rule, known: Known) -> str:
-    """The flowchart of both sides; empty for a rule that matches no op."""
+    """The flowchart of both sides; empty for a rule that matches neither ops nor a dimension."""
+    if rule.all(t.MatchDim):
+        return _dim_picture(rule)
     both = sides(rule, known)
     if not both.left:
         return ""
     before, after = _Side(both, known, "b"), _Side(both, known, "a")
     before.draw_left()
     after.draw_right()
-    dotted = before.dotted + after.dotted
+    sub = [*_subgraph("before", before.lines), *_subgraph("after", after.lines)]
+    return _flowchart(sub, before.dotted + after.dotted)
+
+
+def _flowchart(subgraphs: Sequence[str], dotted: Sequence[str]) -> str:
     style = ["  classDef constant stroke-dasharray: 4 4", f"  class {','.join(dotted)} constant"]
-    return "\n".join([
-        "flowchart LR",
-        *before.subgraph("before"),
-        *after.subgraph("after"),
-        "  before ==> after",
-        *(style if dotted else []),
-    ])  # fmt: skip
+    shown = style if dotted else []
+    return "\n".join(["flowchart LR", *subgraphs, "  before ==> after", *shown])
+
+
+def _subgraph(title: str, lines: Sequence[str]) -> list[str]:
+    inside = [f"    {line}" for line in lines]
+    return [f"  subgraph {title}", "    direction TB", *inside, "  end"]
 
 
 def quoted(text: str) -> str:
@@ -52,10 +61,6 @@ class _Side:
     drawn: dict[int, str] = field(default_factory=dict)
     dotted: list[str] = field(default_factory=list)
     count: int = 0
-
-    def subgraph(self, title: str) -> list[str]:
-        inside = [f"    {line}" for line in self.lines]
-        return [f"  subgraph {title}", "    direction TB", *inside, "  end"]
 
     def draw_left(self) -> None:
         for step in self.both.left:
@@ -163,6 +168,37 @@ class _Side:
         node = f"{self.letter}{self.count}"
         self.lines.append(f"{node}{shape}")
         return node
+
+
+# -- a dimension -----------------------------------------------------------------------------------
+
+ROLES = ("writers", "riders", "readers")
+"""The parameters that make a dimension, let it pass and read it, as rules call them."""
+
+
+def _dim_picture(rule: t.Rule) -> str:
+    """Who makes the dimension, passes it on and reads it; what is masked first is dotted."""
+    dim = rule.all(t.MatchDim)[0].dim.text
+    steps = [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Assign)]
+    kept = _flat(steps[0].value) if steps else dim
+    masks = [_text(move) for p in rule.all(t.Perturb) for move in p.moves]
+    masked = {f"b{4 + number}": text for number, text in enumerate(masks)}
+    dotted = [f"{node}[{quoted(text)}]" for node, text in masked.items()]
+    dotted += [f"{node} -.-> b3" for node in masked]
+    before, after = _layers("b", dim, dim), _layers("a", dim, f"{dim} := {kept}")
+    subgraphs = [*_subgraph("before", [*before, *dotted]), *_subgraph("after", after)]
+    return _flowchart(subgraphs, list(masked))
+
+
+def _layers(letter: str, dim: str, title: str) -> list[str]:
+    """Three boxes, the dimension on the arrows between them."""
+    boxes = [f"{letter}{n}[{quoted(f'{role}({dim})')}]" for n, role in enumerate(ROLES, 1)]
+    arrows = [f"{letter}{n} -->|{quoted(title)}| {letter}{n + 1}" for n in (1, 2)]
+    return boxes + arrows
+
+
+def _text(node: t.Node) -> str:
+    return " ".join(node.span.text.split())
 
 
 def _flat(expr: t.Expr) -> str:

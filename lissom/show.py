@@ -152,7 +152,8 @@ def _sought(out: Output, found: Funnel) -> None:
     if found.candidates:
         return
     rows = [(" or ".join(line.ops), str(line.count)) for line in found.sought]
-    out.table([("the rule looks for", "in the graph"), *rows], "<>", header=True)
+    if rows:
+        out.table([("the rule looks for", "in the graph"), *rows], "<>", header=True)
     for line in found.sought:
         _hidden(out, f"may be {' or '.join(line.ops)}", line.hidden)
     _hidden(out, "may be anything", found.unknown)

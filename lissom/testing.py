@@ -23,6 +23,7 @@ from .model_file import load_tables
 from .passes.functions import FUNCTIONS
 from .rewrite.ops import Vocabulary
 from .rewrite.proving.cases import CaseResult, run_test
+from .rewrite.proving.dim_proof import prove_dims
 from .rewrite.proving.propose import Proposal, propose
 from .rewrite.proving.prove import prove
 from .rewrite.proving.report import Report, report_of
@@ -91,15 +92,15 @@ def run(job: Job) -> Report | Proposal | str:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch speaks of tiny extents, which are meant
     rule = _program(job.path).own_rules[job.rule]
-    if holes(rule):
+    over_dims = bool(rule.all(t.MatchDim))
+    if holes(rule) and not over_dims:
         return propose(_subject(job.path, rule, job.python), job.models, job.seed)
     try:
         check_supported(rule)
-        if rule.all(t.MatchDim):
-            return "rules over dimensions are not tested yet"
     except LissomError as error:
         return error.diagnostics[0].message
-    return report_of(prove(_subject(job.path, rule, job.python), job.models, job.seed), rule)
+    proved = prove_dims if over_dims else prove
+    return report_of(proved(_subject(job.path, rule, job.python), job.models, job.seed), rule)
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | Proposal | str]]:

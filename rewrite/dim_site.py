@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Label, LissomError, fail
 from .binding import GUARDS, PLAN, SITES, Miss
 from .channels.carry import cut_and_carry
 from .channels.classes import DimClass, classes
@@ -87,8 +87,13 @@ def _lies_at(flow: Flow, dim: DimClass, glob: str) -> bool:
 
 def alive_dims(state: State, dims: list[DimClass]) -> list[DimClass]:
     """What has become of classes since: they keep their places when others are cut."""
-    now = {dim.roles: dim for dim in classes(state.features())}
-    return [now[dim.roles] for dim in dims if dim.roles in now]
+    now = {_key(dim): dim for dim in classes(state.features())}
+    return [now[_key(dim)] for dim in dims if _key(dim) in now]
+
+
+def _key(dim: DimClass) -> object:
+    """Some features of one axis may be free and others not: they are two classes."""
+    return dim.roles, bool(dim.blocks)
 
 
 # -- one class -------------------------------------------------------------------------------------
@@ -97,7 +102,13 @@ def alive_dims(state: State, dims: list[DimClass]) -> list[DimClass]:
 def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
     """A rule at one class, verified; or the reason why not. Raises V101 if the cut is not exact."""
     found = _examined(state, rule, dim)
-    return found if isinstance(found, Miss) else _prepared(state, found)
+    try:
+        return found if isinstance(found, Miss) else _prepared(state, found)
+    except LissomError as error:
+        first = error.diagnostics[0]
+        if first.code not in ("R010", "R011"):
+            raise
+        return _miss(state, rule, PLAN, first.message, first.code)
 
 
 def _examined(state: State, rule: Rule, dim: DimClass) -> DimSite | Miss:

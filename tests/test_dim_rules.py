@@ -17,7 +17,7 @@ from lissom.rewrite.dim_site import EXACT_CUT
 from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.store import load
 
-from .cutting import randomised, shapes
+from .cutting import flow_of, randomised, shapes
 from .support import library
 
 PRUNE = library("prune")
@@ -212,3 +212,28 @@ def test_a_wrong_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dim_site, "masked", forgetful)
     with pytest.raises(LissomError, match="V101"):
         compiled(PRUNE + pipeline("once prune_l1(ratio = 50%)"))
+
+
+def test_a_free_part_of_an_axis_is_cut_beside_a_blocked_one() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.head(y + torch.cat([y[:, :9].sigmoid(), x], 1))
+
+    result = compiled(PRUNE + pipeline("once prune_l1(ratio = 50%)"), randomised(Half()).float())
+    assert applied(result) == {"a": "9 -> 5"}
+
+
+def test_what_makes_reads_and_passes() -> None:
+    net = randomised(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8),
+                      nn.Flatten(), nn.Linear(8 * 36, 6), nn.Linear(6, 5))
+    )  # fmt: skip
+    roles = flow_of(net, IMAGES.double()).roles
+    assert {roles["0.weight", 0], roles["0.bias", 0], roles["4.bias", 0]} == {"writes"}
+    assert {roles["1.weight", 0], roles["1.bias", 0], roles["2.weight", 0]} == {"rides"}
+    assert {roles["4.weight", 1], roles["5.weight", 1]} == {"reads"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ Role = tuple[Place, int]
 """A place, and which factor of a product the feature is there: heads are the first, their widths
 the second.
 """
+
+
+Listed = tuple[Role, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,31 @@ def classes(flow: Flow) -> list[DimClass]:
     """All dimension classes that something makes or reads, those that can be cut first, in the
     order of the graph.
     """
-    found = [_class(flow, leaves, roles) for leaves, roles in _groups(flow) if len(leaves) > 1]
+    listed = list(_listed(flow))
+    products = {place for (place, factor), _ in listed if factor}
+    groups = ((leaves, roles) for leaves, roles in _groups(flow, listed) if len(leaves) > 1)
+    found = [_class(flow, leaves, roles, products) for leaves, roles in groups]
     used = [dim for dim in found if any(flow.roles.get(p, "rides") != "rides" for p in dim.places)]
     return sorted(used, key=lambda dim: bool(dim.blocks))
 
 
-def _class(flow: Flow, leaves: list[int], roles: list[Role]) -> DimClass:
+def _class(
+    flow: Flow, leaves: list[int], roles: list[Role], products: Collection[Place]
+) -> DimClass:
+    """A factor of an axis is named after it, with its number: `qkv:0` heads of widths `qkv:1`."""
     blocks = dict.fromkeys(flow.atoms.blocked(leaf) for leaf in leaves)
-    (path, _), _ = roles[0]
+    (path, axis), factor = roles[0]
     name = path.rpartition(".")[0] or path
+    name = f"{name}:{factor}" if (path, axis) in products else name
     return DimClass(name, tuple(leaves), tuple(roles), tuple(b for b in blocks if b is not None))
 
 
-def _groups(flow: Flow) -> Iterator[tuple[list[int], list[Role]]]:
+def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], list[Role]]]:
     """Leaves with the same roles, blocked ones apart from others.
 
     Every role gets a random number; leaves are told apart by the sum of theirs, so that no list of
     roles has to be made for each leaf. Two sums are the same by chance once in 2^62.
     """
-    listed = list(_listed(flow))
     generator = torch.Generator().manual_seed(0)
     keys = torch.randint(1, 2**62, (len(listed) + 1,), generator=generator)
     sums = torch.zeros(len(flow.atoms), dtype=torch.int64)
@@ -85,7 +94,7 @@ def _groups(flow: Flow) -> Iterator[tuple[list[int], list[Role]]]:
     return ((firsts[leaf], found) for leaf, found in roles.items())
 
 
-def _listed(flow: Flow) -> Iterator[tuple[Role, Tensor]]:
+def _listed(flow: Flow) -> Iterator[Listed]:
     """Every role, and the leaves that have it, in the order of the graph."""
     paths: dict[Key, str] = {}
     for path, key in flow.paths.items():

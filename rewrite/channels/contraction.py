@@ -36,12 +36,14 @@ class _Dims:
     env: Mapping[str, Any]
     known: dict[str, Vectors] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
+    read: set[str] = field(default_factory=set)
 
     def why(self, reason: str) -> Block:
         return Block(self.call.node.name, f"{self.call.op.name} {reason}")
 
     def meet(self, name: str, vectors: Vectors) -> None:
         """An axis of an input is this dimension."""
+        self.read.add(name)
         if name not in self.known and not (name in self.bare and vectors):
             if vectors:
                 self.known[name] = vectors
@@ -212,8 +214,9 @@ def _tell_inputs(dims: _Dims) -> None:
     """Parameters that the op reads like any value: `x @ w`."""
     made = _outputs(dims)
     pairs = zip(dims.call.op.inputs, dims.call.inputs, strict=True)
-    held = [(s, v) for s, v in pairs if isinstance(v, fx.Node) and v.op == "get_attr" and s.shape]
-    for spec, value in held:
+    for spec, value in pairs:
+        if spec.shape is None or not isinstance(value, fx.Node) or value.op != "get_attr":
+            continue
         for axis, expr in enumerate(_axes(spec.shape, len(shape_at(value)))):
             role = "writes" if {_name(term) for term in _terms(expr) or ()} & made else "reads"
             dims.flow.roles.setdefault((str(value.target), axis), role)
@@ -244,7 +247,7 @@ def _write(dims: _Dims) -> None:
     for spec in op.params:
         path, tensor = dims.call.params[spec.name], dims.call.tensor(spec.name)
         if path is not None and tensor is not None and spec.shape is not None:
-            _tell_roles(dims, path, spec.shape, tensor.ndim, made)
+            _tell_roles(dims, path, spec.shape, tensor.shape)
             dims.flow.give(path, _labelled(dims, spec.shape, tensor.shape, made))
             if _reads_itself(spec.shape, tensor.ndim):
                 dims.flow.recurrent.setdefault(dims.call.node, []).append(spec.name)
@@ -252,11 +255,16 @@ def _write(dims: _Dims) -> None:
     dims.flow.set(dims.call.node, *results)
 
 
-def _tell_roles(dims: _Dims, path: str, spec: ShapeSpec, rank: int, made: set[str]) -> None:
-    for axis, expr in enumerate(_axes(spec, rank)):
-        names = {_name(term) for term in _terms(expr) or ()} - {None}
-        read = dims.known.keys() | dims.bare
-        role = "reads" if not names & made else "writes" if names & made - read else "rides"
+def _tell_roles(dims: _Dims, path: str, spec: ShapeSpec, shape: Sequence[int]) -> None:
+    """What the op does along each axis of a parameter, by the dimensions with more than one
+    position that the axis is made of.
+    """
+    made = _outputs(dims)
+    for axis, expr in enumerate(_axes(spec, len(shape))):
+        terms = _terms(expr) or []
+        pairs = zip(terms, _sizes(dims, terms, shape[axis]) if terms else (), strict=True)
+        names = {_name(term) for term, size in pairs if size > 1} - {None}
+        role = "reads" if not names & made else "writes" if names & made - dims.read else "rides"
         dims.flow.roles.setdefault((path, axis), role)
 
 
