@@ -83,6 +83,13 @@ def shape(scope: Scope, value: Any) -> tuple[int, ...]:
     return value.shape if isinstance(value, ParamRef) else value.meta["val"].shape
 
 
+def size(scope: Scope, value: Any, axis: int = 0) -> int:
+    """How many features a dimension has; the extent of an axis of anything else."""
+    if isinstance(value, Extent):
+        return int(value)
+    return (value.shape if isinstance(value, Tensor) else shape(scope, value))[axis]
+
+
 def dtype(scope: Scope, value: Any) -> str:
     found = value.tensor.dtype if isinstance(value, ParamRef) else value.meta["val"].dtype
     return str(found).removeprefix("torch.")
@@ -167,6 +174,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "numel": numel,
     "rank": rank,
     "shape": shape,
+    "size": size,
     "dtype": dtype,
     "moments": moments,
     "error": error,

@@ -116,6 +116,7 @@ def test_groups_are_cut_as_groups_or_inside_all_of_them() -> None:
 
 
 def test_groups_of_a_norm_and_their_widths() -> None:
+    """H21: groups of a norm."""
     net = randomised(
         nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.ReLU(), nn.Conv2d(12, 5, 1))
     )
@@ -166,6 +167,8 @@ def test_a_product_with_what_is_added() -> None:
 
 
 def test_concatenated_parts_are_cut_alone() -> None:
+    """H21: concat."""
+
     def forward(m: Any, x: Tensor) -> Tensor:
         parts = [m.a(x), m.b(x)]
         parts.append(m.c(torch.cat(parts, 1)))
@@ -200,6 +203,8 @@ def test_a_shuffle_does_not_couple_what_it_mixes() -> None:
 
 @pytest.mark.parametrize("move", ["roll", "flip", "channel_shuffle", "pixel_shuffle", "unshuffle"])
 def test_movements_of_channels(move: str) -> None:
+    """H21: what moves channels."""
+
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.a(x)
         if move == "roll":
@@ -232,7 +237,7 @@ def test_zero_padded_shortcuts_keep_what_they_meet() -> None:
 
 
 def test_the_constant_of_a_removed_channel_is_not_folded_by_itself() -> None:
-    """S12, S13: beta and bias of a removed channel go with it, zero padding or not."""
+    """S12, S13, H22: beta and bias of a removed channel go with it, zero padding or not."""
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Sigmoid(),
         nn.Conv2d(8, 5, 3, padding=1),
@@ -241,7 +246,7 @@ def test_the_constant_of_a_removed_channel_is_not_folded_by_itself() -> None:
 
 
 def test_concatenation_with_itself_and_flattening() -> None:
-    """S15: cat([x, x]), unbind of five as three, flatten in front of a linear layer."""
+    """S15, H21: cat([x, x]), unbind of five as three, flatten in front of a linear layer."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.a(x)
@@ -294,6 +299,7 @@ IDS = torch.arange(12).reshape(2, 6) % 20
 
 @pytest.mark.parametrize("split", ["unbind", "chunk"])
 def test_heads_and_their_widths(split: str) -> None:
+    """H21: reshape, permute, chunk, unbind and heads."""
     flow = require_exact(randomised(Attention(split)), IDS)
     sizes = sorted(dim.size for dim in free(flow))
     widths = [4] if split == "unbind" else [4, 4]  # of values, and of queries and keys
@@ -483,6 +489,7 @@ def test_what_meets_an_input_stays() -> None:
 
 
 def test_nothing_may_be_left_empty() -> None:
+    """H23: everything is removed."""
     net = randomised(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)))
     flow = flow_of(net, image())
     (dim,) = free(flow)

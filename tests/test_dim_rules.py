@@ -145,6 +145,16 @@ def test_a_cut_model_is_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(again.module(IMAGES), result.model(IMAGES))
 
 
+def test_the_rule_of_the_language_page() -> None:
+    """`forall w in params(D)`, `size(D) mod multiple`, a budget of its own on the outputs."""
+    rule = (Path(__file__).parent / "programs" / "prune_low_l1.lissom").read_text()
+    rule = rule.replace("needs recover", "").replace("<= 50% on calib", "<= 500%")
+    result = compiled(rule + "pipeline p { stage s { once prune_low_l1(ratio = 50%) } }")
+    assert applied(result) == {"stem": "16 -> 8", "inner": "24 -> 16"}
+    claims = {v.claim for event in result.journal.of(Applied) for v in event.verdicts}
+    assert {"size(D) mod multiple == 0", "error(outputs) <= 500%"} <= claims
+
+
 # -- rules that are wrong --------------------------------------------------------------------------
 
 EXACT = """
@@ -237,3 +247,11 @@ def test_what_makes_reads_and_passes() -> None:
     assert {roles["0.weight", 0], roles["0.bias", 0], roles["4.bias", 0]} == {"writes"}
     assert {roles["1.weight", 0], roles["1.bias", 0], roles["2.weight", 0]} == {"rides"}
     assert {roles["4.weight", 1], roles["5.weight", 1]} == {"reads"}
+
+
+@pytest.mark.parametrize(("ratio", "reason"), [("0%", "keeps all 16"), ("100%", "keeps nothing")])
+def test_everything_or_nothing(ratio: str, reason: str) -> None:
+    """H23: shares of 0 % and 100 % are refused at each dimension."""
+    result = compiled(PRUNE + pipeline(f"once prune_l1(ratio = {ratio})"))
+    assert applied(result) == {}
+    assert any(reason in event.reason for event in result.journal.of(Refused))
