@@ -24,6 +24,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lissom.grammar.diagnostics import LissomError
+from lissom.grammar.program import program_of
+from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.call import tensor_at
 from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.capture_inputs import as_case, doubled
@@ -31,9 +33,18 @@ from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow, analyse
 from lissom.rewrite.channels.masked import masked
+from lissom.rewrite.checkpoint import finish
+from lissom.rewrite.journal import Journal
 from lissom.rewrite.model_check import distance
+from lissom.rewrite.questions import QUESTIONS
+from lissom.rewrite.rule import compile_rule
+from lissom.rewrite.samples import Samples
+from lissom.rewrite.state import State
 from lissom.rewrite.store import load, save
+from lissom.rewrite.strategy import Runner
 from lissom.rewrite.view import View
+
+OPEN = Path(__file__).resolve().parents[1] / "passes" / "attention.lissom"
 
 SINGLE, DOUBLE = 1e-5, 1e-9
 """Relative L2 distances up to which two models are one, in float32 and in float64."""
@@ -109,8 +120,24 @@ def _prepared(model: nn.Module, inputs: tuple[Any, ...], row: Row) -> Prepared:
 
 
 def analysed(captured: Captured) -> Prepared:
-    flow = analyse(View(captured.module))
+    view = opened(captured)
+    flow = analyse(view)
     return Prepared(captured, flow, tuple(classes(flow)))
+
+
+def opened(captured: Captured) -> View:
+    """The graph with `torch.nn.MultiheadAttention` as the ops that it consists of: its heads are
+    locked up. Each application is verified.
+    """
+    view = View(captured.module)
+    if not view.calls_of("multihead_attention"):
+        return view
+    (rule,) = program_of(OPEN.read_text()).own_rules.values()
+    samples = Samples(tuple(captured.inputs))
+    state = State(captured.module, view.vocabulary, FUNCTIONS, QUESTIONS, samples, Journal())
+    Runner(state, "open").fixpoint([compile_rule(rule, {})])
+    finish(state.module)
+    return state.view
 
 
 def parameters(model: nn.Module) -> int:
