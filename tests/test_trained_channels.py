@@ -1,4 +1,4 @@
-"""Channels of published, trained models: every dimension is cut, verified, and worth what it says."""
+"""Channels of published, trained models: every dimension is cut and verified, the weakest first."""
 
 from __future__ import annotations
 
