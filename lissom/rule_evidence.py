@@ -8,6 +8,8 @@ from .evidence import Entry
 from .page_text import code, prose, table
 
 NOT_TESTED = "not tested"
+FROM_TEXT = "generated from the rule's text"
+WIRED = "with random wiring, each dimension of them in turn"
 SHOWN = 12
 """Characters of a SHA-256 that are shown."""
 
@@ -16,15 +18,18 @@ def verdict(entry: Entry | None) -> str:
     return prose(entry.text("verdict")) if entry is not None else NOT_TESTED
 
 
-def evidence_table(entry: Entry, digest: str) -> str:
-    """Every row says what was done and what came of it; what the certificate lacks has no row."""
-    rows = [("verdict", f"**{verdict(entry)}**"), *_rows(entry), ("text", f"SHA-256 `{digest}`")]
+def evidence_table(entry: Entry, digest: str, drawn: str) -> str:
+    """Every row says what was done and what came of it; what the certificate lacks has no row.
+    drawn: how models came about.
+    """
+    rows = [("verdict", f"**{verdict(entry)}**"), *_rows(entry, drawn)]
+    rows.append(("text", f"SHA-256 `{digest}`"))
     return table(("evidence", ""), rows)
 
 
-def _rows(entry: Entry) -> Iterator[tuple[str, str]]:
+def _rows(entry: Entry, drawn: str) -> Iterator[tuple[str, str]]:
     yield from _problems(entry)
-    yield from _models(entry)
+    yield from _models(entry, drawn)
     yield from _near(entry)
     yield from _share(entry, "mutants", "killed", "mutants", "noticed")
     yield from (("mutant that survives", prose(text)) for text in entry.texts("survivors"))
@@ -45,10 +50,10 @@ def _problems(entry: Entry) -> Iterator[tuple[str, str]]:
     yield from (("not shown", prose(text)) for text in entry.texts("weak"))
 
 
-def _models(entry: Entry) -> Iterator[tuple[str, str]]:
+def _models(entry: Entry, drawn: str) -> Iterator[tuple[str, str]]:
     models, fired = entry.number("models"), entry.number("fired")
     if models is not None:
-        yield "models", f"{models:,} generated from the rule's text"
+        yield "models", f"{models:,} {drawn}"
     if fired is not None:
         yield "fired", f"{fired:,} times, each application verified and the whole model compared"
     kept = sum(entry.part("silent").counts().values())

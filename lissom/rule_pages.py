@@ -30,7 +30,7 @@ from .page_text import (
     reason,
     table,
 )
-from .rule_evidence import NOT_TESTED, SHOWN, evidence_table, verdict
+from .rule_evidence import FROM_TEXT, NOT_TESTED, SHOWN, WIRED, evidence_table, verdict
 from .rule_picture import picture
 
 INDEX = "README.md"
@@ -205,7 +205,8 @@ def _evidence(section: Section) -> str:
     shown = digest(section.rule)[:SHOWN]
     if section.entry is None:
         return f"No evidence: this rule was {NOT_TESTED}. SHA-256 of its text: `{shown}`."
-    return evidence_table(section.entry, shown)
+    drawn = WIRED if section.rule.all(t.MatchDim) else FROM_TEXT
+    return evidence_table(section.entry, shown, drawn)
 
 
 # -- the index -------------------------------------------------------------------------------------

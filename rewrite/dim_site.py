@@ -161,7 +161,8 @@ def _positions(scope: Scope, rule: Rule) -> tuple[int, ...]:
 
 def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
     value = scope.number(expr)
-    found = value.tolist() if isinstance(value, torch.Tensor) else list(value)
+    found = value.tolist() if isinstance(value, torch.Tensor) else value
+    found = list(found) if isinstance(found, (list, tuple)) else [None]
     extent = next(v for v in scope.names.values() if isinstance(v, Extent))
     if any(not isinstance(n, int) or not 0 <= n < extent for n in found):
         place = Label(expr.span, f"whole numbers from 0 to {extent - 1} are meant")

@@ -138,7 +138,7 @@ def _check_resize(source: t.Rule) -> None:
     steps = [step for r in source.all(t.Rewrite) for step in r.steps]
     moves = [move for p in source.all(t.Perturb) for move in p.moves]
     odd = [s for s in steps if not _resizes(s, clause.dim.text)]
-    odd += [m for m in moves if not _masks(m)]
+    odd += [m for m in moves if not _masks(m, clause.dim.text)]
     odd += list(source.all(t.Match, t.Unless))
     if odd or len(steps) != 1:
         place = Label((odd or [source.name])[0].span, "a rule over dimensions has no place for it")
@@ -146,12 +146,14 @@ def _check_resize(source: t.Rule) -> None:
         raise fail("R002", f"rule `{source.name}` is more than one cut", place, help=hint)
 
 
-def _masks(move: object) -> bool:
-    """`zero(readers(D), outside = keep)`."""
+def _masks(move: object, dim: str) -> bool:
+    """`zero(readers(D), outside = keep)`: nothing else is what a cut leaves out."""
     call = move.call if isinstance(move, t.Effect) else None
     if not isinstance(call, t.Call) or not isinstance(call.function, t.Name):
         return False
-    return call.function.text == "zero" and [k.name.text for k in call.keywords] == ["outside"]
+    asked = " ".join(arg.span.text.replace(" ", "") for arg in call.args)
+    named = [keyword.name.text for keyword in call.keywords]
+    return (call.function.text, asked, named) == ("zero", f"readers({dim})", ["outside"])
 
 
 def _unless(clause: t.Unless, known: set[str], first: int) -> tuple[Pattern, tuple[Step, ...]]:

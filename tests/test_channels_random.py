@@ -17,10 +17,11 @@ from lissom.rewrite.channels.atoms import Atoms
 from lissom.rewrite.channels.kept import Kept
 from lissom.rewrite.channels.tracks import Tracks, Vectors, chained, joined
 from lissom.rewrite.channels.work import Work
+from lissom.rewrite.proving.dim_models import drawn
+from lissom.rewrite.proving.dim_steps import STEPS
 from lissom.rewrite.proving.source import Replayed, Rolled
 
-from .channel_graphs import Tried, drawn, tape_of, tried, try_graph
-from .channel_steps import STEPS
+from .channel_graphs import Tried, tape_of, tried, try_graph
 
 SEEDS = 240
 

@@ -255,3 +255,15 @@ def test_everything_or_nothing(ratio: str, reason: str) -> None:
     result = compiled(PRUNE + pipeline(f"once prune_l1(ratio = {ratio})"))
     assert applied(result) == {}
     assert any(reason in event.reason for event in result.journal.of(Refused))
+
+
+@pytest.mark.parametrize("keep", ["1", "D"])
+def test_a_number_is_no_choice_of_positions(keep: str) -> None:
+    text = PRUNE.replace("D := keep", f"D := {keep}").replace("outside = keep", f"outside = {keep}")
+    with pytest.raises(LissomError, match=r"R001.*this is no choice of positions"):
+        compiled(text + pipeline("once prune_l1(ratio = 50%)"))
+
+
+def test_only_what_reads_is_masked() -> None:
+    with pytest.raises(LissomError, match="R002"):
+        compiled(PRUNE.replace("zero(readers(D)", "zero(writers(D)") + pipeline("once prune_l1"))

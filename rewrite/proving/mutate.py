@@ -230,7 +230,7 @@ def kill(mutant: Mutant, samples: Sequence[Specimen]) -> Fate:
     return _by_checker(mutant, samples) or closest
 
 
-_RAISED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+RAISED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a senseless mutant, a stride of 0 say, may make torch raise."""
 
 
@@ -240,7 +240,7 @@ def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
     except LissomError as error:
         first = error.diagnostics[0]
         return Fate(mutant, ENGINE, f"{first.code}: {first.message}", index)
-    except _RAISED as error:
+    except RAISED as error:
         return Fate(mutant, ENGINE, f"{type(error).__name__}: {error}", index)
     if isinstance(found, str):
         return Fate(mutant, ENGINE, f"no longer applies: {found}", index)

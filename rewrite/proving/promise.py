@@ -50,12 +50,12 @@ def kept(
     if claim is None or not claim.tolerance:
         return None
     names, allowed = _names(ready, claim), claim.tolerance
-    fresh = _fresh(inputs)
+    unseen = fresh(inputs)
 
     def over(args: tuple[Any, ...]) -> float:
         return _error(original, perturbed, names, args) / allowed
 
-    return Kept(over(inputs), over(fresh), drift(original, perturbed, [fresh]))
+    return Kept(over(inputs), over(unseen), drift(original, perturbed, [unseen]))
 
 
 def _names(ready: Ready, verdict: Verdict) -> list[str]:
@@ -107,7 +107,7 @@ class _Keeper(fx.Interpreter):
         return value
 
 
-def _fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Other inputs of the same shapes and dtypes; whole numbers stay, since they may be indices."""
     generator = torch.Generator().manual_seed(20_211)
 

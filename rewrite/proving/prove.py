@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -45,6 +45,9 @@ LEAST_KEPT, MOST_KEPT = 0.75, 3_000
 300 of 400 that keep their budget bound the rate of those that do not to 1%, with 95% confidence,
 3,000 to 0.1%.
 """
+
+Outcomes = Callable[[Subject, Source], list[Outcome]]
+"""What becomes of one drawn model."""
 
 KEPT = 64
 """Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
@@ -190,10 +193,20 @@ SPARE = 8
 """Draws for each model that is wanted: some lead nowhere."""
 
 
-def explore(subject: Subject, models: int, start: int = 0) -> Explored:
+def explore(
+    subject: Subject,
+    models: int,
+    start: int = 0,
+    outcomes_of: Outcomes | None = None,
+    keeps: Callable[[Iterable[bool]], bool] = all,
+) -> Explored:
     """Tries the rule on `models` generated models, and on more where it fired too seldom. A mistake
     ends the search, and its choices are made small.
+
+    outcomes_of: what becomes of one drawn model; instances of the pattern are planted by default.
+    keeps: whether the choices of a model are kept, by which of its instances the rule fired on.
     """
+    tried = outcomes_of or _outcomes
     found = Explored()
     kept = min(int(LEAST_KEPT * models), MOST_KEPT) if subject.source.kind == "approx" else 0
     wanted = max(LEAST_FIRED, kept)
@@ -202,11 +215,11 @@ def explore(subject: Subject, models: int, start: int = 0) -> Explored:
         if found.failure is not None or (found.models >= models and enough):
             break
         source = Recorded(_drawn(found, f"{start}/{number}"))
-        outcomes = _outcomes(subject, source)
+        outcomes = tried(subject, source)
         if outcomes:
-            _note(found, tuple(source.tape), outcomes)
+            _note(found, tuple(source.tape), outcomes, keeps)
     if found.failure is not None:
-        found.failure = _smallest(subject, found.failure)
+        found.failure = _smallest(subject, found.failure, tried)
     return found
 
 
@@ -229,7 +242,12 @@ def _outcomes(subject: Subject, source: Source) -> list[Outcome]:
     return trial(subject, grown)
 
 
-def _note(found: Explored, tape: tuple[int, ...], outcomes: list[Outcome]) -> None:
+def _note(
+    found: Explored,
+    tape: tuple[int, ...],
+    outcomes: list[Outcome],
+    keeps: Callable[[Iterable[bool]], bool],
+) -> None:
     wrong = next((outcome for outcome in outcomes if outcome.kind in BAD), None)
     if wrong is not None:
         found.failure = Failure(wrong, tape)
@@ -237,11 +255,11 @@ def _note(found: Explored, tape: tuple[int, ...], outcomes: list[Outcome]) -> No
     found.models += 1
     for outcome in outcomes:
         found.add(outcome)
-    if len(found.tapes) < KEPT and all(outcome.kind == FIRED for outcome in outcomes):
+    if len(found.tapes) < KEPT and keeps(outcome.kind == FIRED for outcome in outcomes):
         found.tapes.append(tape)
 
 
-def _smallest(subject: Subject, failure: Failure) -> Failure:
+def _smallest(subject: Subject, failure: Failure, tried: Outcomes) -> Failure:
     """The same mistake on a smaller model."""
     known = {failure.tape: failure}
 
@@ -249,7 +267,7 @@ def _smallest(subject: Subject, failure: Failure) -> Failure:
         source = Recorded(Replayed(tape))
         same = (
             outcome
-            for outcome in _outcomes(subject, source)
+            for outcome in tried(subject, source)
             if (outcome.kind, outcome.condition) == wanted
         )
         outcome = next(same, None)

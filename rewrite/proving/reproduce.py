@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import fx
+
+from ...grammar import tree as t
 from ...grammar.program import program_of
 from ..ops import Vocabulary
 from .apart import first_difference
+from .dim_trial import dim_model, graph_state, tried_dims
 from .report import Report
 from .source import Replayed
-from .trial import BAD, Subject, model, trial
+from .trial import BAD, Outcome, Subject, model, trial
 
 _SCRIPT = '''\
 """{headline}
@@ -63,13 +67,31 @@ def replay(
     source = read.own_rules[rule]
     vocabulary = Vocabulary(read.declarations, dict(ops or {}))
     subject = Subject(source, vocabulary, functions)
+    if source.all(t.MatchDim):
+        return _replay_dims(subject, choices)
     grown = model(Replayed(choices), subject)
-    print(grown.module.code)
-    for name, weight in grown.module.state_dict().items():
-        print(f"{name}: {weight.dtype} {list(weight.shape)}")
-    print("inputs:", *(list(value.shape) for value in grown.inputs))
+    _print_model(grown.module, grown.inputs)
     outcomes = trial(subject, grown)
+    wrong = _print_outcomes(outcomes)
+    print("if it is applied:", first_difference(subject, model(Replayed(choices), subject)))
+    return wrong
+
+
+def _replay_dims(subject: Subject, choices: Sequence[int]) -> bool:
+    """The same for a rule over dimensions: every dimension in turn."""
+    rule, graph = dim_model(subject, Replayed(choices))
+    _print_model(graph.module, graph.args)
+    return _print_outcomes(tried_dims(graph_state(subject, graph), rule))
+
+
+def _print_model(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    print(module.code)
+    for name, weight in module.state_dict().items():
+        print(f"{name}: {weight.dtype} {list(weight.shape)}")
+    print("inputs:", *(list(value.shape) for value in inputs))
+
+
+def _print_outcomes(outcomes: Sequence[Outcome]) -> bool:
     for outcome in outcomes:
         print(f"{outcome.kind} {outcome.condition}\n{outcome.detail}")
-    print("if it is applied:", first_difference(subject, model(Replayed(choices), subject)))
     return any(outcome.kind in BAD for outcome in outcomes)

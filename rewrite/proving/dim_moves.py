@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .channel_drawing import Drawing, Number
-from .channel_steps import Found, step
+from .dim_drawing import Drawing, Number
+from .dim_steps import Found, step
 
 
 @step(4)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lissom.rewrite.proving.source import Source, Unsuitable
-from lissom.rewrite.spec import spec_of
+from ..spec import spec_of
+from .source import Source, Unsuitable
 
 MOST = 6000
 """Numbers in one value at most."""
@@ -104,7 +104,7 @@ class Drawing:
     def held(self, *shape: int, buffer: bool = False) -> fx.Node:
         """A parameter of the model itself, or of a module in it."""
         self.count += 1
-        owner, prefix = self.choice(((self.root, ""), (self.root.held, "held.")))
+        owner, prefix = self.choice(((self.root, ""), (self.root.get_submodule("held"), "held.")))
         name, value = f"weight{self.count}", self.random(*shape)
         if buffer:
             owner.register_buffer(name, value)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .channel_drawing import Drawing
+from .dim_drawing import Drawing
 
 EXTENTS = (6, 2, 3, 4, 5, 7, 8, 12, 1)
 SPACE = (4, 2, 6, 3, 4, 5, 1)
@@ -94,7 +94,13 @@ def norm(m: Drawing, x: fx.Node) -> Found:
     shape = m.shape(x, 2, 3, 4)
     names = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)
     batch = names[len(shape) - 2](shape[1])
-    kinds = (batch, batch, nn.LayerNorm(shape[-1]), nn.LayerNorm(shape[1:]), nn.RMSNorm(shape[-1]))
+    kinds = (
+        batch,
+        batch,
+        nn.LayerNorm(shape[-1]),
+        nn.LayerNorm(list(shape[1:])),
+        nn.RMSNorm(shape[-1]),
+    )
     fit = kinds[:2] if m.features(x) == 1 or m.chance(30) else kinds
     return m.call(m.choice(fit), x)
 
