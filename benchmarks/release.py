@@ -5,6 +5,7 @@
 rules      10,000 generated models for each library rule, with near-misses, mutants and algebra
 pairs      10 models for each ordered pair of exact rules
 crowds     25,000 models of 16 exact rules each: more than 1,000 for each ordered pair
+cuts       5,000 random graphs, of which random features are cut
 networks   2,000 networks drawn by NNSmith (extra `diversity`), through the whole compiler
 texts      100,000 mutated rule files: no crash, none longer than a second
 artifacts  10,000 changed artifacts: each is refused

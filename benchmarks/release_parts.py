@@ -22,6 +22,7 @@ import torch
 
 from lissom.rewrite.proving.together import Company
 from lissom.testing import Job, jobs_of, run
+from tests import channel_graphs
 from tests import test_hostile_text as hostile
 from tests import test_proving_together as together
 from tests import test_store_faults as faults
@@ -155,6 +156,24 @@ def _meet(found: Found, names: Sequence[str], seed: str) -> None:
         found.wrong.append(f"{'/'.join(names)}: {company.wrong}")
 
 
+# -- channels --------------------------------------------------------------------------------------
+
+
+def _cuts(unit: Unit) -> Found:
+    """Random graphs, random features of which are cut: each must equal the masked graph."""
+    found = Found(unit.number)
+    for number in range(unit.number):
+        seed = f"{unit.seed}/{number}"
+        try:
+            tried = channel_graphs.try_graph(seed)
+        except Exception as error:  # whatever escapes is the finding
+            found.wrong.append(f"{seed}: {error!r}")
+            continue
+        found.wrong += [f"{seed}: {text}" for text in tried.wrong]
+        found.counts.update(tried.counts)
+    return found
+
+
 # -- networks of another generator -----------------------------------------------------------------
 
 
@@ -269,6 +288,7 @@ PARTS = {
     "rules": Part("generated models", _rule_units, _rule),
     "pairs": Part("ordered pairs of exact rules", _pair_units, _pairs),
     "crowds": Part(f"{CROWD} exact rules together", _crowd_units, _crowds),
+    "cuts": Part("random graphs cut at random", _in_chunks("cuts", 5_000, 250), _cuts),
     "networks": Part("NNSmith networks", _in_chunks("networks", 2_000, 100), _networks),
     "texts": Part("mutated rule files", _in_chunks("texts", 100_000, 5_000), _texts),
     "artifacts": Part("changed artifacts", _in_chunks("artifacts", 10_000, 1_000), _artifacts),
