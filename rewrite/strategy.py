@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,9 +64,10 @@ class Runner:
         """The same for the dimension classes that the model has at entry."""
         for dim in dim_candidates(self.state, rule):
             for left in alive_dims(self.state, [dim]) if self.state.fuel != 0 else ():
+                begun = time.perf_counter()
                 found = self._dim_ready(rule, left)
                 if found is not None:
-                    apply_dim(self.state, self.stage, found, 0.0)
+                    apply_dim(self.state, self.stage, found, time.perf_counter() - begun)
                     self._burn()
 
     def _dim_ready(self, rule: Rule, dim: DimClass) -> DimReady | None:
