@@ -176,7 +176,11 @@ def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
 def _prepared(state: State, site: DimSite) -> DimReady | Miss:
     flow = cut_and_carry(state.features(), site.removed)
     trial = _Trial(state, site, flow)
-    verdicts = (trial.equality(),) if state.verify else ()
+    try:
+        verdicts = (trial.equality(),) if state.verify else ()
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        text = f"what is left cannot run: {str(error).splitlines()[0]}"
+        return _miss(state, site.rule, PLAN, text, "R013")
     if verdicts and not verdicts[0].holds:
         raise _unsound(site, verdicts[0])
     before, after = trial.costs

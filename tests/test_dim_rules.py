@@ -267,3 +267,15 @@ def test_a_number_is_no_choice_of_positions(keep: str) -> None:
 def test_only_what_reads_is_masked() -> None:
     with pytest.raises(LissomError, match="R002"):
         compiled(PRUNE.replace("zero(readers(D)", "zero(writers(D)") + pipeline("once prune_l1"))
+
+
+def test_what_is_left_must_run() -> None:
+    """A group norm refuses groups of a single number: the dimension is left as it is."""
+    layers = (nn.Linear(3, 8), nn.GroupNorm(4, 8), nn.ReLU(), nn.Linear(8, 5))
+    model = randomised(nn.Sequential(*layers)).float()
+    text = PRUNE + pipeline("once prune_l1(ratio = 50%)")
+    result = lissom.compile(model, text, inputs=(torch.randn(1, 3),))
+    codes = {event.bindings["D"] for event in result.journal.of(Applied)}
+    refused = {event.code: event.reason for event in result.journal.of(Refused)}
+    assert codes == {"4 -> 2"}  # groups may go
+    assert "what is left cannot run: Expected more than 1 value" in refused["R013"]
