@@ -30,10 +30,13 @@ from .evaluate import Scope
 from .extent import Extent
 from .journal import Applied, Costs, Verdict
 from .measures import sample_count
-from .model_check import drift, model_equality
+from .model_check import drift, model_equality, outputs
 from .rule import Rule
 from .site import bind_all, holds
 from .state import State
+
+_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What torch raises for tensors that a kernel does not take."""
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
@@ -178,7 +181,9 @@ def _prepared(state: State, site: DimSite) -> DimReady | Miss:
     trial = _Trial(state, site, flow)
     try:
         verdicts = (trial.equality(),) if state.verify else ()
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+    except _REFUSALS as error:
+        if trial.reference_runs():  # then the cut itself is wrong
+            raise
         text = f"what is left cannot run: {str(error).splitlines()[0]}"
         return _miss(state, site.rule, PLAN, text, "R013")
     if verdicts and not verdicts[0].holds:
@@ -218,6 +223,14 @@ class _Trial:
         inputs = self.state.samples.inputs
         found = model_equality(self.reference, self.flow.view.root, inputs, nodes)
         return replace(found, claim=EXACT_CUT)
+
+    def reference_runs(self) -> bool:
+        """Whether kernels take what is left: a norm refuses to run over a single number."""
+        try:
+            outputs(self.reference, self.state.samples.inputs)
+        except _REFUSALS:
+            return False
+        return True
 
     def claims(self) -> tuple[Verdict, ...]:
         samples = [0]
