@@ -98,7 +98,7 @@ def test_h28_a_model_that_fails_is_refused(fault: type[Exception], code: str) ->
 # -- on the command line ---------------------------------------------------------------------------
 
 MODEL = """
-import os, signal, sys, torch
+import os, signal, sys, time, torch
 from torch import nn
 
 fault = os.environ.get("FAULT", "")
@@ -108,6 +108,7 @@ def act(kind):
         raise MemoryError("no more")
     if kind == "signal":
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)  # here it is raised, and nowhere that swallows it
     if kind == "exit":
         sys.exit()
     if kind == "die":
