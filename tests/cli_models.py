@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lissom.__main__ import main
 
 MODEL = """\
 import torch
@@ -82,3 +88,10 @@ def write_case(folder: Path, program: str = PROGRAM) -> tuple[str, str]:
     model.write_text(MODEL)
     rules.write_text(program)
     return f"{model}:build", str(rules)
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """The exit code of a command, and what it prints with `--format json`."""
+    capsys.readouterr()
+    code = main([*arguments, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import lissom
 from lissom.__main__ import main
+from tests.cli_models import as_json
 from tests.dim_models import RESIDUAL, THIN, write_case
 
 Case = tuple[str, str]
@@ -32,12 +32,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return write_case(tmp_path)
-
-
-def as_json(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any]]:
-    capsys.readouterr()
-    code = main([*arguments, "--format", "json"])
-    return code, json.loads(capsys.readouterr().out)
 
 
 def printed(capsys: Capture, *arguments: str) -> str:

@@ -13,7 +13,7 @@ import torch
 
 import lissom
 from lissom.__main__ import main
-from tests.cli_models import FAILING, MODEL, PROGRAM, SILENT, write_case
+from tests.cli_models import FAILING, MODEL, PROGRAM, SILENT, as_json, write_case
 
 Case = tuple[str, str]
 Capture = pytest.CaptureFixture[str]
@@ -30,12 +30,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     return write_case(tmp_path)
-
-
-def as_json(capsys: Capture, *arguments: str) -> tuple[int, dict[str, Any]]:
-    capsys.readouterr()
-    code = main([*arguments, "--format", "json"])
-    return code, json.loads(capsys.readouterr().out)
 
 
 # -- plan ------------------------------------------------------------------------------------------

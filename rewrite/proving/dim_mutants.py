@@ -26,9 +26,9 @@ from ..rule import Rule, compile_rule
 from ..state import State
 from .dim_trial import MOVES, dim_model, farthest, graph_state
 from .mutants import Mutant, flat
-from .mutate import AGREES, ENGINE, MODEL, RAISED, Fate, Score
+from .mutate import AGREES, MODEL, Fate, Score, readied
 from .source import Replayed
-from .trial import Subject, condition
+from .trial import Subject
 
 WANTED = 64
 """On how many models a mutant is tried at most."""
@@ -252,15 +252,9 @@ def _kill(mutant: Mutant, specimens: Sequence[DimSpecimen]) -> Fate:
 
 
 def _judged(mutant: Mutant, specimen: DimSpecimen, index: int) -> Fate:
-    try:
-        found = specimen.ready(mutant.source)
-    except LissomError as error:
-        first = error.diagnostics[0]
-        return Fate(mutant, ENGINE, f"{first.code}: {first.message}", index)
-    except RAISED as error:
-        return Fate(mutant, ENGINE, f"{type(error).__name__}: {error}", index)
-    if isinstance(found, Miss):
-        return Fate(mutant, ENGINE, f"no longer applies: {condition(found)}", index)
+    found = readied(mutant, specimen.ready, index)
+    if isinstance(found, Fate):
+        return found
     apart = _apart(specimen.state, mutant.source, found)
     if specimen.own is None or specimen.own > AGREES or apart is None:
         return Fate(mutant, "", "its words cannot be taken literally in this model", index)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ...grammar import tree as t
 from ...grammar.check import check
 from ...grammar.diagnostics import LissomError
+from ..binding import Miss
 from ..checkpoint import finish, snapshot
 from ..engine import Ready, anchor, apply, ready_at
 from ..model_check import distance, outputs
@@ -32,6 +33,7 @@ from .mutants import Mutant, mutants
 from .source import Unsuitable
 from .trial import Subject, condition, moved, state_of
 
+Found = TypeVar("Found")
 ENGINE, MODEL, CHECKER = "engine", "model", "checker"
 
 WANTED = 64
@@ -234,16 +236,27 @@ RAISED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 """What a senseless mutant, a stride of 0 say, may make torch raise."""
 
 
-def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
+def readied(
+    mutant: Mutant, ready: Callable[[t.Rule], Found | Miss | str], index: int
+) -> Found | Fate:
+    """The mutant's application at a specimen; its fate where the engine has none."""
     try:
-        found = specimen.ready(mutant.source)
+        found = ready(mutant.source)
     except LissomError as error:
         first = error.diagnostics[0]
         return Fate(mutant, ENGINE, f"{first.code}: {first.message}", index)
     except RAISED as error:
         return Fate(mutant, ENGINE, f"{type(error).__name__}: {error}", index)
-    if isinstance(found, str):
-        return Fate(mutant, ENGINE, f"no longer applies: {found}", index)
+    if isinstance(found, (str, Miss)):
+        said = found if isinstance(found, str) else condition(found)
+        return Fate(mutant, ENGINE, f"no longer applies: {said}", index)
+    return found
+
+
+def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
+    found = readied(mutant, specimen.ready, index)
+    if isinstance(found, Fate):
+        return found
     exact = [v for v in found.verdicts if v.claim in (IN_DOUBLE, IN_OWN)]
     ratio = max((v.worst / v.tolerance for v in exact if v.worst and v.tolerance), default=0.0)
     return Fate(mutant, "", f"{ratio:.2g} of the allowed difference", index, ratio)
