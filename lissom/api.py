@@ -17,6 +17,7 @@ from .rewrite.compile import Compiled, Options, compile_model
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.model_check import Metric
 from .rewrite.samples import Source
+from .rewrite.slopes import Loss, loss_of_task
 from .rewrite.store import load as load_artifact
 
 
@@ -101,6 +102,7 @@ def compile(
     allow: Iterable[str] = ("exact", "approx"),
     functions: Mapping[str, Callable[..., Any]] | None = None,
     ops: Mapping[str, Any] | None = None,
+    loss: Loss = loss_of_task,
     verify: bool = True,
     seed: int = 0,
 ) -> Result:
@@ -113,7 +115,7 @@ def compile(
     512)` draws from. metrics: name -> `f(model, batches) -> float`, higher is better; what
     `drop(name)` measures. args: values for the pipeline's parameters. functions: implementations of
     the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
-    name.
+    name. loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of.
 
     Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do. An error
     that `lissom check` finds in the program is raised before the model is captured.
@@ -126,6 +128,7 @@ def compile(
         ops or {},
         verify,
         seed,
+        loss=loss,
     )
     return Result(compile_model(model, as_program(program), inputs, data, metrics or {}, options))
 

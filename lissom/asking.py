@@ -79,7 +79,7 @@ def _rule(program: Program, name: str) -> t.Rule:
 
 def _state(model: str, program: Program, out: Output) -> State:
     file = load_model(model)
-    options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops)
+    options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops, loss=file.loss)
     with out.progress(f"capturing {model}"):
         captured = capture(file.model, file.inputs or example_of(file.data))
     state = working_state(captured, program, file.data, options)

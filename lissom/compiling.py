@@ -60,6 +60,7 @@ def run(
             {**FUNCTIONS, **file.functions},
             file.ops,
             fuel=fuel,
+            loss=file.loss,
             journal=journal if journal is not None else Journal(),
             progress=progress,
         )

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from .grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from .rewrite.slopes import Loss, loss_of_task
 
 DEFAULT = "build"
 
@@ -32,6 +33,7 @@ class ModelFile:
     `inputs`: one example batch, positional (tuple) or by name (dict), or None. `data(split)` yields
     `(x, y)`. `metrics`: name -> `f(model, batches) -> float`. `functions` implement the program's
     own `extern fn`; `ops` are torch callables that its own `op` declarations name.
+    `loss(outputs, targets)` gives a scalar.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelFile:
     metrics: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     ops: Mapping[str, Any] = field(default_factory=dict)
+    loss: Loss = loss_of_task
 
 
 def load_model(name: str) -> ModelFile:
@@ -62,6 +65,7 @@ def load_model(name: str) -> ModelFile:
         _metrics(module),
         _table(module, "functions"),
         _table(module, "ops"),
+        getattr(module, "loss", loss_of_task),
     )
 
 

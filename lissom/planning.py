@@ -10,9 +10,9 @@ from .compiling import not_allowed
 from .model_file import ModelFile
 from .output import Output
 from .rewrite.artifact import save_compiled
+from .rewrite.batches import as_args
 from .rewrite.compile import Compiled
 from .rewrite.latency import Latency, measure
-from .rewrite.samples import as_args
 from .summary import (
     batches_of,
     compared,

@@ -1,8 +1,8 @@
-"""How much each feature of a dimension counts, from the weights that make and read it.
+"""How much each feature of a dimension counts, from weights, activations or gradients.
 
-Each function takes what `writers(D)`, `readers(D)` or `params(D)` give: for each axis of a
-parameter that carries the dimension the numbers of each feature, [features, numbers]. It returns
-one score for each feature, [features], in float64; the lowest are the first to go.
+Each function takes what `writers(D)`, `readers(D)`, `params(D)`, `scales(D)` or `activations(D)`
+give: for each axis that carries the dimension the numbers of each feature, [features, numbers]. It
+returns one score for each feature, [features], in float64; the lowest are the first to go.
 """
 
 from __future__ import annotations
@@ -36,6 +36,39 @@ def median_over(slices: Slices) -> Tensor:
     return torch.cdist(joined, joined).sum(1)
 
 
+def activity_over(slices: Slices) -> Tensor:
+    """Share of the activations that are not zero: one minus the average percentage of zeros, APoZ
+    (Hu et al. 2016, arXiv:1607.03250, equation 1).
+    """
+    return _added("activity_over", [(part != 0).double().mean(1) for part in slices])
+
+
+def mean_over(slices: Slices) -> Tensor:
+    """Mean magnitude of the activations (Molchanov et al. 2017, arXiv:1611.06440, section 2.2)."""
+    return _added("mean_over", [part.abs().mean(1) for part in slices])
+
+
+def taylor_over(slices: Slices, gradients: Slices) -> Tensor:
+    """Squared first-order change of the loss when a feature goes: (sum of gradient times weight)^2
+    (Molchanov et al. 2019, arXiv:1906.10771, equation 8).
+    """
+    pairs = _paired("taylor_over", slices, gradients)
+    return _added("taylor_over", [(slope * part).sum(1) for part, slope in pairs]).square()
+
+
+def hessian_over(slices: Slices, curvature: Slices) -> Tensor:
+    """Second-order change of the loss when a feature goes, with a diagonal Hessian: half the sum of
+    curvature times weight squared (LeCun et al. 1990, Optimal Brain Damage, equation 5).
+    """
+    pairs = _paired("hessian_over", slices, curvature)
+    return _added("hessian_over", [(h * part.square()).sum(1) / 2 for part, h in pairs])
+
+
+def normalized(score: Tensor) -> Tensor:
+    """Scores as multiples of their mean, so that those of several dimensions can be compared."""
+    return score / score.mean().clamp_min(torch.finfo(score.dtype).tiny)
+
+
 def first(count: int) -> Tensor:
     """The first features count most: what a width multiplier keeps."""
     return -torch.arange(count, dtype=torch.float64)
@@ -59,4 +92,22 @@ def _added(name: str, parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
-FUNCTIONS = (l1_over, l2_over, median_over, first, drawn, top)
+def _paired(name: str, slices: Slices, others: Slices) -> list[tuple[Tensor, Tensor]]:
+    same = [part.shape for part in slices] == [other.shape for other in others]
+    require(same, name, "both arguments must be of the same axes", "gradients(writers(D))")
+    return list(zip(slices, others, strict=True))
+
+
+FUNCTIONS = (
+    l1_over,
+    l2_over,
+    median_over,
+    activity_over,
+    mean_over,
+    taylor_over,
+    hessian_over,
+    normalized,
+    first,
+    drawn,
+    top,
+)

@@ -26,6 +26,7 @@ from .ops import Vocabulary
 from .pipeline import Pipeline, Progress
 from .questions import QUESTIONS
 from .samples import Samples, Source
+from .slopes import Loss, loss_of_task
 from .state import State
 
 
@@ -90,8 +91,8 @@ def stamp(module: nn.Module) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class Options:
     """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host
-    program adds. `fuel`: how many rewrites at most. `journal`: where events go, so that they are
-    there when a stage fails.
+    program adds. `fuel`: how many rewrites at most. `loss`: what gradients are taken of.
+    `journal`: where events go, so that they are there when a stage fails.
     """
 
     pipeline: str | None = None
@@ -102,6 +103,7 @@ class Options:
     verify: bool = True
     seed: int = 0
     fuel: int | None = None
+    loss: Loss = loss_of_task
     journal: Journal = field(default_factory=Journal)
     progress: Progress = lambda stage, done, total: None
 
@@ -175,7 +177,7 @@ def working_state(
     captured: Captured, program: Program, data: Source | None, options: Options
 ) -> State:
     vocabulary = Vocabulary(program.declarations, options.own)
-    samples = Samples(positional(captured), data)
+    samples = Samples(positional(captured), data, options.loss)
     return State(
         captured.module,
         vocabulary,

@@ -8,9 +8,10 @@ model changes before the commit.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import fx
@@ -29,11 +30,13 @@ from .effects import mutations
 from .evaluate import Scope
 from .extent import Extent
 from .journal import Applied, Costs, Verdict
-from .measures import sample_count
+from .latency import measure
+from .measures import TURNS, sample_count
 from .model_check import drift, model_equality, outputs
 from .rule import Rule
 from .site import bind_all, holds
 from .state import State
+from .survey import Asked, Survey
 
 _REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 """What torch raises for tensors that a kernel does not take."""
@@ -104,7 +107,7 @@ def _key(dim: DimClass) -> object:
 
 def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
     """A rule at one class, verified; or the reason why not. Raises V101 if the cut is not exact."""
-    found = _examined(state, rule, dim)
+    found = _examined(state, rule, dim, partial(_survey, state, rule))
     try:
         return found if isinstance(found, Miss) else _prepared(state, found)
     except LissomError as error:
@@ -114,9 +117,28 @@ def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
         return _miss(state, rule, PLAN, first.message, first.code)
 
 
-def _examined(state: State, rule: Rule, dim: DimClass) -> DimSite | Miss:
-    """Guards and bindings in textual order, then what the rewrite keeps."""
+def _survey(state: State, rule: Rule) -> Survey:
+    """The scores of all dimensions, taken once in a step."""
+    if rule.label not in state.surveys:
+        scores = {}
+        for dim in dim_candidates(state, rule):
+            try:
+                _examined(state, rule, dim, None)
+            except Asked as asked:
+                if not dim.blocks:
+                    scores[_key(dim)] = asked.score
+        state.surveys[rule.label] = Survey(scores)
+    return state.surveys[rule.label]
+
+
+def _examined(
+    state: State, rule: Rule, dim: DimClass, survey: Callable[[], Survey] | None
+) -> DimSite | Miss:
+    """Guards and bindings in textual order, then what the rewrite keeps. Without a survey, raises
+    `Asked` where the rule asks for one.
+    """
     scope = state.scope({**rule.args, rule.dim: Extent.of(state.features(), dim)})
+    scope.facts.update({"survey": survey, "class": _key(dim)})
     step = 0
     for clause in rule.source.all(t.Where, t.Let):
         if isinstance(clause, t.Let):
@@ -239,11 +261,20 @@ class _Trial:
         before, after = self.costs
         scope.facts.update(before=before, after=after)
         scope.facts["error"] = lambda value: self._error(samples)
+        scope.facts["latency"] = lambda what: self._latency(what, samples)
         scope.facts["equal"] = lambda value: self.equality().worst
         return tuple(judge_claim(scope, claim, samples) for claim in self.site.rule.claims)
 
     def _left(self) -> tuple[int, ...]:
         return tuple(self.site.dim.leaves[place] for place in self.site.keep)
+
+    def _latency(self, what: str, samples: list[int]) -> float:
+        """Milliseconds that the model takes for the example inputs, before or after."""
+        finish(self.state.module)
+        models = self.state.module, self.flow.view.root
+        timed = measure(*models, self.state.samples.inputs, seconds=TURNS)
+        samples[0] = timed.rounds
+        return 1e3 * (timed.before if what == "before" else timed.after)
 
     def _error(self, samples: list[int]) -> float:
         """How far masking moves the model's outputs, on calibration data: relative L2."""

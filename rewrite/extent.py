@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .call import tensor_at
 from .channels.classes import DimClass
-from .channels.flow import Flow
+from .channels.flow import Flow, Place
+from .channels.sizes import shape_at
+from .channels.tracks import Tracks
 from .evaluate import Scope
+from .view import View
 
 
 class Extent(int):
@@ -42,22 +46,112 @@ def sliceable(scope: Scope, dim: Extent) -> bool:
     return blocker(scope, dim) is None
 
 
-def slices(*roles: str) -> Callable[[Scope, Extent], tuple[Tensor, ...]]:
-    """For each axis of a parameter that carries the dimension and has one of these roles: its
-    numbers by feature, float64 [size, numbers of one feature].
+class Slices(tuple[Tensor, ...]):
+    """For each axis of a parameter that carries a dimension its numbers by feature, float64 [size,
+    numbers of one feature]; `places` says which axes these are.
     """
 
-    def ask(scope: Scope, dim: Extent) -> tuple[Tensor, ...]:
+    dim: Extent
+    places: tuple[Place, ...]
+
+    @classmethod
+    def of(cls, dim: Extent, places: Iterable[Place], read: Callable[[str], Tensor]) -> Slices:
+        """`read` gives a tensor of the parameter's shape at its path."""
+        found = tuple(places)
+        slices = cls(_rows(dim, read(path), dim.flow.weight(path), axis) for path, axis in found)
+        slices.dim, slices.places = dim, found
+        return slices
+
+
+def slices(*roles: str) -> Callable[[Scope, Extent], Slices]:
+    """The axes that carry the dimension and have one of these roles."""
+
+    def ask(scope: Scope, dim: Extent) -> Slices:
         flow = dim.flow
         places = (place for place in dim.dim.places if flow.roles.get(place, "rides") in roles)
-        return tuple(_rows(dim, path, axis) for path, axis in places)
+        return Slices.of(dim, places, partial(tensor_at, flow.view.root))
 
     return ask
 
 
-def _rows(dim: Extent, path: str, axis: int) -> Tensor:
-    tensor = tensor_at(dim.flow.view.root, path).detach().double().movedim(axis, 0)
-    tensor, places = tensor.reshape(len(tensor), -1), _positions(dim, path, axis)
+def scales(scope: Scope, dim: Extent) -> Slices | None:
+    """The factors of the norms that the dimension passes (the gamma of a batch norm); None where
+    there are none.
+    """
+    view = dim.flow.view
+    owned = ((place, view.owners(place[0])) for place in dim.dim.places)
+    places = [place for place, owners in owned if any(_is_scale(view, *o) for o in owners)]
+    return Slices.of(dim, places, partial(tensor_at, view.root)) if places else None
+
+
+def _is_scale(view: View, node: fx.Node, path: str) -> bool:
+    call = view.call(node)
+    if call is None or "normalises" not in call.op.traits:
+        return False
+    return call.params.get("weight") == path
+
+
+def gradients(scope: Scope, slices: Slices) -> Slices:
+    """The gradient of the loss, averaged over the calibration data, for each number of `slices`."""
+    return _of_loss(scope, slices, squared=False)
+
+
+def fisher(scope: Scope, slices: Slices) -> Slices:
+    """The squared gradient of the loss of a sample, averaged over samples: the diagonal of the
+    empirical Fisher matrix, which stands for the Hessian (Theis et al. 2018, arXiv:1801.05787).
+    """
+    return _of_loss(scope, slices, squared=True)
+
+
+def _of_loss(scope: Scope, slices: Slices, *, squared: bool) -> Slices:
+    state, module = scope.state, slices.dim.flow.view.root
+    found = state.samples.slopes(module, squared)
+    read = partial(_slope, found, module)
+    return Slices.of(slices.dim, slices.places, read)
+
+
+def _slope(found: Mapping[int, Tensor], module: fx.GraphModule, path: str) -> Tensor:
+    tensor = tensor_at(module, path)
+    return found.get(id(tensor), torch.zeros_like(tensor))
+
+
+LOOKS = 1 << 14
+"""Numbers of a feature that one op is seen to read; of more, as many are taken evenly."""
+
+
+def activations(scope: Scope, dim: Extent) -> tuple[Tensor, ...]:
+    """What ops that sum over the dimension read of it on calibration data, float64 [size, numbers]:
+    each of them, for every feature, a number for each sample and position.
+    """
+    flow, samples = dim.flow, scope.state.samples
+    nodes = dict.fromkeys(v for n in flow.contracted for v in _values(n))
+    axes = {node: found for node in nodes if (found := _carriers(dim, node))}
+    seen: dict[tuple[fx.Node, int], list[Tensor]] = {(n, i): [] for n in axes for i in axes[n]}
+    for batch in samples.recorded(flow.view.root, list(axes)):
+        for (node, axis), parts in seen.items():
+            parts.append(_thinned(_rows(dim, batch[node], flow.of(node), axis)))
+    return tuple(_thinned(torch.cat(parts, 1)) for parts in seen.values())
+
+
+def _thinned(rows: Tensor) -> Tensor:
+    count = rows.shape[1]
+    return rows if count <= LOOKS else rows[:, torch.linspace(0, count - 1, LOOKS).long()]
+
+
+def _values(node: fx.Node) -> Iterator[fx.Node]:
+    return (value for value in node.all_input_nodes if value.op != "get_attr")
+
+
+def _carriers(dim: Extent, value: fx.Node) -> list[int]:
+    """The axes of a value along which all of the dimension lies."""
+    rank, wanted = len(shape_at(value)), set(dim.dim.leaves)
+    tracks = dim.flow.of(value)
+    return [i for i in range(rank) if wanted <= {leaf for _, leaf in _leaves(dim, tracks, i)}]
+
+
+def _rows(dim: Extent, tensor: Tensor, tracks: Tracks, axis: int) -> Tensor:
+    tensor, places = tensor.detach().double().movedim(axis, 0), _positions(dim, tracks, axis)
+    tensor = tensor.reshape(len(tensor), -1)
     width = max(map(len, places))
     if all(len(own) == width for own in places):
         index = torch.tensor(places)
@@ -67,23 +161,24 @@ def _rows(dim: Extent, path: str, axis: int) -> Tensor:
     return torch.where((index < 0)[:, :, None], 0.0, tensor[index]).flatten(1)
 
 
-def _positions(dim: Extent, path: str, axis: int) -> list[list[int]]:
+def _positions(dim: Extent, tracks: Tracks, axis: int) -> list[list[int]]:
     """Where on the axis each feature is."""
     found: dict[int, list[int]] = {leaf: [] for leaf in dim.dim.leaves}
-    for place, leaf in _leaves(dim.flow, path, axis):
+    for place, leaf in _leaves(dim, tracks, axis):
         if leaf in found:
             found[leaf].append(place)
     return list(found.values())
 
 
-def _leaves(flow: Flow, path: str, axis: int) -> Iterator[tuple[int, int]]:
-    for track in flow.params[flow.key(path)]:
+def _leaves(dim: Extent, tracks: Tracks, axis: int) -> Iterator[tuple[int, int]]:
+    atoms = dim.flow.atoms
+    for track in tracks:
         if track.shape[axis] > 1:
             for place, atom in enumerate(track.reshape(-1).tolist()):
-                if flow.atoms.is_product(atom):
-                    yield from ((place, leaf) for leaf in flow.atoms.leaves(atom))
+                if atoms.is_product(atom):
+                    yield from ((place, leaf) for leaf in atoms.leaves(atom))
                 else:
-                    yield place, flow.atoms.root(atom)
+                    yield place, atoms.root(atom)
 
 
 DIM_QUESTIONS: Mapping[str, Callable[..., Any]] = {
@@ -94,4 +189,8 @@ DIM_QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "readers": slices("reads"),
     "riders": slices("rides"),
     "params": slices("writes", "reads", "rides"),
+    "scales": scales,
+    "gradients": gradients,
+    "fisher": fisher,
+    "activations": activations,
 }

@@ -12,13 +12,17 @@ import torch
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label
 from ..grammar.program import Program
+from .batches import as_args
 from .checkpoint import finish
 from .cost import model_costs
 from .evaluate import Scope, shown
 from .journal import Verdict
+from .latency import Latency, measure
 from .model_check import Metrics, drift
-from .samples import as_args
 from .state import State
+
+TURNS = 0.5
+"""Seconds for which both models take turns when a condition asks for a latency."""
 
 
 class Measures:
@@ -32,6 +36,7 @@ class Measures:
         self.metrics = metrics
         self.names = names
         self.original = model_costs(state.module, state.view)
+        self.timed: Latency
 
     def judge(
         self, condition: t.Expr, data: t.Word | None, text: str, within: t.Expr | None = None
@@ -39,6 +44,8 @@ class Measures:
         """Measures one claim about the whole model."""
         found, allowed, holds, samples = self.ask(condition, data, within)
         detail = f"{shown(found)} against {shown(allowed)}" if allowed is not None else shown(found)
+        if "latency" in asked_of(condition):
+            detail = f"{detail}; {self.timed.how}"
         how = "tested" if samples else "proved"
         numbers = [float(v) if isinstance(v, (int, float)) else None for v in (found, allowed)]
         return Verdict(" ".join(text.split()), how, holds, samples, numbers[0], numbers[1], detail)
@@ -56,8 +63,8 @@ class Measures:
             found = scope.number(condition)
             return found, None, bool(found), scope.facts["samples"][0]
         found, allowed = scope.number(condition.left), scope.number(condition.right)
-        if _is_share(condition.right, found, allowed):
-            found = found / getattr(self.original, condition.left.function.text)  # type: ignore[attr-defined]
+        if _is_share(condition, found, allowed):
+            found = found / self._of_original(condition.left.function.text)  # type: ignore[attr-defined]
         names = scope.child({"_left": found, "_right": allowed})
         left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
         holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
@@ -81,11 +88,24 @@ class Measures:
             samples=samples,
             before=self.original,
             after=lambda: model_costs(self.state.module, self.state.view),
+            latency=lambda what: self._latency(what, samples),
             drop=lambda metric: self._drop(metric, data, samples),
             drift=lambda _: self._drift(data, samples),
             error=lambda _: self._drift(data, samples),
         )
         return scope
+
+    def _of_original(self, cost: str) -> float:
+        """What a cost was before; the time of the same turns, as a machine has no one speed."""
+        return 1e3 * self.timed.before if cost == "latency" else getattr(self.original, cost)
+
+    def _latency(self, what: str, samples: list[int]) -> float:
+        """Milliseconds that the model takes for the example inputs, in turns with the original."""
+        finish(self.state.module)
+        inputs = self.state.samples.inputs
+        self.timed = measure(self.metrics.original, self.state.module, inputs, seconds=TURNS)
+        samples[0] = self.timed.rounds
+        return 1e3 * (self.timed.before if what == "before" else self.timed.after)
 
     def _place(self, data: t.Word | None) -> Label:
         return Label(data.span if data is not None else self.program.file.span)
@@ -115,13 +135,20 @@ def _only_name(state: State) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def _is_share(right: t.Expr, found: Any, allowed: Any) -> bool:
+def asked_of(condition: t.Expr) -> set[str]:
+    """The functions that a condition calls."""
+    calls = (node for node in t.walk(condition) if isinstance(node, t.Call))
+    return {call.function.text for call in calls if isinstance(call.function, t.Name)}
+
+
+def _is_share(condition: t.Binary, found: Any, allowed: Any) -> bool:
     """`macs(model) <= 45%`: a cost against a share means a share of the original model's cost."""
     return (
-        isinstance(found, int)
+        (isinstance(found, int) or "latency" in asked_of(condition.left))
         and isinstance(allowed, float)
         and 0 < allowed <= 1
-        and isinstance(right, (t.Frac, t.Name))
+        and isinstance(condition.right, (t.Frac, t.Name))
+        and isinstance(condition.left, t.Call)
     )
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..grammar.diagnostics import Label, fail
+from .batches import Batches
 from .journal import Verdict
 from .rounding import disturbed
-from .samples import Batches
 
 Metric = Callable[[nn.Module, Batches], float]
 

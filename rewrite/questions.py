@@ -20,6 +20,7 @@ from .evaluate import ParamRef, Scope
 from .extent import DIM_QUESTIONS, Extent
 from .journal import Costs
 from .spec import TensorSpec
+from .survey import survivors
 
 
 def owned(scope: Scope, *refs: Any) -> bool:
@@ -157,6 +158,17 @@ def drop(scope: Scope, metric: Any) -> float:
     return scope.facts["drop"](metric)
 
 
+def latency(scope: Scope, what: Any) -> float:
+    """Milliseconds for the example inputs, the median of turns with the model before. Raises R004
+    where there is no whole model to run.
+    """
+    if "latency" not in scope.facts:
+        place = Label(None)
+        hint = "ask in a `budget`, in `until`, or in `ensure` of a rule over dimensions"
+        raise fail("R004", "there is no whole model to time here", place, help=hint)
+    return scope.facts["latency"](what)
+
+
 def params(scope: Scope, what: Any) -> Any:
     """How many parameters something has; of a dimension, the numbers that carry it."""
     if isinstance(what, Extent):
@@ -181,8 +193,10 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "equal": equal,
     "drift": drift,
     "drop": drop,
+    "latency": latency,
     **DIM_QUESTIONS,
     "params": params,
+    "survivors": survivors,
     "macs": cost("macs"),
     "bytes": cost("bytes"),
     "ops": cost("ops"),

@@ -7,17 +7,18 @@ bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from ..grammar.diagnostics import Label, did_you_mean, fail
+from .batches import Batches, as_args, batch_size, first, is_batched
 from .call import Call
+from .slopes import Loss, loss_of_task, slopes
 
-Batches = Sequence[tuple[Any, Any]]
 Source = Callable[[str], Iterable[tuple[Any, Any]]]
 
 MEMORY = 1 << 30
@@ -34,12 +35,19 @@ class Samples:
     no data was given.
     """
 
-    def __init__(self, inputs: tuple[Any, ...], source: Source | None = None) -> None:
+    def __init__(
+        self,
+        inputs: tuple[Any, ...],
+        source: Source | None = None,
+        loss: Loss = loss_of_task,
+    ) -> None:
         self.inputs = inputs
         self.source = source
+        self.loss = loss
         self.named: dict[str, Batches] = {}
         self._values: dict[fx.Node, Tensor] = {}
         self._moments: dict[fx.Node, Tensor] = {}
+        self._slopes: dict[tuple[fx.GraphModule, bool], dict[int, Tensor]] = {}
         self._divides: bool | None = None
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
@@ -52,13 +60,12 @@ class Samples:
             raise fail(
                 "D001", f"there is no data split `{split}`", place, note=str(error)
             ) from None
-        self.named[name] = batches if count is None else _first(batches, count)
+        self.named[name] = batches if count is None else first(batches, count)
 
     def batches(self, name: str | None, place: Label) -> Batches:
         """The batches under a name. Raises D002 where the user gave no data."""
         if self.source is None:
-            hint = "pass `data=` to lissom.compile, or define data(split) in the model file"
-            raise fail("D002", "this needs data, and none was given", place, help=hint)
+            raise no_data(place)
         if name is None or name not in self.named:
             hint = next(
                 iter(did_you_mean(name or "", self.named)),
@@ -75,8 +82,8 @@ class Samples:
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]
-        args = [as_args(x) for x, _ in _first(batches, SITE_SAMPLES)]
-        if not _batched(args[0]):
+        args = [as_args(x) for x, _ in first(batches, SITE_SAMPLES)]
+        if not is_batched(args[0]):
             return args[:1]
         if self._divides is None:
             self._divides = _same(args[-1], batches[len(args) - 1][0]) or _runs(module, args[-1])
@@ -93,6 +100,7 @@ class Samples:
         """Drops recorded values: the graph has changed in value."""
         self._values.clear()
         self._moments.clear()
+        self._slopes.clear()
 
     def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
         """What `nodes` hold when the model runs on the calibration inputs, batches concatenated
@@ -108,7 +116,7 @@ class Samples:
         """Records many nodes in one pass, as many as the memory bound holds."""
         wanted, used = [], 0
         for node in dict.fromkeys(nodes):
-            used += _bytes(node) * max(1, SITE_SAMPLES // max(1, _batch(self.inputs)))
+            used += _bytes(node) * max(1, SITE_SAMPLES // max(1, batch_size(self.inputs)))
             if used > MEMORY:
                 break
             wanted.append(node)
@@ -122,9 +130,33 @@ class Samples:
         One pass through the model also serves as many calls of `alike` as the memory bound holds.
         """
         if call.node not in self._moments:
-            data = self.named.get("calib") or next(iter(self.named.values()))
+            data = self._calibration_data()
             self._moments = second_moments(module, _affordable(call, alike), data)
         return self._moments[call.node]
+
+    def recorded(
+        self, module: fx.GraphModule, nodes: Sequence[fx.Node]
+    ) -> Iterator[dict[fx.Node, Any]]:
+        """What `nodes` hold on each batch of all calibration data."""
+        batches = [(self.inputs, None)] if self.generated else self._calibration_data()
+        return (_run(module, nodes, as_args(x)) for x, _ in batches)
+
+    def slopes(self, module: fx.GraphModule, squared: bool) -> dict[int, Tensor]:
+        """The gradients of the loss on the calibration data, by the identity of the parameter:
+        their mean, or the mean of the squared ones of single samples.
+
+        Raises D002 without data, D006 where the loss cannot be computed.
+        """
+        if self.generated:
+            raise no_data()
+        key = (module, squared)
+        if key not in self._slopes:
+            data = self._calibration_data()
+            self._slopes[key] = slopes(module, data, self.loss, squared=squared)
+        return self._slopes[key]
+
+    def _calibration_data(self) -> Batches:
+        return self.named.get("calib") or next(iter(self.named.values()))
 
     def _make_room(self) -> None:
         if (
@@ -136,30 +168,9 @@ class Samples:
             self._values.clear()
 
 
-def as_args(x: Any) -> tuple[Any, ...]:
-    """A batch's inputs as positional arguments."""
-    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
-
-
-def _first(batches: Batches, count: int) -> Batches:
-    """The first `count` samples; the last batch is cut."""
-    out: list[tuple[Any, Any]] = []
-    for x, y in batches:
-        size = _batch(as_args(x))
-        if count <= 0:
-            break
-        take = min(size, count)
-        whole = take == size
-        out.append((x, y) if whole else (_cut(x, size, take), _cut(y, size, take)))
-        count -= take
-    return out
-
-
-def _cut(value: Any, size: int, take: int) -> Any:
-    def cut(t: Any) -> Any:
-        return t[:take] if isinstance(t, Tensor) and t.dim() and t.shape[0] == size else t
-
-    return tree_map(cut, value)
+def no_data(place: Label | None = None) -> Exception:
+    hint = "pass `data=` to lissom.compile, or define data(split) in the model file"
+    return fail("D002", "this needs data, and none was given", place or Label(None), help=hint)
 
 
 def _same(args: tuple[Any, ...], x: Any) -> bool:
@@ -175,19 +186,6 @@ def _runs(module: fx.GraphModule, args: tuple[Any, ...]) -> bool:
     except (RuntimeError, ValueError, IndexError):
         return False
     return True
-
-
-def _batched(args: tuple[Any, ...]) -> bool:
-    """Samples lie along axis 0. Where all inputs are vectors that axis may be one of features: a
-    model that takes 33 of them takes neither 32 nor 66, so that such a batch is one sample.
-    """
-    return any(isinstance(t, Tensor) and t.dim() > 1 for t in args)
-
-
-def _batch(args: tuple[Any, ...]) -> int:
-    if not _batched(args):
-        return 1
-    return next(int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim() > 1)
 
 
 def _bytes(node: fx.Node) -> int:

@@ -15,6 +15,7 @@ from .journal import Journal
 from .ops import Vocabulary
 from .pattern import Pattern
 from .samples import Samples
+from .survey import Survey
 from .view import View
 
 
@@ -36,6 +37,7 @@ class State:
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)
+    surveys: dict[str, Survey] = field(default_factory=dict)
     flow: Flow | None = None
 
     def __post_init__(self) -> None:

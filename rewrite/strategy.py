@@ -62,6 +62,7 @@ class Runner:
 
     def _once_dims(self, rule: Rule) -> None:
         """The same for the dimension classes that the model has at entry."""
+        self.state.surveys.clear()
         for dim in dim_candidates(self.state, rule):
             for left in alive_dims(self.state, [dim]) if self.state.fuel != 0 else ():
                 begun = time.perf_counter()
@@ -201,6 +202,7 @@ class Runner:
         done: Callable[[], bool],
         broken: Callable[[], str | None],
     ) -> None:
+        self.state.surveys.clear()
         waiting = dim_candidates(self.state, rule)
         while waiting and self.state.fuel != 0 and not done():
             ready = [found for dim in waiting if (found := self._dim_ready(rule, dim)) is not None]

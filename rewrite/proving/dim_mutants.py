@@ -77,6 +77,7 @@ CHOICES: dict[str, str] = {
     "_mirrored": "positions counted from the end",
     "_first": "the first positions, as many",
 }
+COUNTED = "positions counted from one"
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (_shifted, _fewer, _more, _others, _mirrored, _first, _from_one)
@@ -117,7 +118,7 @@ def _mutants(rule: t.Rule) -> Iterator[Mutant]:
     both = [*_choices(rule, t.Perturb), *kept]
     changed = [(choice, _called("_from_one", choice, dim)) for choice in both]
     text = f"{flat(kept[0])} -> {flat(changed[-1][1])}"
-    yield Mutant("positions counted from one", _put(rule, changed), kept[0].span, text)
+    yield Mutant(COUNTED, _put(rule, changed), kept[0].span, text)
 
 
 def _choices(rule: t.Rule, clause: type) -> list[t.Expr]:
@@ -163,13 +164,15 @@ def _put(node: Any, changed: Sequence[tuple[t.Node, t.Node]]) -> Any:
 
 @dataclass(frozen=True)
 class DimSpecimen:
-    """A dimension of a model at which the rule applies. own: how far its cut is from the model in
-    which the rule's words are taken literally, relative L2; None where they cannot be.
+    """A dimension of a model at which the rule applies. keep: the positions that it keeps. own: how
+    far its cut is from the model in which the rule's words are taken literally, relative L2; None
+    where they cannot be.
     """
 
     state: State
     rule: Rule
     dim: DimClass
+    keep: tuple[int, ...]
     own: float | None
 
     def ready(self, source: t.Rule) -> DimReady | Miss:
@@ -193,7 +196,8 @@ def _specimen(subject: Subject, tape: Sequence[int]) -> DimSpecimen | None:
         except LissomError:  # where the rule breaks its promise is none for here
             continue
         if isinstance(found, DimReady) and farthest(given, _outputs(found, state)) > MOVES:
-            return DimSpecimen(state, rule, dim, _apart(state, rule.source, found))
+            apart = _apart(state, rule.source, found)
+            return DimSpecimen(state, rule, dim, found.site.keep, apart)
     return None
 
 
@@ -236,9 +240,27 @@ def _positions(flow: Flow, path: str, axis: int, gone: frozenset[int]) -> Iterat
 
 
 def dim_score(subject: Subject, specimens: Sequence[DimSpecimen]) -> Score:
-    """Tries every mutant where the rule applies, until one tells both apart."""
-    found = dim_mutants(subject.source)
+    """Tries every mutant that says something else where the rule applies, until one model tells
+    both apart.
+    """
+    found = [m for m in dim_mutants(subject.source) if not _says_the_same(m, specimens)]
     return Score(tuple(_kill(mutant, specimens) for mutant in found), len(specimens))
+
+
+_CHOSEN = {phrase: FUNCTIONS[name] for name, phrase in CHOICES.items()}
+
+
+def _says_the_same(mutant: Mutant, specimens: Sequence[DimSpecimen]) -> bool:
+    """Whether a mutant keeps what the rule keeps, wherever it was tried: `the first positions` of a
+    rule that keeps the first ones. Counting from one is another choice, made in both halves, and a
+    mistake only where it leaves the dimension.
+    """
+    if mutant.name == COUNTED:
+        return all(max(one.keep) + 1 < one.dim.size for one in specimens)
+    function = _CHOSEN.get(mutant.name.rpartition(": ")[2])
+    if function is None:
+        return False
+    return all(sorted(function(one.keep, one.dim.size)) == list(one.keep) for one in specimens)
 
 
 def _kill(mutant: Mutant, specimens: Sequence[DimSpecimen]) -> Fate:

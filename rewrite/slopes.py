@@ -1,0 +1,73 @@
+"""Gradients of the loss for the parameters of the working model, on calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functional_call
+from torch.nn import functional
+
+from ..grammar.diagnostics import Label, LissomError, fail
+from .batches import Batches, as_args, batch_size, singles
+
+Loss = Callable[[Any, Any], Tensor]
+"""`f(outputs, targets)` gives a scalar, the mean over the samples of a batch."""
+
+
+def loss_of_task(outputs: Any, targets: Any) -> Tensor:
+    """Cross-entropy of logits [N, K, ...] against classes int64 [N, ...], the mean squared error
+    of numbers against numbers of the same shape. Raises D006 for anything else.
+    """
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        raise _no_loss("the model's output and the target are not one tensor each")
+    if not targets.is_floating_point() and targets.ndim == outputs.ndim - 1:
+        return functional.cross_entropy(outputs, targets.long())
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return functional.mse_loss(outputs, targets)
+    shapes = f"outputs are {list(outputs.shape)}, targets {list(targets.shape)}"
+    raise _no_loss(f"{shapes} of {str(targets.dtype).removeprefix('torch.')}")
+
+
+def _no_loss(note: str) -> Exception:
+    hint = "pass `loss=` to lissom.compile, or define loss(outputs, targets) in the model file"
+    return fail("D006", "the loss cannot be computed", Label(None), note=note, help=hint)
+
+
+def slopes(
+    module: fx.GraphModule, batches: Batches, loss: Loss, *, squared: bool
+) -> dict[int, Tensor]:
+    """For each parameter, by its identity, the mean gradient of the loss over all samples; or the
+    mean of the squared gradients of single samples. Parameters that the loss does not depend on
+    are left out. Neither the module nor its parameters are changed.
+
+    Raises D006 where the loss cannot be computed.
+    """
+    named = dict(module.named_parameters())
+    own = {name: p.detach().requires_grad_() for name, p in named.items() if p.is_floating_point()}
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for x, y in singles(batches) if squared else batches:
+        size = batch_size(as_args(x))
+        count += size
+        for name, slope in _slopes(module, own, loss, x, y).items():
+            part = slope.double().square() if squared else slope.double() * size
+            totals[name] = totals[name] + part if name in totals else part
+    return {id(named[name]): total / max(count, 1) for name, total in totals.items()}
+
+
+def _slopes(
+    module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
+) -> dict[str, Tensor]:
+    """The gradient of the loss of one batch for each parameter that it depends on."""
+    try:
+        with torch.enable_grad():
+            value = loss(functional_call(module, own, as_args(x)), y)
+            found = torch.autograd.grad(value, list(own.values()), allow_unused=True)
+    except LissomError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise _no_loss(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    return {name: slope for name, slope in zip(own, found, strict=True) if slope is not None}
