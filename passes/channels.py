@@ -72,4 +72,29 @@ def spread(x: Tensor, times: int) -> Tensor:
     return x.detach().repeat_interleave(times)
 
 
-FUNCTIONS = (scale_transposed, scale_inputs, response, per_channel, spread)
+def silent_bias(w: Tensor, bias: Tensor | None) -> Tensor:
+    """What the channels of `w [O, ...]` without any weight give for every input, `[O]`: their bias;
+    0 for all others.
+    """
+    held = torch.zeros(len(w), dtype=torch.float64) if bias is None else wide(bias)
+    return torch.where(_silent(w), held, 0.0)
+
+
+def without_silent(v: Tensor, w: Tensor, groups: int = 1) -> Tensor:
+    """`v [P, O / groups, ...]`, with 0 where it reads a channel of `w [O, ...]` without weights."""
+    return scale_inputs(v, (~_silent(w)).double(), groups)
+
+
+def _silent(w: Tensor) -> Tensor:
+    return (wide(w).reshape(len(w), -1) == 0).all(1)
+
+
+FUNCTIONS = (
+    scale_transposed,
+    scale_inputs,
+    response,
+    per_channel,
+    spread,
+    silent_bias,
+    without_silent,
+)

@@ -15,24 +15,24 @@ from torch import Tensor
 from .tensors import require
 
 Slices = Sequence[Tensor]
+"""None where nothing carries the dimension so; no score can be made of that."""
 
 
 def l1_over(slices: Slices) -> Tensor:
     """Sum of magnitudes (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
-    return _added("l1_over", [part.abs().sum(1) for part in slices])
+    return _added("l1_over", [part.abs().sum(1) for part in _some("l1_over", slices)])
 
 
 def l2_over(slices: Slices) -> Tensor:
     """Euclidean norm (He et al. 2018, arXiv:1808.06866, section 3.2)."""
-    return _added("l2_over", [part.square().sum(1) for part in slices]).sqrt()
+    return _added("l2_over", [part.square().sum(1) for part in _some("l2_over", slices)]).sqrt()
 
 
 def median_over(slices: Slices) -> Tensor:
     """Distance to all other features: those near the geometric median can be told from others (He
     et al. 2019, arXiv:1811.00250, equation 4).
     """
-    joined = torch.cat([part.flatten(1) for part in slices], 1) if slices else torch.zeros(0, 0)
-    require(joined.numel() > 0, "median_over", "nothing carries the dimension")
+    joined = torch.cat([part.flatten(1) for part in _some("median_over", slices)], 1)
     return torch.cdist(joined, joined).sum(1)
 
 
@@ -40,12 +40,14 @@ def activity_over(slices: Slices) -> Tensor:
     """Share of the activations that are not zero: one minus the average percentage of zeros, APoZ
     (Hu et al. 2016, arXiv:1607.03250, equation 1).
     """
-    return _added("activity_over", [(part != 0).double().mean(1) for part in slices])
+    return _added(
+        "activity_over", [(part != 0).double().mean(1) for part in _some("activity_over", slices)]
+    )
 
 
 def mean_over(slices: Slices) -> Tensor:
     """Mean magnitude of the activations (Molchanov et al. 2017, arXiv:1611.06440, section 2.2)."""
-    return _added("mean_over", [part.abs().mean(1) for part in slices])
+    return _added("mean_over", [part.abs().mean(1) for part in _some("mean_over", slices)])
 
 
 def taylor_over(slices: Slices, gradients: Slices) -> Tensor:
@@ -87,15 +89,20 @@ def top(score: Tensor, k: int) -> Tensor:
     return order[:k].sort().values
 
 
+def _some(name: str, slices: Slices | None) -> Slices:
+    require(bool(slices), name, "nothing carries the dimension so", "guard it: known(scales(D))")
+    return slices or ()
+
+
 def _added(name: str, parts: Sequence[Tensor]) -> Tensor:
-    require(len(parts) > 0, name, "nothing carries the dimension")
     return torch.stack(list(parts)).sum(0)
 
 
 def _paired(name: str, slices: Slices, others: Slices) -> list[tuple[Tensor, Tensor]]:
-    same = [part.shape for part in slices] == [other.shape for other in others]
+    parts = _some(name, slices)
+    same = [part.shape for part in parts] == [other.shape for other in _some(name, others)]
     require(same, name, "both arguments must be of the same axes", "gradients(writers(D))")
-    return list(zip(slices, others, strict=True))
+    return list(zip(parts, others, strict=True))
 
 
 FUNCTIONS = (

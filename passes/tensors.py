@@ -217,8 +217,19 @@ def rows(w: Tensor | None, first: int, last: int) -> Tensor | None:
     return w[first:last]
 
 
+def nonzeros(x: Tensor | Number) -> int:
+    """How many numbers are not zero."""
+    return int(torch.count_nonzero(x)) if isinstance(x, Tensor) else int(x != 0)
+
+
+def all_zero(x: Tensor | Number | None) -> bool:
+    """Whether every number is 0; what is absent counts as 0."""
+    return x is None or nonzeros(x) == 0
+
+
 FUNCTIONS = (
     svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
     sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean,
+    nonzeros, all_zero,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

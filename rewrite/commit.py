@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .capture_graph import is_pure
 from .construct import Plan, Planned
 from .effects import mutates
 from .emit import Emitted, emit
@@ -212,20 +213,19 @@ def _drop_layers(state: State, site: Site) -> None:
     """Frees the paths of layers that only removed nodes use."""
     leaving = {call.node for call in site.removed}
     for node in leaving:
-        if node.op != "call_module":
-            continue
-        paths = [
-            path
-            for call in site.removed
-            if call.node is node
-            for path in call.params.values()
-            if path
-        ]
-        others = {
-            reader for path in paths for reader, held in state.view.owners(path) if held == path
-        } - leaving
-        if not others and not _called_elsewhere(state, node, leaving):
-            state.module.delete_submodule(str(node.target))
+        _free_layer(state, node, leaving)
+
+
+def _free_layer(state: State, node: fx.Node, leaving: set[fx.Node]) -> None:
+    """Takes a layer out of the model if only nodes that leave use it."""
+    call = state.view.call(node)
+    if node.op != "call_module" or call is None or not _reachable(state, node):
+        return
+    paths = [path for path in call.params.values() if path]
+    readers = (owner for path in paths for owner in state.view.owners(path))
+    others = {reader for reader, held in readers if held in paths} - leaving
+    if not others and not _called_elsewhere(state, node, leaving):
+        state.module.delete_submodule(str(node.target))
 
 
 def _called_elsewhere(state: State, node: fx.Node, leaving: set[fx.Node]) -> bool:
@@ -241,7 +241,7 @@ def _called_elsewhere(state: State, node: fx.Node, leaving: set[fx.Node]) -> boo
 
 def _erase(state: State, nodes: list[fx.Node]) -> None:
     """Erases matched nodes, then whatever only they read and does nothing else."""
-    waiting = sorted(nodes, key=lambda node: node._sort_key)
+    waiting, matched = sorted(nodes, key=lambda node: node._sort_key), set(nodes)
     while waiting:
         node = waiting.pop()
         if node.users or node._erased or node.op in ("placeholder", "output"):
@@ -254,16 +254,24 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
         state.module.graph.erase_node(node)
         if was_effect and node in state.mutations:
             state.mutations.remove(node)
-        waiting += [feeder for feeder in feeders if feeder.op == "get_attr" or _is_part(feeder)]
         _drop_weight(state, node)
+        feeders = [feeder for feeder in feeders if feeder not in matched and not feeder.users]
+        idle = [feeder for feeder in feeders if _only_computes(state, feeder)]
+        for feeder in idle:
+            _free_layer(state, feeder, {feeder})
+        waiting += idle
 
 
 def _reachable(state: State, node: fx.Node) -> bool:
     return node.op != "call_module" or _exists(state.module, str(node.target))
 
 
-def _is_part(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
+def _only_computes(state: State, node: fx.Node) -> bool:
+    """Whether a node may go when nobody reads it."""
+    if node.op == "get_attr":
+        return True
+    known = state.view.call(node) is not None
+    return not mutates(node, state.module) if known else is_pure(node)
 
 
 def _drop_weight(state: State, node: fx.Node) -> None:

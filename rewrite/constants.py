@@ -2,22 +2,24 @@
 
 A weight that forward derives from parameters (weight standardisation, a gathered position bias)
 becomes a parameter of its own, so that rules see `conv2d(x, weight)`. The stored value is the one
-the same calls give, so nothing changes in any bit. Left alone: what reads a random number or
-uninitialised memory, what anything writes to, plain views of a parameter (which would break the tie
-to it), and values more than four times larger than what they come from.
+the same calls give, so nothing changes in any bit. That includes memory which the graph makes and
+writes constants to, the bias of which a slice is set to zero, say. Left alone: what reads a random
+number or uninitialised memory, what is written to otherwise, plain views of a parameter (which
+would break the tie to it), and values more than four times larger than what they come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from .capture_graph import aliased, is_pure, node_name, written
+from .capture_graph import aliased, is_pure, node_name
 from .spec import spec_of
+from .written_memory import Memory, written_memory
 
 _GROWTH = 4
 _SMALL_BYTES = 1 << 20
@@ -43,7 +45,7 @@ def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
     found = _Constants(module)
     folded = [item for node in found.frontier() for item in _fold(module, found, node)]
     if folded or found.replaced:
-        _drop_dead(module.graph, found.values)
+        found.drop_dead()
         drop_unused_state(module)
         module.recompile()
     return tuple(folded)
@@ -57,23 +59,31 @@ class _Constants:
         self.values: dict[fx.Node, Any] = {}
         self.sources: dict[fx.Node, frozenset[fx.Node]] = {}
         self.replaced = 0
-        touched = _touched(module.graph)
+        self.memory = written_memory(module.graph)
+        self.varying = {memory for memory in self.memory.values() if not memory.is_own}
         with torch.no_grad():
             for node in module.graph.nodes:
-                if node not in touched and self._foldable(node):
+                if self._foldable(node):
                     self._evaluate(node)
+                if node in self.memory and node not in self.values:
+                    self._discard(self.memory[node])
+        for memory in set(self.memory.values()) - self.varying:
+            if memory.is_seen_before_it_is_written(self.values):
+                self._discard(memory)
         self.storages = {
             _address(value): node for node, value in self.values.items() if node.op == "get_attr"
         }
 
     def _foldable(self, node: fx.Node) -> bool:
+        memory = self.memory.get(node)
         if node.op == "get_attr":
-            return True
-        if node.op not in ("call_function", "call_method") or not is_pure(node):
+            return memory is None
+        if memory in self.varying or node.meta.get("effect"):
             return False
-        if node_name(node) in _UNINITIALISED:
+        if node.op not in ("call_function", "call_method") or node_name(node) in _UNINITIALISED:
             return False
-        return all(source in self.values for source in node.all_input_nodes)
+        known = all(source in self.values for source in node.all_input_nodes)
+        return known and (memory is not None or is_pure(node))
 
     def _evaluate(self, node: fx.Node) -> None:
         before = _random_states()
@@ -86,6 +96,27 @@ class _Constants:
             own = (node,) if node.op == "get_attr" else ()
             parts = (self.sources[source] for source in node.all_input_nodes)
             self.sources[node] = frozenset(own).union(*parts)
+        if node in self.memory:
+            self._tell(self.memory[node], self.sources[node])
+
+    def _tell(self, memory: Memory, sources: frozenset[fx.Node]) -> None:
+        """What is written to one part of a memory is a source of all of it."""
+        for other in memory.nodes:
+            if other in self.sources:
+                self.sources[other] |= sources
+
+    def _discard(self, memory: Memory) -> None:
+        """Something that is not constant makes, writes or reads it."""
+        self.varying.add(memory)
+        for node in memory.nodes:
+            self.values.pop(node, None)
+
+    def drop_dead(self) -> None:
+        """Erases constants that nothing reads; what writes to a memory goes once nobody sees it."""
+        for node in reversed(list(self.values)):
+            memory = self.memory.get(node)
+            if not node.users and (memory is None or memory.is_unseen()):
+                self.module.graph.erase_node(node)
 
     def frontier(self) -> Iterator[fx.Node]:
         """Computed constant tensors that something which is not constant uses."""
@@ -111,18 +142,6 @@ def _escapes(node: fx.Node) -> bool:
         seen.add(at)
         todo += [user for user in at.users if user not in seen and at in aliased(user)]
     return False
-
-
-def _touched(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose memory something writes to: the targets, and what those are views of."""
-    todo = [target for node in graph.nodes for target in written(node)]
-    seen: set[fx.Node] = set()
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += aliased(node)
-    return seen
 
 
 def _compute(module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -166,7 +185,7 @@ def _fold(module: fx.GraphModule, found: _Constants, node: fx.Node) -> Iterator[
         mutates=(),
     )
     _redirect(node, stored, found.values)
-    yield Folded(path, tuple(_ancestors(node)))
+    yield Folded(path, tuple(_ancestors(node, found.memory)))
 
 
 def _use_origin(node: fx.Node, value: torch.Tensor, origin: fx.Node, whole: torch.Tensor) -> int:
@@ -239,7 +258,7 @@ def _store(module: nn.Module, path: str, value: torch.Tensor) -> None:
         module.register_buffer(name, value)
 
 
-def _ancestors(node: fx.Node) -> Iterator[str]:
+def _ancestors(node: fx.Node, memory: Mapping[fx.Node, Memory]) -> Iterator[str]:
     """Names of the computing nodes behind a constant, itself first."""
     todo, seen = [node], set()
     while todo:
@@ -248,12 +267,7 @@ def _ancestors(node: fx.Node) -> Iterator[str]:
             seen.add(at)
             yield at.name
             todo += at.all_input_nodes
-
-
-def _drop_dead(graph: fx.Graph, constants: Iterable[fx.Node]) -> None:
-    for node in reversed(list(constants)):
-        if not node.users:
-            graph.erase_node(node)
+            todo += memory[at].nodes if at in memory else ()
 
 
 def drop_unused_state(module: fx.GraphModule) -> None:

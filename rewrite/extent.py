@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from .call import tensor_at
 from .channels.classes import DimClass
+from .channels.declared import summed_axes
 from .channels.flow import Flow, Place
 from .channels.sizes import shape_at
 from .channels.tracks import Tracks
@@ -46,6 +47,32 @@ def sliceable(scope: Scope, dim: Extent) -> bool:
     return blocker(scope, dim) is None
 
 
+def gathers(scope: Scope, dim: Extent) -> str | None:
+    """The op that reads all of the dimension without weights: a norm that takes statistics over it,
+    or a product of two values. None where only weights read it.
+    """
+    flow = dim.flow
+    readers = [path for path, axis in dim.dim.places if flow.roles.get((path, axis)) == "reads"]
+    weighed = {node for path in readers for node, _ in flow.view.owners(path)}
+    sums = (n for n in flow.contracted if n not in weighed and _summed(dim, n))
+    found = (*(n for n in flow.statistics if any(map(partial(_part, dim), _values(n)))), *sums)
+    return next((str(node.meta.get("site") or node.name) for node in found), None)
+
+
+def _summed(dim: Extent, node: fx.Node) -> bool:
+    """Whether an op sums over features of the dimension."""
+    call = dim.flow.view.call(node)
+    read = {} if call is None else summed_axes(call)
+    return any(_part(dim, value, axes) for value, axes in read.items())
+
+
+def _part(dim: Extent, value: fx.Node, axes: Iterable[int] | None = None) -> set[int]:
+    """The features of the dimension that a value carries, along some of its axes."""
+    along = range(len(shape_at(value))) if axes is None else axes
+    found = (leaf for axis in along for _, leaf in _leaves(dim, dim.flow.of(value), axis))
+    return set(dim.dim.leaves).intersection(found)
+
+
 class Slices(tuple[Tensor, ...]):
     """For each axis of a parameter that carries a dimension its numbers by feature, float64 [size,
     numbers of one feature]; `places` says which axes these are.
@@ -63,13 +90,13 @@ class Slices(tuple[Tensor, ...]):
         return slices
 
 
-def slices(*roles: str) -> Callable[[Scope, Extent], Slices]:
-    """The axes that carry the dimension and have one of these roles."""
+def slices(*roles: str) -> Callable[[Scope, Extent], Slices | None]:
+    """The axes that carry the dimension and have one of these roles; None where there are none."""
 
-    def ask(scope: Scope, dim: Extent) -> Slices:
+    def ask(scope: Scope, dim: Extent) -> Slices | None:
         flow = dim.flow
-        places = (place for place in dim.dim.places if flow.roles.get(place, "rides") in roles)
-        return Slices.of(dim, places, partial(tensor_at, flow.view.root))
+        places = [place for place in dim.dim.places if flow.roles.get(place, "rides") in roles]
+        return Slices.of(dim, places, partial(tensor_at, flow.view.root)) if places else None
 
     return ask
 
@@ -185,6 +212,7 @@ DIM_QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "boundary": boundary,
     "blocker": blocker,
     "sliceable": sliceable,
+    "gathers": gathers,
     "writers": slices("writes"),
     "readers": slices("reads"),
     "riders": slices("rides"),

@@ -165,7 +165,9 @@ def _attention(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
 
 def _recurrent(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
     names = ("input_size", "hidden_size", "nonlinearity", "batch_first")
-    return kind(device="meta", **{name: attrs[name] for name in names if name in attrs})
+    both = "weight_ih_l0_reverse" in params
+    more = {name: attrs[name] for name in names if name in attrs}
+    return kind(device="meta", bidirectional=both, **more)
 
 
 _SIZED_BY_TENSORS = {"batch_norm", "instance_norm", "group_norm"}
@@ -188,6 +190,7 @@ _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "prelu": (nn.PReLU,),
     "multihead_attention": (nn.MultiheadAttention,),
     "lstm": (nn.LSTM,),
+    "lstm_bidirectional": (nn.LSTM,),
     "gru": (nn.GRU,),
     "rnn": (nn.RNN,),
 }
@@ -201,5 +204,5 @@ _BUILD: dict[str, Build] = {
     "group_norm": _group_norm,
     "prelu": _prelu,
     "multihead_attention": _attention,
-    **dict.fromkeys(("lstm", "gru", "rnn"), _recurrent),
+    **dict.fromkeys(("lstm", "lstm_bidirectional", "gru", "rnn"), _recurrent),
 }

@@ -23,6 +23,11 @@ SIZES = (5, 9)
 """Extents to try for the free axes: wide enough for two windows of the largest kernel, then wider.
 """
 
+FREE = (1, 2, 0)
+"""Which of three axes to make shorter: those of a sequence of vectors, those of a signal, none but
+the batch. Weights fix one of them, which only running the ops tells.
+"""
+
 KEPT = 100_000
 """Draws with more numbers than this are made again at each site instead of being kept."""
 
@@ -60,13 +65,23 @@ def probes(
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
     if small and not real and len(tensors) == len(inputs):
-        for size in SIZES:
-            yield _known(state, tensors, size, special)
+        rows = any(len(node.meta["val"].shape) == 3 for node in tensors)
+        for free in FREE if rows else FREE[:1]:
+            for size in SIZES if free or not rows else SIZES[:1]:
+                yield _known(state, tensors, _Small(size, free), special)
     recorded = state.samples.values(state.module, real) if real else {}
     yield _drawn(state.seed, tensors, recorded, None, special)
 
 
-def _known(state: State, tensors: Sequence[fx.Node], size: int, special: bool) -> list[Probe]:
+@dataclass(frozen=True, slots=True)
+class _Small:
+    """A size for free axes, and which of three axes is one; 0 if none is."""
+
+    size: int
+    free: int
+
+
+def _known(state: State, tensors: Sequence[fx.Node], size: _Small, special: bool) -> list[Probe]:
     """Small draws depend on shapes and seed alone, so that sites of the same shapes share them."""
     key = (tuple(node.meta["val"] for node in tensors), size, special)
     kept = state.known_probes.get(key)
@@ -85,7 +100,7 @@ def _drawn(
     seed: int,
     tensors: Sequence[fx.Node],
     recorded: dict[fx.Node, Any],
-    size: int | None,
+    size: _Small | None,
     special: bool,
 ) -> list[Probe]:
     generator = torch.Generator().manual_seed(seed)
@@ -166,7 +181,7 @@ def _draw(
     tensors: Sequence[fx.Node],
     recorded: dict[fx.Node, Any],
     generator: torch.Generator,
-    size: int | None,
+    size: _Small | None,
 ) -> Probe:
     values = {
         node: recorded[node] if node in recorded else _random(node.meta["val"], generator, size)
@@ -175,20 +190,21 @@ def _draw(
     return Probe(values, size is not None)
 
 
-def _random(spec: TensorSpec, generator: torch.Generator, size: int | None) -> torch.Tensor:
+def _random(spec: TensorSpec, generator: torch.Generator, size: _Small | None) -> torch.Tensor:
     shape = spec.shape if size is None else _shrunk(spec.shape, size)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _shrunk(shape: Sequence[int], size: int) -> tuple[int, ...]:
-    """The batch axis becomes 2, unless it is 1, and the axes behind the channels at most `size`;
-    channels stay, weights fix them. An empty batch would show nothing.
+def _shrunk(shape: Sequence[int], small: _Small) -> tuple[int, ...]:
+    """The batch axis becomes 2, unless it is 1, and free axes at most `small.size`; channels stay,
+    weights fix them: those behind the batch, of three axes the one that is not free. An empty
+    batch would show nothing.
 
     Equal extents shrink to equal extents, so that inputs which are added together still fit.
     """
     if len(shape) < 2:
         return tuple(shape)
     batch = 1 if shape[0] == 1 else 2
-    if len(shape) < 4:
-        return (batch, *shape[1:])
-    return (batch, shape[1], *(min(extent, size) for extent in shape[2:]))
+    free = range(2, len(shape)) if len(shape) > 3 else (small.free,) if len(shape) == 3 else ()
+    rest = (min(n, small.size) if at in free else n for at, n in enumerate(shape))
+    return (batch, *list(rest)[1:])

@@ -105,6 +105,8 @@ PRODUCTS = [
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, None, 0.0, False)]),
     ("scaled_dot_product_attention", (Z4, Z4, Z4), [lambda q, k,
          v: F.scaled_dot_product_attention(q, k, v, is_causal=True)]),
+    ("grouped_query_attention", (Z4, Z4[:, :1], Z4[:, :1]), [lambda q, k,
+         v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)]),
 ]  # fmt: skip
 
 MOVES = [
@@ -114,6 +116,8 @@ MOVES = [
     ("reshape", (Z3,), [lambda x: x.view(-1)]),
     ("flatten", (Z3,), [nn.Flatten(), lambda x: x.flatten(1), lambda x: torch.flatten(x, 1)]),
     ("flatten", (Z3,), [torch.flatten, torch.ravel, lambda x: x.ravel()]),
+    ("reshape_as", (Z3, Z3.reshape(4, 6)), [lambda x, y: x.reshape_as(y),
+         lambda x, y: x.view_as(y)]),
     ("unflatten", (Z3,), [nn.Unflatten(2, (2, 2)), lambda x: x.unflatten(2, (2, 2)),
          lambda x: torch.unflatten(x, 2, (2, 2))]),
     ("permute", (Z3,), [lambda x: x.permute(2, 0, 1), lambda x: x.permute((2, 0, 1)),
@@ -131,6 +135,8 @@ MOVES = [
     ("unsqueeze", (Z3,), [lambda x: x.unsqueeze(1), lambda x: torch.unsqueeze(x, 1)]),
     ("expand", (Z3[:1],), [lambda x: x.expand(5, -1, -1),
          lambda x: torch.broadcast_to(x, (5, -1, -1))]),
+    ("expand_as", (Z3[:1], Z3), [lambda x, y: x.expand_as(y)]),
+    ("type_as", (Z3, X2.double()), [lambda x, y: x.type_as(y), lambda x, y: x.to(y)]),
     ("repeat", (X2,), [lambda x: x.repeat(2, 1, 3), lambda x: x.repeat((2, 1, 3))]),
     ("repeat_interleave", (Z3,), [lambda x: x.repeat_interleave(2, 1),
          lambda x: torch.repeat_interleave(x, 2, dim=1)]),
@@ -146,6 +152,7 @@ MOVES = [
     ("unbind", (Z3,), [lambda x: x.unbind(1), lambda x: torch.unbind(x, dim=1)]),
     ("getitem", (Z4,), [lambda x: x[:, 1:3, ..., None]]),
     ("getitem", (Z4,), [lambda x: x[0]]),
+    ("take", (X2, IDS), [lambda x, i: x[i]]),
     ("narrow", (Z3,), [lambda x: x.narrow(1, 0, 2), lambda x: torch.narrow(x, 1, 0, 2)]),
     ("select", (Z3,), [lambda x: x.select(1, 0), lambda x: torch.select(x, 1, 0)]),
     ("index_select", (Z3, IDS[0]), [lambda x, i: x.index_select(1, i),

@@ -164,6 +164,8 @@ RECURRENT = [
     ("lstm", (torch.randn(5, 2, 4),), [nn.LSTM(4, 6).eval()]),
     ("lstm", (torch.randn(2, 5, 4),), [nn.LSTM(4, 6, batch_first=True).eval()]),
     ("lstm", (torch.randn(5, 4),), [nn.LSTM(4, 6).eval()]),
+    ("lstm_bidirectional", (torch.randn(5, 2, 4),), [nn.LSTM(4, 6, bidirectional=True).eval()]),
+    ("lstm_bidirectional", (torch.randn(5, 4),), [nn.LSTM(4, 6, bidirectional=True).eval()]),
     ("gru", (torch.randn(5, 2, 4),), [nn.GRU(4, 6).eval()]),
     ("gru", (torch.randn(2, 5, 4),), [nn.GRU(4, 6, batch_first=True).eval()]),
     ("rnn", (torch.randn(5, 2, 4),), [nn.RNN(4, 6).eval()]),

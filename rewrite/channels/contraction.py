@@ -19,6 +19,7 @@ from ..dims import ShapeSpec, compiled, names_of
 from ..opspec import OpSpec
 from ..spec import TensorSpec
 from .atoms import Block
+from .declared import axis_exprs, factors, name_of, named, outputs
 from .movement import axes_in
 from .sizes import settings, shape_at, specs_of
 from .tracks import Tracks, Vectors, along, block, couple, joined, separated, spread
@@ -95,29 +96,6 @@ def sloped(flow: Flow, call: Call) -> None:
 # -- axes ------------------------------------------------------------------------------------------
 
 
-def _axes(spec: ShapeSpec, rank: int) -> list[t.Expr | str]:
-    """The declared expression of each axis; those that `...` stands for count from the last."""
-    rest = rank - len(spec.before) - len(spec.after)
-    middle: list[t.Expr | str] = [f"...{i - rest}" for i in range(rest)]
-    return [*(a.expr for a in spec.before), *middle, *(a.expr for a in spec.after)]
-
-
-def _terms(expr: t.Expr | str) -> list[t.Expr | str] | None:
-    """The factors of a product of names and numbers; None for anything else."""
-    if isinstance(expr, (str, t.Name, t.Number)):
-        return [expr]
-    if isinstance(expr, t.Binary) and expr.op == "*":
-        left, right = _terms(expr.left), _terms(expr.right)
-        return None if left is None or right is None else left + right
-    return None
-
-
-def _name(term: t.Expr | str) -> str | None:
-    if isinstance(term, str):
-        return term
-    return term.text if isinstance(term, t.Name) else None
-
-
 def _sizes(dims: _Dims, terms: list[t.Expr | str], extent: int) -> list[int]:
     if len(terms) == 1:
         return [extent]
@@ -126,15 +104,15 @@ def _sizes(dims: _Dims, terms: list[t.Expr | str], extent: int) -> list[int]:
 
 
 def _read(dims: _Dims, spec: ShapeSpec, tracks: Tracks, shape: tuple[int, ...], name: str) -> None:
-    for axis, expr in enumerate(_axes(spec, len(shape))):
-        vectors, terms = along(tracks, axis), _terms(expr)
+    for axis, expr in enumerate(axis_exprs(spec, len(shape))):
+        vectors, terms = along(tracks, axis), factors(expr)
         if terms is None:
             block(dims.flow.atoms, vectors, dims.why(f"computes with the size of `{name}`"))
             continue
         sizes = _sizes(dims, terms, shape[axis])
         parts = _parts(dims, vectors, sizes)
         for term, size, part in zip(terms, sizes, parts, strict=True):
-            text = _name(term)
+            text = name_of(term)
             if text is None:
                 block(dims.flow.atoms, part, dims.why(f"reads `{name}` in {size} parts"))
             elif size > 1:
@@ -174,10 +152,11 @@ def _mixed(dims: _Dims, attrs: Mapping[str, Any]) -> None:
 def _of_params(dims: _Dims) -> set[str]:
     """The dimensions of the op's parameters."""
     specs = [spec.shape for spec in dims.call.op.params if spec.shape is not None]
-    return set().union(*(_named(spec, spec.least) for spec in specs))
+    return set().union(*(named(spec, spec.least) for spec in specs))
 
 
-_ADDED = {"addmm": 0, "baddbmm": 0, "scaled_dot_product_attention": 2}
+_ADDED = {"addmm": 0, "baddbmm": 0}
+_ADDED |= {"scaled_dot_product_attention": 2, "grouped_query_attention": 2}
 """Ops with an input that broadcasts with the result, but for so many axes at the end."""
 
 
@@ -198,38 +177,28 @@ def _beside(dims: _Dims, name: str, value: fx.Node) -> None:
             block(flow.atoms, along(tracks, axis), why)
 
 
-def _named(spec: ShapeSpec | None, rank: int) -> set[str]:
-    if spec is None:
-        return set()
-    terms = [term for expr in _axes(spec, rank) for term in _terms(expr) or ()]
-    return {name for name in map(_name, terms) if name is not None}
-
-
-def _outputs(dims: _Dims) -> set[str]:
-    pairs = zip(dims.call.op.outputs, specs_of(dims.call.node), strict=False)
-    return set().union(*(_named(s, len(v.shape)) for s, v in pairs if v is not None))
-
-
 def _tell_inputs(dims: _Dims) -> None:
     """Parameters that the op reads like any value: `x @ w`."""
-    made = _outputs(dims)
+    made = outputs(dims.call)
     pairs = zip(dims.call.op.inputs, dims.call.inputs, strict=True)
     for spec, value in pairs:
         if spec.shape is None or not isinstance(value, fx.Node) or value.op != "get_attr":
             continue
-        for axis, expr in enumerate(_axes(spec.shape, len(shape_at(value)))):
-            role = "writes" if {_name(term) for term in _terms(expr) or ()} & made else "reads"
+        for axis, expr in enumerate(axis_exprs(spec.shape, len(shape_at(value)))):
+            role = "writes" if {name_of(term) for term in factors(expr) or ()} & made else "reads"
             dims.flow.roles.setdefault((str(value.target), axis), role)
 
 
 def _summed(dims: _Dims) -> None:
-    kept = _outputs(dims)
+    kept = outputs(dims.call)
     items = [item for item in dims.call.op.decl.items if isinstance(item, t.OpDim)]
     computed = {name for item in items for name in (item.name.text, *names_of(item.value))}
     running = {name for name in dims.known if name == "N" or name.startswith("...")}
     for name, vectors in dims.known.items():
-        if name in computed or (name in running and dims.call.attrs.get("training")):
-            block(dims.flow.atoms, vectors, dims.why(f"computes sizes from {name}"))
+        if name in computed:
+            block(dims.flow.atoms, vectors, dims.why(f"reads windows of it, as its axis {name}"))
+        elif name in running and dims.call.attrs.get("training"):
+            block(dims.flow.atoms, vectors, dims.why("takes statistics of the batch over it"))
         elif name not in kept and not _sums(dims.call.op, name):
             block(dims.flow.atoms, vectors, dims.why(f"reads all of {name}"))
         elif name not in kept:
@@ -243,7 +212,7 @@ def _sums(op: OpSpec, name: str) -> bool:
 
 def _write(dims: _Dims) -> None:
     """Parameters and results get the features of their dimensions; what only they have is new."""
-    op, made = dims.call.op, _outputs(dims)
+    op, made = dims.call.op, outputs(dims.call)
     for spec in op.params:
         path, tensor = dims.call.params[spec.name], dims.call.tensor(spec.name)
         if path is not None and tensor is not None and spec.shape is not None:
@@ -259,12 +228,14 @@ def _tell_roles(dims: _Dims, path: str, spec: ShapeSpec, shape: Sequence[int]) -
     """What the op does along each axis of a parameter, by the dimensions with more than one
     position that the axis is made of.
     """
-    made = _outputs(dims)
-    for axis, expr in enumerate(_axes(spec, len(shape))):
-        terms = _terms(expr) or []
+    made = outputs(dims.call)
+    for axis, expr in enumerate(axis_exprs(spec, len(shape))):
+        terms = factors(expr) or []
         pairs = zip(terms, _sizes(dims, terms, shape[axis]) if terms else (), strict=True)
-        names = {_name(term) for term, size in pairs if size > 1} - {None}
+        names = {name_of(term) for term, size in pairs if size > 1} - {None}
         role = "reads" if not names & made else "writes" if names & made - dims.read else "rides"
+        if axis == len(shape) - 1 and _reads_itself(spec, len(shape)):
+            role = "reads"
         dims.flow.roles.setdefault((path, axis), role)
 
 
@@ -272,9 +243,9 @@ def _reads_itself(spec: ShapeSpec, rank: int) -> bool:
     """Whether the weight leads from a dimension to itself, from one step of time to the next: its
     last axis is summed over.
     """
-    *firsts, last = _axes(spec, rank)
-    made = {_name(term) for expr in firsts for term in _terms(expr) or ()}
-    return any(_name(term) in made for term in _terms(last) or () if _name(term) is not None)
+    *firsts, last = axis_exprs(spec, rank)
+    made = {name_of(term) for expr in firsts for term in factors(expr) or ()}
+    return any(name_of(term) in made for term in factors(last) or () if name_of(term) is not None)
 
 
 def _result(dims: _Dims, index: int, found: TensorSpec | None) -> Tracks:
@@ -298,19 +269,19 @@ def _is_read(node: fx.Node, index: int) -> bool:
 
 def _labelled(dims: _Dims, spec: ShapeSpec, shape: Sequence[int], fresh: set[str]) -> list[Vectors]:
     """The vectors of each axis of a parameter or result."""
-    exprs = _axes(spec, len(shape))
+    exprs = axis_exprs(spec, len(shape))
     return [_made(dims, expr, int(n), fresh) for expr, n in zip(exprs, shape, strict=True)]
 
 
 def _made(dims: _Dims, expr: t.Expr | str, extent: int, fresh: set[str]) -> Vectors:
     """The vectors of one axis, by the dimensions that it is a product of."""
-    terms = _terms(expr)
+    terms = factors(expr)
     if terms is None or extent < 2:
         return ()
     sizes = _sizes(dims, terms, extent)
     found: list[Tensor] = []
     for at, (term, size) in enumerate(zip(terms, sizes, strict=True)):
-        name = _name(term)
+        name = name_of(term)
         if name is None or size < 2:
             continue
         if name in fresh and name not in dims.known and name not in dims.bare:

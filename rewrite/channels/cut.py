@@ -18,7 +18,7 @@ from ...grammar.diagnostics import Label, fail
 from ..call import Call, tensor_at
 from ..checkpoint import finish, snapshot
 from ..layers import build_layer
-from ..spec import TensorSpec, spec_of
+from ..spec import TensorSpec
 from .flow import Flow
 from .kept import Kept, selected
 from .refit import rearrange
@@ -174,14 +174,17 @@ def _layer(work: Work, call: Call) -> None:
 
 
 def _state(work: Work, call: Call) -> None:
-    """The last state of a recurrent layer has no declared shape, and nobody reads it."""
-    inputs = {
-        spec.name: TensorSpec(work.shape(value), value.meta["val"].dtype)
-        for spec, value in zip(call.op.inputs, call.inputs, strict=True)
-    }
-    params = {name: spec_of(_now(work, path)) for name, path in call.params.items()}
-    found = call.op.specs(inputs, params, {**settings(call.attrs), **_sized(work, call)})  # type: ignore[arg-type]
-    work.new[call.node].meta["val"] = found
+    """The last state of a recurrent layer is not declared; its last axis is the hidden size."""
+    width = _sized(work, call).get("hidden_size")
+    if width is not None:
+        first, *rest = work.new[call.node].meta["val"]
+        work.new[call.node].meta["val"] = (first, *(_as_wide(spec, width) for spec in rest))
+
+
+def _as_wide(spec: Any, width: int) -> Any:
+    if isinstance(spec, TensorSpec):
+        return TensorSpec((*spec.shape[:-1], width), spec.dtype)
+    return tuple(_as_wide(one, width) for one in spec)
 
 
 def _sized(work: Work, call: Call) -> dict[str, Any]:

@@ -40,6 +40,16 @@ def summed(flow: Flow, call: Call) -> None:
     flow.set(call.node, joined([one.get(letter, ()) for letter in result]))
 
 
+def summed_axes(call: Call) -> dict[fx.Node, set[int]]:
+    """The axes of each operand whose letter the result lacks."""
+    terms, result = _letters(call.attrs["equation"])
+    found: dict[fx.Node, set[int]] = {}
+    for term, value in zip(terms, call.inputs[0], strict=True):
+        axes = {axis for axis, letter in enumerate(term) if letter not in result}
+        found.setdefault(value, set()).update(axes)
+    return found
+
+
 def _letters(equation: str) -> tuple[list[str], str]:
     """The terms and the result; without `->`, letters that occur once, in order of the alphabet."""
     left, arrow, right = equation.replace(" ", "").partition("->")

@@ -31,7 +31,8 @@ _PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
 """Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
 
 SIZES = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride", "is_contiguous"})
-"""Methods that ask about a tensor, not about its numbers."""
+SIZES |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
+"""Methods that ask about a tensor, not about its numbers: its sizes, its dtype."""
 
 
 @dataclass
@@ -161,12 +162,12 @@ def _opaque(flow: Flow, node: fx.Node) -> None:
 
 def _op(flow: Flow, call: Call) -> None:
     traits = call.op.traits
-    if "movement" in traits and not call.op.inputs[0].variadic:
+    if call.op.name in _OTHERS:
+        _OTHERS[call.op.name](flow, call)
+    elif "movement" in traits:
         movement.moved(flow, call)
     elif "reduction" in traits:
         movement.reduced(flow, call)
-    elif call.op.name in _OTHERS:
-        _OTHERS[call.op.name](flow, call)
     elif "elementwise" in traits and not call.op.params:
         _elementwise(flow, call)
     elif call.op.mixes is not None or call.op.sums or traits & _PLAIN:
@@ -184,18 +185,6 @@ def _resized(flow: Flow, call: Call) -> None:
     flow.set(call.node, joined([*axes[:2], *[()] * (rank - 2)]))
 
 
-_OTHERS = {
-    "cat": movement.concatenated,
-    "stack": movement.concatenated,
-    "pad": movement.padded,
-    "glu": movement.gated,
-    "interpolate": _resized,
-    "prelu": contraction.sloped,
-    "index_select": movement.chosen,
-    "einsum": einsum.summed,
-}
-
-
 def _elementwise(flow: Flow, call: Call) -> None:
     inputs = [v for v in call.inputs if isinstance(v, fx.Node) and shape_at(v)]
     shapes = [shape_at(value) for value in inputs]
@@ -211,3 +200,34 @@ def _elementwise(flow: Flow, call: Call) -> None:
                 present.append(along(own, at))
         axes.append(together(flow.atoms, present, why))
     flow.set(call.node, *[joined(axes)] * max(1, call.op.results))
+
+
+def _pooled(flow: Flow, call: Call) -> None:
+    """Adaptive pooling reads all of an axis, unless its new size is None: that one it leaves."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    axes = [along(tracks, axis) for axis in range(rank)]
+    wanted = call.attrs["output_size"]
+    sizes = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+    for axis, size in zip(range(rank - len(sizes), rank), sizes, strict=True):
+        if size is not None:
+            why = f"{call.op.name} reads all of axis {axis}"
+            block(flow.atoms, axes[axis], Block(call.node.name, why))
+            axes[axis] = ()
+    flow.set(call.node, joined(axes))
+
+
+_ADAPTIVE = [f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)]
+_OTHERS = {
+    **dict.fromkeys(_ADAPTIVE, _pooled),
+    "cat": movement.concatenated,
+    "stack": movement.concatenated,
+    "pad": movement.padded,
+    "glu": movement.gated,
+    "interpolate": _resized,
+    "prelu": contraction.sloped,
+    "index_select": movement.chosen,
+    "einsum": einsum.summed,
+    "reshape_as": movement.reshaped,
+    "expand_as": _elementwise,
+    "take": movement.taken,
+}

@@ -1,8 +1,9 @@
 """The model that a cut stands for: every sum over features leaves the removed ones out.
 
 Nothing that the model computes with is sliced: where an op sums over an axis, what it reads is 0 at
-the removed positions. A norm that takes statistics over features takes them over those that are
-left.
+the removed positions of that axis. A norm that takes statistics over features takes them over those
+that are left. All other axes are left alone, so that the model takes every batch that the cut one
+takes, also where heads and batch share an axis.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..call import Call
 from ..checkpoint import finish, snapshot
 from ..layers import build_layer
 from ..opspec import OpSpec
+from .declared import statistic_axes, summed_axes
 from .flow import Flow
 from .kept import Axes, Kept, selected
 from .sizes import settings, shape_at
@@ -30,8 +32,8 @@ def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     new = dict(zip(flow.view.root.graph.nodes, module.graph.nodes, strict=True))
     kept = Kept(flow.atoms, removed)
     for node in flow.contracted:
-        for value in dict.fromkeys(_values(_call(flow, node))):
-            axes = kept.axes(flow.of(value), len(shape_at(value)))
+        for value, summed in summed_axes(_call(flow, node)).items():
+            axes = _among(kept.axes(flow.of(value), len(shape_at(value))), summed)
             if axes:
                 _mask(module, new[node], new[value], _gone(shape_at(value), axes))
     for node, names in flow.recurrent.items():
@@ -48,10 +50,8 @@ def _call(flow: Flow, node: fx.Node) -> Call:
     return call
 
 
-def _values(call: Call) -> list[fx.Node]:
-    """What the op reads, one tensor each."""
-    inputs = (v for value in call.inputs for v in (value if isinstance(value, tuple) else (value,)))
-    return [value for value in inputs if isinstance(value, fx.Node)]
+def _among(axes: Axes, wanted: Collection[int]) -> Axes:
+    return {axis: left for axis, left in axes.items() if axis in wanted}
 
 
 def _gone(shape: tuple[int, ...], axes: Axes) -> Tensor:
@@ -126,7 +126,8 @@ class _OnWhatIsLeft(nn.Module):
 def _renew(module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.Node) -> None:
     """The op sees what is left, and nothing else."""
     source = call.inputs[0]
-    read = kept.axes(flow.of(source), len(shape_at(source)))
+    over = statistic_axes(call)
+    read = _among(kept.axes(flow.of(source), len(shape_at(source))), over)
     if not read:
         return
     attrs = settings(call.attrs)
@@ -135,7 +136,8 @@ def _renew(module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.
         if left is not None:
             attrs[name] = (len(left),) if call.op.attrs[name].type == "ints" else len(left)
     shape = shape_at(call.node)
-    layer = _OnWhatIsLeft(call.op, attrs, read, kept.axes(flow.of(call.node), len(shape)))
+    given = {} if "reduction" in call.op.traits else kept.axes(flow.of(call.node), len(shape))
+    layer = _OnWhatIsLeft(call.op, attrs, read, _among(given, over))
     layer.extents = dict(enumerate(shape))
     for name, path in call.params.items():
         value = call.tensor(name)

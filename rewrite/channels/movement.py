@@ -5,6 +5,7 @@ No table says what a view, a permutation, a shuffle or a window partition does t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..call import Call, tensor_at
+from ..spec import TensorSpec
 from .atoms import Block
 from .sizes import settings, shape_at, specs_of
 from .tracks import (
@@ -65,9 +67,28 @@ def moved(flow: Flow, call: Call) -> None:
 def run(call: Call, track: Tensor) -> list[Tensor]:
     """The op on a track."""
     full = track.expand(shape_at(call.inputs[0]))
-    found = call.op.run({call.op.inputs[0].name: full}, {}, settings(call.attrs))
+    found = call.op.run(given(call, full), {}, settings(call.attrs))
     several = found if isinstance(found, (tuple, list)) else (found,)
     return [compressed(part) for part in several]
+
+
+def given(
+    call: Call, value: Tensor, shape: Callable[[Any], tuple[int, ...]] = shape_at
+) -> dict[str, Tensor]:
+    """What a movement reads: a value, and others of which only sizes and dtype matter."""
+    first, *others = call.op.inputs
+    pairs = zip(others, call.inputs[1:], strict=True)
+    like = {spec.name: value.new_zeros(()).expand(shape(other)) for spec, other in pairs}
+    return {first.name: value, **like}
+
+
+def reshaped(flow: Flow, call: Call) -> None:
+    """`x.reshape_as(like)`: what each axis loses, that of `like` loses."""
+    moved(flow, call)
+    like, made = flow.separate(call.inputs[1]), flow.separate(call.node)
+    why = Block(call.node.name, "it takes its sizes from what has no such features")
+    for axis in range(len(shape_at(call.node))):
+        couple(flow.atoms, along(made, axis), along(like, axis), why)
 
 
 def padded(flow: Flow, call: Call) -> None:
@@ -152,19 +173,40 @@ def _next(flow: Flow, node: fx.Node) -> Call | None:
 
 
 def chosen(flow: Flow, call: Call) -> None:
-    """`index_select` by positions that the model keeps."""
+    """`index_select`."""
     source, index = call.inputs
-    places = constant(flow.view.root, index)
-    if places is None:
-        flow.block_inputs(call.node, "it chooses positions that it computes")
+    _chosen(flow, call, call.attrs["dim"] % len(shape_at(source)), index)
+
+
+def taken(flow: Flow, call: Call) -> None:
+    """`x[index]`: the axes of the index take the place of the first one."""
+    index = call.inputs[1]
+    spec = index.meta.get("val") if isinstance(index, fx.Node) else None
+    if not isinstance(spec, TensorSpec) or spec.dtype == torch.bool:
+        flow.block_inputs(call.node, "what it chooses is computed")
         return
-    tracks, axis = flow.separate(source), call.attrs["dim"] % len(shape_at(source))
+    _chosen(flow, call, 0, index)
+
+
+def _chosen(flow: Flow, call: Call, axis: int, index: fx.Node) -> None:
+    """Some positions along one axis, which stays unless the model keeps them, in one row."""
+    source, places = call.inputs[0], constant(flow.view.root, index)
+    tracks = flow.separate(source)
     axes = [along(tracks, at) for at in range(len(shape_at(source)))]
-    if len(places) == 1:
-        block(flow.atoms, axes[axis], Block(call.node.name, "it picks single positions"))
-    axes[axis] = tuple(vector[places] for vector in axes[axis])
-    flow.regions[call.node] = Region(source, axis, places, ())
-    flow.set(call.node, joined(axes))
+    new: list[Vectors] = [()] * len(shape_at(index))
+    if places is not None and places.ndim == 1 and len(places) > 1:
+        new = [tuple(vector[places] for vector in axes[axis])]
+        flow.regions[call.node] = Region(source, axis, places, ())
+    else:
+        why = Block(call.node.name, _why_kept(places))
+        block(flow.atoms, (*axes[axis], *flow.values[index][0]), why)
+    flow.set(call.node, joined([*axes[:axis], *new, *axes[axis + 1 :]]))
+
+
+def _why_kept(places: Tensor | None) -> str:
+    if places is None:
+        return "it chooses positions that it computes"
+    return "it picks single positions" if places.numel() == 1 else "it chooses rows of positions"
 
 
 def constant(root: fx.GraphModule, value: Any) -> Tensor | None:

@@ -188,9 +188,9 @@ def _positions(vectors: Vectors) -> list[tuple[int, ...]]:
 
 
 def block(atoms: Atoms, tracks: Iterable[Tensor], why: Block) -> None:
-    """All of them must stay."""
+    """All of them must stay. Where axes were joined, a track says the same feature many times."""
     for track in tracks:
-        atoms.block(track.reshape(-1).tolist(), why)
+        atoms.block(track.unique().tolist(), why)
 
 
 def spread(vectors: Vectors, sizes: Sequence[int], at: int) -> Vectors:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
 from ..binding import Miss
-from ..call import tensor_at
 from ..channels.classes import DimClass
 from ..channels.flow import Flow
 from ..dim_site import DimReady, dim_candidates, dim_ready
 from ..model_check import outputs
 from ..rule import Rule, compile_rule
 from ..state import State
+from ..view import View
+from .dim_idle import silence
 from .dim_trial import MOVES, dim_model, farthest, graph_state
 from .mutants import Mutant, flat
 from .mutate import AGREES, MODEL, Fate, Score, readied
@@ -181,7 +182,9 @@ class DimSpecimen:
 
 
 def dim_specimens(subject: Subject, tapes: Sequence[Sequence[int]]) -> list[DimSpecimen]:
-    """The first dimension of each model at which the rule applies and moves the outputs."""
+    """The first dimension of each model at which the rule applies and moves the outputs; a rule
+    that perturbs nothing moves none.
+    """
     found = (_specimen(subject, tape) for tape in tapes[:WANTED])
     return [specimen for specimen in found if specimen is not None]
 
@@ -195,7 +198,9 @@ def _specimen(subject: Subject, tape: Sequence[int]) -> DimSpecimen | None:
             found = dim_ready(state, rule, dim)
         except LissomError:  # where the rule breaks its promise is none for here
             continue
-        if isinstance(found, DimReady) and farthest(given, _outputs(found, state)) > MOVES:
+        if isinstance(found, DimReady) and (
+            not rule.source.all(t.Perturb) or farthest(given, _outputs(found, state)) > MOVES
+        ):
             apart = _apart(state, rule.source, found)
             return DimSpecimen(state, rule, dim, found.site.keep, apart)
     return None
@@ -217,23 +222,10 @@ def _apart(state: State, source: t.Rule, ready: DimReady) -> float | None:
 
 
 def _zeroed(flow: Flow, dim: DimClass, roles: Sequence[str], removed: Sequence[int]) -> nn.Module:
-    root, gone = flow.view.root, frozenset(removed)
-    assert isinstance(root, fx.GraphModule)
+    root = flow.view.root
     module = copy.deepcopy(root)
-    for path, axis in dim.places:
-        if flow.roles.get((path, axis), "rides") in roles:
-            tensor = tensor_at(module, path).detach()
-            for place in _positions(flow, path, axis, gone):
-                tensor.select(axis, place).zero_()
+    silence(replace(flow, view=View(module, flow.view.vocabulary)), dim, roles, removed)
     return module
-
-
-def _positions(flow: Flow, path: str, axis: int, gone: frozenset[int]) -> Iterator[int]:
-    for track in flow.params[flow.key(path)]:
-        if track.shape[axis] > 1:
-            for place, atom in enumerate(track.reshape(-1).tolist()):
-                if atom and not gone.isdisjoint(flow.atoms.leaves(atom)):
-                    yield place
 
 
 # -- killing ---------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from ..samples import Samples
 from ..spec import spec_of
 from ..state import State
 from ..view import View
+from .dim_idle import idled
 from .dim_models import Graph, drawn
 from .promise import Kept, fresh
 from .source import Source, Unsuitable
@@ -62,8 +63,13 @@ def dim_outcomes(subject: Subject, source: Source) -> list[Outcome]:
 
 
 def dim_model(subject: Subject, source: Source) -> tuple[Rule, Graph]:
-    """The rule with drawn arguments, and a model for it. Raises `Unsuitable`."""
-    return compile_rule(subject.source, arguments(source, subject.source)), drawn(source)
+    """The rule with drawn arguments, and a model for it: with idle features, for a rule that
+    perturbs nothing. Raises `Unsuitable`.
+    """
+    rule, graph = compile_rule(subject.source, arguments(source, subject.source)), drawn(source)
+    if subject.source.all(t.Perturb):
+        return rule, graph
+    return rule, idled(graph, subject.vocabulary, source)
 
 
 def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -> State:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
-from ..dims import REST, ShapeSpec, shape_spec
+from ..dims import REST, Axis, ShapeSpec, shape_spec
 from ..opspec import InputSpec, OpSpec, ParamSpec
 from ..pattern import PatternOp
 from ..rule import Rule
@@ -241,9 +241,7 @@ class Filling:
 
     def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:
         """The rule's names for the axes of a weight and the op's, each told from the other."""
-        if len(dims) != len(spec.before):
-            raise Unsuitable(spec.owner)
-        for number, (axis, dim) in enumerate(zip(spec.before, dims, strict=True)):
+        for number, axis, dim in _named_axes(spec, dims):
             told = axis.names <= scope.keys()
             if not told and number >= 2 and isinstance(dim, t.Name):
                 self.names.setdefault(dim.text, self.source.choice(KERNEL))
@@ -253,6 +251,22 @@ class Filling:
                 self.extents.solve_axis(
                     axis, self.extents.of_clause((dim,), self.names, 0)[0], scope
                 )
+
+
+def _named_axes(spec: ShapeSpec, dims: Sequence[t.Dim]) -> list[tuple[int, Axis, t.Dim]]:
+    """The place, the declared size and the rule's word for each axis; none for what `...` covers.
+
+    Raises Unsuitable where the clause has another number of axes.
+    """
+    rest = next((i for i, dim in enumerate(dims) if isinstance(dim, t.DimRest)), None)
+    behind = 0 if rest is None else len(dims) - rest - 1
+    covered = len(spec.before) - len(dims) + (rest is not None)
+    if covered < 0 or (rest is None and covered):
+        raise Unsuitable(spec.owner)
+    places = range(len(spec.before))
+    ends = places if rest is None else (*places[:rest], *places[len(places) - behind :])
+    words = [dim for dim in dims if not isinstance(dim, t.DimRest)]
+    return [(place, spec.before[place], dim) for place, dim in zip(ends, words, strict=True)]
 
 
 def clause_spec(clause: t.Type) -> ShapeSpec:

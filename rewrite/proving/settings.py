@@ -158,7 +158,11 @@ def _low_rank(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _sparse(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Half of the numbers are zero, and some rows and columns as a whole."""
     value = torch.randn(shape, generator=generator)
+    for axis, extent in enumerate(shape[:2] if len(shape) > 1 else ()):
+        along = [-1 if i == axis else 1 for i in range(len(shape))]
+        value = value * (torch.rand(extent, generator=generator) < 0.75).reshape(along)
     return value * (torch.rand(shape, generator=generator) < 0.5)
 
 
