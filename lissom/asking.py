@@ -11,7 +11,7 @@ from .compiling import read_settings
 from .grammar import tree as t
 from .grammar.diagnostics import Label, Source, Span, did_you_mean, fail
 from .grammar.program import Program, load_program, program_of
-from .model_file import load_model
+from .model_file import ModelFile, load_model
 from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.capture import capture
@@ -38,11 +38,11 @@ def ask(
 
     The rule has the arguments that the program's pipeline gives it, overridden by `settings`.
     """
-    read = _program(program)
-    source = _rule(read, rule)
-    state = _state(model, read, out)
+    read = program_at(program)
+    source = rule_of(read, rule)
+    state = state_of(load_model(model), read, out)
     compiled = compile_rule(
-        source, _given(read, rule, state) | read_settings(settings, source.params)
+        source, given_by(read, rule, state) | read_settings(settings, source.params)
     )
     with out.progress(f"asking {rule}"):
         found = funnel(state, compiled, at, nearest)
@@ -57,17 +57,18 @@ def dimensions(
 
     Raises U008 if none is at `at`.
     """
-    state = _state(model, _program(program), out)
+    state = state_of(load_model(model), program_at(program), out)
     with out.progress("following features"):
         found = listing(state.features(), at)
     return replace(found, dims=tuple(d for d in found.dims if d.reasons)) if blocked else found
 
 
-def _program(path: str | None) -> Program:
+def program_at(path: str | None) -> Program:
+    """The program of a file; one with the library alone where there is none."""
     return load_program(Path(path)) if path is not None else program_of("", "<no program>")
 
 
-def _rule(program: Program, name: str) -> t.Rule:
+def rule_of(program: Program, name: str) -> t.Rule:
     """The rule of that name. Raises N001, pointing at the command line rather than at a file."""
     if not name.isidentifier() or (name not in program.own_rules and not program.shelf.get(name)):
         known = [*program.own_rules, *program.shelf.names]
@@ -77,10 +78,10 @@ def _rule(program: Program, name: str) -> t.Rule:
     return program.rule(t.Word(name, span=Span(source, 0, len(name))))
 
 
-def _state(model: str, program: Program, out: Output) -> State:
-    file = load_model(model)
+def state_of(file: ModelFile, program: Program, out: Output) -> State:
+    """The model of a file, captured, with the data that the program's pipeline names."""
     options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops, loss=file.loss)
-    with out.progress(f"capturing {model}"):
+    with out.progress(f"capturing {file.name}"):
         captured = capture(file.model, file.inputs or example_of(file.data))
     state = working_state(captured, program, file.data, options)
     for pipeline in program.file.all(t.Pipeline)[:1]:
@@ -89,7 +90,7 @@ def _state(model: str, program: Program, out: Output) -> State:
     return state
 
 
-def _given(program: Program, rule: str, state: State) -> dict[str, Any]:
+def given_by(program: Program, rule: str, state: State) -> dict[str, Any]:
     """The arguments of the rule's only use in the pipeline; none where it is used several times."""
     refs = list(_refs(program, rule))
     if len(refs) != 1:

@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": "Say what a code means, or what a rule does.",
     "why": "Say why a rule does or does not match a model.",
     "dims": "List the dimensions of a model that can be cut, and why others cannot.",
+    "sensitivity": "Measure what a rule costs a model, place by place.",
     "plan": "Show what a program would do to a model, and save it.",
     "apply": "Compress a model, verify the result, and write it.",
     "bisect": "Find the rewrite that breaks a promise.",

@@ -170,13 +170,13 @@ def planned_program(plan: Mapping[str, Any], request: Request) -> Program:
 def run_plan(file: ModelFile, path: Path, out: Output) -> tuple[Compiled, Request]:
     """Do exactly what a plan says. Raises P101 where that is not what comes out."""
     plan, request = read_plan(path)
-    with _threads(request.threads):
+    with threads(request.threads):
         compiled = run(file, planned_program(plan, request), request, out)
     check_plan(plan, compiled)
     return compiled, request
 
 
-class _threads:
+class threads:
     """Runs torch on this many threads, and then on as many as before."""
 
     def __init__(self, count: int) -> None:

@@ -151,8 +151,9 @@ def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared
     ]
 
 
-def batches_of(file: ModelFile, split: str) -> list[tuple[Any, Any]]:
-    place = Label(None, where=f"--measure {split}")
+def batches_of(file: ModelFile, split: str, option: str = "--measure") -> list[tuple[Any, Any]]:
+    """The data of a split that an option names. Raises D001 or D002."""
+    place = Label(None, where=f"{option} {split}")
     if file.data is None:
         hint = "define data(split) in the model file"
         raise fail("D002", "measuring needs data, and the model file has none", place, help=hint)

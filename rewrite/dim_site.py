@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
+from functools import partial
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, LissomError, fail
@@ -23,23 +23,15 @@ from .channels.carry import cut_and_carry
 from .channels.classes import DimClass, classes
 from .channels.flow import Flow
 from .channels.masked import masked
-from .checkpoint import finish
-from .claims import judge_claim
-from .cost import model_costs
+from .dim_verify import Trial, Verified, judged, miss
 from .effects import mutations
 from .evaluate import Scope
 from .extent import Extent
-from .journal import Applied, Costs, Verdict
-from .latency import measure
-from .measures import TURNS, sample_count
-from .model_check import drift, model_equality, outputs
+from .journal import Applied
 from .rule import Rule
 from .site import bind_all, holds
 from .state import State
 from .survey import Asked, Survey
-
-_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-"""What torch raises for tensors that a kernel does not take."""
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
@@ -64,18 +56,15 @@ class DimSite:
 
 
 @dataclass(slots=True)
-class DimReady:
+class DimReady(Verified):
     """A cut that was verified and waits to be committed."""
 
     site: DimSite
     flow: Flow
-    before: Costs
-    after: Costs
-    verdicts: tuple[Verdict, ...]
 
     @property
-    def saving(self) -> int:
-        return self.before.params - self.after.params
+    def model(self) -> fx.GraphModule:
+        return self.flow.view.root
 
 
 def dim_candidates(state: State, rule: Rule) -> list[DimClass]:
@@ -114,7 +103,7 @@ def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
         first = error.diagnostics[0]
         if first.code not in ("R010", "R011"):
             raise
-        return _miss(state, rule, PLAN, first.message, first.code)
+        return miss(rule, PLAN, first.message, first.code)
 
 
 def _survey(state: State, rule: Rule) -> Survey:
@@ -139,6 +128,21 @@ def _examined(
     """
     scope = state.scope({**rule.args, rule.dim: Extent.of(state.features(), dim)})
     scope.facts.update({"survey": survey, "class": _key(dim)})
+    found = guard_miss(rule, scope)
+    if found is not None:
+        return found
+    if dim.blocks:
+        return miss(rule, SITES, f"it cannot be cut: {dim.blocks[0]}", "R012")
+    keep = _positions(scope, rule)
+    if len(keep) == dim.size:
+        return miss(rule, PLAN, "the rule keeps everything")
+    if not keep:
+        return miss(rule, PLAN, "the rule keeps nothing", "R011")
+    return DimSite(rule, dim, scope, keep)
+
+
+def guard_miss(rule: Rule, scope: Scope) -> Miss | None:
+    """Binds names and asks guards in textual order, up to the first that does not hold."""
     step = 0
     for clause in rule.source.all(t.Where, t.Let):
         if isinstance(clause, t.Let):
@@ -147,27 +151,15 @@ def _examined(
         for guard in clause.guards:
             step += 1
             if isinstance(guard, t.Guard) and not holds(scope, guard.condition):
-                return _guard_miss(state, rule, scope, guard, step)
-    if dim.blocks:
-        text = f"it cannot be cut: {dim.blocks[0]}"
-        return _miss(state, rule, SITES, text, "R012")
-    keep = _positions(scope, rule)
-    if len(keep) == dim.size:
-        return _miss(state, rule, PLAN, "the rule keeps everything")
-    if not keep:
-        return _miss(state, rule, PLAN, "the rule keeps nothing", "R011")
-    return DimSite(rule, dim, scope, keep)
+                return _unheld(rule, scope, guard, step)
+    return None
 
 
-def _guard_miss(state: State, rule: Rule, scope: Scope, guard: t.Guard, step: int) -> Miss:
+def _unheld(rule: Rule, scope: Scope, guard: t.Guard, step: int) -> Miss:
     said = f"`{guard.condition.span.text}` does not hold"
     if guard.reason:
         said = scope.interpolate(guard.reason, rule.message)
     return Miss(GUARDS, step, lambda: said, guard.span, None)
-
-
-def _miss(state: State, rule: Rule, stage: int, text: str, code: str = "R012") -> Miss:
-    return Miss(stage, 0, lambda: text, rule.source.name.span, None, code)
 
 
 def _positions(scope: Scope, rule: Rule) -> tuple[int, ...]:
@@ -200,97 +192,31 @@ def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
 
 def _prepared(state: State, site: DimSite) -> DimReady | Miss:
     flow = cut_and_carry(state.features(), site.removed)
-    trial = _Trial(state, site, flow)
-    try:
-        verdicts = (trial.equality(),) if state.verify else ()
-    except _REFUSALS as error:
-        if trial.reference_runs():  # then the cut itself is wrong
-            raise
-        text = f"what is left cannot run: {str(error).splitlines()[0]}"
-        return _miss(state, site.rule, PLAN, text, "R013")
-    if verdicts and not verdicts[0].holds:
-        raise _unsound(site, verdicts[0])
-    before, after = trial.costs
-    claims = trial.claims() if state.verify else ()
-    broken = next((verdict for verdict in claims if not verdict.holds), None)
-    if broken is not None:
-        text = f"`{broken.claim}` does not hold: {broken.detail}"
-        return _miss(state, site.rule, PLAN, text, "B001")
-    return DimReady(site, flow, before, after, (*verdicts, *claims))
+    trial = _CutTrial(state, site, flow.view, flow)
+    verdicts = judged(trial)
+    if isinstance(verdicts, Miss):
+        return verdicts
+    return DimReady(*trial.costs, verdicts, trial.drift, site, flow)
 
 
 @dataclass
-class _Trial:
-    """A cut beside the model that it stands for."""
+class _CutTrial(Trial):
+    """A cut beside the masked model; beside the model itself where the rule perturbs nothing."""
 
-    state: State
     site: DimSite
     flow: Flow
 
-    @cached_property
-    def reference(self) -> fx.GraphModule:
-        """The perturbed model; the model itself where the rule perturbs nothing."""
+    claim = EXACT_CUT
+    remedy = "what is removed must not count: `perturb { zero(readers(D), outside = keep) }`"
+
+    def perturbed(self) -> nn.Module:
         if self.site.rule.source.all(t.Perturb):
             return masked(self.state.features(), self.site.removed)
-        finish(self.state.module)
-        return self.state.module
+        return self.unchanged()
 
-    @cached_property
-    def costs(self) -> tuple[Costs, Costs]:
-        view = self.flow.view
-        return model_costs(self.state.module, self.state.view), model_costs(view.root, view)
-
-    def equality(self) -> Verdict:
-        nodes = len(self.reference.graph.nodes)
-        inputs = self.state.samples.inputs
-        found = model_equality(self.reference, self.flow.view.root, inputs, nodes)
-        return replace(found, claim=EXACT_CUT)
-
-    def reference_runs(self) -> bool:
-        """Whether kernels take what is left: a norm refuses to run over a single number."""
-        try:
-            outputs(self.reference, self.state.samples.inputs)
-        except _REFUSALS:
-            return False
-        return True
-
-    def claims(self) -> tuple[Verdict, ...]:
-        samples = [0]
-        extent = Extent.of(self.flow, replace(self.site.dim, leaves=self._left()))
-        scope = self.site.scope.child({self.site.rule.dim: extent})
-        before, after = self.costs
-        scope.facts.update(before=before, after=after)
-        scope.facts["error"] = lambda value: self._error(samples)
-        scope.facts["latency"] = lambda what: self._latency(what, samples)
-        scope.facts["equal"] = lambda value: self.equality().worst
-        return tuple(judge_claim(scope, claim, samples) for claim in self.site.rule.claims)
-
-    def _left(self) -> tuple[int, ...]:
-        return tuple(self.site.dim.leaves[place] for place in self.site.keep)
-
-    def _latency(self, what: str, samples: list[int]) -> float:
-        """Milliseconds that the model takes for the example inputs, before or after."""
-        finish(self.state.module)
-        models = self.state.module, self.flow.view.root
-        timed = measure(*models, self.state.samples.inputs, seconds=TURNS)
-        samples[0] = timed.rounds
-        return 1e3 * (timed.before if what == "before" else timed.after)
-
-    def _error(self, samples: list[int]) -> float:
-        """How far masking moves the model's outputs, on calibration data: relative L2."""
-        finish(self.state.module)
-        samples[0] = sample_count(self.state)
-        batches = self.state.samples.calibration(self.state.module)
-        return drift(self.state.module, self.reference, batches)
-
-
-def _unsound(site: DimSite, verdict: Verdict) -> Exception:
-    place = Label(site.rule.source.name.span, "this rule")
-    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
-    note = f"at {site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
-    help_ = "what is removed must not count: `perturb { zero(readers(D), outside = keep) }`"
-    message = f"`{site.rule.name}` does not compute the same"
-    return fail("V101", message, place, note=note, help=help_)
+    def left(self) -> Extent:
+        leaves = tuple(self.site.dim.leaves[place] for place in self.site.keep)
+        return Extent.of(self.flow, replace(self.site.dim, leaves=leaves))
 
 
 # -- committing ------------------------------------------------------------------------------------
@@ -305,7 +231,7 @@ def apply_dim(state: State, stage: str, ready: DimReady, seconds: float) -> None
     state.mutations = mutations(state.module)
     state.flow = ready.flow
     state.samples.forget()
-    changed = _changed(old, state.module)
+    changed = reshaped(old, state.module)
     seconds += time.perf_counter() - started
     state.journal.add(
         Applied(
@@ -326,7 +252,7 @@ def apply_dim(state: State, stage: str, ready: DimReady, seconds: float) -> None
     )
 
 
-def _changed(old: fx.GraphModule, new: fx.GraphModule) -> tuple[str, ...]:
+def reshaped(old: fx.GraphModule, new: fx.GraphModule) -> tuple[str, ...]:
     """The nodes of the captured model whose values have other shapes now."""
     known = {node.name: node.meta.get("val") for node in old.graph.nodes}
     found = [n for n in new.graph.nodes if n.name in known and n.meta.get("val") != known[n.name]]

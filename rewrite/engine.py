@@ -45,6 +45,12 @@ class Ready:
         """Parameters saved: what `order by saving` ranks by."""
         return self.before.params - self.after.params
 
+    @property
+    def sensitivity(self) -> float:
+        """The largest error that a claim of the rule measured at this site."""
+        errors = (v.worst or 0.0 for v in self.verdicts if v.claim.startswith("error("))
+        return max(errors, default=0.0)
+
 
 def anchor(state: State, rule: Rule) -> PatternOp:
     """The pattern op with the fewest candidates in this graph."""

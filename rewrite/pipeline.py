@@ -21,6 +21,7 @@ from .engine import Ready
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
 from .model_check import EQUALITY, UNTOUCHED, Metrics, drift, model_equality, untouched
+from .ranging import RangedReady
 from .rule import Rule, compile_rule
 from .state import State
 from .strategy import Runner
@@ -334,11 +335,9 @@ def _implicit_stages(program: Program) -> list[t.Stage]:
     return stages
 
 
-RANKS: Mapping[str, Callable[[Ready], float]] = {
+RANKS: Mapping[str, Callable[[Ready | RangedReady], float]] = {
     "saving": lambda ready: ready.saving,
     "macs": lambda ready: ready.before.macs - ready.after.macs,
-    "sensitivity": lambda ready: (
-        -max((v.worst or 0.0 for v in ready.verdicts if v.claim.startswith("error(")), default=0.0)
-    ),
+    "sensitivity": lambda ready: -ready.sensitivity,
 }
 """What `order by` may name; the largest goes first."""

@@ -152,6 +152,28 @@ def test_new_memory_of_the_same_type_reads_nothing() -> None:
     assert dim.size == 8
 
 
+# -- growth ----------------------------------------------------------------------------------------
+
+
+def dense(layers: int) -> nn.Module:
+    """Every layer reads what all before it wrote."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        for layer in m.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return m.head(x)
+
+    made = [nn.Conv2d(8 + 2 * i, 2, 1) for i in range(layers)]
+    head = nn.Conv2d(8 + 2 * layers, 5, 1)
+    return model(forward, stem=nn.Conv2d(3, 8, 1), layers=nn.ModuleList(made), head=head)
+
+
+def test_what_is_read_again_makes_no_new_features() -> None:
+    features = {n: len(flow_of(dense(n), image()).atoms) for n in (2, 12, 22)}
+    assert features[12] - features[2] == features[22] - features[12] == 10 * 2
+
+
 # -- attention -------------------------------------------------------------------------------------
 
 
@@ -171,9 +193,8 @@ def test_heads_that_share_keys_go_together(masked: bool) -> None:
         mask=nn.Linear(5, 6),
     )  # fmt: skip
     flow = require_exact(net, TOKENS)
-    # Two heads of keys, three of queries for each of them, and the width of values.
-    assert sorted(dim.size for dim in free(flow)) == [2, 3, 4]
-    assert any("mixes it" in str(b) for dim in classes(flow) for b in dim.blocks)
+    # Two heads of keys, three of queries for each of them, the width of both, and that of values.
+    assert sorted(dim.size for dim in free(flow)) == [2, 3, 4, 4]
 
 
 def test_attention_over_channels_names_the_op_that_keeps_them() -> None:

@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_transcripts_hold(number: int, folder: Path) -> None:
     command, *wanted = blocks(PAGE, "console")[number].splitlines()
     words = command.removeprefix("$ lissom ").split()
@@ -32,7 +32,7 @@ def test_transcripts_hold(number: int, folder: Path) -> None:
 
 
 def test_every_transcript_is_run() -> None:
-    assert len(blocks(PAGE, "console")) == 4
+    assert len(blocks(PAGE, "console")) == 5
 
 
 def test_the_program_of_the_page_checks(folder: Path) -> None:

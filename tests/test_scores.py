@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import dim_site, measures
+from lissom.rewrite import dim_verify, measures
 from lissom.rewrite.journal import Applied, Refused, StageEnd
 from lissom.rewrite.latency import Latency
 
@@ -219,7 +219,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
         times = [seconds[model.get_submodule("hidden").out_features] for model in (before, after)]
         return Latency(*times, (0.0, 0.0), 5, 2, 1)
 
-    for module in (measures, dim_site):
+    for module in (measures, dim_verify):
         monkeypatch.setattr(module, "measure", measure)
 
 

@@ -96,7 +96,11 @@ def _is_changed(work: Work, call: Call) -> bool:
     return any(work.sliced(path) is not None for path in paths) or bool(_sized(work, call))
 
 
-_IMPLIED = {"scaled_dot_product_attention": ("scale", lambda width: width**-0.5)}
+_ATTENTION = ("scale", lambda width: width**-0.5)
+_IMPLIED = {
+    "scaled_dot_product_attention": _ATTENTION,
+    "grouped_query_attention": _ATTENTION,
+}
 """Settings that torch takes from the last axis of the first input where they are none."""
 
 

@@ -1,0 +1,175 @@
+"""Verifying rules over dimensions: a changed model beside the one that it stands for, and what the
+rule promises.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+from torch import fx, nn
+
+from ..grammar.diagnostics import Label, fail
+from .binding import PLAN, Miss
+from .checkpoint import finish
+from .claims import judge_claim
+from .cost import model_costs
+from .evaluate import Scope
+from .journal import Costs, Verdict
+from .latency import measure
+from .measures import TURNS, sample_count
+from .model_check import drift, model_equality, outputs
+from .rule import Rule
+from .state import State
+from .view import View
+
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What torch raises for tensors that a kernel does not take."""
+
+
+def miss(
+    rule: Rule, stage: int, text: str, code: str = "R012", node: fx.Node | None = None
+) -> Miss:
+    return Miss(stage, 0, lambda: text, rule.source.name.span, node, code)
+
+
+@dataclass(slots=True)
+class Verified:
+    """What is known of a change that waits to be committed. apart: measures how far it moves the
+    model's outputs on calibration data, relative L2.
+    """
+
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+    apart: Callable[[], float]
+
+    @property
+    def saving(self) -> int:
+        return self.before.params - self.after.params
+
+    @property
+    def sensitivity(self) -> float:
+        return self.apart()
+
+
+class Site(Protocol):
+    """Where a rule ranges over something, and its guards hold."""
+
+    rule: Rule
+    scope: Scope
+
+    @property
+    def name(self) -> str: ...
+
+
+@dataclass
+class Trial(ABC):
+    """A changed model, `view`, beside the model that it stands for."""
+
+    state: State
+    site: Site
+    view: View
+
+    claim: ClassVar[str]
+    remedy: ClassVar[str]
+
+    @abstractmethod
+    def perturbed(self) -> nn.Module:
+        """What the changed model must equal."""
+
+    @abstractmethod
+    def left(self) -> int:
+        """What the rule's dimension is afterwards."""
+
+    @cached_property
+    def reference(self) -> nn.Module:
+        return self.perturbed()
+
+    @cached_property
+    def costs(self) -> tuple[Costs, Costs]:
+        return model_costs(self.state.module, self.state.view), model_costs(self.after, self.view)
+
+    @property
+    def after(self) -> fx.GraphModule:
+        return self.view.root
+
+    def unchanged(self) -> fx.GraphModule:
+        """The model itself: what a rule that perturbs nothing must not change."""
+        finish(self.state.module)
+        return self.state.module
+
+    def equality(self) -> Verdict:
+        nodes = len(self.after.graph.nodes)
+        inputs = self.state.samples.inputs
+        found = model_equality(self.reference, self.after, inputs, nodes)
+        return replace(found, claim=self.claim)
+
+    def reference_runs(self) -> bool:
+        """Whether kernels take what is left: a norm refuses to run over a single number."""
+        try:
+            outputs(self.reference, self.state.samples.inputs)
+        except REFUSALS:
+            return False
+        return True
+
+    def claims(self) -> tuple[Verdict, ...]:
+        samples, rule = [0], self.site.rule
+        scope = self.site.scope.child({rule.dim: self.left()})
+        before, after = self.costs
+        scope.facts.update(before=before, after=after)
+        scope.facts["error"] = lambda value: self._error(samples)
+        scope.facts["latency"] = lambda what: self._latency(what, samples)
+        scope.facts["equal"] = lambda value: self.equality().worst
+        return tuple(judge_claim(scope, claim, samples) for claim in rule.claims)
+
+    def _latency(self, what: str, samples: list[int]) -> float:
+        """Milliseconds that the model takes for the example inputs, before or after."""
+        timed = measure(self.unchanged(), self.after, self.state.samples.inputs, seconds=TURNS)
+        samples[0] = timed.rounds
+        return 1e3 * (timed.before if what == "before" else timed.after)
+
+    def _error(self, samples: list[int]) -> float:
+        samples[0] = sample_count(self.state)
+        return self.drift()
+
+    def drift(self) -> float:
+        """How far the perturbation moves the model's outputs, on calibration data: relative L2."""
+        module = self.unchanged()
+        return drift(module, self.reference, self.state.samples.calibration(module))
+
+
+def judged(trial: Trial) -> tuple[Verdict, ...] | Miss:
+    """What is known of a changed model; the reason where it cannot run or breaks a claim. Raises
+    V101 if it is not what the rule says.
+    """
+    if not trial.state.verify:
+        return ()
+    rule = trial.site.rule
+    try:
+        equal = trial.equality()
+    except REFUSALS as error:
+        if trial.reference_runs():  # then the change itself is wrong
+            raise
+        text = f"what is left cannot run: {str(error).splitlines()[0]}"
+        return miss(rule, PLAN, text, "R013")
+    if not equal.holds:
+        raise _unsound(trial, equal)
+    claims = trial.claims()
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    if broken is not None:
+        text = f"`{broken.claim}` does not hold: {broken.detail}"
+        return miss(rule, PLAN, text, "B001")
+    return (equal, *claims)
+
+
+def _unsound(trial: Trial, verdict: Verdict) -> Exception:
+    rule = trial.site.rule
+    place = Label(rule.source.name.span, "this rule")
+    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
+    note = f"at {trial.site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
+    message = f"`{rule.name}` does not compute the same"
+    return fail("V101", message, place, note=note, help=trial.remedy)
