@@ -209,6 +209,13 @@ def mean(x: Tensor, axis: int | None = None) -> Tensor | Number:
     return wide(x).mean().item() if axis is None else wide(x).mean(dim=axis).to(x.dtype)
 
 
+def variance(x: Tensor, axis: int | None = None) -> Tensor | Number:
+    """The mean squared distance from the mean, of all elements or along one axis."""
+    if axis is None:
+        return wide(x).var(correction=0).item()
+    return wide(x).var(dim=axis, correction=0).to(x.dtype)
+
+
 def rows(w: Tensor | None, first: int, last: int) -> Tensor | None:
     """Rows `first` to `last - 1` of `w [R, ...]`; an absent weight stays absent."""
     if w is None:
@@ -229,7 +236,7 @@ def all_zero(x: Tensor | Number | None) -> bool:
 
 FUNCTIONS = (
     svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
-    sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean,
+    sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean, variance,
     nonzeros, all_zero,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

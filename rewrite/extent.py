@@ -143,7 +143,7 @@ def _slope(found: Mapping[int, Tensor], module: fx.GraphModule, path: str) -> Te
 
 
 LOOKS = 1 << 14
-"""Numbers of a feature that one op is seen to read; of more, as many are taken evenly."""
+"""Numbers of a feature that are looked at, in one value; of more, as many are taken evenly."""
 
 
 def activations(scope: Scope, dim: Extent) -> tuple[Tensor, ...]:
@@ -156,11 +156,12 @@ def activations(scope: Scope, dim: Extent) -> tuple[Tensor, ...]:
     seen: dict[tuple[fx.Node, int], list[Tensor]] = {(n, i): [] for n in axes for i in axes[n]}
     for batch in samples.recorded(flow.view.root, list(axes)):
         for (node, axis), parts in seen.items():
-            parts.append(_thinned(_rows(dim, batch[node], flow.of(node), axis)))
-    return tuple(_thinned(torch.cat(parts, 1)) for parts in seen.values())
+            parts.append(thinned(_rows(dim, batch[node], flow.of(node), axis)))
+    return tuple(thinned(torch.cat(parts, 1)) for parts in seen.values())
 
 
-def _thinned(rows: Tensor) -> Tensor:
+def thinned(rows: Tensor) -> Tensor:
+    """At most `LOOKS` numbers of each feature."""
     count = rows.shape[1]
     return rows if count <= LOOKS else rows[:, torch.linspace(0, count - 1, LOOKS).long()]
 

@@ -17,7 +17,7 @@ from .call import Call
 from .construct import Planned
 from .cost import calls_costs, model_costs
 from .evaluate import ParamRef, Scope
-from .extent import DIM_QUESTIONS, Extent
+from .extent import DIM_QUESTIONS, Extent, thinned
 from .journal import Costs
 from .spec import TensorSpec
 from .survey import survivors
@@ -110,6 +110,18 @@ def moments(scope: Scope, call: Call) -> Tensor | None:
     return state.samples.moments(state.module, call, [other for other in alike if other])
 
 
+def observed(scope: Scope, value: fx.Node) -> Tensor | None:
+    """What a value holds on all calibration data by channel, its second axis: float64 [C, numbers].
+    None without data.
+    """
+    state = scope.state
+    if state.samples.generated:
+        return None
+    found = [batch[value] for batch in state.samples.recorded(state.module, [value])]
+    rows = [thinned(v.detach().double().movedim(1, 0).flatten(1)) for v in found]
+    return thinned(torch.cat(rows, 1))
+
+
 def cost(field: str) -> Callable[..., Any]:
     """`macs(before)`, `params(after)`, `bytes(model)`, `ops(c)`."""
 
@@ -189,6 +201,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "size": size,
     "dtype": dtype,
     "moments": moments,
+    "observed": observed,
     "error": error,
     "equal": equal,
     "drift": drift,

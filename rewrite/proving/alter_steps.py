@@ -25,6 +25,7 @@ from .pieces import (
     number,
     part,
     string,
+    weight_mistakes,
     with_args_swapped,
     word,
 )
@@ -157,7 +158,7 @@ def _weight(value: t.Expr, param: str, spec: OpSpec, roles: Roles) -> Iterator[t
         return
     if declared.optional:
         yield f"{param} dropped", none(value)
-    for phrase, function in WEIGHTS.items():
+    for phrase, function in weight_mistakes(value).items():
         yield f"{param} {phrase}", call(function, value)
     if not declared.optional:
         yield f"{param} rounded to bfloat16", call("_bfloat16", value)
@@ -196,7 +197,7 @@ def _binding(node: t.Binding, above: Above, roles: Roles) -> Iterator[Change]:
     if target[0].isupper():
         yield f"`{target}` one too large", _plus_one(node)
         return
-    for phrase, function in WEIGHTS.items():
+    for phrase, function in weight_mistakes(node.value).items():
         yield f"`{target}` {phrase}", t.replace(node, value=call(function, node.value))
 
 

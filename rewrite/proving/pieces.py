@@ -82,6 +82,18 @@ WEIGHTS = {
 """What may happen to a new weight as a whole, and the function that does it."""
 
 
+NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance"})
+"""Functions whose results nothing changes that takes magnitudes."""
+
+
+def weight_mistakes(value: t.Expr) -> dict[str, str]:
+    """Those of `WEIGHTS` that make another weight of this one."""
+    called = value.function if isinstance(value, t.Call) else None
+    if isinstance(called, t.Name) and called.text in NEVER_NEGATIVE:
+        return {phrase: name for phrase, name in WEIGHTS.items() if phrase != "made positive"}
+    return WEIGHTS
+
+
 def has_param(specs: Sequence[OpSpec], param: str) -> bool:
     return all(any(p.name == param for p in spec.params) for spec in specs)
 
