@@ -39,8 +39,17 @@ from channels_models import SETS, Key, Measure, Row, alive, in_processes
 LISSOM, PEER = "lissom", "peer"
 RACES = ("speed", "latency")
 _HEAD = ("set", "models", "captured", "cut and equal", "nothing to cut", "refused by name")
-_HEAD += ("failed", "WRONG", "cuttable share", "peer: ran and kept shape", "peer: failed")
-_COLUMNS = ("model", "outcome", "cuttable classes", "parameters", "cuttable share", "difference")
+_HEAD += ("failed", "WRONG", "half or more cuttable", "median cuttable share")
+_HEAD += ("peer: ran and kept shape", "peer: failed")
+_COLUMNS = (
+    "model",
+    "captured by",
+    "outcome",
+    "cuttable classes",
+    "parameters",
+    "cuttable share",
+    "difference",
+)
 _COLUMNS += ("moved", "CPU analysis", "CPU cut", "peak MB", "stored", "peer", "peer CPU")
 
 
@@ -177,6 +186,7 @@ def _line(label: str, group: list[dict[str, Row]]) -> list[str]:
         words.count(ours.REFUSED),
         words.count(ours.FAILED),
         words.count(ours.WRONG),
+        sum(share >= 0.5 for share in shares),
     ]
     share = f"{statistics.median(shares):.2f}" if shares else "--"
     theirs = [str(sum(others)), str(len(others) - sum(others))] if others else ["--", "--"]
@@ -198,6 +208,7 @@ def _own_cells(row: Row) -> list[str]:
     if isinstance(row.get("diff64"), float):
         difference += f", float64 {_scientific(row['diff64'])}"
     return [
+        row.get("how", "--"),
         ours.outcome(row),
         counts,
         " -> ".join(sizes),

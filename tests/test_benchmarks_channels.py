@@ -195,7 +195,8 @@ def test_the_summary_counts_every_outcome_once(channels: ModuleType) -> None:
     text = channels.markdown(rows)
     line = next(each for each in text.splitlines() if each.startswith("| torchvision, class"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:] == ["6", "5", "1", "1", "1", "1", "1", "0.50", "1", "2"]
+    assert cells[1:] == ["6", "5", "1", "1", "1", "1", "1", "5", "0.50", "1", "2"]
+    assert "| a | trace | equal | 1 of 2 |" in text
     assert "- b: WRONG (done)" in text
     assert "- c, peer (prune): KeyError: x" in text
     assert "failed: another output shape" in text
