@@ -10,7 +10,7 @@ import channels_peer as peer
 import report
 import torch
 from capture_models import torchvision_entries
-from channels_cut import Prepared, analysed, parameters, random_half
+from channels_cut import analysed, parameters, random_half
 from channels_models import Measure, Row, alive
 from measure import Contestant, race
 from torch import Tensor, fx, nn
@@ -103,37 +103,35 @@ def cut_everywhere(captured: Captured) -> fx.GraphModule:
     their mean; every class keeps its best.
     """
     prepared = analysed(captured)
-    scores = scores_of(prepared)
-    best = {max(each.leaves, key=lambda leaf: scores.get(leaf, 0.0)) for each in prepared.free}
-    ranked = sorted(scores, key=scores.__getitem__)
-    removed = [leaf for leaf in ranked[: len(ranked) // 2] if leaf not in best]
-    return cut(prepared.flow, removed)
+    norms = norms_of(prepared.flow)
+    leaves = [torch.tensor(each.leaves) for each in prepared.free]
+    scores = [norms[own] / norms[own].mean().clamp_min(1e-30) for own in leaves]
+    best = torch.stack([own[score.argmax()] for own, score in zip(leaves, scores, strict=True)])
+    everything = torch.cat(leaves)
+    weakest = everything[torch.cat(scores).argsort(stable=True)[: len(everything) // 2]]
+    return cut(prepared.flow, weakest[~torch.isin(weakest, best)].tolist())
 
 
-def scores_of(prepared: Prepared) -> dict[int, float]:
-    """Leaf -> the L1 norm of the weights that write it, over the mean of its class."""
-    norms: dict[int, float] = {}
-    for path, key in prepared.flow.paths.items():
-        tensor = tensor_at(prepared.flow.view.root, path)
+def norms_of(flow: Flow) -> Tensor:
+    """The L1 norm of the weights that write each leaf, [leaves]."""
+    norms = torch.zeros(len(flow.atoms), dtype=torch.float64)
+    roots, products = flow.atoms.roots(), set(flow.atoms.products())
+    for path, key in flow.paths.items():
+        tensor = tensor_at(flow.view.root, path)
         if tensor.ndim > 1 and tensor.is_floating_point():
-            _add_norms(prepared.flow, prepared.flow.params.get(key, ()), tensor, norms)
-    scores = {}
-    for each in prepared.free:
-        own = [norms.get(leaf, 0.0) for leaf in each.leaves]
-        mean = sum(own) / len(own) or 1.0
-        scores |= {leaf: norm / mean for leaf, norm in zip(each.leaves, own, strict=True)}
-    return scores
+            # The first axis of a weight is the one that it writes.
+            sizes = tensor.detach().abs().flatten(1).sum(1).double()
+            for track in (t for t in flow.params.get(key, ()) if t.shape[0] > 1):
+                _add(flow, norms, roots[track.reshape(-1)], sizes, products)
+    return norms
 
 
-def _add_norms(
-    flow: Flow, tracks: Sequence[Tensor], tensor: Tensor, norms: dict[int, float]
-) -> None:
-    """The first axis of a weight is the one that it writes."""
-    sizes = tensor.detach().abs().flatten(1).sum(1).tolist()
-    for track in (t for t in tracks if t.shape[0] > 1):
-        for atom, size in zip(track.reshape(-1).tolist(), sizes, strict=True):
-            for leaf in flow.atoms.leaves(atom) if atom else ():
-                norms[leaf] = norms.get(leaf, 0.0) + size
+def _add(flow: Flow, norms: Tensor, atoms: Tensor, sizes: Tensor, products: set[int]) -> None:
+    if products.isdisjoint(atoms.tolist()):
+        norms.index_add_(0, atoms, sizes)
+        return
+    for atom, size in zip(atoms.tolist(), sizes, strict=True):
+        norms[list(flow.atoms.leaves(atom) if atom else ())] += size
 
 
 def _speed_cells(row: Row) -> list[str]:
