@@ -114,24 +114,16 @@ def cut_everywhere(captured: Captured) -> fx.GraphModule:
 
 def norms_of(flow: Flow) -> Tensor:
     """The L1 norm of the weights that write each leaf, [leaves]."""
-    norms = torch.zeros(len(flow.atoms), dtype=torch.float64)
-    roots, products = flow.atoms.roots(), set(flow.atoms.products())
+    norms, table = torch.zeros(len(flow.atoms), dtype=torch.float64), flow.atoms.table()
     for path, key in flow.paths.items():
         tensor = tensor_at(flow.view.root, path)
         if tensor.ndim > 1 and tensor.is_floating_point():
             # The first axis of a weight is the one that it writes.
             sizes = tensor.detach().abs().flatten(1).sum(1).double()
             for track in (t for t in flow.params.get(key, ()) if t.shape[0] > 1):
-                _add(flow, norms, roots[track.reshape(-1)], sizes, products)
+                for leaves in table[track.reshape(-1)].T:
+                    norms.index_add_(0, leaves, sizes)
     return norms
-
-
-def _add(flow: Flow, norms: Tensor, atoms: Tensor, sizes: Tensor, products: set[int]) -> None:
-    if products.isdisjoint(atoms.tolist()):
-        norms.index_add_(0, atoms, sizes)
-        return
-    for atom, size in zip(atoms.tolist(), sizes, strict=True):
-        norms[list(flow.atoms.leaves(atom) if atom else ())] += size
 
 
 def _speed_cells(row: Row) -> list[str]:

@@ -67,6 +67,26 @@ class Atoms:
         """The root of every atom, int64 [len(self)]."""
         return torch.tensor([self.root(atom) for atom in range(len(self))])
 
+    def table(self) -> Tensor:
+        """The leaves of every atom, int64 [len(self), most leaves], filled up with NONE."""
+        roots, products = self.roots(), self.products()
+        found = roots[:, None]
+        if not products:
+            return found
+        parts = roots[_padded([self._parts[product] for product in products])]
+        places = torch.full((len(self),), -1)
+        places[products] = torch.arange(len(products))
+        while bool((places[parts] >= 0).any()):  # products of products
+            inner = parts[places[parts].clamp_min(0)]
+            alone = torch.zeros_like(inner)
+            alone[..., 0] = parts
+            nested = (places[parts] >= 0)[..., None]
+            parts = _compact(torch.where(nested, inner, alone).flatten(1))
+        parts = _compact(parts)
+        found = torch.nn.functional.pad(found, (0, parts.shape[1] - 1))
+        found[products] = parts
+        return found[roots]
+
     def leaves(self, atom: int) -> tuple[int, ...]:
         """The roots that a product consists of; the root alone where it is none."""
         root = self.root(atom)
@@ -145,3 +165,18 @@ class Atoms:
         why = self._blocked.pop(right, None)
         if why is not None:
             self._blocked.setdefault(left, why)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[NONE] * (width - len(row))] for row in rows])
+
+
+def _compact(rows: Tensor) -> Tensor:
+    """Each number of a row once, at its first place, then NONE."""
+    earlier = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool).tril(-1)
+    again = ((rows[:, :, None] == rows[:, None, :]) & earlier).any(2)
+    rows = torch.where(again, NONE, rows)
+    order = (rows == NONE).long().argsort(dim=1, stable=True)
+    width = int((rows != NONE).sum(1).max())
+    return rows.gather(1, order)[:, : max(width, 1)]

@@ -99,21 +99,16 @@ def _listed(flow: Flow) -> Iterator[Listed]:
     paths: dict[Key, str] = {}
     for path, key in flow.paths.items():
         paths.setdefault(key, path)
-    roots, products = flow.atoms.roots(), set(flow.atoms.products())
+    table = flow.atoms.table()
     for key, tracks in flow.params.items():
         for track in tracks:
-            found = roots[track.reshape(-1)]
-            for factor, leaves in enumerate(_factors(flow, found, products)):
+            for factor, leaves in enumerate(_factors(table[track.reshape(-1)])):
                 for axis in axes_of(track):
                     yield ((paths[key], axis), factor), leaves
 
 
-def _factors(flow: Flow, found: Tensor, products: set[int]) -> list[Tensor]:
-    """The leaves of roots, by the factor of the product that they are; each once."""
-    unique = list(dict.fromkeys(found.tolist()))
-    if products.isdisjoint(unique):
-        return [torch.tensor([root for root in unique if root != NONE], dtype=torch.int64)]
-    several = [flow.atoms.leaves(root) for root in unique if root != NONE]
-    width = max(map(len, several), default=0)
-    columns = (dict.fromkeys(own[i] for own in several if i < len(own)) for i in range(width))
-    return [torch.tensor(list(column), dtype=torch.int64) for column in columns]
+def _factors(rows: Tensor) -> list[Tensor]:
+    """The leaves of atoms, by the factor of the product that they are; each once."""
+    used = int((rows != NONE).any(0).sum())
+    columns = (dict.fromkeys(rows[:, i].tolist()) for i in range(max(used, 1)))
+    return [torch.tensor([leaf for leaf in column if leaf != NONE]).long() for column in columns]

@@ -20,9 +20,7 @@ class Kept:
     def __init__(self, atoms: Atoms, removed: Collection[int]) -> None:
         dead = torch.zeros(len(atoms), dtype=torch.bool)
         dead[[atoms.root(leaf) for leaf in removed]] = True
-        for product in atoms.products():
-            dead[product] = any(bool(dead[leaf]) for leaf in atoms.leaves(product))
-        self._dead = dead[atoms.roots()]
+        self._dead = dead[atoms.table()].any(1)
 
     def axis(self, tracks: Tracks, axis: int) -> Tensor | None:
         """The positions that stay; None where all of them do."""
