@@ -52,9 +52,9 @@ def batch_size(args: tuple[Any, ...]) -> int:
     return next(int(t.shape[0]) for t in args if isinstance(t, Tensor) and t.dim() > 1)
 
 
-def singles(batches: Batches) -> Iterator[tuple[Any, Any]]:
-    """Batches of one sample each."""
-    for x, y in batches:
-        size = batch_size(as_args(x))
-        for at in range(size):
-            yield part(x, size, at + 1, at), part(y, size, at + 1, at)
+def pieces(x: Any, y: Any, most: int) -> Iterator[tuple[Any, Any]]:
+    """A batch in parts of `most` samples."""
+    size = batch_size(as_args(x))
+    for at in range(0, size, most):
+        stop = min(at + most, size)
+        yield part(x, size, stop, at), part(y, size, stop, at)

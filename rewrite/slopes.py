@@ -7,14 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import functional_call
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..grammar.diagnostics import Label, LissomError, fail
-from .batches import Batches, as_args, batch_size, singles
+from .batches import Batches, as_args, batch_size, pieces
 
 Loss = Callable[[Any, Any], Tensor]
 """`f(outputs, targets)` gives a scalar, the mean over the samples of a batch."""
+
+TOGETHER = 1 << 28
+"""Bytes of gradients of single samples that are held at a time."""
+
+VECTORLESS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, LissomError)
+"""What a model or a loss raises that cannot be vectorised over samples. One that cannot be computed
+at all says so when it is run for a single sample.
+"""
 
 
 def loss_of_task(outputs: Any, targets: Any) -> Tensor:
@@ -48,14 +57,68 @@ def slopes(
     named = dict(module.named_parameters())
     own = {name: p.detach().requires_grad_() for name, p in named.items() if p.is_floating_point()}
     totals: dict[str, Tensor] = {}
-    count = 0
-    for x, y in singles(batches) if squared else batches:
-        size = batch_size(as_args(x))
-        count += size
-        for name, slope in _slopes(module, own, loss, x, y).items():
-            part = slope.double().square() if squared else slope.double() * size
+    count, found = 0, _squares if squared else _sums
+    for x, y in batches:
+        count += batch_size(as_args(x))
+        for name, part in found(module, own, loss, x, y).items():
             totals[name] = totals[name] + part if name in totals else part
     return {id(named[name]): total / max(count, 1) for name, total in totals.items()}
+
+
+def _sums(
+    module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
+) -> dict[str, Tensor]:
+    """The gradients of the samples of a batch, added up: the loss is their mean."""
+    size = batch_size(as_args(x))
+    return {k: slope.double() * size for k, slope in _slopes(module, own, loss, x, y).items()}
+
+
+def _squares(
+    module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
+) -> dict[str, Tensor]:
+    """The squared gradients of the samples of a batch, added up: many samples at a time where torch
+    can vectorise the model and the loss, else one after the other.
+    """
+    numbers = sum(parameter.numel() for parameter in own.values())
+    size = max(1, TOGETHER // max(4 * numbers, 1))
+    totals: dict[str, Tensor] = {}
+    for args, target in pieces(x, y, size):
+        try:
+            found = _squares_together(module, own, loss, args, target)
+        except VECTORLESS:
+            found = _squares_apart(module, own, loss, args, target)
+        for name, part in found.items():
+            totals[name] = totals[name] + part if name in totals else part
+    return totals
+
+
+def _squares_together(
+    module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
+) -> dict[str, Tensor]:
+    size = batch_size(as_args(x))
+    leaves, shape = tree_flatten((as_args(x), y))
+    along = [isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == size for v in leaves]
+
+    def of_one(weights: dict[str, Tensor], *parts: Tensor) -> Tensor:
+        given = iter(parts)
+        one = [next(given)[None] if split else v for v, split in zip(leaves, along, strict=True)]
+        args, target = tree_unflatten(one, shape)
+        return loss(functional_call(module, weights, args), target)
+
+    each = vmap(grad(of_one), in_dims=(None, *(0 for split in along if split)))
+    apart = each(own, *(v for v, split in zip(leaves, along, strict=True) if split))
+    return {name: slope.detach().double().square().sum(0) for name, slope in apart.items()}
+
+
+def _squares_apart(
+    module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
+) -> dict[str, Tensor]:
+    totals: dict[str, Tensor] = {}
+    for args, target in pieces(x, y, 1):
+        for name, slope in _slopes(module, own, loss, args, target).items():
+            part = slope.double().square()
+            totals[name] = totals[name] + part if name in totals else part
+    return totals
 
 
 def _slopes(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import dim_verify, measures
+from lissom.rewrite import dim_verify, measures, slopes
 from lissom.rewrite.journal import Applied, Refused, StageEnd
 from lissom.rewrite.latency import Latency
 
@@ -284,3 +284,53 @@ def test_latency_is_measured() -> None:
     text = f"{PRUNE} pipeline p {{ {budget} {stage} }}"
     result = lissom.compile(model, text, inputs=(torch.randn(64, 500),))
     assert result.model.get_submodule("0").out_features == 20
+
+
+class Hidden(nn.Module):
+    """3 -> 6 -> 4, on the mean of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.hidden(x.mean((2, 3)))))
+
+
+def test_a_loss_that_looks_at_numbers_is_run_sample_by_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch cannot vectorise `if loss > 0`: the same features stay."""
+    torch.manual_seed(0)
+    model = Hidden().double().eval()
+
+    def looking(outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = nn.functional.cross_entropy(outputs, targets)
+        return loss if float(loss.detach()) > -1 else -loss
+
+    one_by_one, alone = slopes._squares_apart, []
+    monkeypatch.setattr(slopes, "_squares_apart", lambda *a: alone.append(a) or one_by_one(*a))
+    fast = pruned(RULES["hessian"], model)
+    assert alone == []
+    slow = pruned(RULES["hessian"], model, loss=looking)
+    assert len(alone) == 2
+    assert kept(fast, "hidden", model) == kept(slow, "hidden", model)
+
+
+def test_gradients_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples at a time, where their gradients would not fit together."""
+    model = net()
+    whole = slopes_of(model)
+    monkeypatch.setattr(slopes, "TOGETHER", 1)
+    alone = slopes_of(model)
+    monkeypatch.setattr(slopes, "_squares_together", lambda *_: (_ for _ in ()).throw(TypeError()))
+    apart = slopes_of(model)
+    for one, two, three in zip(whole, alone, apart, strict=True):
+        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, three)
+
+
+def slopes_of(model: Net) -> list[Tensor]:
+    graph = torch.fx.symbolic_trace(model)
+    found = slopes.slopes(graph, data("train"), slopes.loss_of_task, squared=True)
+    return [found[id(parameter)] for parameter in graph.parameters()]
