@@ -22,7 +22,7 @@ from lissom.rewrite.channels.atoms import Atoms
 from lissom.rewrite.channels.kept import Kept
 from lissom.rewrite.channels.work import Work
 from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import dim_mutants, prove
+from lissom.rewrite.proving import dim_mutants, dim_trial, prove
 from lissom.rewrite.proving import dim_near as dim_near_module
 from lissom.rewrite.proving.dim_mutants import dim_score, dim_specimens
 from lissom.rewrite.proving.dim_near import READERS, dim_near
@@ -32,7 +32,7 @@ from lissom.rewrite.proving.prove import Explored, Proof, explore, guards_of
 from lissom.rewrite.proving.report import Report, report_of
 from lissom.rewrite.proving.reproduce import replay
 from lissom.rewrite.proving.source import Rolled
-from lissom.rewrite.proving.trial import BAD, Subject
+from lissom.rewrite.proving.trial import BAD, FIRED, Subject
 from lissom.rewrite.rule import compile_rule
 
 from .support import library
@@ -293,3 +293,23 @@ def test_a_blocked_dimension_that_is_cut_is_a_finding(monkeypatch: pytest.Monkey
     assert not any(result.wrong for result in dim_near(chosen, tapes, 0))
     monkeypatch.setattr(Atoms, "block", nothing)
     assert any(result.wrong for result in dim_near(chosen, tapes, 0))
+
+
+def test_one_model_in_four_is_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule fires in both precisions, and recorded values say which it is."""
+    seen: list[tuple[torch.dtype, bool]] = []
+    made = dim_trial.tried_dims
+
+    def watched(state: Any, rule: Any) -> Any:
+        kinds = {node.meta["val"].dtype for node in state.module.graph.nodes if node.op == "output"}
+        outcomes = made(state, rule)
+        seen.append((kinds.pop(), any(outcome.kind == FIRED for outcome in outcomes)))
+        return outcomes
+
+    monkeypatch.setattr(dim_trial, "tried_dims", watched)
+    assert explored(PRUNE, 40).failure is None
+    single = [fired for dtype, fired in seen if dtype is torch.float32]
+    double = [fired for dtype, fired in seen if dtype is torch.float64]
+    assert 0.1 * len(seen) < len(single) < 0.4 * len(seen)
+    assert any(single)
+    assert any(double)

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
-from ..spec import spec_of
+from ..spec import TensorSpec, spec_of
 from . import dim_moves as moves
 from .dim_drawing import Drawing
 from .dim_steps import EXTENTS, OFTEN, SPACE, STEPS
@@ -21,7 +23,7 @@ assert moves  # its steps are among STEPS
 
 @dataclass(frozen=True)
 class Graph:
-    """A drawn model, float64 in eval mode, and inputs for it."""
+    """A drawn model in eval mode, float64 at first, and inputs for it."""
 
     module: fx.GraphModule
     args: tuple[Tensor, ...]
@@ -43,6 +45,21 @@ def drawn(source: Source) -> Graph:
     out = m.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
     out.meta.update(val=spec_of(m.value(ends[0])), step="")
     return Graph(fx.GraphModule(m.root, m.graph), args)
+
+
+def in_single(graph: Graph) -> Graph:
+    """The model in float32, with inputs and recorded values to match."""
+    for node in graph.module.graph.nodes:
+        node.meta["val"] = tree_map(_single, node.meta.get("val"))
+    return Graph(graph.module.float(), tuple(tree_map(_single, graph.args)))
+
+
+def _single(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.float()
+    if isinstance(value, TensorSpec) and value.dtype is torch.float64:
+        return TensorSpec(value.shape, torch.float32)
+    return value
 
 
 def _inputs(m: Drawing) -> None:

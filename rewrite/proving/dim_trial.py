@@ -28,7 +28,7 @@ from ..spec import spec_of
 from ..state import State
 from ..view import View
 from .dim_idle import idled
-from .dim_models import Graph, drawn
+from .dim_models import Graph, drawn, in_single
 from .promise import Kept, fresh
 from .source import Source, Unsuitable
 from .trial import (
@@ -53,12 +53,13 @@ MOVES = 1e-9
 
 def dim_outcomes(subject: Subject, source: Source) -> list[Outcome]:
     """One outcome for each dimension of a drawn model, which is cut on the way; none where the
-    draws did not fit together.
+    draws did not fit together. One model in four is in float32.
     """
     try:
         rule, graph = dim_model(subject, source)
     except Unsuitable:
         return []
+    graph = in_single(graph) if source.chance(25) else graph
     return tried_dims(graph_state(subject, graph), rule)
 
 
