@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -125,6 +126,19 @@ def compile_model(
     return compile_checked(model, program, inputs, data, metrics, options, warnings)
 
 
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Models are compiled in the precision of their weights, also where the caller works with
+    `torch.autocast`, which changes what ops return.
+    """
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    with ExitStack() as stack:
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@own_precision()
 @fewer_collections()
 def compile_checked(
     model: nn.Module,

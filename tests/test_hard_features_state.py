@@ -138,6 +138,19 @@ def test_h10_complex_values_are_left_as_they_are() -> None:
     assert driven.ops() == ["conv2d", "?", "?", "?"]
 
 
+def test_h10_compiling_inside_autocast_is_compiling_outside_of_it() -> None:
+    """The model is taken in the precision of its weights; autocast is on again afterwards."""
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 5, 5)
+    program = "pipeline p { stage a { fixpoint { fold_bn } } }"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = lissom.compile(model, program, inputs=(x,))
+        assert torch.is_autocast_enabled("cpu")
+    outside = lissom.compile(model, program, inputs=(x,))
+    assert [event.rule for event in inside.applied] == ["fold_bn"]
+    assert torch.equal(inside.model(x), outside.model(x))
+    assert inside.compiled.digests == outside.compiled.digests
+
+
 def test_h10_autocast_inside_the_model_is_refused() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
