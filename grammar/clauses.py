@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from . import tree as t
 
+RESOLUTION = "resolution"
+"""The kind of dimension that is the height of an image input."""
+
 
 def builds(rule: t.Rule) -> Iterator[t.Build]:
     return (s for clause in rule.all(t.Rewrite) for s in clause.steps if isinstance(s, t.Build))
@@ -26,6 +29,11 @@ def guards(rule: t.Rule) -> Iterator[t.Guard]:
 def holes(rule: t.Rule) -> list[t.Hole]:
     """The places at which a guard is missing: `where { ? }`."""
     return [g for clause in rule.all(t.Where) for g in clause.guards if isinstance(g, t.Hole)]
+
+
+def over_images(rule: t.Rule) -> list[t.MatchDim]:
+    """`match dim R in resolution`."""
+    return [clause for clause in rule.all(t.MatchDim) if clause.domain.text == RESOLUTION]
 
 
 def patterns(rule: t.Rule) -> Iterator[t.Pattern]:

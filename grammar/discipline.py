@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 
 from . import tree as t
-from .clauses import builds, claims
+from .clauses import builds, claims, over_images
 from .diagnostics import Label, Span
 from .references import references
 from .report import Report
@@ -161,6 +161,9 @@ def _exact(rule: t.Rule, report: Report) -> None:
     for perturb in rule.all(t.Perturb):
         label = Label(_head(perturb.span, "perturb"), "moves numbers")
         report.error("X001", f"{whole} perturbs", label, place, help=help)
+    for clause in over_images(rule):
+        label = Label(clause.span, "makes images smaller, which no model is blind to")
+        report.error("X001", f"{whole} changes the resolution", label, place, help=help)
     for claim in (c for c in claims(rule) if BUDGETS & set(_calls(c.condition))):
         label = Label(claim.condition.span, "an error budget")
         report.error("X001", f"{whole} claims an error", label, place, help=help)

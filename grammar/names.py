@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import tree as t
-from .clauses import bindings, builds, names_in
+from .clauses import RESOLUTION, bindings, builds, names_in
 from .clauses import holes as open_guards
 from .declared import Known
 from .diagnostics import Label, Span, nearest
@@ -14,7 +14,7 @@ from .references import PREFIX, hole_expression, holes, references
 from .report import Report
 from .sides import Sides
 
-DOMAINS = ("channels", "heads", "features", "tokens")
+DOMAINS = ("channels", "heads", "features", "tokens", RESOLUTION)
 POLICIES = ("skip", "clone", "all_sites")
 WORDS = frozenset(
     ("eval", "train", "before", "after", "model", "outputs", "original", "reloaded", "all")

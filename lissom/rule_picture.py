@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .grammar import tree as t
+from .grammar.clauses import over_images
 from .grammar.declared import Known
 from .grammar.format_expr import expression
 from .grammar.sides import Operand, Sides, Step, sides
@@ -19,6 +20,8 @@ _REPEATED = {"": "", "?": " (or none)", "*": " (any number in a row)"}
 
 def picture(rule: t.Rule, known: Known) -> str:
     """The flowchart of both sides; empty for a rule that matches neither ops nor a dimension."""
+    if over_images(rule):
+        return _image_picture(rule)
     if rule.all(t.MatchDim):
         return _dim_picture(rule)
     both = sides(rule, known)
@@ -178,7 +181,7 @@ ROLES = ("writers", "riders", "readers")
 
 def _dim_picture(rule: t.Rule) -> str:
     """Who makes the dimension, passes it on and reads it; what is masked first is dotted."""
-    dim = rule.all(t.MatchDim)[0].dim.text
+    dim = _dim_name(rule)
     steps = [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Assign)]
     kept = _flat(steps[0].value) if steps else dim
     masks = [_text(move) for p in rule.all(t.Perturb) for move in p.moves]
@@ -188,6 +191,20 @@ def _dim_picture(rule: t.Rule) -> str:
     before, after = _layers("b", dim, dim), _layers("a", dim, f"{dim} := {kept}")
     subgraphs = [*_subgraph("before", [*before, *dotted]), *_subgraph("after", after)]
     return _flowchart(subgraphs, list(masked))
+
+
+def _image_picture(rule: t.Rule) -> str:
+    """The image, what makes it smaller, and everything behind it."""
+    steps = [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Assign)]
+    size = ", ".join(f"{step.path} := {_flat(step.value)}" for step in steps)
+    before = ["b1[image]", "b2[every op]", f"b1 -->|{quoted(_dim_name(rule))}| b2"]
+    after = ["a1[image]", "a2[interpolate]", "a3[every op]", "a1 --> a2"]
+    after.append(f"a2 -->|{quoted(size)}| a3")
+    return _flowchart([*_subgraph("before", before), *_subgraph("after", after)], [])
+
+
+def _dim_name(rule: t.Rule) -> str:
+    return rule.all(t.MatchDim)[0].dim.text
 
 
 def _layers(letter: str, dim: str, title: str) -> list[str]:

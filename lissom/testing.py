@@ -16,7 +16,7 @@ import torch
 
 from . import proposing
 from .grammar import tree as t
-from .grammar.clauses import holes
+from .grammar.clauses import holes, over_images
 from .grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .grammar.program import Program, load_program
 from .model_file import load_tables
@@ -99,6 +99,8 @@ def run(job: Job) -> Report | Proposal | str:
         check_supported(rule)
     except LissomError as error:
         return error.diagnostics[0].message
+    if over_images(rule):
+        return "no models with images of several sizes are drawn; nothing was shown or refuted"
     proved = prove_dims if over_dims else prove
     return report_of(proved(_subject(job.path, rule, job.python), job.models, job.seed), rule)
 

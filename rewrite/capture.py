@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..grammar.diagnostics import Diagnostic, LissomError, fail
-from .capture_attempts import Attempt, Failure, Trial, by_export, by_trace
+from .capture_attempts import Attempt, Candidate, Failure, Trial, by_export, by_trace, contradicted
 from .capture_checks import check_model, hook_notes
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
@@ -32,7 +32,8 @@ class Captured:
     `module` runs alone and owns its weights; `how` is "trace", "export" or "trace with opaque
     leaves"; `inputs` and `kwargs` are the example; `specialised` is what was taken from it;
     `opaque` are module paths kept as one node, each with its reason; `proved` are the cases on
-    which the graph equals the eager model bit for bit.
+    which the graph equals the eager model bit for bit; `whole` is the graph before dead code and
+    constants went, with what Python decided on the example.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,17 @@ class Captured:
     notes: tuple[Diagnostic, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     proved: tuple[str, ...] = ()
+    whole: Candidate | None = field(default=None, repr=False, compare=False)
+
+    def otherwise(self, args: tuple[Any, ...]) -> str:
+        """Why the model would give another graph for these inputs, which take the places of the
+        example; "" where nothing says so.
+        """
+        broken = contradicted(self.whole, Case(args, {})) if self.whole is not None else []
+        for about in (guard.about for guard in broken):
+            return f"{about.why} on the example ({about.source})"
+        sizes = any(label.startswith("size ") for label in self.proved)
+        return "" if sizes or self.how != "export" else "it was exported at one size"
 
 
 def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = True) -> Captured:
@@ -74,6 +86,7 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
         (*notes, *warnings, *attempt.notes),
         case.kwargs,
         attempt.proved,
+        attempt.whole,
     )
 
 

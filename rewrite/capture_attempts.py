@@ -39,10 +39,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A captured module that holds on every required trial."""
+    """A captured module that holds on every required trial. whole: what it was made from."""
 
     module: fx.GraphModule
     how: str
+    whole: Candidate
     specialised: tuple[Specialised, ...] = ()
     opaque: tuple[str, ...] = ()
     notes: tuple[Diagnostic, ...] = ()
@@ -95,12 +96,14 @@ def by_trace(
     fold_constants(module)
     move_hooks(model, module)
     guards = tuple(Guard(where[guard.node], guard.about) for guard in recorder.guards.values())
-    verdict = judge(Candidate(model, module, whole, guards), trials)
+    candidate = Candidate(model, module, whole, guards)
+    verdict = judge(candidate, trials)
     if verdict.failure:
         return verdict.failure
     return Attempt(
         module,
         "trace with opaque leaves" if opaque else "trace",
+        candidate,
         (*bound.fixed, *(guard.about for guard in guards)),
         _opaque(module, opaque),
         (*_data_notes(guards), *verdict.notes),
@@ -123,10 +126,12 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
         return Failure("", Diagnostic("M004", f"torch.export fails: {one_line(error)}"))
     module = build(model, lifted.graph)
     fold_constants(module)
-    verdict = judge(Candidate(model, module, module.graph), trials)
+    candidate = Candidate(model, module, module.graph)
+    verdict = judge(candidate, trials)
     if verdict.failure:
         return verdict.failure
-    return Attempt(module, "export", lifted.fixed, (), tuple(verdict.notes), tuple(verdict.proved))
+    notes, proved = tuple(verdict.notes), tuple(verdict.proved)
+    return Attempt(module, "export", candidate, lifted.fixed, (), notes, proved)
 
 
 def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
@@ -184,7 +189,7 @@ def judge(candidate: Candidate, trials: Sequence[Trial]) -> Verdict:
     """Run a candidate on every trial. Stops at the first required trial that it fails."""
     verdict = Verdict()
     for index, trial in enumerate(trials):
-        broken = _contradicted(candidate, trial.case) if index else []
+        broken = contradicted(candidate, trial.case) if index else []
         difference, node = _difference(candidate, trial)
         if difference is None:
             verdict.proved.append(trial.case.label)
@@ -210,7 +215,7 @@ def _difference(candidate: Candidate, trial: Trial) -> tuple[str | None, fx.Node
     return difference, diverging_node(candidate.model, candidate.module, trial.case)
 
 
-def _contradicted(candidate: Candidate, case: Case) -> list[Guard]:
+def contradicted(candidate: Candidate, case: Case) -> list[Guard]:
     """The guards that do not give their recorded value on `case`."""
     if not candidate.guards:
         return []

@@ -167,6 +167,7 @@ def compile_checked(
     )
     run.run()
     finish(state.module)
+    state.module.eval()  # containers that rewrites made begin in training mode
     after = model_costs(state.module, state.view)
     return Compiled(
         state.module,
@@ -202,6 +203,7 @@ def working_state(
         options.verify,
         options.seed,
         options.fuel,
+        captured.otherwise,
     )
 
 

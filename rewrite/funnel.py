@@ -20,6 +20,7 @@ from .channels.listing import dims_at, reason_of, source_of
 from .dim_site import DimReady, dim_candidates, dim_ready
 from .engine import Ready, anchor, candidates, ready_at
 from .pattern import PatternOp
+from .resolution_site import Image, ImageReady, image_candidates, image_ready
 from .rule import Rule
 from .sought import Hidden, Sought, sought, unknown
 from .state import State
@@ -86,10 +87,10 @@ def funnel(state: State, rule: Rule, at: str | None = None, nearest: int = NEARE
     """Asks every candidate of `rule`, or those at the module path or glob `at`, and counts.
 
     For a rule over dimensions the candidates are the classes of the model, and `at` is the path of
-    a parameter. Raises U008 if the model has nothing at `at`; whatever the rule itself raises is
-    passed on.
+    a parameter; for one over the resolution they are its image inputs, and `at` is a name. Raises
+    U008 if the model has nothing at `at`; whatever the rule itself raises is passed on.
     """
-    asked = _dims(state, rule, at) if rule.dim else _ops(state, rule, at)
+    asked = _asked(state, rule, at)
     near = [answer for answer in asked.answers if isinstance(answer, Near)]
     near.sort(key=lambda miss: miss.rank, reverse=True)
     return Funnel(
@@ -112,6 +113,12 @@ class _Asked:
     anchor: str
     conditions: list[Condition]
     answers: list[str | Near]
+
+
+def _asked(state: State, rule: Rule, at: str | None) -> _Asked:
+    if rule.images:
+        return _images(state, rule, at)
+    return _dims(state, rule, at) if rule.dim else _ops(state, rule, at)
 
 
 def _ops(state: State, rule: Rule, at: str | None) -> _Asked:
@@ -141,6 +148,22 @@ def _dims(state: State, rule: Rule, at: str | None) -> _Asked:
         "any dimension",
         list(_dim_conditions(rule)),
         [dim.name if isinstance(a, DimReady) else _told_dim(flow, dim, a) for dim, a in found],
+    )
+
+
+def _images(state: State, rule: Rule, at: str | None) -> _Asked:
+    """The same for the image inputs of the model."""
+    images = image_candidates(state, rule)
+    named = [image for image in images if at is None or fnmatchcase(image.name, at)]
+    if images and not named:
+        known = ", ".join(image.name for image in images)
+        place = Label(None, where=str(at))
+        raise fail("U008", f"the model has no image `{at}`", place, help=f"there are {known}")
+    found = [(image, image_ready(state, rule, image)) for image in named]
+    return _Asked(
+        "any image input",
+        list(_image_conditions(rule)),
+        [i.name if isinstance(a, ImageReady) else _told_image(i, a) for i, a in found],
     )
 
 
@@ -232,6 +255,18 @@ def _dim_conditions(rule: Rule) -> Iterator[Condition]:
     yield (PLAN, _CLAIM), "plan", "; ".join(map(_line, rule.claims)) or "nothing is promised"
 
 
+def _image_conditions(rule: Rule) -> Iterator[Condition]:
+    """The same for a rule over the resolution."""
+    yield from _guards(rule)
+    yield (PLAN, _STAYS), "image", "the model neither resizes it nor writes into it"
+    yield (
+        (PLAN, _CHOICE),
+        "fits",
+        f"every op takes it, and outputs keep shapes: {_line(rule.resize)}",
+    )
+    yield (PLAN, _CLAIM), "plan", "; ".join(map(_line, rule.claims)) or "nothing is promised"
+
+
 _STAYS, _CHOICE, _CLAIM = range(3)
 
 
@@ -271,6 +306,12 @@ def _told_dim(flow: Flow, dim: DimClass, miss: Miss) -> Near:
     told = (reason_of(flow, block).source for block in dim.blocks)
     source = next(told, "") or source_of(flow, dim)
     return Near(dim.name, source, miss.code, miss.text(), miss.span, _dim_rank(miss))
+
+
+def _told_image(image: Image, miss: Miss) -> Near:
+    """With the line of the op that does not take the smaller image."""
+    source = "" if miss.node is None else str(miss.node.meta.get("source") or "")
+    return Near(image.name, source, miss.code, miss.text(), miss.span, _dim_rank(miss))
 
 
 def _different(near: Iterable[Near]) -> Iterator[Near]:

@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from ..grammar import tree as t
-from ..grammar.clauses import holes
+from ..grammar.clauses import holes, over_images
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from ..grammar.fragment import parse_expression
 from .binding import literal
+from .extent import DIM_QUESTIONS
 from .pattern import Pattern, Step, compile_pattern, steps_from
 
 
@@ -70,6 +71,11 @@ class Rule:
         """The dimension that the rule ranges over; "" if it matches ops."""
         clause = self.source.one(t.MatchDim)
         return "" if clause is None else clause.dim.text
+
+    @cached_property
+    def images(self) -> bool:
+        """Whether the dimension is the height of an image input."""
+        return bool(over_images(self.source))
 
     @cached_property
     def resize(self) -> t.Assign:
@@ -138,12 +144,22 @@ def _check_resize(source: t.Rule) -> None:
     steps = [step for r in source.all(t.Rewrite) for step in r.steps]
     moves = [move for p in source.all(t.Perturb) for move in p.moves]
     odd = [s for s in steps if not _resizes(s, clause.dim.text)]
-    odd += [m for m in moves if not _masks(m, clause.dim.text)]
+    images = bool(over_images(source))
+    odd += [m for m in moves if images or not _masks(m, clause.dim.text)]
+    odd += [call for call in _asked_about(source, clause.dim.text) if images]
     odd += list(source.all(t.Match, t.Unless))
     if odd or len(steps) != 1:
         place = Label((odd or [source.name])[0].span, "a rule over dimensions has no place for it")
         hint = "perturb { zero(readers(D), outside = keep) }  rewrite { D := keep }"
+        hint = "images have a size and no features: rewrite { R := N }" if images else hint
         raise fail("R002", f"rule `{source.name}` is more than one cut", place, help=hint)
+
+
+def _asked_about(source: t.Rule, dim: str) -> list[t.Call]:
+    """Questions about the features of the dimension: `writers(D)`."""
+    calls = [node for node in t.walk(source) if isinstance(node, t.Call) and len(node.args) == 1]
+    about = [call for call in calls if call.args[0].span.text == dim]
+    return [call for call in about if call.function.span.text in DIM_QUESTIONS]
 
 
 def _masks(move: object, dim: str) -> bool:

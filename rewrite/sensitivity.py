@@ -12,12 +12,11 @@ from typing import TypeVar
 from torch import fx, nn
 
 from .binding import Miss
-from .channels.classes import DimClass
 from .checkpoint import finish, snapshot
 from .cost import model_costs
-from .dim_site import dim_candidates, dim_ready
 from .engine import anchor, apply, candidates, ready_at
 from .model_check import drift
+from .ranging import Ranged, ranged_candidates, ranged_ready
 from .rule import Rule
 from .state import State
 
@@ -55,8 +54,8 @@ def effects(
     return [_effect(state, found(state, rule, at), metric, reference) for at in chosen]
 
 
-def _places(state: State, rule: Rule) -> Sequence[DimClass] | Sequence[fx.Node]:
-    return dim_candidates(state, rule) if rule.dim else candidates(state, rule)
+def _places(state: State, rule: Rule) -> Sequence[Ranged] | Sequence[fx.Node]:
+    return ranged_candidates(state, rule) if rule.dim else candidates(state, rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,13 @@ def _effect(
 
 def _dims(state: State, rule: Rule, at: int) -> _Changed:
     state.surveys.clear()
-    dim = dim_candidates(state, rule)[at]
+    dim = ranged_candidates(state, rule)[at]
     finish(state.module)
-    found = dim_ready(state, rule, dim)
+    found = ranged_ready(state, rule, dim)
     if isinstance(found, Miss):
         return _Changed(dim.name, None, found.text())
     saved = found.before - found.after
-    return _Changed(dim.name, found.flow.view.root, "", saved.params, saved.macs)
+    return _Changed(dim.name, found.model, "", saved.params, saved.macs)
 
 
 def _nodes(state: State, rule: Rule, at: int) -> _Changed:

@@ -22,7 +22,8 @@ from .view import View
 @dataclass
 class State:
     """Everything that a rule application reads or changes. `module` is the compiler's own copy of
-    the model. `fuel`: how many more rewrites there may be; None where nobody counts.
+    the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
+    why the model would give another graph for other inputs, "" where nothing says so.
     """
 
     module: fx.GraphModule
@@ -34,6 +35,7 @@ class State:
     verify: bool = True
     seed: int = 0
     fuel: int | None = None
+    otherwise: Callable[[tuple[Any, ...]], str] = lambda args: ""
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)

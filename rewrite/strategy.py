@@ -14,14 +14,20 @@ from torch import fx
 
 from ..grammar.diagnostics import Label, fail
 from .binding import Miss
-from .channels.classes import DimClass
 from .checkpoint import snapshot
 from .collector import fewer_collections
-from .dim_site import DimReady, alive_dims, apply_dim, dim_candidates, dim_ready
 from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
 from .journal import Refused
 from .loops import described
 from .pattern import PatternOp
+from .ranging import (
+    Ranged,
+    RangedReady,
+    alive_ranged,
+    apply_ranged,
+    ranged_candidates,
+    ranged_ready,
+)
 from .rule import Rule
 from .site import fits
 from .state import State
@@ -61,20 +67,20 @@ class Runner:
         return self.applied - before
 
     def _once_dims(self, rule: Rule) -> None:
-        """The same for the dimension classes that the model has at entry."""
+        """The same for the dimension classes, or images, that the model has at entry."""
         self.state.surveys.clear()
-        for dim in dim_candidates(self.state, rule):
-            for left in alive_dims(self.state, [dim]) if self.state.fuel != 0 else ():
+        for dim in ranged_candidates(self.state, rule):
+            for left in alive_ranged(self.state, rule, [dim]) if self.state.fuel != 0 else ():
                 begun = time.perf_counter()
                 found = self._dim_ready(rule, left)
                 if found is not None:
-                    apply_dim(self.state, self.stage, found, time.perf_counter() - begun)
+                    apply_ranged(self.state, self.stage, found, time.perf_counter() - begun)
                     self._burn()
 
-    def _dim_ready(self, rule: Rule, dim: DimClass) -> DimReady | None:
+    def _dim_ready(self, rule: Rule, dim: Ranged) -> RangedReady | None:
         self.state.journal.tried[rule.label] += 1
-        found = dim_ready(self.state, rule, dim)
-        if isinstance(found, DimReady):
+        found = ranged_ready(self.state, rule, dim)
+        if not isinstance(found, Miss):
             return found
         place = str(found.span) if found.span is not None else ""
         refused = Refused(self.stage, rule.label, dim.name, found.code, found.text(), place)
@@ -165,7 +171,7 @@ class Runner:
     def each(
         self,
         rule: Rule,
-        rank: Callable[[Ready], float],
+        rank: Callable[[Ready | RangedReady], float],
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
     ) -> int:
@@ -198,31 +204,31 @@ class Runner:
     def _each_dim(
         self,
         rule: Rule,
-        rank: Callable[[Ready], float],
+        rank: Callable[[Ready | RangedReady], float],
         done: Callable[[], bool],
         broken: Callable[[], str | None],
     ) -> None:
         self.state.surveys.clear()
-        waiting = dim_candidates(self.state, rule)
+        waiting = ranged_candidates(self.state, rule)
         while waiting and self.state.fuel != 0 and not done():
             ready = [found for dim in waiting if (found := self._dim_ready(rule, dim)) is not None]
             if not ready:
                 break
-            best = max(ready, key=rank)  # type: ignore[arg-type]
+            best = max(ready, key=rank)
             left = [found.site.dim for found in ready if found is not best]
             if not self._apply_within(best, broken):
                 break
-            waiting = alive_dims(self.state, left)
+            waiting = alive_ranged(self.state, rule, left)
 
-    def _apply_within(self, best: Ready | DimReady, broken: Callable[[], str | None]) -> bool:
+    def _apply_within(self, best: Ready | RangedReady, broken: Callable[[], str | None]) -> bool:
         """Applies a site; takes it back if that breaks a budget."""
         state, rule = self.state, best.site.rule
         entry = snapshot(state.module)
         place, site = str(rule.source.name.span), best.site.name
-        if isinstance(best, DimReady):
-            apply_dim(state, self.stage, best, 0.0)
-        else:
+        if isinstance(best, Ready):
             apply(state, self.stage, best, 0.0)
+        else:
+            apply_ranged(state, self.stage, best, 0.0)
         why = broken()
         if why is None:
             self._burn()
