@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -21,6 +20,8 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from published import folder
 
 # gensim's wheels differ by platform but carry the same data; asking for one pins its digest.
 ONE_WHEEL = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--abi", "cp311")
@@ -125,11 +126,6 @@ EXAMPLES = {
 
 class FetchError(Exception):
     """A package could not be had; the message names it and says why."""
-
-
-def folder() -> Path:
-    """Where everything goes, and where the examples look."""
-    return Path(os.environ.get("LISSOM_DATA") or Path(__file__).resolve().parent / ".data")
 
 
 def _download(package: Package, into: Path) -> Path:

@@ -1,6 +1,8 @@
-"""Options that all tests share."""
+"""Options and fixtures that all tests share."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,3 +25,12 @@ def pytest_configure() -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether expected texts are to be written instead of compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Whatever ran before, the test runs on one thread; then the former number is restored."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

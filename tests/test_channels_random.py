@@ -25,10 +25,7 @@ from .channel_graphs import Tried, tape_of, tried, try_graph
 
 SEEDS = 240
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

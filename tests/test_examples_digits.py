@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "digits" / "model.py"
+from .examples import example, rows
 
-
-def load(path: Path = PATH) -> ModuleType:
-    name = f"example_{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses look their module up by name.
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session")
 def digits() -> ModuleType:
-    return load()
+    return example("digits")
 
 
 @pytest.fixture(scope="session")
 def trained(digits: ModuleType) -> nn.Module:
     return digits.build()
-
-
-def rows(batches: list[tuple[Tensor, Tensor]]) -> list[bytes]:
-    return [row.numpy().tobytes() for x, _ in batches for row in x]
 
 
 def test_digits_splits_have_their_sizes_and_share_no_scan(digits: ModuleType) -> None:
@@ -65,7 +41,7 @@ def test_digits_splits_hold_every_class(digits: ModuleType) -> None:
 def test_digits_data_is_fixed_and_iterable_again(digits: ModuleType) -> None:
     first, again = digits.data("valid"), digits.data("valid")
     assert isinstance(first, list)
-    assert rows(first) == rows(again) == rows(load().data("valid"))
+    assert rows(first) == rows(again) == rows(example("digits").data("valid"))
     first[0][0].zero_()
     assert rows(digits.data("valid")) == rows(again)
 

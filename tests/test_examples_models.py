@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,35 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+from .examples import EXAMPLES, example, rows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PUBLISHED = ("mnist_cnn", "efficientnet_lite0", "minilm", "crnn", "onet", "crepe")
-
-
-def load(path: Path) -> ModuleType:
-    name = f"example_{path.parent.name}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Dataclasses look their module up by name.
-    spec.loader.exec_module(module)
-    return module
-
-
-def example(name: str) -> ModuleType:
-    return load(EXAMPLES / name / "model.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def rows(batches: list[tuple[Tensor, Tensor]]) -> list[bytes]:
-    return [row.numpy().tobytes() for x, _ in batches for row in x]
 
 
 def count(model: nn.Module) -> int:
@@ -68,6 +43,17 @@ def present(name: str) -> tuple[ModuleType, nn.Module]:
         return module, module.build()
     except (FileNotFoundError, ModuleNotFoundError) as error:
         return pytest.skip(f"{name}: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.parametrize("name", ["fashion_resnet", *PUBLISHED])
+def test_a_model_file_reaches_what_the_examples_share(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(EXAMPLES)])
+    for shared in ("published", "idx_images"):
+        monkeypatch.delitem(sys.modules, shared, raising=False)
+    example(name)
+    assert sys.modules["published"].__file__ == str(EXAMPLES / "published.py")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -40,10 +40,7 @@ from .support import library
 PRUNE = library("prune")
 MODELS = 60
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def subject_of(text: str) -> Subject:

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,6 @@ def case(tmp_path: Path) -> tuple[str, str]:
     return model, rules
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def drifts(model: str, rule: str, program: str, ratio: str) -> dict[str, float]:
     """The same by `compile`: a program for each place, compared with the original by hand."""
     from lissom.model_file import load_model
@@ -52,7 +43,8 @@ def drifts(model: str, rule: str, program: str, ratio: str) -> dict[str, float]:
     file, found = load_model(model), {}
     for site in ("stem", "one.a", "wide"):
         step = f'once {rule}(ratio = {ratio}) at "{site}"'
-        text = f"{library('prune')} pipeline p {{ budget drift(outputs) <= 1e9; stage s {{ {step} }} }}"
+        stage = f"budget drift(outputs) <= 1e9; stage s {{ {step} }}"
+        text = f"{library('prune')} pipeline p {{ {stage} }}"
         result = lissom.compile(file.model, text, inputs=file.inputs)
         with torch.no_grad():
             old, new = file.model(*file.inputs), result.model(*file.inputs)

@@ -4,14 +4,10 @@ rank, and what breaks a budget is taken back.
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,11 +21,11 @@ from lissom.rewrite.compile import Options, compile_checked
 from lissom.rewrite.digest import model_digest
 from lissom.rewrite.journal import Applied, Note, Refused, StageEnd
 
+from .examples import example
 from .support import apart, digests, leaves, library
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SAMPLES = {
     "mnist_cnn": 4,
     "efficientnet_lite0": 2,
@@ -57,25 +53,6 @@ SAVINGS = (
     "cost more",
 )
 """What marks the lines of a library rule that ask whether it pays."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def example(name: str) -> ModuleType:
-    path = EXAMPLES / name / "model.py"
-    spec = importlib.util.spec_from_file_location(f"trained_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Dataclasses look their module up by name.
-    spec.loader.exec_module(module)
-    return module
 
 
 class Trained:

