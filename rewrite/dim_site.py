@@ -200,10 +200,9 @@ def _prepared(state: State, site: DimSite) -> DimReady | Miss:
 
 
 @dataclass
-class _CutTrial(Trial):
+class _CutTrial(Trial[DimSite]):
     """A cut beside the masked model; beside the model itself where the rule perturbs nothing."""
 
-    site: DimSite
     flow: Flow
 
     claim = EXACT_CUT

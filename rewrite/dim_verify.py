@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import fx, nn
 
@@ -66,12 +66,15 @@ class Site(Protocol):
     def name(self) -> str: ...
 
 
+S = TypeVar("S", bound=Site)
+
+
 @dataclass
-class Trial(ABC):
+class Trial(ABC, Generic[S]):
     """A changed model, `view`, beside the model that it stands for."""
 
     state: State
-    site: Site
+    site: S
     view: View
 
     claim: ClassVar[str]
@@ -142,7 +145,7 @@ class Trial(ABC):
         return drift(module, self.reference, self.state.samples.calibration(module))
 
 
-def judged(trial: Trial) -> tuple[Verdict, ...] | Miss:
+def judged(trial: Trial[Any]) -> tuple[Verdict, ...] | Miss:
     """What is known of a changed model; the reason where it cannot run or breaks a claim. Raises
     V101 if it is not what the rule says.
     """
@@ -166,7 +169,7 @@ def judged(trial: Trial) -> tuple[Verdict, ...] | Miss:
     return (equal, *claims)
 
 
-def _unsound(trial: Trial, verdict: Verdict) -> Exception:
+def _unsound(trial: Trial[Any], verdict: Verdict) -> Exception:
     rule = trial.site.rule
     place = Label(rule.source.name.span, "this rule")
     numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"

@@ -292,9 +292,7 @@ class _OnSmaller(nn.Module):
 
 
 @dataclass
-class _ResizeTrial(Trial):
-    site: ImageSite
-
+class _ResizeTrial(Trial[ImageSite]):
     claim = EXACT_RESIZE
     remedy = "this is a mistake of lissom: please report it with the model"
 
