@@ -155,8 +155,12 @@ def _of_params(dims: _Dims) -> set[str]:
     return set().union(*(named(spec, spec.least) for spec in specs))
 
 
-_ADDED = {"addmm": 0, "baddbmm": 0}
-_ADDED |= {"scaled_dot_product_attention": 2, "grouped_query_attention": 2}
+_ADDED = {
+    "addmm": 0,
+    "baddbmm": 0,
+    "scaled_dot_product_attention": 2,
+    "grouped_query_attention": 2,
+}
 """Ops with an input that broadcasts with the result, but for so many axes at the end."""
 
 

@@ -30,8 +30,10 @@ Place = tuple[str, int]
 _PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
 """Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
 
-SIZES = frozenset({"size", "dim", "numel", "ndimension", "nelement", "stride", "is_contiguous"})
-SIZES |= {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
+SIZES = frozenset(
+    {"size", "dim", "numel", "ndimension", "nelement", "stride", "is_contiguous"}
+    | {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
+)
 """Methods that ask about a tensor, not about its numbers: its sizes, its dtype."""
 
 
