@@ -73,8 +73,10 @@ LAYERS: list[tuple[nn.Module, str]] = [
 FUNCTIONS: list[tuple[Callable[..., Any], str]] = [
     (lambda x: torch.fft.fft(x), "no op is declared for .*fft"),
     (lambda x: x.size(0) + 1, "numbers, not tensors"),
-    (lambda x: F.scaled_dot_product_attention(x, x, x, enable_gqa=True), "enable_gqa is True"),
-    (lambda x: x[torch.tensor([0])], "index is a tensor|not known to be a number"),
+    (
+        lambda x: x[torch.tensor([0]), torch.tensor([0])],
+        "index is a tensor|not known to be a number",
+    ),
     (lambda x: F.dropout(x, x.size(0) * 0.1), "p is mul, the op takes a number"),
     (lambda x: x.chunk(2)[1], "takes one result of `chunk`"),
     (lambda x: x.sum(dtype=torch.float32, out=x), "its argument `out` is not part"),
