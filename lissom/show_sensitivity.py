@@ -43,18 +43,22 @@ def rows(out: Output, found: Table, name: str, metric: str | None) -> None:
     values = [f"{name} = {column.value}" if name else title for column in found.columns]
     if name:
         out.say(f"{title}, one place at a time")
-    saves = ["saves"] if len(values) == 1 else ["saves least", "most"]
-    lines = [_row(found, at) for at in _applied(found)]
+    places = _applied(found)
+    effects = [column.effects[at] for column in found.columns for at in places]
+    # A smaller image saves no parameters.
+    unit = "parameters" if any(effect.params for effect in effects) else "MACs"
+    saves = [f"{unit} saved"] if len(values) == 1 else [f"{unit} saved: least", "most"]
+    lines = [_row(found, at, unit) for at in places]
     out.table([("place", *values, *saves), *lines], "<" + ">" * 99, header=True)
     for reason, count in _reasons(found).most_common():
         out.say(f"{count} x not: {reason}")
 
 
-def _row(found: Table, at: int) -> tuple[str, ...]:
+def _row(found: Table, at: int, unit: str) -> tuple[str, ...]:
     effects = [column.effects[at] for column in found.columns]
-    saved = [f"{effect.params:,}" for effect in effects]
-    ends = saved if len(saved) == 1 else [saved[0], saved[-1]]
-    return (effects[0].site, *map(_cell, effects), *ends)
+    saved = [e.params if unit == "parameters" else e.macs for e in effects]
+    ends = saved if len(saved) == 1 else [min(saved), max(saved)]
+    return (effects[0].site, *map(_cell, effects), *(f"{n:,}" for n in ends))
 
 
 def _cell(effect: Effect) -> str:

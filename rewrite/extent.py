@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from .call import tensor_at
 from .channels.classes import DimClass
-from .channels.declared import summed_axes
+from .channels.declared import statistic_axes, summed_axes
 from .channels.flow import Flow, Place
 from .channels.sizes import shape_at
 from .channels.tracks import Tracks
@@ -55,7 +55,7 @@ def gathers(scope: Scope, dim: Extent) -> str | None:
     readers = [path for path, axis in dim.dim.places if flow.roles.get((path, axis)) == "reads"]
     weighed = {node for path in readers for node, _ in flow.view.owners(path)}
     sums = (n for n in flow.contracted if n not in weighed and _summed(dim, n))
-    found = (*(n for n in flow.statistics if any(map(partial(_part, dim), _values(n)))), *sums)
+    found = (*(n for n in flow.statistics if _measured(dim, n)), *sums)
     return next((str(node.meta.get("site") or node.name) for node in found), None)
 
 
@@ -64,6 +64,12 @@ def _summed(dim: Extent, node: fx.Node) -> bool:
     call = dim.flow.view.call(node)
     read = {} if call is None else summed_axes(call)
     return any(_part(dim, value, axes) for value, axes in read.items())
+
+
+def _measured(dim: Extent, node: fx.Node) -> bool:
+    """Whether an op takes statistics over features of the dimension; a mean of pixels does not."""
+    call = dim.flow.view.call(node)
+    return call is not None and bool(_part(dim, call.inputs[0], statistic_axes(call)))
 
 
 def _part(dim: Extent, value: fx.Node, axes: Iterable[int] | None = None) -> set[int]:

@@ -176,6 +176,19 @@ def test_features_under_a_norm_are_read_by_it() -> None:
     assert reasons(result, "drop_unread")["0"] == "1 reads all of it, without weights"
 
 
+def test_a_mean_over_pixels_reads_no_channels() -> None:
+    """Pooling takes its mean over other axes than that of the features."""
+    pool = Fn(
+        lambda m, x: m.head(m.conv(x).mean((2, 3))), conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 3)
+    )
+    model, x = randomised(pool), images(2, 3, 6, 6)
+    with torch.no_grad():
+        model.head.weight[:, [1, 6]] = 0.0
+    result = cleaned(model, x)
+    assert layers(result)["conv"].out_channels == 6
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-12, atol=1e-12)
+
+
 def test_one_feature_is_left_of_a_dimension_that_nothing_reads() -> None:
     model = randomised(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)))
     with torch.no_grad():
