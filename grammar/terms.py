@@ -63,7 +63,7 @@ class Terms:
             return Term(presence=const(0), word="none")
         return Term((), const(int(expr.value)))
 
-    def tuple(self, expr: t.Tuple | t.List) -> Term:
+    def items(self, expr: t.Tuple | t.List) -> Term:
         return Term(items=tuple(self.of(item) for item in expr.items))
 
     def attribute(self, expr: t.Attribute) -> Term:
@@ -314,8 +314,8 @@ _SPECIAL: dict[str, Callable[[Terms, t.Call, list[Term]], Term]] = {
     "zeros": _filled, "ones": _filled, "kaiming": _filled, "einsum": _einsum,
 }  # fmt: skip
 _OF: dict[type, Callable[..., Term]] = {
-    t.Name: Terms.name, t.Number: Terms.literal, t.Constant: Terms.constant, t.Tuple: Terms.tuple,
-    t.List: Terms.tuple, t.Attribute: Terms.attribute, t.Unary: Terms.unary, t.Binary: Terms.binary,
+    t.Name: Terms.name, t.Number: Terms.literal, t.Constant: Terms.constant, t.Tuple: Terms.items,
+    t.List: Terms.items, t.Attribute: Terms.attribute, t.Unary: Terms.unary, t.Binary: Terms.binary,
     t.Subscript: Terms.subscript, t.Call: Terms.call,
     t.Frac: lambda terms, e: Term((), const(Fraction(e.percent) / 100)),
     t.String: lambda terms, e: Term(word=e.value), t.Quantifier: lambda terms, e: UNKNOWN,

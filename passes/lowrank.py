@@ -229,7 +229,7 @@ def tucker2(w: Tensor, p: int, q: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _iterate(dense: Tensor, p: int, q: int) -> tuple[Tensor, Tensor]:
     """HOOI on `dense [O, I, taps]` from the HOSVD: orthonormal `[O, p]` and `[I, q]`."""
-    right = _principal(_gram(dense.transpose(0, 1)))[1][:, :q]
+    left, right = dense[:, :0], _principal(_gram(dense.transpose(0, 1)))[1][:, :q]
     enough, kept = CONVERGED * float(dense.square().sum()), -1.0
     for _ in range(MAX_SWEEPS):
         left = _principal(_gram(torch.einsum("oit,iq->oqt", dense, right)))[1][:, :p]

@@ -150,16 +150,18 @@ def propose(subject: Subject, models: int, seed: int = 0) -> Proposal:
 def _searched(subject: Subject, models: int, seed: int) -> Proposal:
     sample = Sample(replace(subject, source=opened(subject.source)), holes(subject.source)[0])
     sample.draw(models, f"guard/{seed}")
-    for number in range(ROUNDS):
+    number = 0
+    while True:
         table, found = _legal(subject, sample)
         if found is None:
             return replace(_nothing(sample, table), rounds=number + 1)
         proof = prove(with_guard(subject, found.text), models, seed)
-        if proof.explored.failure is None:
-            break
+        if proof.explored.failure is None or number + 1 == ROUNDS:
+            tried = _Tried(found, proof, number + 1)
+            return _weighed(subject, sample, table, tried, models, seed)
         sample.contradicted(proof.explored.failure.tape)
         sample.draw(models, f"guard/{seed}/{number}")
-    return _weighed(subject, sample, table, _Tried(found, proof, number + 1), models, seed)
+        number += 1
 
 
 @dataclass(frozen=True, slots=True)
