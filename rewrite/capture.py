@@ -32,8 +32,9 @@ class Captured:
     `module` runs alone and owns its weights; `how` is "trace", "export" or "trace with opaque
     leaves"; `inputs` and `kwargs` are the example; `specialised` is what was taken from it;
     `opaque` are module paths kept as one node, each with its reason; `proved` are the cases on
-    which the graph equals the eager model bit for bit; `whole` is the graph before dead code and
-    constants went, with what Python decided on the example.
+    which the graph equals the eager model bit for bit, and `more` are those beyond the example;
+    `whole` is the graph before dead code and constants went, with what Python decided on the
+    example.
     """
 
     module: fx.GraphModule
@@ -44,6 +45,7 @@ class Captured:
     notes: tuple[Diagnostic, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     proved: tuple[str, ...] = ()
+    more: tuple[Case, ...] = field(default=(), repr=False, compare=False)
     whole: Candidate | None = field(default=None, repr=False, compare=False)
 
     def otherwise(self, args: tuple[Any, ...]) -> str:
@@ -85,7 +87,8 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
         attempt.opaque,
         (*notes, *warnings, *attempt.notes),
         case.kwargs,
-        attempt.proved,
+        tuple(case.label for case in attempt.proved),
+        attempt.proved[1:],
         attempt.whole,
     )
 

@@ -47,7 +47,7 @@ class Attempt:
     specialised: tuple[Specialised, ...] = ()
     opaque: tuple[str, ...] = ()
     notes: tuple[Diagnostic, ...] = ()
-    proved: tuple[str, ...] = ()
+    proved: tuple[Case, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Candidate:
 class Verdict:
     """What the trials say of a candidate."""
 
-    proved: list[str] = field(default_factory=list)
+    proved: list[Case] = field(default_factory=list)
     notes: list[Diagnostic] = field(default_factory=list)
     failure: Failure | None = None
 
@@ -192,7 +192,7 @@ def judge(candidate: Candidate, trials: Sequence[Trial]) -> Verdict:
         broken = contradicted(candidate, trial.case) if index else []
         difference, node = _difference(candidate, trial)
         if difference is None:
-            verdict.proved.append(trial.case.label)
+            verdict.proved.append(trial.case)
             verdict.notes += [_harmless(trial, guard) for guard in broken[:1]]
             continue
         failure = _failure(trial, difference, node, broken)

@@ -50,6 +50,8 @@ def test_small_network() -> None:
     assert captured.how == "trace"
     assert targets(captured) == ["stem.0", "stem.1", "stem.2", "head"]
     assert captured.proved == ("the example", "batch 4", "size 40x40")
+    shapes = [tuple(case.args[0].shape) for case in captured.more]
+    assert shapes == [(4, 3, 8, 8), (2, 3, 40, 40)]
     assert captured.notes == ()
     for shape in ((1, 3, 8, 8), (5, 3, 11, 7)):
         assert same(captured, model, torch.rand(shape))
