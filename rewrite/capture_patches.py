@@ -8,7 +8,6 @@ import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +29,7 @@ def recording(recorder: Recorder) -> Iterator[None]:
     with (
         traced_choices(),
         replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
-        replaced(torch.autograd.Function, "apply", lambda _: _apply(recorder)),
+        replaced(torch.autograd.Function, "apply", lambda eager: _apply(recorder, eager)),
         replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
         replaced(builtins, "len", lambda eager: _length(recorder, eager)),
     ):
@@ -57,15 +56,16 @@ def _module_call(recorder: Recorder, eager: Any) -> Any:
     return call
 
 
-def _apply(recorder: Recorder) -> Any:
-    eager = vars(torch.autograd.Function)["apply"].__func__
+def _apply(recorder: Recorder, eager: Any) -> Any:
+    """`eager` is a class method, written in Python or in C: both bind by `__get__` alone."""
 
     def apply(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = eager.__get__(None, kind)
         # A function that calls back into the model, such as checkpointing, is traced through.
         callbacks = any(callable(leaf) for _, leaf in leaves((args, kwargs)))
         if not recorder.open or callbacks:
-            return eager(kind, *args, **kwargs)
-        return _opaque(recorder, _named(MethodType(eager, kind), kind.__name__), args, kwargs)
+            return bound(*args, **kwargs)
+        return _opaque(recorder, _named(bound, kind.__name__), args, kwargs)
 
     return classmethod(apply)
 
@@ -74,13 +74,13 @@ def _scripted(recorder: Recorder, eager: Any) -> Any:
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         if not recorder.open:
             return eager(function, *args, **kwargs)
-        return _opaque(recorder, _named(MethodType(eager, function), function.name), args, kwargs)
+        return _opaque(recorder, _named(eager.__get__(function), function.name), args, kwargs)
 
     return call
 
 
 @cache
-def _named(method: MethodType, name: str) -> Callable[..., Any]:
+def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function of its own for a bound method, since fx finds the code of a node's target by its
     name.
     """

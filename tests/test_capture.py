@@ -282,6 +282,16 @@ def test_a_function_of_autograd_is_one_node() -> None:
     assert same(captured, model, torch.rand(4, 3))
 
 
+def test_a_class_method_of_c_is_recorded_like_one_of_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Newer releases write `apply` in C, where it has no `__func__`."""
+    written_in_c = vars(torch.autograd.Function.__mro__[2])["apply"]
+    assert not hasattr(written_in_c, "__func__")
+    monkeypatch.setattr(torch.autograd.Function, "apply", written_in_c)
+    test_a_function_of_autograd_is_one_node()
+
+
 @torch.jit.script
 def scripted(x: torch.Tensor, times: int) -> torch.Tensor:
     return x.sigmoid() * times
