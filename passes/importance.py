@@ -90,7 +90,8 @@ def top(score: Tensor, k: int) -> Tensor:
 
 
 def _some(name: str, slices: Slices | None) -> Slices:
-    require(bool(slices), name, "nothing carries the dimension so", "guard it: known(scales(D))")
+    fix = "guard what it is given, as in `known(writers(D))`"
+    require(bool(slices), name, "no weight carries the dimension in this role", fix)
     return slices or ()
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from torch import fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Span
+from ..grammar.diagnostics import LissomError, Span
 from .call import Call
+from .no_value import NoValue
 
 STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
 """How far a candidate came: the ranking key of near misses."""
@@ -19,7 +20,9 @@ STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
 
 @dataclass(slots=True)
 class Miss:
-    """Why a candidate did not match. `text` is built only when someone looks."""
+    """Why a candidate did not match. `text` is built only when someone looks. `raised`: whether an
+    expression of the rule, or a step of the engine, failed there.
+    """
 
     stage: int
     step: int
@@ -27,10 +30,29 @@ class Miss:
     span: Span | None
     node: fx.Node | None
     code: str = ""
+    raised: bool = False
 
     @property
     def rank(self) -> tuple[int, int]:
         return (self.stage, self.step)
+
+
+OF_A_SITE = frozenset({"K001", "K002", "R010", "R011", "V106"})
+"""Errors that come from what is at a site: numbers that a function does not take, a movement that
+fits nothing, ops that cannot be checked.
+"""
+
+
+def left_for(error: LissomError, span: Span, node: fx.Node | None) -> Miss | None:
+    """The reason to leave a site, where an error comes from what is there: one of `OF_A_SITE`, or
+    an expression that has no value. None for any other error: it is the rule's own.
+    """
+    first = error.diagnostics[0]
+    if first.code not in OF_A_SITE and not isinstance(error, NoValue):
+        return None
+    said = [first.message, *(label.text for label in first.labels if label.text), *first.helps]
+    place = next((label.span for label in first.labels if label.span is not None), span)
+    return Miss(PLAN, 0, lambda: "; ".join(said), place, node, first.code, raised=True)
 
 
 @dataclass(slots=True)

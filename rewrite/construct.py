@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Diagnostic, Label, fail
 from .attributes import read_attr
 from .call import Call
 from .evaluate import ParamRef, read_weight
+from .no_value import NoValue
 from .opspec import OpSpec
 from .site import Site
 from .spec import TensorSpec
@@ -215,7 +216,8 @@ class Constructor:
             attrs, results = self._shapes(op, specs, weights, attrs, dtype)
         except _REFUSED as error:
             place = Label(at.span, str(error).partition("\n")[0])
-            raise fail("R001", f"`{op.name}` cannot be built so", place) from error
+            text = f"`{op.name}` cannot be built so"
+            raise NoValue(Diagnostic("R001", text, (place,))) from error
         planned = Planned(op, inputs, full, attrs, self.origin, at, dtype, results)
         self.plan.ops.append(planned)
         return planned

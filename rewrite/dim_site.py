@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, LissomError, fail
-from .binding import GUARDS, PLAN, SITES, Miss
+from .binding import GUARDS, PLAN, SITES, Miss, left_for
 from .channels.carry import cut_and_carry
 from .channels.classes import DimClass, classes
 from .channels.flow import Flow
@@ -96,14 +96,14 @@ def _key(dim: DimClass) -> object:
 
 def dim_ready(state: State, rule: Rule, dim: DimClass) -> DimReady | Miss:
     """A rule at one class, verified; or the reason why not. Raises V101 if the cut is not exact."""
-    found = _examined(state, rule, dim, partial(_survey, state, rule))
     try:
+        found = _examined(state, rule, dim, partial(_survey, state, rule))
         return found if isinstance(found, Miss) else _prepared(state, found)
     except LissomError as error:
-        first = error.diagnostics[0]
-        if first.code not in ("R010", "R011"):
+        left = left_for(error, rule.source.name.span, None)
+        if left is None:
             raise
-        return miss(rule, PLAN, first.message, first.code)
+        return left
 
 
 def _survey(state: State, rule: Rule) -> Survey:
@@ -116,6 +116,9 @@ def _survey(state: State, rule: Rule) -> Survey:
             except Asked as asked:
                 if not dim.blocks:
                     scores[_key(dim)] = asked.score
+            except LissomError as error:  # it has no score: the others are ranked without it
+                if left_for(error, rule.source.name.span, None) is None:
+                    raise
         state.surveys[rule.label] = Survey(scores)
     return state.surveys[rule.label]
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
 from .aliasing import unseen
-from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss
+from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss, left_for
 from .bounds import weight_bounds
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
@@ -232,16 +232,16 @@ def ready_at(
     """A rule at one anchor, verified but not committed; or the reason why not.
 
     Weights that a numeric function cannot take (nan in an SVD) are a reason to leave the site, and
-    so are ops that cannot be checked; other errors are the rule's own, and are raised with the
-    site's name.
+    so are expressions that have no value there and ops that cannot be checked; other errors are
+    the rule's own, and are raised with the site's name.
     """
     try:
         found = find(state, rule, node, start)
         return prepare(state, found) if isinstance(found, Site) else found
     except LissomError as error:
-        first = error.diagnostics[0]
-        if first.code.startswith("K") or first.code == "V106":
-            return Miss(PLAN, 0, lambda: first.message, rule.source.name.span, node, first.code)
+        left = left_for(error, rule.source.name.span, node)
+        if left is not None:
+            return left
         raise _located(error, node) from error
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, LissomError, fail
 from .call import Call, tensor_at
+from .no_value import NoValue, uncomputed
 
 SYMBOLS = frozenset(
     {
@@ -121,9 +122,7 @@ class Scope:
             LookupError,
             AttributeError,
         ) as error:
-            raise fail(
-                "R001", f"`{expr.span.text}` cannot be computed", Label(expr.span, str(error))
-            ) from error
+            raise NoValue(uncomputed(expr.span, str(error))) from error
 
     def name(self, expr: t.Name) -> Any:
         if expr.text in self.names:
@@ -239,9 +238,10 @@ def _called(
         return function(*args, **keywords)
     except (LissomError, MemoryError, NoNumber):
         raise
+    except torch.linalg.LinAlgError as error:  # these numbers are the reason, not the function
+        raise fail("K001", f"`{expr.span.text}`: {error}", Label(expr.span)) from error
     except Exception as error:
-        place = Label(expr.span, f"{type(error).__name__}: {error}")
-        raise fail("R001", f"`{expr.span.text}` cannot be computed", place) from error
+        raise LissomError(uncomputed(expr.span, f"{type(error).__name__}: {error}")) from error
 
 
 def read_weight(keyword: t.Keyword, value: Any) -> Any:

@@ -6,7 +6,9 @@ Each is called as `question(scope, *args)`. They read the state and never change
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
@@ -67,33 +69,59 @@ def constant(scope: Scope, value: Any) -> bool:
 
 
 def numel(scope: Scope, value: Any) -> int:
-    if isinstance(value, ParamRef):
-        return value.tensor.numel()
-    if isinstance(value, Tensor):
-        return value.numel()
-    spec = value.meta.get("val") if isinstance(value, fx.Node) else None
-    return torch.Size(spec.shape).numel() if isinstance(spec, TensorSpec) else 1
+    return math.prod(shape(scope, value))
 
 
-def rank(scope: Scope, value: fx.Node) -> int:
-    """The number of axes of a value."""
-    return len(value.meta["val"].shape)
+def rank(scope: Scope, value: Any) -> int:
+    """The number of axes of a value; 0 of a number."""
+    return len(shape(scope, value))
 
 
 def shape(scope: Scope, value: Any) -> tuple[int, ...]:
-    return value.shape if isinstance(value, ParamRef) else value.meta["val"].shape
+    """The extents of a value; none of a number. Raises ValueError for what has none: a list, an
+    absent operand.
+    """
+    found = _described(value)
+    if isinstance(found, (TensorSpec, Tensor)):
+        return tuple(found.shape)
+    if isinstance(found, Number):
+        return ()
+    raise ValueError(f"{_kind(found)} has no axes")
 
 
 def size(scope: Scope, value: Any, axis: int = 0) -> int:
     """How many features a dimension has; the extent of an axis of anything else."""
     if isinstance(value, Extent):
         return int(value)
-    return (value.shape if isinstance(value, Tensor) else shape(scope, value))[axis]
+    extents = shape(scope, value)
+    if not -len(extents) <= axis < len(extents):
+        raise ValueError(f"it has {len(extents)} axes, and none is axis {axis}")
+    return extents[axis]
 
 
 def dtype(scope: Scope, value: Any) -> str:
-    found = value.tensor.dtype if isinstance(value, ParamRef) else value.meta["val"].dtype
-    return str(found).removeprefix("torch.")
+    """The element type of a value (`float32`); of a number the word for it: `int`, `float`."""
+    found = _described(value)
+    if isinstance(found, (TensorSpec, Tensor)):
+        return str(found.dtype).removeprefix("torch.")
+    if isinstance(found, Number):
+        return type(found).__name__
+    raise ValueError(f"{_kind(found)} has no element type")
+
+
+def _described(value: Any) -> Any:
+    """What is known of a value: its specification, or the value itself where it is no tensor."""
+    if isinstance(value, Planned):
+        return value.specs[0]
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    return value.tensor if isinstance(value, ParamRef) else value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "what is absent"
+    return "a list" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
 
 
 def moments(scope: Scope, call: Call) -> Tensor | None:

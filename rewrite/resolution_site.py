@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
 from torch.utils._pytree import tree_map
 
-from ..grammar.diagnostics import Label, fail
-from .binding import PLAN, SITES, Miss
+from ..grammar.diagnostics import Label, LissomError, fail
+from .binding import PLAN, SITES, Miss, left_for
 from .checkpoint import finish, snapshot
 from .dim_site import guard_miss, reshaped
 from .dim_verify import REFUSALS, Trial, Verified, judged, miss
@@ -125,6 +125,16 @@ def image_ready(state: State, rule: Rule, image: Image) -> ImageReady | Miss:
     """A rule at one image, verified; or the reason why not. Raises V101 if the planned model does
     something else than the old one on resized images.
     """
+    try:
+        return _examined(state, rule, image)
+    except LissomError as error:
+        left = left_for(error, rule.source.name.span, image.node)
+        if left is None:
+            raise
+        return left
+
+
+def _examined(state: State, rule: Rule, image: Image) -> ImageReady | Miss:
     scope = state.scope({**rule.args, rule.dim: image.size[0]})
     found = guard_miss(rule, scope) or _resized_already(state, rule, image)
     if found is not None:

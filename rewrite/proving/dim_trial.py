@@ -73,6 +73,10 @@ def dim_model(subject: Subject, source: Source) -> tuple[Rule, Graph]:
     return rule, idled(graph, subject.vocabulary, source)
 
 
+NOTHING_FITS = ("R010", "R011")
+"""What a model alone may be the reason of; any other error is one that a guard should prevent."""
+
+
 def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -> State:
     """A state to apply rules in; `more` are functions that only variants of the rule call."""
     samples, functions = Samples(graph.args), {**subject.functions, **(more or {})}
@@ -94,6 +98,8 @@ def try_dim(state: State, rule: Rule, dim: DimClass) -> Outcome:
         found = dim_ready(state, rule, dim)
         if not isinstance(found, Miss):
             return _applied(state, found)
+        if found.raised and found.code not in NOTHING_FITS:
+            return Outcome(UNSOUND, found.code, found.text())
     except LissomError as error:
         return Outcome(UNSOUND, error.diagnostics[0].code, str(error))
     except Exception as error:  # whatever else escapes is a mistake of the engine: a finding

@@ -136,6 +136,8 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         found = ready_at(state, rule, planted.nodes[start.index], start)
         if isinstance(found, Ready):
             return _applied(state, found)
+        if found.raised and found.code.startswith("R"):
+            return Outcome(UNSOUND, found.code, found.text())
         if fits and found.stage not in PLANNED:
             return Outcome(MISSING, condition(found), found.text())
         return Outcome(REFUSED if fits else SILENT, condition(found), found.text())
