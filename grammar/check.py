@@ -30,6 +30,7 @@ from .sides import Sides, sides
 from .sizes import check_sizes
 from .symbolic import TooLarge
 from .termination import check_cycles, check_growth
+from .unsupported import check_unsupported, check_unsupported_steps
 
 MAX_RULE = 80
 MAX_FILE = 400
@@ -171,6 +172,7 @@ class Checker:
         if self.report.errors == before:
             check_operations(rule, both, scope, self.known, self.report, self.attached)
             check_discipline(rule, both, self.report)
+            check_unsupported(rule, self.known, self.report)
         if self.report.errors > before or self._is_open(rule):
             return
         self.sound[rule.name.text] = rule
@@ -227,6 +229,7 @@ class Checker:
     def _pipeline(self, pipeline: t.Pipeline, rules: dict[str, t.Rule]) -> None:
         Pipelines(pipeline, rules, self.known, self.report).run()
         Flow(pipeline, rules, self.attached, self.report).run()
+        check_unsupported_steps(pipeline, rules, self.report)
         for stage, step in ((s, step) for s in pipeline.all(t.Stage) for step in s.steps):
             if isinstance(step, (t.Fixpoint, t.Once)):
                 self._group(stage, step)

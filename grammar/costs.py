@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import tree as t
 from .clauses import claims
+from .declared import BUFFERS
 from .diagnostics import Label
 from .instances import Instance
 from .report import Report
@@ -57,9 +58,9 @@ def extended(model: Model, sample: Sample) -> Sample:
 
 
 def _weights(model: Model, inst: Instance) -> Poly | None:
-    """The number of elements of the weights; one that may be absent counts with its presence."""
+    """The number of elements of the parameters; one that may be absent counts with its presence."""
     sums = const(0)
-    for term in inst.weights.values():
+    for term in (term for name, term in inst.weights.items() if name not in BUFFERS):
         if term.presence is not None and term.presence.is_zero:
             continue
         shape = None if term.shape is None else model.solver.shape(term.shape)

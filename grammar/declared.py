@@ -19,6 +19,11 @@ ATTR_TYPES = frozenset((
     "int", "int2", "int3", "ints", "float", "frac", "bool", "str", "dtype", "any",
 ))  # fmt: skip
 
+BUFFERS = frozenset(("running_mean", "running_var"))
+"""Weights of ops that no optimiser changes: layers keep them as buffers, and they are no parameters
+to count.
+"""
+
 
 class Declarations(Protocol):
     """The part of `vocabulary.Declarations` that the checker reads."""
@@ -27,6 +32,7 @@ class Declarations(Protocol):
     def extern(self, name: str) -> t.Extern | None: ...
     def names(self) -> tuple[str, ...]: ...
     def extern_names(self) -> tuple[str, ...]: ...
+    def spellings(self) -> dict[str, tuple[str, ...]]: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,19 @@ class OpFacts:
         """What a keyword may name: inputs, parameters and attributes."""
         return (*(p.name.text for p in self.inputs), *self.params, *self.attrs)
 
+    def spelled(self, dotted: str) -> str:
+        """The op as a torch name writes it: `softmax(dim = -3)`."""
+        items = [i for i in self.decl.items if isinstance(i, (t.OpMeaning, t.OpSpelling))]
+        fixed = next((i.signature.fixed for i in items if i.signature.dotted == dotted), ())
+        given = [f"{k.name} = {k.value.span.text}" for k in fixed if k.name.text in self.attrs]
+        inputs = [param.name.text for param in self.inputs]
+        return f"{self.name}({', '.join(inputs + given)})" if given else self.name
+
+
+def _plain(name: str) -> str:
+    """Torch writes `BatchNorm2d`, `batch_norm` and `relu_`."""
+    return name.replace("_", "").lower()
+
 
 class Known:
     """Looks a name up in the file, then in the library."""
@@ -85,7 +104,7 @@ class Known:
     def __init__(self, file: t.File, library: Declarations) -> None:
         self._library = library
         self._ops = {op.name.text: op for op in file.all(t.Op)}
-        self._own_externs = tuple(e.name.text for e in file.all(t.Extern))
+        self.own_externs = tuple(e.name.text for e in file.all(t.Extern))
         self._externs: dict[str, t.Extern | None] = {e.name.text: e for e in file.all(t.Extern)}
         self.broken: list[Diagnostic] = []
         self._facts: dict[str, OpFacts | None] = {}
@@ -119,7 +138,16 @@ class Known:
 
     @cached_property
     def extern_names(self) -> tuple[str, ...]:
-        return (*self._own_externs, *self._library.extern_names())
+        return (*self.own_externs, *self._library.extern_names())
+
+    def of_torch(self, name: str) -> str:
+        """`hardtanh(x, min_val = 0.0, max_val = 6.0)` for `relu6`: the op that torch calls so, with
+        the attributes that this spelling fixes; "" if there is none.
+        """
+        for dotted, ops in self._library.spellings().items():
+            if _plain(dotted.rpartition(".")[2]) == _plain(name) and (op := self.op(ops[0])):
+                return op.spelled(dotted)
+        return ""
 
     def facts(self, names: tuple[str, ...]) -> Iterator[OpFacts]:
         """The declared ops among these names."""

@@ -18,6 +18,9 @@ from .diagnostics import Label
 from .report import Report
 from .sampling import Sampler
 from .symbolic import Apply, Poly, Symbol
+from .unify import Shape
+
+AT_LEAST = "weights have sizes of at least 1, activations of at least 0"
 
 _FLIP = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
@@ -46,7 +49,7 @@ def _times(a: float, b: float) -> float:
 
 
 def interval(poly: Poly, lows: Mapping[str, int], flags: set[str]) -> Interval:
-    """The values that a polynomial can take when every symbol is at least its smallest value."""
+    """The values that a polynomial can take when every symbol is at least `lows` says, or 1."""
     total = Interval(0, 0)
     for monomial, coefficient in poly.terms:
         part = Interval(float(coefficient), float(coefficient))
@@ -68,7 +71,7 @@ def _atom(atom: Symbol | Apply, lows: Mapping[str, int], flags: set[str]) -> Int
 
 
 def _symbol(name: str, lows: Mapping[str, int], flags: set[str]) -> Interval:
-    """Sizes are at least 1. An attribute such as `dim` may be negative: nothing is said of it."""
+    """An attribute such as `dim` may be negative: nothing is said of it."""
     if name in flags:
         return Interval(0, 1)
     return Interval(lows.get(name, 1), math.inf) if name[0].isupper() else EVERYTHING
@@ -88,8 +91,21 @@ def decided(guard: t.Expr, sampler: Sampler) -> bool | None:
     left, right = terms.number(guard.left), terms.number(guard.right)
     if left is None or right is None or _reals(sampler, left, right):
         return None
-    gap = interval(solver.resolve(left - right), solver.lows, sampler.model.flags)
+    gap = interval(solver.resolve(left - right), _least(sampler), sampler.model.flags)
     return _sign(guard.op, gap)
+
+
+def _least(sampler: Sampler) -> dict[str, int]:
+    """The smallest value of each size: a batch or an image may be empty, a weight never is."""
+    model = sampler.model
+    shapes = [model.solver.shape(shape) for shape in model.before.values()]
+    weights = [w.shape for i in model.left for w in i.weights.values() if w.shape is not None]
+    full = {n for shape in weights for n in _sizes(model.solver.shape(shape))}
+    return model.solver.lows | dict.fromkeys({n for s in shapes for n in _sizes(s)} - full, 0)
+
+
+def _sizes(shape: Shape) -> set[str]:
+    return {name for axis in shape if isinstance(axis, Poly) for name in axis.symbols}
 
 
 def _reals(sampler: Sampler, *polys: Poly) -> bool:
@@ -114,12 +130,12 @@ def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
     for guard in guards:
         verdict = decided(guard.condition, sampler)
         if verdict is False:
-            note = "shown with intervals: sizes are at least 1"
+            note = f"shown with intervals: {AT_LEAST}"
             label = Label(guard.condition.span, "false for all sizes")
             report.error("V001", f"the rule `{rule.name}` can never apply", label, note=note)
             return False
         if verdict is True:
-            note = "shown with intervals: sizes are at least 1"
+            note = f"shown with intervals: {AT_LEAST}"
             label = Label(guard.condition.span, "true for all sizes")
             report.warn("V002", "this guard is always true", label, note=note, help="delete it")
     return _together(rule, guards, sampler, report)

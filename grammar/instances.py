@@ -53,6 +53,22 @@ def never(step: Step) -> Fault:
     return Fault("P004", "the pattern can never match", (Label(step.whole, "here"),))
 
 
+def apart(inst: Instance, code: str) -> Fault:
+    message = f"the operands of `{inst.facts.name}` have sizes that differ"
+    found = Fault(code, message, (Label(inst.step.whole),))
+    return never(inst.step) if code == "P004" else found
+
+
+def bad_input(inst: Instance, operand: object, code: str) -> Fault:
+    step, name = inst.step, inst.facts.name
+    if code == "P004":
+        return never(step)
+    shown = operand if isinstance(operand, str) and operand[0] != "%" else "the nested op"
+    place = Label(inst.facts.decl.inputs[0].span, "declared here")
+    message = f"`{shown}` does not fit as input of `{name}`"
+    return Fault(code, message, (Label(step.whole), place))
+
+
 def low(default: t.Expr) -> int:
     """The smallest value worth trying: 0 for an attribute that is 0 by default, 1 otherwise."""
     negative = isinstance(default, t.Unary)

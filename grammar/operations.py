@@ -147,11 +147,10 @@ class Operations:
                 self._results(step, facts)
 
     def _undeclared(self, step: Step, name: str) -> None:
-        guess = _typo(name, self.known.op_names)
+        guess = guess_op(name, self.known)
         if guess:
             label = Label(step.span, "no op has this name")
-            help = f"did you mean `{guess}`?"
-            self.report.error("T003", f"the op `{name}` is not declared", label, help=help)
+            self.report.error("T003", f"the op `{name}` is not declared", label, help=guess)
             return
         label = Label(step.span, "not statically checked")
         help = f"declare it: op {name}(x: f[...]) -> f[...] {{ ... }}"
@@ -255,12 +254,16 @@ _CLAUSES: dict[type, Callable[..., None]] = {
 }  # fmt: skip
 
 
-def _typo(name: str, known: tuple[str, ...]) -> str | None:
-    """The declared op that `name` misspells; `quantize` is not a misspelt `dequantize`."""
-    guess = nearest(name, known)
-    if guess is None or abs(len(guess) - len(name)) > 1:
-        return None
-    return guess
+def guess_op(name: str, known: Known) -> str:
+    """What to write for an op that is not declared, "" if no declared one comes near.
+
+    `quantize` is not a misspelt `dequantize`.
+    """
+    spelled, guess = known.of_torch(name), nearest(name, known.op_names)
+    if spelled and spelled != guess:
+        return f"torch's `{name}` is `{spelled}` here"
+    misspelt = guess is not None and (spelled or abs(len(guess) - len(name)) <= 1)
+    return f"did you mean `{guess}`?" if misspelt else ""
 
 
 def check_operations(

@@ -12,7 +12,7 @@ from unicodedata import category
 from . import tables
 from .build import Build
 from .diagnostics import SOURCE, Label, LissomError, Source, Span, fail
-from .lalr import BadCharacter, BadToken, Callback, Parser
+from .lalr import BadCharacter, BadToken, Callback, Parser, Token
 from .lex import HARD, statements
 from .tree import File
 
@@ -147,16 +147,28 @@ def _bad_token(error: BadToken, source: Source) -> LissomError:
         f"{found} here",
         place,
         note=f"expected {_list(expected)}",
-        help=_token_help(token.type, str(token)),
+        help=_token_help(token, source),
     )
 
 
-def _token_help(kind: str, text: str) -> str:
-    if kind == "EQUAL":
-        return "`=` binds a name; to compare write `==`, to change a weight `:=`"
-    if text in HARD or (kind.startswith("_") and text.isidentifier()):
-        return f"`{text}` is a reserved word; use another name"
+def _token_help(token: Token, source: Source) -> str:
+    start, end = token.start_pos, token.end_pos
+    around = (source.text[max(0, start - 1) : end], source.text[start : end + 1], str(token))
+    foreign = next((_FOREIGN[text] for text in around if text in _FOREIGN), "")
+    if foreign or token.type == "EQUAL":
+        return foreign or "`=` binds a name; to compare write `==`, to change a weight `:=`"
+    if token in HARD or (token.type.startswith("_") and token.isidentifier()):
+        return f"`{token}` is a reserved word; use another name"
     return ""
+
+
+_FOREIGN = {
+    "**": "a power is written `^`: x ^ 2",
+    "||": "write `or`",
+    "is": "compare with `==`; `known(c.bias)` asks whether a weight is there",
+    "if": "a condition stands in `where`; an absent weight is `c.bias or 0`",
+}
+"""What other languages write; two tokens in a row may be one operator there."""
 
 
 def _short(text: str) -> str:

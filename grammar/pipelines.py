@@ -15,6 +15,7 @@ from .facts import has_budget, refs_of, steps_of
 from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, Scope
+from .operations import guess_op
 from .references import references
 from .report import Report
 from .sides import Sides
@@ -61,6 +62,13 @@ class Pipelines:
         for claim in (c for c in item.items if isinstance(c, t.Claim)):
             self._uses(claim.condition, ())
             self._on(claim.data)
+        facts = (f for f in item.items if isinstance(f, t.Fact) and f.kind == "forbids")
+        for word in (word for fact in facts for word in fact.names):
+            if not self.known.is_op(word.text):
+                message = f"`verify` forbids the op `{word}`, which is not declared"
+                label = Label(word.span, "no op has this name")
+                help = guess_op(word.text, self.known) or "ops are declared with `op NAME(...)`"
+                self.report.error("T003", message, label, help=help)
 
     def recover(self, item: t.Recover) -> None:
         for binding in item.settings:
@@ -107,8 +115,15 @@ class Pipelines:
         if unlimited and not has_budget(self.pipeline):
             places = Label(ref.rule.span, "used here"), Label(rule.name.span, "without a budget")
             message = f"nothing limits the error of `{rule.name}` in this pipeline"
-            help = "add `budget drop(top1) <= 1% on test`"
+            help = f"add `budget drift(outputs) <= 5%`{self._metric_budget()}"
             self.report.error("X002", message, *places, help=help)
+
+    def _metric_budget(self) -> str:
+        """A metric on data to choose by; the test split is for the one number at the end."""
+        splits = {d.name.text: d.value.span.text for d in self.pipeline.all(t.Data)}
+        fit = [name for name, split in splits.items() if '"test"' not in split]
+        metric = f"`budget drop(METRIC) <= 1% on {fit[-1]}`" if fit else ""
+        return f", or {metric} with a metric of the model file" if fit else ""
 
     def _arguments(self, ref: t.Ref, rule: t.Rule) -> None:
         names = [p.name.text for p in rule.params]

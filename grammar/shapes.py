@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import tree as t
+from .assumed import assume
 from .clauses import bindings, moves
 from .declared import Known
 from .diagnostics import Label
@@ -12,6 +13,8 @@ from .instances import (
     WIDTHS,
     Fault,
     Instance,
+    apart,
+    bad_input,
     choices,
     inputs_of,
     low,
@@ -66,6 +69,7 @@ class Model:
             if len(pattern.path.parts) == 2:
                 self._weight_shape(pattern)
         self._special()
+        assume(self.rule, self.terms)
         self.solver.settle()
         self._contradictions()
         self.solver.freeze()
@@ -212,30 +216,16 @@ class Model:
             inst.local.names[param.name.text] = Term(shape)
             if shape and param.type.dims is not None and not spread and not param.variadic:
                 declared = declared_shape(inst.local, param.type, rests, self.solver)
-                self._unify(shape, declared, self._bad_input(inst, operand, code))
+                self._unify(shape, declared, bad_input(inst, operand, code))
         for name, expr in facts.dims.items():
             inst.local.names[name] = Term((), dimension(inst.local, expr, self.solver))
         if spread:
             topic = len(self.topics)
-            self.topics[topic] = self._apart(inst, code)
+            self.topics[topic] = apart(inst, code)
             inst.results = [self.solver.broadcast(inst.inputs, topic)]
         else:
             inst.results = [self._result(inst, i, r, rests) for i, r in enumerate(inst.types)]
         return inst
-
-    def _apart(self, inst: Instance, code: str) -> Fault:
-        message = f"the operands of `{inst.facts.name}` have sizes that differ"
-        found = Fault(code, message, (Label(inst.step.whole),))
-        return never(inst.step) if code == "P004" else found
-
-    def _bad_input(self, inst: Instance, operand: object, code: str) -> Fault:
-        step, name = inst.step, inst.facts.name
-        if code == "P004":
-            return never(step)
-        shown = operand if isinstance(operand, str) and operand[0] != "%" else "the nested op"
-        place = Label(inst.facts.decl.inputs[0].span, "declared here")
-        message = f"`{shown}` does not fit as input of `{name}`"
-        return Fault(code, message, (Label(step.whole), place))
 
     def _result(self, inst: Instance, index: int, type_: t.Type, rests: dict[str, Shape]) -> Shape:
         variadic = any(p.variadic for p in inst.facts.inputs)

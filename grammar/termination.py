@@ -58,21 +58,37 @@ def _endless(rule: t.Rule, both: Sides, found: Embedding, report: Report) -> Non
 def _fires(rule: t.Rule, model: Model, found: Embedding, sample: Sample) -> bool:
     """Whether the new ops satisfy the pattern and every guard for these sizes.
 
-    A guard over values of `let` is open: the weights decide it, and no error may be built on that.
+    A guard over numbers that the rule computes is open: the weights decide it, and no error may be
+    built on that.
     """
     names = _bindings(rule, model, found, sample)
     if names is None:
         return False
-    lets = {w.text for c in rule.all(t.Let) for b in c.bindings for w in b.targets}
-    truth = Truth(names)
+    truth, computed = Truth(names), _computed(rule, found)
     for guard in guards_of(rule):
         held = truth.holds(guard, sample)
-        open_ = held is None and any(
-            isinstance(n, t.Name) and n.text in lets for n in t.walk(guard)
-        )
-        if held is False or open_:
+        if held is False or (held is None and computed & _numbers(guard)):
             return False
     return True
+
+
+def _computed(rule: t.Rule, found: Embedding) -> set[str]:
+    """What holds other numbers after an application: `g` of a `let`, `c.weight` of a new op."""
+    lets = {w.text for c in rule.all(t.Let) for b in c.bindings for w in b.targets}
+    named = [(old.handle, new) for old, new in found.steps if old.handle]
+    return lets | {f"{handle}.{name}" for handle, new in named for name in new.settings}
+
+
+def _numbers(guard: t.Expr) -> set[str]:
+    """The names and weights whose numbers a guard reads. Owner, shape and type are no numbers."""
+    if isinstance(guard, t.Call) and guard.function.span.text in _NO_NUMBERS:
+        return set()
+    own = {guard.span.text} if isinstance(guard, (t.Name, t.Attribute)) else set()
+    parts = (part for part in t.children(guard) if not isinstance(part, t.Word))
+    return own.union(*(_numbers(part) for part in parts))
+
+
+_NO_NUMBERS = frozenset(("owned", "sharers", "calls", "size", "numel", "shape", "dtype", "rank"))
 
 
 def _bindings(rule: t.Rule, model: Model, found: Embedding, sample: Sample) -> Terms | None:

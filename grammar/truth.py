@@ -37,11 +37,12 @@ class Truth:
 
     terms: Terms
     cache: dict[int, object] = field(default_factory=dict)
+    presence: dict[int, Poly | None] = field(default_factory=dict)
 
     def holds(self, expr: t.Expr, sample: Sample) -> bool | None:
         """Whether a condition holds, None if it depends on more than sizes and attributes."""
         try:
-            found = self.value(expr, sample)
+            found = self._condition(expr, sample)
         except (ArithmeticError, TypeError, ValueError):
             return None
         return found if isinstance(found, bool) else None
@@ -60,6 +61,24 @@ class Truth:
             return _evaluated(known, sample)
         return self._call(expr, sample) if isinstance(expr, t.Call) else None
 
+    def _condition(self, expr: t.Expr, sample: Sample) -> Value:
+        """A weight alone asks whether it is there."""
+        present = self._present(expr, sample)
+        return self.value(expr, sample) if present is None else present
+
+    def _present(self, expr: t.Expr, sample: Sample) -> bool | None:
+        """Whether `c.bias` is there, None for all that is no weight of an op."""
+        if isinstance(expr, t.Constant) and expr.value is None:
+            return False
+        if not isinstance(expr, t.Attribute):
+            return None
+        if id(expr) not in self.presence:
+            found = self.terms.of(expr).presence
+            self.presence[id(expr)] = None if found is None else self.terms.solver.resolve(found)
+        known = self.presence[id(expr)]
+        count = None if known is None else _evaluated(known, sample)
+        return None if count is None else count != 0
+
     def _known(self, expr: t.Expr) -> object:
         key = id(expr)
         if key not in self.cache:
@@ -74,10 +93,11 @@ class Truth:
         return None
 
     def _unary(self, expr: t.Unary, sample: Sample) -> Value:
-        inner = self.value(expr.operand, sample)
+        negated = expr.op == "not"
+        inner = (self._condition if negated else self.value)(expr.operand, sample)
         if inner is None:
             return None
-        return not inner if expr.op == "not" else -inner  # type: ignore[operator]
+        return not inner if negated else -inner  # type: ignore[operator]
 
     def _binary(self, expr: t.Binary, sample: Sample) -> Value:
         if expr.op in ("and", "or"):
@@ -104,6 +124,8 @@ class Truth:
 
     def _call(self, expr: t.Call, sample: Sample) -> Value:
         name = expr.function.text if isinstance(expr.function, t.Name) else ""
+        if name == "known" and len(expr.args) == 1:
+            return self._present(expr.args[0], sample)
         if name not in _FUNCTIONS or expr.keywords:
             return None
         args = [self.value(arg, sample) for arg in expr.args]

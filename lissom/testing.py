@@ -80,9 +80,13 @@ def _tables(python: str | None) -> tuple[Mapping[str, Callable[..., Any]], Mappi
 
 
 def _subject(path: str, rule: t.Rule, python: str | None) -> Subject:
-    functions, ops = _tables(python)
-    vocabulary = Vocabulary(_program(path).declarations, ops)
-    return Subject(rule, vocabulary, {**FUNCTIONS, **functions})
+    vocabulary = Vocabulary(_program(path).declarations, _tables(python)[1])
+    return Subject(rule, vocabulary, _functions(python))
+
+
+def _functions(python: str | None) -> dict[str, Callable[..., Any]]:
+    """What rules may compute: the library's functions and those of the model file."""
+    return {**FUNCTIONS, **_tables(python)[0]}
 
 
 def run(job: Job) -> Report | Proposal | str:
@@ -96,7 +100,7 @@ def run(job: Job) -> Report | Proposal | str:
     if holes(rule) and not over_dims:
         return propose(_subject(job.path, rule, job.python), job.models, job.seed)
     try:
-        check_supported(rule)
+        check_supported(rule, _functions(job.python))
     except LissomError as error:
         return error.diagnostics[0].message
     if over_images(rule):
@@ -122,7 +126,7 @@ def run_blocks(paths: Iterable[Path], python: str | None) -> list[CaseResult]:
         result
         for path in paths
         for test in _program(str(path)).file.all(t.Test)
-        for result in run_test(test, _finder(path, python), {**FUNCTIONS, **_tables(python)[0]})
+        for result in run_test(test, _finder(path, python), _functions(python))
     ]
 
 

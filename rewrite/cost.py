@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
+from ..grammar.declared import BUFFERS
 from .call import Call, tensor_at
 from .construct import Plan, Planned
 from .evaluate import ParamRef
@@ -41,13 +42,14 @@ def plan_costs(plan: Plan) -> Costs:
     if not any(_weighs(planned.op) for planned in plan.ops):
         return Costs(0, 0, 0, len(plan.ops))
     weights = [
-        _in_precision(planned, value) for planned in plan.ops for value in planned.params.values()
+        (name, *_in_precision(planned, value))
+        for planned in plan.ops
+        for name, value in planned.params.items()
+        if value is not None
     ]
-    tensors = [weight for weight in weights if weight is not None]
-    params = sum(size for size, floating, _ in tensors if floating)
     return Costs(
-        params,
-        sum(count for _, _, count in tensors),
+        sum(size for name, size, trained, _ in weights if trained and name not in BUFFERS),
+        sum(count for *_, count in weights),
         sum(map(_planned_macs, plan.ops)),
         len(plan.ops),
     )
@@ -69,12 +71,8 @@ def _planned_macs(planned: Planned) -> int:
     return planned.op.macs(planned.op.bind(planned.shapes, planned.attrs))
 
 
-def _in_precision(
-    planned: Planned, value: Tensor | ParamRef | None
-) -> tuple[int, bool, int] | None:
+def _in_precision(planned: Planned, value: Tensor | ParamRef) -> tuple[int, bool, int]:
     """Numbers, whether they are floating, and bytes of a planned weight once it is stored."""
-    if value is None:
-        return None
     if isinstance(value, ParamRef):
         tensor = value.tensor
         return tensor.numel(), tensor.is_floating_point(), tensor.numel() * tensor.element_size()

@@ -12,8 +12,9 @@ from typing import Any
 from torch import fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Label, LissomError, fail
 from ..grammar.program import Program
+from ..grammar.unsupported import unsupported_steps
 from .checkpoint import finish, snapshot
 from .cost import model_costs
 from .digest import weights_at
@@ -65,10 +66,12 @@ class Pipeline:
         return {**declared, **self.args}
 
     def _refuse_later_parts(self) -> None:
-        later = self.source.all(t.Recover) if self.source is not None else ()
-        if later:
-            place = Label(later[0].span, "needs training")
-            raise fail("R002", "this version cannot train: `recover` has no engine yet", place)
+        if self.source is None:
+            return
+        named = {ref.rule.text: ref.rule for ref in t.walk(self.source) if isinstance(ref, t.Ref)}
+        dims = {name for name, word in named.items() if self.program.rule(word).all(t.MatchDim)}
+        for refused in unsupported_steps(self.source, dims, named.keys() - dims):
+            raise LissomError(refused)
 
     def define_data(self) -> None:
         """Gives the data statements of the program their samples."""
@@ -183,9 +186,8 @@ class Pipeline:
             return self._each(runner, step)
         if isinstance(step, t.First):
             return next((n for inner in step.steps if (n := self._step(runner, inner))), 0)
-        if isinstance(step, t.Try):
-            return self._try(runner, step)
-        raise fail("R002", "this version has no observers to calibrate", Label(step.span))
+        assert isinstance(step, t.Try)  # `calibrate` was refused
+        return self._try(runner, step)
 
     def _try(self, runner: Runner, step: t.Try) -> int:
         """All of the steps, or none of them if one changes nothing."""
@@ -233,7 +235,7 @@ class Pipeline:
             given = {k.name.text: scope.number(k.value) for k in ref.keywords}
             names = [p.name.text for p in source.params]
             given |= dict(zip(names, (scope.number(a) for a in ref.args), strict=False))
-            rule = compile_rule(source, given, ref.at, order)
+            rule = compile_rule(source, given, ref.at, order, self.state.functions)
             if source.kind in self.allow:
                 self.state.journal.tried[rule.label] += 0
                 found.append(rule)

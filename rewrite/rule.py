@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ..grammar import tree as t
-from ..grammar.clauses import holes, over_images
-from ..grammar.diagnostics import Label, did_you_mean, fail
+from ..grammar.clauses import over_images
+from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ..grammar.fragment import parse_expression
+from ..grammar.unsupported import resizes, unsupported
 from .binding import literal
-from .extent import DIM_QUESTIONS
 from .pattern import Pattern, Step, compile_pattern, steps_from
 
 
@@ -80,7 +80,7 @@ class Rule:
     @cached_property
     def resize(self) -> t.Assign:
         """`D := keep`."""
-        return next(s for r in self.source.all(t.Rewrite) for s in r.steps if _resizes(s, self.dim))
+        return next(s for r in self.source.all(t.Rewrite) for s in r.steps if resizes(s, self.dim))
 
     @cached_property
     def claims(self) -> tuple[t.Claim, ...]:
@@ -101,15 +101,18 @@ class Rule:
 
 
 def compile_rule(
-    source: t.Rule, args: Mapping[str, Any], at: str | None = None, order: int = 0
+    source: t.Rule,
+    args: Mapping[str, Any],
+    at: str | None = None,
+    order: int = 0,
+    functions: Container[str] | None = None,
 ) -> Rule:
     """The rule for the engine. Raises where the rule needs parts of the language that have no
-    engine yet.
+    engine yet, and, with `functions`, where it calls what is not among them.
     """
-    check_supported(source)
+    check_supported(source, functions)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     if source.one(t.MatchDim) is not None:
-        _check_resize(source)
         bare = compile_pattern(())
         return Rule(source, _arguments(source, args), bare, (), frozenset(), dict(args), at, order)
     pattern = compile_pattern(statements)
@@ -132,44 +135,6 @@ def compile_rule(
     }
     outputs = frozenset(built & set(pattern.produced))
     return Rule(source, _arguments(source, args), pattern, unless, outputs, dict(args), at, order)
-
-
-def _resizes(step: object, dim: str) -> bool:
-    return isinstance(step, t.Assign) and str(step.path) == dim
-
-
-def _check_resize(source: t.Rule) -> None:
-    """Raises R002 for what a rule over dimensions cannot hold."""
-    (clause,) = source.all(t.MatchDim)
-    steps = [step for r in source.all(t.Rewrite) for step in r.steps]
-    moves = [move for p in source.all(t.Perturb) for move in p.moves]
-    odd = [s for s in steps if not _resizes(s, clause.dim.text)]
-    images = bool(over_images(source))
-    odd += [m for m in moves if images or not _masks(m, clause.dim.text)]
-    odd += [call for call in _asked_about(source, clause.dim.text) if images]
-    odd += list(source.all(t.Match, t.Unless))
-    if odd or len(steps) != 1:
-        place = Label((odd or [source.name])[0].span, "a rule over dimensions has no place for it")
-        hint = "perturb { zero(readers(D), outside = keep) }  rewrite { D := keep }"
-        hint = "images have a size and no features: rewrite { R := N }" if images else hint
-        raise fail("R002", f"rule `{source.name}` is more than one cut", place, help=hint)
-
-
-def _asked_about(source: t.Rule, dim: str) -> list[t.Call]:
-    """Questions about the features of the dimension: `writers(D)`."""
-    calls = [node for node in t.walk(source) if isinstance(node, t.Call) and len(node.args) == 1]
-    about = [call for call in calls if call.args[0].span.text == dim]
-    return [call for call in about if call.function.span.text in DIM_QUESTIONS]
-
-
-def _masks(move: object, dim: str) -> bool:
-    """`zero(readers(D), outside = keep)`: nothing else is what a cut leaves out."""
-    call = move.call if isinstance(move, t.Effect) else None
-    if not isinstance(call, t.Call) or not isinstance(call.function, t.Name):
-        return False
-    asked = " ".join(arg.span.text.replace(" ", "") for arg in call.args)
-    named = [keyword.name.text for keyword in call.keywords]
-    return (call.function.text, asked, named) == ("zero", f"readers({dim})", ["outside"])
 
 
 def _unless(clause: t.Unless, known: set[str], first: int) -> tuple[Pattern, tuple[Step, ...]]:
@@ -217,33 +182,9 @@ def _check_range(param: t.Param, value: Any) -> None:
         )
 
 
-_LATER: Sequence[tuple[type, str]] = (
-    (t.MatchParam, "matching parameters"),
-    (t.MatchValue, "matching values by site"),
-    (t.Store, "storing parameters in another form"),
-    (t.Attach, "observers"),
-    (t.Exit, "exits"),
-    (t.Train, "training"),
-)
-
-
-def check_supported(source: t.Rule) -> None:
+def check_supported(source: t.Rule, functions: Container[str] | None = None) -> None:
     """Raises R002 where the rule needs parts of the language that have no engine yet, V004 where a
-    guard is left open.
+    guard is left open. `functions` are the names that can be computed, None if that is not asked.
     """
-    for hole in holes(source):
-        raise fail(
-            "V004",
-            f"a guard of `{source.name}` is left open",
-            Label(hole.span, "when?"),
-            help=f"`lissom test {hole.span.source.name}` proposes a condition; write it here",
-        )
-    for node in t.walk(source):
-        for kind, what in _LATER:
-            if isinstance(node, kind):
-                place = Label(node.span, "needed by this")
-                raise fail(
-                    "R002",
-                    f"rule `{source.name}` needs {what}, which this version cannot apply",
-                    place,
-                )
+    for refused in unsupported(source, functions):
+        raise LissomError(refused)

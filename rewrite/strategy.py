@@ -138,11 +138,6 @@ class Runner:
 
     def _fixpoint_dims(self, rules: Sequence[Rule], limit: int | None) -> int:
         """Passes over all classes until one changes nothing. Each cut leaves fewer features."""
-        odd = next((rule for rule in rules if not rule.dim), None)
-        if odd is not None:
-            place = Label(odd.source.name.span, "this rule matches ops")
-            hint = "give it a `fixpoint` of its own"
-            raise fail("R002", "rules over dimensions repeat by themselves", place, help=hint)
         before, last = self.applied, -1
         while last != self.applied and self.state.fuel != 0:
             last = self.applied

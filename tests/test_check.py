@@ -26,7 +26,8 @@ LIBRARY = [s for s in library_sources() if "rule " in s.text]
 @pytest.fixture(scope="module")
 def small() -> Declarations:
     """The vocabulary of the planted mistakes."""
-    builtin = [s for s in library_sources() if s.name == "passes/builtin.lissom"]
+    functions = ("passes/builtin.lissom", "passes/later.lissom")
+    builtin = [s for s in library_sources() if s.name in functions]
     ops = Source("ops.lissom", (HERE / "errors/ops.vocabulary").read_text("utf-8"))
     return Declarations([*builtin, ops])
 
@@ -201,7 +202,95 @@ pipeline p {
 }
 """
     assert codes_of(text.replace("RECOVER", ""), small) == ["F001"]
-    assert codes_of(text.replace("RECOVER", "recover tune { epochs = 1 }"), small) == []
+    assert codes_of(text.replace("RECOVER", "recover tune { epochs = 1 }"), small) == ["R002"]
+
+
+PLAIN = """
+exact rule a {
+  match { y = batch_norm(x) as n }
+  where { GUARD }
+  rewrite { h = n(x, bias = BIAS)
+            y = gelu(h) }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "bias", "found"),
+    [
+        ("known(n.bias)", "none", []),
+        ("n.bias", "none", []),
+        ("not known(n.bias)", "none", ["L001"]),
+        ("known(n.bias)", "n.bias", ["L001"]),
+        ("known(n.running_mean)", "none", ["L001"]),
+        ("all_zero(n.bias)", "n.bias + 1", []),
+        ("owned(n.bias)", "n.bias + 1", ["L001"]),
+    ],
+)
+def test_what_the_new_op_lacks_ends_a_rule(
+    small: Declarations, guard: str, bias: str, found: list[str]
+) -> None:
+    """A guard that fails for the new op, or that its new numbers decide, keeps it from a loop."""
+    assert codes_of(PLAIN.replace("GUARD", guard).replace("BIAS", bias), small) == found
+
+
+@pytest.mark.parametrize(("guard", "found"), [("known(c.bias)", []), ("calls(c) == 1", ["C001"])])
+def test_costs_know_which_weights_are_there(
+    small: Declarations, guard: str, found: list[str]
+) -> None:
+    """The mean is no parameter: what moves into it is saved, where there is something to move."""
+    text = """
+exact rule a {
+  match { h = linear(x) as c
+          y = batch_norm(h) as n
+          x : f[N, I] }
+  where { GUARD }
+  recursive decreasing params(c)
+  rewrite { k = c(x, bias = none)
+            y = n(k, running_mean = n.running_mean - (c.bias or 0)) }
+  ensure { params(after) < params(before) }
+}
+"""
+    assert codes_of(text.replace("GUARD", guard), small) == found
+
+
+@pytest.mark.parametrize(
+    ("guard", "found"),
+    [("H > 0", []), ("N * H >= 0", ["V002"]), ("H + 1 > 0", ["V002"]), ("I > 0", ["V002"])],
+)
+def test_an_image_may_be_empty_and_a_weight_is_not(
+    small: Declarations, guard: str, found: list[str]
+) -> None:
+    text = """
+exact rule a {
+  match { h = conv2d(x, groups = 1) as c
+          y = relu(h)
+          x : f[N, I, H, W] }
+  where { GUARD }
+  rewrite { k = c(x)
+            y = gelu(k) }
+}
+"""
+    assert codes_of(text.replace("GUARD", guard), small) == found
+
+
+def test_ops_that_torch_calls_otherwise_are_named() -> None:
+    found = check(parse("exact rule a { match { y = ReLU6(x) } rewrite { y = x } }"), library())
+    assert found[0].helps == (
+        "torch's `ReLU6` is `hardtanh(x, min_val = 0.0, max_val = 6.0)` here",
+    )
+
+
+@pytest.mark.parametrize("data", ['sample("test", all)', 'sample("valid", 64)'])
+def test_a_missing_budget_is_never_asked_of_the_test_split(small: Declarations, data: str) -> None:
+    text = """
+approx rule a { match { y = linear(x) as l } perturb { l.weight := l.weight * 0.5 } }
+pipeline p { data d = DATA; stage s { once a } }
+"""
+    found = check(parse(text.replace("DATA", data)), small)
+    (help,) = next(d for d in found if d.severity == "error").helps
+    assert "budget drift(outputs) <= 5%" in help
+    assert ("on d`" in help) == ("valid" in data)
 
 
 # -- codes ---------------------------------------------------------------------------------------

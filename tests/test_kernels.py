@@ -14,8 +14,11 @@ from torch import Tensor
 from lissom.grammar import tree
 from lissom.grammar.diagnostics import LissomError
 from lissom.grammar.parse import parse
+from lissom.grammar.unsupported import is_later
+from lissom.grammar.vocabulary import library
 from lissom.passes import channels, lowrank, separable, tensors
 from lissom.passes.functions import FUNCTIONS, MODULES
+from lissom.rewrite.questions import QUESTIONS
 
 torch.set_num_threads(1)
 
@@ -39,6 +42,18 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def energy_beyond(matrix: Tensor, rank: int) -> float:
     """Eckart-Young: the least squared error of any matrix of that rank."""
     return float(torch.linalg.svdvals(matrix.double())[rank:].square().sum())
+
+
+STRUCTURE = {"sample", "zero"}
+"""Read from the tree of a program: `data d = sample(...)`, `perturb { zero(readers(D), ...) }`."""
+
+
+def test_what_is_declared_is_implemented_or_said_to_come_later() -> None:
+    names = set(library().extern_names())
+    implemented = {*FUNCTIONS, *QUESTIONS, *STRUCTURE} & names
+    assert implemented == {name for name in names if not is_later(name)}
+    assert set(FUNCTIONS) <= names
+    assert set(QUESTIONS) <= names
 
 
 # -- tensors ---------------------------------------------------------------------------------------

@@ -28,6 +28,23 @@ def pair(cin: int = 8, mid: int = 8, cout: int = 8) -> dict[str, Any]:
     return {"c": nn.Conv2d(cin, mid, 1), "d": nn.Conv2d(mid, cout, 1)}
 
 
+def test_a_new_mean_is_no_new_parameter() -> None:
+    """Counted before and after in the same way: buffers are none, wherever their numbers are."""
+    text = """exact rule r {
+      match { h = conv2d(x) as c
+              y = batch_norm(h) as n }
+      where { known(c.bias); mode(n) == eval; owned(c.bias) }
+      rewrite { k = c(x, bias = none)
+                y = n(k, running_mean = n.running_mean - c.bias) }
+      ensure { params(after) == params(before) - 8
+               bytes(after) == bytes(before) - 32 }
+    }"""
+    layers = {"c": nn.Conv2d(8, 8, 1), "n": nn.BatchNorm2d(8)}
+    model = random_norms(Fn(lambda m, x: m.n(m.c(x)), **layers)).eval()
+    driven = run(model, X, text).check()
+    assert driven.applied == 1
+
+
 # -- structure -------------------------------------------------------------------------------------
 
 
