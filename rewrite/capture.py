@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..grammar.diagnostics import Diagnostic, LissomError, fail
+from ..grammar.diagnostics import Diagnostic, LissomError
 from .capture_attempts import Attempt, Candidate, Failure, Trial, by_export, by_trace, contradicted
 from .capture_checks import check_model, hook_notes
+from .capture_computed import store_computed
+from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
 from .proof import eager_output, one_line, run_eager
-from .sharing import copies_of_views
 from .tracer import Specialised
 
 _MOST_OPAQUE = 16
@@ -70,14 +70,16 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
     cannot be captured, M005 the graph differs from the model, M006 it rests on a value that
     `second` contradicts, M008 unfit parameters.
     """
+    model = unwrapped(model)
     check_model(model)
     case = as_case(inputs)
     check_bindable(model, case)
-    with torch.inference_mode(False), torch.no_grad():
-        work = _own_copy(model)
+    with torch.inference_mode(False), torch.no_grad(), uncompiled():
+        work = own_copy(model)
         expected, notes = eager_output(work, case)
-        notes += hook_notes(work)
         more, warnings = _more_trials(work, case, second) if prove else ([], [])
+        # Behind the runs above: what is stored is proven against a model that computes it.
+        notes = _with_stored(notes, work) + list(hook_notes(work))
         attempt = _first_that_holds(work, [Trial(case, expected), *more])
     return Captured(
         attempt.module,
@@ -93,26 +95,11 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
     )
 
 
-def _own_copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model, {**_computed_attributes(model), **copies_of_views(model)})
-    except (RuntimeError, TypeError, RecursionError) as error:
-        raise fail(
-            "M004",
-            f"the model cannot be copied: {type(error).__name__}: {error}",
-            note="capture works on a copy, so that the given model is never changed",
-            help="store computed tensors as buffers, and drop locks, files and generators",
-        ) from error
-
-
-def _computed_attributes(model: nn.Module) -> dict[int, Any]:
-    """Copies of tensors with a gradient history, which deepcopy refuses (weight_norm keeps one)."""
-    return {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in module.__dict__.values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
+def _with_stored(notes: list[Diagnostic], model: nn.Module) -> list[Diagnostic]:
+    """Store computed weights, and say that instead of taking them for caches (M003)."""
+    stored = list(store_computed(model))
+    places = {label.where for note in stored for label in note.labels}
+    return [n for n in notes if places.isdisjoint(label.where for label in n.labels)] + stored
 
 
 def _more_trials(model: nn.Module, case: Case, second: Any) -> tuple[list[Trial], list[Diagnostic]]:

@@ -6,10 +6,11 @@ import keyword
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from .capture_copy import unwrapped
 from .capture_leaves import has_hooks, is_parametrized
 
 
@@ -19,8 +20,9 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise _scripted(model)
+    without_mode = _without_mode(model)
     for path, module in model.named_modules():
-        if module.training:
+        if module.training and module not in without_mode:
             raise _training(path, module)
         # A scripted module's own mappings can be asked for keys only.
         held = (module._modules, module._parameters, module._buffers)
@@ -32,6 +34,19 @@ def check_model(model: nn.Module) -> None:
             reason = _unfit(tensor, kind)
             if reason:
                 raise _refused(kind, path, reason)
+
+
+def _without_mode(model: nn.Module) -> set[nn.Module]:
+    """Modules whose flag says nothing: wrappers, and exported programs, whose graph holds the mode
+    that they were exported in, and which refuse `eval()`.
+    """
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule) and "eval" in module.__dict__:
+            found.update(module.modules())
+        elif unwrapped(module) is not module:
+            found.add(module)
+    return found
 
 
 def _unwritable(name: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from .capture_aten import is_operator, spelled
+
 Kind = Literal["call_function", "call_method", "call_module"]
 
 
@@ -87,6 +89,8 @@ INTERNAL = frozenset({torch.is_grad_enabled, torch.is_inference_mode_enabled, to
 
 def canonical(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     name = getattr(func, "__name__", "")
+    if is_operator(func):
+        return Call(*spelled(func, args, kwargs))
     if is_getter(func):
         return Call("call_function", getattr, (args[0], getter_name(func)), {})
     if not _is_method(func):

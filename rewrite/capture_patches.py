@@ -5,8 +5,9 @@ runs.
 from __future__ import annotations
 
 import builtins
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,21 @@ def recording(recorder: Recorder) -> Iterator[None]:
         replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
         replaced(torch.autograd.Function, "apply", lambda eager: _apply(recorder, eager)),
         replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
+        _einops_uncached(),
         replaced(builtins, "len", lambda eager: _length(recorder, eager)),
     ):
         yield
+
+
+def _einops_uncached() -> AbstractContextManager[None]:
+    """Einops looks shapes up in a cache, which would take each size for a constant; without the
+    cache it computes with them.
+    """
+    einops = sys.modules.get("einops.einops")
+    cached = getattr(einops, "_reconstruct_from_shape", None)
+    if not hasattr(cached, "__wrapped__"):
+        return nullcontext()
+    return replaced(einops, "_reconstruct_from_shape", lambda eager: eager.__wrapped__)
 
 
 @contextmanager
@@ -74,6 +87,10 @@ def _scripted(recorder: Recorder, eager: Any) -> Any:
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         if not recorder.open:
             return eager(function, *args, **kwargs)
+        # The Python function that was scripted; one that was traced, or loaded, has none.
+        source = getattr(function, "_torchdynamo_inline", None)
+        if source is not None:
+            return source(*args, **kwargs)
         return _opaque(recorder, _named(eager.__get__(function), function.name), args, kwargs)
 
     return call

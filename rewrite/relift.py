@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from .capture_aten import is_operator, spelled
 from .capture_inputs import Bound, Case, bind, environment
 from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Untraceable
@@ -121,8 +122,10 @@ class _Transfer:
         if node.op != "call_function":
             raise Untraceable(f"torch.export keeps `{node.target}` as a graph of its own")
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.where[source])
-        function: Any = node.target
-        new = self.recorder.graph.call_function(function, args, kwargs)
+        call: Any = ("call_function", node.target, args, kwargs)
+        if is_operator(node.target):
+            call = spelled(node.target, args, kwargs)
+        new = self.recorder.graph.create_node(*call)
         stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
         known = [path for path in stack if not path.startswith("_empty")]
         new.meta.update(site=known[-1] if known else "", source=_source(node), mutates=())

@@ -123,16 +123,6 @@ def test_hooks_of_the_model_itself_move_to_the_captured_module() -> None:
     assert same(captured, model, torch.rand(4, 2))
 
 
-@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_parametrized_modules_stay_whole(norm: Any) -> None:
-    """H17."""
-    model = nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()).eval()
-    captured = capture(model, (torch.rand(2, 3),))
-    assert codes(captured) == ["M007"]
-    assert same(captured, model, torch.rand(4, 3))
-
-
 def test_nan_equals_nan() -> None:
     model = Lambda(lambda self, x: torch.log(x - 1)).eval()
     assert capture(model, (torch.rand(2, 2),)).notes == ()
