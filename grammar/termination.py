@@ -79,7 +79,7 @@ def _computed(rule: t.Rule, found: Embedding) -> set[str]:
     return lets | {f"{handle}.{name}" for handle, new in named for name in new.settings}
 
 
-def _numbers(guard: t.Expr) -> set[str]:
+def _numbers(guard: t.Node) -> set[str]:
     """The names and weights whose numbers a guard reads. Owner, shape and type are no numbers."""
     if isinstance(guard, t.Call) and guard.function.span.text in _NO_NUMBERS:
         return set()

@@ -8,29 +8,13 @@ from collections.abc import Iterable
 from torch import fx, nn
 
 from .tracer import Guard
+from .writes import node_name, writes
 
-_WRITING = ("setitem", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
-_WRITING += ("iand", "ior", "ixor", "ilshift", "irshift")
 # Functions whose result is always memory of its own.
 _FRESH = frozenset({"add", "sub", "mul", "truediv", "matmul", "bmm", "cat", "stack", "linear"})
 _FRESH |= {"conv1d", "conv2d", "conv3d", "relu", "gelu", "silu", "softmax", "batch_norm"}
 _ROOT_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _ROOT_HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
-
-
-def node_name(node: fx.Node) -> str:
-    """The method or function that a node calls, without its module."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
-def written(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The inputs of a node whose memory it changes. They are kept by position, which survives
-    copies of a graph.
-    """
-    inputs = node.all_input_nodes
-    if "mutates" not in node.meta:
-        return tuple(inputs) if _looks_writing(node) else ()
-    return tuple(inputs[index] for index in node.meta["mutates"])
 
 
 def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -43,27 +27,8 @@ def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def is_pure(node: fx.Node) -> bool:
     """True if a node of a captured graph may go when nothing uses its value."""
-    if node.op in ("placeholder", "output") or node.meta.get("effect"):
-        return False
-    if "mutates" in node.meta:
-        return not node.meta["mutates"]
-    return not _looks_writing(node)
-
-
-def _looks_writing(node: fx.Node) -> bool:
-    """For nodes that no trace observed: torch marks writing by a trailing underscore, `out=` and
-    `inplace=True`.
-    """
-    if node.op not in ("call_function", "call_method"):
-        return node.op == "call_module"
-    if node.kwargs.get("out") is not None or node.kwargs.get("inplace"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return schema.is_mutable
-    name = node_name(node)
-    marked = name.endswith("_") and not name.endswith("__") and name not in ("and_", "or_")
-    return marked or name in _WRITING
+    kept = node.op in ("placeholder", "output") or node.meta.get("effect")
+    return not kept and not writes(node)
 
 
 def eliminate_dead(graph: fx.Graph) -> None:

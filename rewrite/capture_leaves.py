@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+
+from .overrides import override
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _STACKS = (
@@ -26,21 +27,6 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-# Overriding one of these does not change what forward computes.
-_HARMLESS = {
-    "extra_repr",
-    "reset_parameters",
-    "state_dict",
-    "train",
-    "eval",
-    "_load_from_state_dict",
-    "_save_to_state_dict",
-    "_get_name",
-    "in_features",
-    "out_features",
-    "in_channels",
-    "out_channels",
-}
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -53,7 +39,7 @@ def is_leaf(module: nn.Module) -> bool:
     opened = base is None or issubclass(base, (*_CONTAINERS, *_STACKS))
     if opened or "forward" in module.__dict__:
         return False
-    return not _overrides(type(module), base)
+    return not override(type(module), base)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -86,18 +72,3 @@ def _torch_base(kind: type) -> type | None:
         if base.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
             return base
     return None
-
-
-@cache
-def _overrides(kind: type, base: type) -> bool:
-    """True if a class below `base` redefines one of its methods or attributes."""
-    own = set(dir(base)).union(*(inspect.get_annotations(each) for each in inspect.getmro(base)))
-    for between in inspect.getmro(kind)[: inspect.getmro(kind).index(base)]:
-        if any(name in own and _matters(name) for name in vars(between)):
-            return True
-    return False
-
-
-def _matters(name: str) -> bool:
-    dunder = name.startswith("__") and name.endswith("__")
-    return name not in _HARMLESS and (not dunder or name in ("__call__", "__getattr__"))

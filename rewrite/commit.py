@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 
 from .capture_graph import is_pure
 from .construct import Plan, Planned
-from .effects import mutates
 from .emit import Emitted, emit
 from .evaluate import ParamRef
 from .site import Site
 from .spec import TensorSpec
 from .state import State
+from .writes import writes
 
 
 def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
@@ -248,7 +248,7 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
             continue
         feeders = node.all_input_nodes
         was_effect = (
-            bool(state.mutations) and _reachable(state, node) and mutates(node, state.module)
+            bool(state.mutations) and _reachable(state, node) and writes(node, state.module)
         )
         state.view.forget(node)
         state.module.graph.erase_node(node)
@@ -271,7 +271,7 @@ def _only_computes(state: State, node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
     known = state.view.call(node) is not None
-    return not mutates(node, state.module) if known else is_pure(node)
+    return not writes(node, state.module) if known else is_pure(node)
 
 
 def _drop_weight(state: State, node: fx.Node) -> None:

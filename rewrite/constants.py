@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .capture_graph import aliased, is_pure, node_name
+from .capture_graph import aliased, is_pure
 from .spec import spec_of
+from .writes import node_name
 from .written_memory import Memory, written_memory
 
 _GROWTH = 4

@@ -4,56 +4,18 @@ dead code.
 
 from __future__ import annotations
 
-import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from torch import fx, nn
+from torch import fx
 
 from .view import View
-
-_IN_PLACE = frozenset(
-    {operator.setitem, operator.delitem}
-    | {
-        getattr(operator, name)
-        for name in dir(operator)
-        if name.startswith("i") and hasattr(operator, name[1:])
-    }
-)
-
-
-def mutates(node: fx.Node, module: fx.GraphModule) -> bool:
-    """Whether running the node changes a tensor that existed before."""
-    if node.meta.get("mutates"):
-        return True
-    if node.op == "call_method":
-        name = str(node.target)
-        return (name.endswith("_") and not name.endswith("__")) or name in (
-            "__setitem__",
-            "__iadd__",
-            "__imul__",
-        )
-    if node.op == "call_module":
-        return bool(getattr(_submodule(module, str(node.target)), "inplace", False))
-    if node.op != "call_function":
-        return False
-    named = getattr(node.target, "__name__", "")
-    inplace_name = named.endswith("_") and not named.endswith("__")
-    return (
-        node.target in _IN_PLACE
-        or inplace_name
-        or bool(node.kwargs.get("inplace"))
-        or "out" in node.kwargs
-    )
-
-
-def _submodule(module: fx.GraphModule, path: str) -> nn.Module:
-    return module.get_submodule(path)
+from .writes import writes, written
 
 
 def mutations(module: fx.GraphModule) -> list[fx.Node]:
     """All mutating nodes, in graph order."""
-    return [node for node in module.graph.nodes if mutates(node, module)]
+    return [node for node in module.graph.nodes if writes(node, module)]
 
 
 def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
@@ -87,15 +49,6 @@ def memory_of(view: View, value: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _written(node: fx.Node) -> Sequence[fx.Node]:
-    """The inputs whose memory a mutating node writes to."""
-    inputs = node.all_input_nodes
-    if node.meta.get("mutates"):
-        return [inputs[index] for index in node.meta["mutates"] if index < len(inputs)]
-    target = node.kwargs.get("out", node.args[0] if node.args else None)
-    return [target] if isinstance(target, fx.Node) else inputs
-
-
 def _aliased(view: View, node: fx.Node) -> Sequence[fx.Node]:
     """The inputs that a value may share memory with. What is opaque may pass on any of them."""
     call = view.call(node)
@@ -114,15 +67,7 @@ def seen_through(
     if not later:
         return None
     own = set().union(*(memory_of(view, node) for node in new))
-    writes = ((node, memory_of(view, value)) for node in later for value in _written(node))
+    writes = (
+        (node, memory_of(view, value)) for node in later for value in written(node, view.root)
+    )
     return next((node for node, memory in writes if old in memory or memory & own), None)
-
-
-def pure_nodes(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Those of `nodes` that may be removed when nothing reads them."""
-    keep = ("placeholder", "output")
-    return [
-        node
-        for node in nodes
-        if node.op not in keep and not node.users and not mutates(node, module)
-    ]

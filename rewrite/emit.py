@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..grammar.declared import BUFFERS
 from ..grammar.diagnostics import Label, fail
 from .layers import build_layer
 from .meaning import Writer
@@ -152,16 +153,12 @@ def _shape(value: Any) -> Any:
 # -- the module tree -------------------------------------------------------------------------------
 
 
-_STATISTICS = ("running_mean", "running_var")
-"""Declared like parameters, but measured instead of trained."""
-
-
 def _holder(params: Params) -> nn.Module:
     holder = nn.Module()
     for name, tensor in params.items():
         if tensor is None:
             continue
-        if name in _STATISTICS:
+        if name in BUFFERS:
             holder.register_buffer(name, tensor.detach())
             continue
         trained = tensor.is_floating_point()

@@ -14,10 +14,10 @@ from torch.func import functional_call
 
 from .call import tensor_at
 from .construct import Plan, Planned
-from .effects import mutates
 from .emit import Emitted
 from .evaluate import ParamRef
 from .spec import TensorSpec
+from .writes import writes
 
 Env = dict[Any, Any]
 
@@ -53,7 +53,7 @@ def run_nodes(
     `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The
     tensors of `env` are never written to: nodes that compute in place get copies.
     """
-    if any(mutates(node, module) for node in nodes):
+    if any(writes(node, module) for node in nodes):
         return {**_run_all(module, nodes, _copies(env), moved, dtype), **env}
     return _run_all(module, nodes, dict(env), moved, dtype)
 

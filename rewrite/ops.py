@@ -23,6 +23,7 @@ from .callables import (
 )
 from .declaration import op_spec
 from .opspec import Env, InputSpec, OpSpec, ParamSpec
+from .overrides import override
 from .properties import PropertyReader
 from .spell import Reader
 
@@ -176,25 +177,15 @@ def _library() -> Vocabulary:
     return Vocabulary(Declarations(library_sources()))
 
 
-_HARMLESS = {"extra_repr", "reset_parameters", "__init__", "__module__", "__doc__", "__slots__"}
-_HARMLESS |= {"__annotations__", "__parameters__", "__orig_bases__", "_version", "__constants__"}
-
-
 def _readable_base(kind: type, known: Mapping[type, Any]) -> type | str:
     """The class whose reader may read `kind`: itself, or the one it adds nothing to that `forward`
     would use.
     """
-    for base in kind.__mro__:
-        if base in known:
-            return base
-        changed = sorted((vars(base).keys() & _inherited(base)) - _HARMLESS)
-        if changed and any(above in known for above in base.__mro__):
-            return f"the class {kind.__name__} overrides {changed[0]} of its base"
-    return f"no op is declared for the module class {kind.__name__}"
-
-
-def _inherited(kind: type) -> set[str]:
-    return {name for above in kind.__mro__[1:] if above is not object for name in vars(above)}
+    base = next((above for above in kind.__mro__ if above in known), None)
+    if base is None:
+        return f"no op is declared for the module class {kind.__name__}"
+    changed = override(kind, base)
+    return f"the class {kind.__name__} overrides {changed} of its base" if changed else base
 
 
 def shown(node: fx.Node) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .effects import mutates
+from .writes import writes
 
 RUNS = 8
 """How often a model is run with errors put in."""
@@ -37,7 +37,7 @@ def disturbed(model: nn.Module, args: tuple[Any, ...]) -> Iterator[list[Any]]:
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], generator: torch.Generator) -> Any:
-    if isinstance(model, fx.GraphModule) and not any(mutates(n, model) for n in model.graph.nodes):
+    if isinstance(model, fx.GraphModule) and not any(writes(n, model) for n in model.graph.nodes):
         return _Rounder(model, generator).run(*args)
     return model(*tree_map(lambda value: _nudged(value, generator), args))
 

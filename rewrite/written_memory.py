@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .capture_graph import aliased, written
+from .capture_graph import aliased
+from .writes import written
 
 
 @dataclass(frozen=True, eq=False)

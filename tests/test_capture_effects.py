@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lissom.rewrite.capture import capture
-from lissom.rewrite.capture_graph import written
+from lissom.rewrite.writes import written
 
 from .captured import Lambda, codes, same
 

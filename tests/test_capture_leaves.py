@@ -12,6 +12,8 @@ from torch import nn
 from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.proof import first_difference
 
+from .support import library, run
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -71,6 +73,35 @@ def test_a_subclass_that_overrides_a_method_of_forward_is_no_leaf() -> None:
 
     captured = capture(nn.Sequential(Doubled(3, 4, 1)).eval(), (torch.rand(2, 3, 4, 4),))
     assert targets(captured) == []
+
+
+def harmless(base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass that overrides what a user's subclasses do override and forward does not use."""
+
+    class Kept(base):  # type: ignore[misc, valid-type]
+        in_features = 0
+
+        def train(self, mode: bool = True) -> Any:
+            return super().train(False)
+
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return super().state_dict(*args, **kwargs)
+
+        def _load_from_state_dict(self, *args: Any) -> None:
+            super()._load_from_state_dict(*args)
+
+    return Kept
+
+
+@pytest.mark.parametrize("base", [nn.Conv2d, nn.BatchNorm2d])
+def test_a_leaf_of_the_capture_is_an_op_for_the_rules(base: type[nn.Module]) -> None:
+    kinds = {kind: harmless(kind) if kind is base else kind for kind in (nn.Conv2d, nn.BatchNorm2d)}
+    model = nn.Sequential(kinds[nn.Conv2d](3, 4, 1), kinds[nn.BatchNorm2d](4)).eval()
+    driven = run(model, torch.rand(2, 3, 4, 4), library("fold")).check()
+    assert driven.sites() == ["0"]
 
 
 def test_leaves_of_torch_stay_whole() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+
+from lissom.rewrite.writes import writes, written
 
 from .support import Fn, Fn2, library, run
 
@@ -12,6 +18,49 @@ X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 
 def rule(match: str, rewrite: str, more: str = "") -> str:
     return f"exact rule r {{ {more}\nmatch {{\n{match}\n}}\nrewrite {{\n{rewrite}\n}} }}"
+
+
+# -- what writes --------------------------------------------------------------------------------
+
+
+def calls_of_operator() -> list[fx.Node]:
+    """Every function of `operator` that takes two tensors, as calls that no trace saw."""
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    names = [n for n in dir(operator) if not n.startswith("_") and n not in ("call", "countOf")]
+    return [graph.call_function(getattr(operator, name), (x, y)) for name in names]
+
+
+@pytest.mark.parametrize("node", calls_of_operator(), ids=lambda node: node.target.__name__)
+def test_operators_write_where_torch_says_so(node: fx.Node) -> None:
+    x, y = torch.tensor([5, 3]), torch.tensor([1, 2])
+    before = x._version
+    try:
+        node.target(x, y)
+    except (TypeError, RuntimeError, ValueError, IndexError):
+        return  # no operator of two tensors
+    assert writes(node) == (x._version != before)
+    assert written(node) == (node.args[:1] if writes(node) else ())
+
+
+@pytest.mark.parametrize("target", [operator.and_, operator.or_, torch.logical_and])
+def test_a_mask_between_the_matched_ops_is_no_write(target: Any) -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> Any:
+        h = m.c(x)
+        mask = target(x > 0, x < 1)
+        return m.n(h), mask
+
+    layers = {"c": nn.Conv2d(8, 8, 1), "n": nn.BatchNorm2d(8)}
+    assert run(Fn(forward, **layers).eval(), X, library("fold")).check().sites() == ["c"]
+
+
+def test_what_a_trace_saw_goes_before_what_a_name_says() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    named, plain = graph.call_method("relu_", (x,)), graph.call_method("relu", (x,))
+    assert [writes(named), writes(plain)] == [True, False]
+    named.meta["mutates"], plain.meta["mutates"] = (), (0,)
+    assert [written(named), written(plain)] == [(), (x,)]
 
 
 # -- in-place ops ----------------------------------------------------------------------------------
