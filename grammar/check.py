@@ -16,6 +16,7 @@ from .declaring import check_declarations, check_tests
 from .diagnostics import Diagnostic, Label, LissomError
 from .discipline import check_discipline
 from .facts import Flow
+from .frozen import check_frozen
 from .guards import check_guards
 from .instances import MAX_CHOICES
 from .names import Names
@@ -209,6 +210,7 @@ class Checker:
             return
         model, sampler = found[0], samplers[0]
         self.built[id(rule)] = model, sampler
+        check_frozen(model, self.report)
         if check_guards(rule, sampler, self.report):
             check_costs(rule, model, sampler, self.report)
             check_growth(rule, both, model, sampler, self.known, self.report)

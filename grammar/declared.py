@@ -15,6 +15,9 @@ TRAITS = frozenset((
     "linear_in_weight", "linear_in_x", "many", "movement", "normalises", "pooling", "random",
     "reduction", "resize", "statistics",
 ))  # fmt: skip
+COMPUTED = frozenset(("movement", "resize"))
+"""Traits of the ops whose settings may be computed in the graph."""
+
 ATTR_TYPES = frozenset((
     "int", "int2", "int3", "ints", "float", "frac", "bool", "str", "dtype", "any",
 ))  # fmt: skip

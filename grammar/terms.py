@@ -310,7 +310,8 @@ def _einsum(terms: Terms, expr: t.Call, args: list[Term]) -> Term:
 
 
 _SPECIAL: dict[str, Callable[[Terms, t.Call, list[Term]], Term]] = {
-    "size": _size, "numel": _numel, "min": _extreme(least), "max": _extreme(greatest),
+    "size": _size, "runtime_size": _size, "numel": _numel,
+    "min": _extreme(least), "max": _extreme(greatest),
     "zeros": _filled, "ones": _filled, "kaiming": _filled, "einsum": _einsum,
 }  # fmt: skip
 _OF: dict[type, Callable[..., Term]] = {

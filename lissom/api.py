@@ -95,6 +95,7 @@ def compile(
     program: str | Path | Program,
     *,
     inputs: tuple[Any, ...] | dict[str, Any] | None = None,
+    second: Any = None,
     data: Source | None = None,
     metrics: Mapping[str, Metric] | None = None,
     pipeline: str | None = None,
@@ -111,7 +112,9 @@ def compile(
     model: an `nn.Module` in eval mode; it is copied, never changed.
     program: the text of a rule file, or the path of one.
     inputs: one example batch, positional (tuple) or by name (dict). Without it the first training
-    batch serves. data: `data(split)` yields batches `(x, y)`; what the program's `sample("train",
+    batch serves. second: inputs of another size, as `inputs`, or a list of several, for models
+    that do not run at the sizes that are tried by themselves; the result must equal the model on
+    them, too. data: `data(split)` yields batches `(x, y)`; what the program's `sample("train",
     512)` draws from. metrics: name -> `f(model, batches) -> float`, higher is better; what
     `drop(name)` measures. args: values for the pipeline's parameters. functions: implementations of
     the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
@@ -129,6 +132,7 @@ def compile(
         verify,
         seed,
         loss=loss,
+        second=second,
     )
     return Result(compile_model(model, as_program(program), inputs, data, metrics or {}, options))
 

@@ -23,13 +23,10 @@ def doctor(out: Output) -> None:
     """Print versions and settings for a bug report. It holds no weights and no paths."""
     import torch
 
-    from .rewrite.processor import processor
-
     found = {
         "python": f"{platform.python_version()} ({sys.implementation.name})",
         "system": f"{platform.system()} {platform.machine()}",
         **{name: _version(name) for name in PACKAGES},
-        **processor(),
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),
         "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),

@@ -63,6 +63,7 @@ def run(
             loss=file.loss,
             journal=journal if journal is not None else Journal(),
             progress=progress,
+            second=file.second,
         )
         return compile_model(file.model, program, file.inputs, file.data, file.metrics, options)
 

@@ -30,10 +30,10 @@ Data = Callable[[str], list[tuple[Any, Any]]]
 class ModelFile:
     """A model and what its file says about it.
 
-    `inputs`: one example batch, positional (tuple) or by name (dict), or None. `data(split)` yields
-    `(x, y)`. `metrics`: name -> `f(model, batches) -> float`. `functions` implement the program's
-    own `extern fn`; `ops` are torch callables that its own `op` declarations name.
-    `loss(outputs, targets)` gives a scalar.
+    `inputs`: one example batch, positional (tuple) or by name (dict), or None; `second`: another of
+    other sizes, or a list of several. `data(split)` yields `(x, y)`. `metrics`: name -> `f(model,
+    batches) -> float`. `functions` implement the program's own `extern fn`; `ops` are torch
+    callables that its own `op` declarations name. `loss(outputs, targets)` gives a scalar.
     """
 
     name: str
@@ -45,6 +45,7 @@ class ModelFile:
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     ops: Mapping[str, Any] = field(default_factory=dict)
     loss: Loss = loss_of_task
+    second: Any = None
 
 
 def load_model(name: str) -> ModelFile:
@@ -66,6 +67,7 @@ def load_model(name: str) -> ModelFile:
         _table(module, "functions"),
         _table(module, "ops"),
         getattr(module, "loss", loss_of_task),
+        _second(module),
     )
 
 
@@ -165,6 +167,13 @@ def _inputs(module: ModuleType) -> tuple[Any, ...] | dict[str, Any] | None:
     note = f"it is a {type(value).__qualname__}"
     hint = "give a tuple of positional inputs, `(x,)`, or a dict of inputs by name"
     raise fail("M022", "`inputs` gives no inputs", Label(None, where=file), note=note, help=hint)
+
+
+def _second(module: ModuleType) -> Any:
+    """Whatever `capture` takes as further examples, which tells what does not fit."""
+    given = getattr(module, "second", None)
+    file = module.__file__ or ""
+    return _run(given, "M022", "`second()` failed", file) if callable(given) else given
 
 
 def _data(module: ModuleType) -> Data | None:

@@ -11,6 +11,7 @@ from torch import fx
 
 from ..grammar.diagnostics import Diagnostic, LissomError
 from .dims import Evaluate
+from .runtime_size import RuntimeSize, mapped, read_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,13 @@ def plain(value: Any) -> Any:
 
 
 def numbers(value: Any) -> Any:
-    """A value with nodes that compute sizes replaced by the numbers they had in the example."""
-    if isinstance(value, fx.Node):
-        return value.meta.get("val")
-    if isinstance(value, tuple):
-        return tuple(numbers(item) for item in value)
-    if isinstance(value, slice):
-        return slice(numbers(value.start), numbers(value.stop), numbers(value.step))
-    return value
+    """A value with what computes sizes replaced by the numbers they had in the example."""
+    return mapped(value, lambda v: v.number if isinstance(v, RuntimeSize) else v.meta.get("val"))
 
 
 def has_node(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(has_node(item) for item in value)
-    if isinstance(value, slice):
-        return any(has_node(item) for item in (value.start, value.stop, value.step))
-    return isinstance(value, fx.Node)
+    """Whether a setting is computed when the model runs."""
+    return bool(read_by({"": value}))
 
 
 def read_attr(spec: AttrSpec, value: Any) -> Any:
@@ -94,7 +86,7 @@ _SHOWN = {
 
 
 def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, fx.Node)) and not isinstance(value, bool)
+    return isinstance(value, (int, fx.Node, RuntimeSize)) and not isinstance(value, bool)
 
 
 def _int(spec: AttrSpec, value: Any) -> Any:

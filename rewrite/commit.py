@@ -4,7 +4,7 @@ fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .capture_graph import is_pure
 from .construct import Plan, Planned
 from .emit import Emitted, emit
 from .evaluate import ParamRef
+from .runtime_size import RuntimeSize, mapped
 from .site import Site
 from .spec import TensorSpec
 from .state import State
@@ -122,10 +123,17 @@ def _insert(
     point: fx.Node,
     heirs: dict[str, Any],
 ) -> fx.Node:
-    given = tuple(_with_nodes(value, new) for value in planned.inputs)
-    emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
     place = planned.origin.node if planned.origin is not None else site.calls[0].node
     home = str(place.meta.get("site") or "")
+
+    def node_of(value: Any) -> fx.Node:
+        if not isinstance(value, RuntimeSize):
+            return _node_of(value, new)
+        return _size_node(state, value, node_of, point, {**heirs, "site": home})
+
+    given = tuple(_with_nodes(value, node_of) for value in planned.inputs)
+    emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
+    emitted.attrs = {name: mapped(value, node_of) for name, value in emitted.attrs.items()}
     path = fresh_path(state, home, site.rule.name) if planned.op.params else f"{home}."
     node = emitted.insert(state.module, point, path)
     spec = planned.specs[0] if len(planned.specs) == 1 else planned.specs
@@ -154,10 +162,27 @@ def _describe_weight(state: State, held: fx.Node, reader: fx.Node) -> None:
         state.view.add(held)
 
 
-def _with_nodes(value: Any, new: dict[Planned, fx.Node]) -> Any:
+def _with_nodes(value: Any, node_of: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
-        return tuple(_with_nodes(item, new) for item in value)
-    return _node_of(value, new) if isinstance(value, Planned) else value
+        return tuple(_with_nodes(item, node_of) for item in value)
+    return node_of(value) if isinstance(value, (Planned, RuntimeSize)) else value
+
+
+def _size_node(
+    state: State,
+    size: RuntimeSize,
+    node_of: Callable[[Any], fx.Node],
+    point: fx.Node,
+    meta: Mapping[str, Any],
+) -> fx.Node:
+    """The node that computes a size when the model runs: a new one before `point`."""
+
+    def done(node: fx.Node) -> None:
+        node.meta.update(meta, mutates=(), aliases=())
+        state.view.add(node)
+
+    with state.module.graph.inserting_before(point):
+        return size.insert(state.module.graph, node_of, done)
 
 
 def _heritage(site: Site, rule: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..grammar.check import require_sound
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
 from .capture import Captured, capture
+from .capture_inputs import Case
 from .checkpoint import finish, snapshot
 from .collector import fewer_collections
 from .cost import model_costs
@@ -26,7 +27,7 @@ from .model_check import Metric, Metrics
 from .ops import Vocabulary
 from .pipeline import Pipeline, Progress
 from .questions import QUESTIONS
-from .samples import Samples, Source
+from .samples import Example, Samples, Source
 from .slopes import Loss, loss_of_task
 from .state import State
 
@@ -93,7 +94,8 @@ def stamp(module: nn.Module) -> tuple[int, ...]:
 class Options:
     """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host
     program adds. `fuel`: how many rewrites at most. `loss`: what gradients are taken of.
-    `journal`: where events go, so that they are there when a stage fails.
+    `journal`: where events go, so that they are there when a stage fails. `second`: inputs of
+    another size, or several, that the captured graph must hold for.
     """
 
     pipeline: str | None = None
@@ -107,6 +109,7 @@ class Options:
     loss: Loss = loss_of_task
     journal: Journal = field(default_factory=Journal)
     progress: Progress = lambda stage, done, total: None
+    second: Any = None
 
 
 def compile_model(
@@ -152,7 +155,7 @@ def compile_checked(
     """As `compile_model`, of a program that went through the checker, which said `notes`."""
     begun = time.perf_counter()
     example = inputs if inputs is not None else example_of(data)
-    captured = capture(model, example, prove=options.verify)
+    captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)
@@ -192,7 +195,10 @@ def working_state(
     captured: Captured, program: Program, data: Source | None, options: Options
 ) -> State:
     vocabulary = Vocabulary(program.declarations, options.own)
-    samples = Samples(positional(captured), data, options.loss)
+    others = [Example(case.label, positional(captured, case)) for case in captured.more]
+    samples = Samples(
+        positional(captured, Case(captured.inputs, captured.kwargs)), data, options.loss, others
+    )
     return State(
         captured.module,
         vocabulary,
@@ -207,17 +213,14 @@ def working_state(
     )
 
 
-def positional(captured: Captured) -> tuple[Any, ...]:
-    """The example in the order of the graph's inputs, up to the last that was given; defaults fill
-    the gaps.
+def positional(captured: Captured, case: Case) -> tuple[Any, ...]:
+    """The inputs of a case in the order of the graph's, up to the last that was given; defaults
+    fill the gaps.
     """
-    if not captured.kwargs:
-        return tuple(captured.inputs)
+    if not case.kwargs:
+        return tuple(case.args)
     places = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
-    given = {
-        **dict(zip((p.target for p in places), captured.inputs, strict=False)),
-        **captured.kwargs,
-    }
+    given = {**dict(zip((p.target for p in places), case.args, strict=False)), **case.kwargs}
     last = max(number for number, place in enumerate(places) if place.target in given)
     return tuple(given.get(place.target, *place.args[:1]) for place in places[: last + 1])
 

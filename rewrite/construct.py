@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .call import Call
 from .evaluate import ParamRef, read_weight
 from .no_value import NoValue
 from .opspec import OpSpec
+from .runtime_size import RuntimeSize, known, read_by, settable
 from .site import Site
 from .spec import TensorSpec
 from .state import State
@@ -149,7 +151,8 @@ class Constructor:
 
     def _operand(self, value: Any) -> Any:
         """A value of the graph as it is, constants of the model included; numbers as numbers."""
-        return value if isinstance(value, (fx.Node, Planned)) else self.scope.plain(value)
+        kept = isinstance(value, (fx.Node, Planned, RuntimeSize))
+        return value if kept else self.scope.plain(value)
 
     def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
         """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with
@@ -188,9 +191,8 @@ class Constructor:
             if keyword.name.text in names:
                 params[keyword.name.text] = read_weight(keyword, value)
             elif keyword.name.text in op.attrs:
-                attrs[keyword.name.text] = read_attr(
-                    op.attrs[keyword.name.text], self.scope.plain(value)
-                )
+                value = read_attr(op.attrs[keyword.name.text], self.scope.plain(value))
+                attrs[keyword.name.text] = settable(op.name, op.traits, keyword, value)
             else:
                 raise fail("T003", f"op `{op.name}` has no `{keyword.name}`", Label(keyword.span))
         return params, attrs
@@ -270,7 +272,9 @@ _REFUSED = (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def _reads(plan: Plan) -> list[fx.Node]:
-    values = [*plan.outputs.values(), *(v for planned in plan.ops for v in flat(planned.inputs))]
+    each = ((*flat(planned.inputs), *read_by(planned.attrs)) for planned in plan.ops)
+    values = [*plan.outputs.values(), *chain.from_iterable(each)]
+    values += [v for value in values if isinstance(value, RuntimeSize) for v in value.reads]
     return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
 
 
@@ -317,7 +321,7 @@ def _spec(value: Any) -> Any:
         value = value.tensor
     if isinstance(value, Tensor):
         return TensorSpec(tuple(value.shape), value.dtype)
-    return tuple(_spec(item) for item in value) if isinstance(value, tuple) else value
+    return tuple(map(_spec, value)) if isinstance(value, tuple) else known(value)
 
 
 def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

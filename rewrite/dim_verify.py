@@ -21,13 +21,11 @@ from .evaluate import Scope
 from .journal import Costs, Verdict
 from .latency import measure
 from .measures import TURNS, sample_count
-from .model_check import drift, model_equality, outputs
+from .model_check import REFUSALS, drift, equality_at, outputs
 from .rule import Rule
+from .samples import Example, numbers_in
 from .state import State
 from .view import View
-
-REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-"""What torch raises for tensors that a kernel does not take."""
 
 
 def miss(
@@ -107,9 +105,20 @@ class Trial(ABC, Generic[S]):
 
     def equality(self) -> Verdict:
         nodes = len(self.after.graph.nodes)
-        inputs = self.state.samples.inputs
-        found = model_equality(self.reference, self.after, inputs, nodes)
+        found = equality_at(self.reference, self.after, self.examples(), nodes)
         return replace(found, claim=self.claim)
+
+    def examples(self) -> tuple[Example, ...]:
+        """The example, and one of another size that is no larger: a stage has many cuts. When it
+        ends, the model is run on all.
+        """
+        first, *others = self.state.samples.examples
+        other = min(others, key=numbers_in, default=first)
+        return (
+            (first, other)
+            if other is not first and numbers_in(other) <= numbers_in(first)
+            else (first,)
+        )
 
     def reference_runs(self) -> bool:
         """Whether kernels take what is left: a norm refuses to run over a single number."""

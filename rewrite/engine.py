@@ -19,13 +19,14 @@ from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
 from .emit import Emitted
 from .evaluate import shown
+from .exactness import IN_OTHER_SIZES, check_exact
 from .journal import Applied, Costs, Refused, Verdict
 from .match import Search, rarest
 from .pattern import PatternOp
 from .rule import Rule
 from .site import Site, examine, owners_miss
 from .state import State
-from .verify import IN_DOUBLE, check_exact, check_shapes
+from .verify import IN_OWN, check_shapes
 
 
 @dataclass(slots=True)
@@ -112,8 +113,8 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     emitted = emit_plan(state, plan)
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
     wrong = next((verdict for verdict in exact if not verdict.holds), None)
-    if wrong is not None and wrong.claim == IN_DOUBLE:
-        raise _unsound(site, wrong, "V101")
+    if wrong is not None and wrong.claim != IN_OWN:
+        raise _unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
     if wrong is not None:
         return _too_coarse(site, wrong)
     claims = check_claims(state, site, plan) if state.verify else ()
@@ -178,10 +179,22 @@ def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
     )
     measured = f"{verdict.claim}: {numbers}{verdict.detail}"
     notes = (measured, f"at this site {bound}") if bound else (measured,)
-    help_ = "the rewrite half of a rule must be exact; put what is approximate into `perturb`"
-    return LissomError(
-        Diagnostic(code, f"`{site.rule.name}` does not compute the same", labels, notes, (help_,))
-    )
+    message, help_ = _UNSOUND.get(code, _UNSOUND["V101"])
+    message = f"`{site.rule.name}` {message}"
+    return LissomError(Diagnostic(code, message, labels, notes, (help_,)))
+
+
+_UNSOUND = {
+    "V101": (
+        "does not compute the same",
+        "the rewrite half of a rule must be exact; put what is approximate into `perturb`",
+    ),
+    "V107": (
+        "computes the same at the sizes of the example only",
+        "a size taken from a value is a number for good: write `runtime_size(x, axis)`, or -1",
+    ),
+}
+"""What a broken promise is called, and what to do about it."""
 
 
 _PLAIN = (int, float, str, bool, tuple)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .call import tensor_at
 from .construct import Plan, Planned
 from .emit import Emitted
 from .evaluate import ParamRef
+from .runtime_size import RuntimeSize, read_by, settled
 from .spec import TensorSpec
 from .writes import writes
 
@@ -161,7 +163,7 @@ def run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
         for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)
     }
     params = {name: _param(planned, value, dtype) for name, value in planned.params.items()}
-    return planned.op.run(inputs, params, planned.attrs)
+    return planned.op.run(inputs, params, settled(planned.attrs, env))
 
 
 def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env:
@@ -171,7 +173,10 @@ def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env
         for planned in plan.ops:
             inputs = tuple(load(value, env) for value in planned.inputs)
             missing = len(planned.op.inputs) - len(inputs)
-            env[planned] = emitted[planned].run(*inputs, *(None,) * missing)
+            made = emitted[planned]
+            if read_by(made.attrs):
+                made = replace(made, attrs=settled(made.attrs, env))
+            env[planned] = made.run(*inputs, *(None,) * missing)
     return env
 
 
@@ -179,6 +184,8 @@ def load(value: Any, env: Env) -> Any:
     """What an operand holds: a computed value, a number the graph knows, or the operand itself."""
     if isinstance(value, tuple):
         return tuple(load(item, env) for item in value)
+    if isinstance(value, RuntimeSize):
+        return value.run(env)
     if isinstance(value, (fx.Node, Planned)):
         return env[value] if value in env else value.meta.get("val")  # type: ignore[union-attr]
     return value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,11 +16,18 @@ from ..grammar.diagnostics import Label, fail
 from .batches import Batches
 from .journal import Verdict
 from .rounding import disturbed
+from .samples import Example
+from .spec import spec_of
 
 Metric = Callable[[nn.Module, Batches], float]
 
 UNTOUCHED = "weights outside the rewrites are untouched"
 EQUALITY = "whole model equals the one before the stage"
+DRIFT = "drift of the outputs from the original model"
+SHAPES_KEPT = "outputs keep their shapes at other sizes"
+
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What torch raises for tensors that a kernel does not take."""
 
 AMPLIFIED = 4.0
 """How many times its own rounding error a model may move when it is rewritten exactly."""
@@ -32,6 +40,40 @@ def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
     """The leaves of what a model returns."""
     with torch.no_grad():
         return tree_leaves(model(*args))
+
+
+def equality_at(
+    before: nn.Module, after: nn.Module, examples: Sequence[Example], nodes: int
+) -> Verdict:
+    """Whether two models compute the same on examples of several sizes: the verdict of the first,
+    which names the others, or the first one that does not hold.
+    """
+    found = [model_equality(before, after, example.args, nodes) for example in examples]
+    for example, verdict in zip(examples, found, strict=True):
+        if not verdict.holds:
+            return replace(verdict, detail=f"on {example.label}: {verdict.detail}")
+    also = ", ".join(example.label for example in examples[1:])
+    detail = f"{found[0].detail}; also at {also}" if also else found[0].detail
+    return replace(found[0], detail=detail)
+
+
+def runs_at(before: nn.Module, after: nn.Module, examples: Sequence[Example]) -> Verdict:
+    """Whether a model that computes something else still gives outputs of the same structure,
+    shapes and dtypes on examples of several sizes.
+    """
+    claim = SHAPES_KEPT
+    for example in examples:
+        left = outputs(before, example.args)
+        try:
+            right = outputs(after, example.args)
+        except REFUSALS as error:
+            said = f"on {example.label} it cannot run: {str(error).splitlines()[0]}"
+            return Verdict(claim, "tested", False, len(examples), detail=said)
+        if [spec_of(value) for value in left] != [spec_of(value) for value in right]:
+            said = f"on {example.label} they have other shapes"
+            return Verdict(claim, "tested", False, len(examples), detail=said)
+    detail = ", ".join(example.label for example in examples)
+    return Verdict(claim, "tested", True, len(examples), detail=detail)
 
 
 def model_equality(

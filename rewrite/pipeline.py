@@ -21,7 +21,17 @@ from .digest import weights_at
 from .engine import Ready
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
-from .model_check import EQUALITY, UNTOUCHED, Metrics, drift, model_equality, untouched
+from .model_check import (
+    DRIFT,
+    EQUALITY,
+    SHAPES_KEPT,
+    UNTOUCHED,
+    Metrics,
+    drift,
+    equality_at,
+    runs_at,
+    untouched,
+)
 from .ranging import RangedReady
 from .rule import Rule, compile_rule
 from .state import State
@@ -160,16 +170,13 @@ class Pipeline:
         """Equality after exact rules alone, drift after others."""
         state = self.state
         if all(self._kind(event) == "exact" for event in applied):
-            found = model_equality(
-                entry, state.module, state.samples.inputs, len(state.module.graph.nodes)
-            )
-            return (found,)
-        distance = drift(
-            self.metrics.original, state.module, state.samples.calibration(state.module)
-        )
-        claim = "drift of the outputs from the original model"
-        samples = sample_count(state)
-        return (Verdict(claim, "tested", True, samples, distance, None, "relative L2"),)
+            nodes = len(state.module.graph.nodes)
+            return (equality_at(entry, state.module, state.samples.examples, nodes),)
+        data = state.samples.calibration(state.module)
+        distance = drift(self.metrics.original, state.module, data)
+        moved = Verdict(DRIFT, "tested", True, sample_count(state), distance, None, "relative L2")
+        others = state.samples.others
+        return (runs_at(entry, state.module, others), moved) if others else (moved,)
 
     def _kind(self, event: Applied) -> str:
         name = event.rule.partition("(")[0]
@@ -294,7 +301,7 @@ class Pipeline:
                 )
 
 
-PROMISES = frozenset({UNTOUCHED, EQUALITY})
+PROMISES = frozenset({UNTOUCHED, EQUALITY, SHAPES_KEPT})
 """What is a bug if it does not hold, whatever the program says about failing."""
 
 

@@ -65,20 +65,31 @@ def probes(
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
     real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
     if small and not real and len(tensors) == len(inputs):
-        rows = any(len(node.meta["val"].shape) == 3 for node in tensors)
-        for free in FREE if rows else FREE[:1]:
-            for size in SIZES if free or not rows else SIZES[:1]:
-                yield _known(state, tensors, _Small(size, free), special)
+        for size in _sizes([node.meta["val"].shape for node in tensors]):
+            yield _known(state, tensors, size, special)
     recorded = state.samples.values(state.module, real) if real else {}
     yield _drawn(state.seed, tensors, recorded, None, special)
 
 
 @dataclass(frozen=True, slots=True)
 class _Small:
-    """A size for free axes, and which of three axes is one; 0 if none is."""
+    """A size for free axes, which of three axes is one (0 if none is), and whether a batch of one
+    becomes two.
+    """
 
     size: int
     free: int
+    ones: bool = False
+
+
+def _sizes(shapes: Sequence[Sequence[int]]) -> Iterator[_Small]:
+    """What to try, the smallest first; a batch of one is varied where the ops take two samples."""
+    rows = any(len(shape) == 3 for shape in shapes)
+    ones = bool(shapes) and all(len(shape) > 1 and shape[0] == 1 for shape in shapes)
+    for several in (True, False) if ones else (False,):
+        for free in FREE if rows else FREE[:1]:
+            for size in SIZES if free or not rows else SIZES[:1]:
+                yield _Small(size, free, several)
 
 
 def _known(state: State, tensors: Sequence[fx.Node], size: _Small, special: bool) -> list[Probe]:
@@ -196,15 +207,27 @@ def _random(spec: TensorSpec, generator: torch.Generator, size: _Small | None) -
 
 
 def _shrunk(shape: Sequence[int], small: _Small) -> tuple[int, ...]:
-    """The batch axis becomes 2, unless it is 1, and free axes at most `small.size`; channels stay,
+    """Another batch, and other extents of the free axes, of about `small.size`; channels stay,
     weights fix them: those behind the batch, of three axes the one that is not free. An empty
     batch would show nothing.
 
-    Equal extents shrink to equal extents, so that inputs which are added together still fit.
+    No size that varies is the one of the example: a number that a rule took from there would go
+    unseen. Equal extents stay equal, so that inputs which are added together still fit.
     """
     if len(shape) < 2:
         return tuple(shape)
-    batch = 1 if shape[0] == 1 else 2
     free = range(2, len(shape)) if len(shape) > 3 else (small.free,) if len(shape) == 3 else ()
-    rest = (min(n, small.size) if at in free else n for at, n in enumerate(shape))
-    return (batch, *list(rest)[1:])
+    rest = (_other(n, small.size) if at in free else n for at, n in enumerate(shape))
+    return (_other_batch(shape[0], small.ones), *list(rest)[1:])
+
+
+def _other_batch(size: int, ones: bool) -> int:
+    """`ones`: the first axis of every input is 1, so that it may well be the batch."""
+    if size == 1:
+        return 2 if ones else 1
+    return 3 if size == 2 else 2
+
+
+def _other(extent: int, size: int) -> int:
+    """A small extent is doubled, which strides and halves still divide; 1 may be broadcast."""
+    return extent if extent == 1 else size if extent > size else 2 * extent

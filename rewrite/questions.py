@@ -21,6 +21,7 @@ from .cost import calls_costs, model_costs
 from .evaluate import ParamRef, Scope
 from .extent import DIM_QUESTIONS, Extent, thinned
 from .journal import Costs
+from .runtime_size import RuntimeSize, size_of
 from .spec import TensorSpec
 from .survey import survivors
 
@@ -97,6 +98,12 @@ def size(scope: Scope, value: Any, axis: int = 0) -> int:
     if not -len(extents) <= axis < len(extents):
         raise ValueError(f"it has {len(extents)} axes, and none is axis {axis}")
     return extents[axis]
+
+
+def runtime_size(scope: Scope, value: Any, axis: int = 0) -> RuntimeSize:
+    """The extent of an axis as the rewritten model computes it at each call."""
+    spec = value.specs[0] if isinstance(value, Planned) else value.meta["val"]
+    return size_of(value, axis, spec.shape[axis])
 
 
 def dtype(scope: Scope, value: Any) -> str:
@@ -227,6 +234,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "rank": rank,
     "shape": shape,
     "size": size,
+    "runtime_size": runtime_size,
     "dtype": dtype,
     "moments": moments,
     "observed": observed,

@@ -24,10 +24,11 @@ from ..grammar.diagnostics import Label, LissomError, fail
 from .binding import PLAN, SITES, Miss, left_for
 from .checkpoint import finish, snapshot
 from .dim_site import guard_miss, reshaped
-from .dim_verify import REFUSALS, Trial, Verified, judged, miss
+from .dim_verify import Trial, Verified, judged, miss
 from .emit import Emitted
 from .evaluate import Scope
 from .journal import Applied
+from .model_check import REFUSALS
 from .rule import Rule
 from .spec import TensorSpec, spec_of
 from .state import State

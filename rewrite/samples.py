@@ -8,6 +8,7 @@ bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,11 +29,25 @@ SITE_SAMPLES = 32
 """Samples on which the error of one site is measured; the whole model is measured on all."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """Positional inputs of the model, and a name for them in messages."""
+
+    label: str
+    args: tuple[Any, ...]
+
+
+def numbers_in(example: Example) -> int:
+    """How many numbers its tensors hold: what running it costs, about."""
+    return sum(leaf.numel() for leaf in tree_leaves(example.args) if isinstance(leaf, Tensor))
+
+
 class Samples:
     """What the user gave to run the model on.
 
-    `inputs` is one example batch (positional). `source(split)` yields batches `(x, y)`; None where
-    no data was given.
+    `inputs` is one example batch (positional), `others` are examples of other sizes on which the
+    captured graph was proven. `source(split)` yields batches `(x, y)`; None where no data was
+    given.
     """
 
     def __init__(
@@ -40,8 +55,10 @@ class Samples:
         inputs: tuple[Any, ...],
         source: Source | None = None,
         loss: Loss = loss_of_task,
+        others: Sequence[Example] = (),
     ) -> None:
         self.inputs = inputs
+        self.others = tuple(others)
         self.source = source
         self.loss = loss
         self.named: dict[str, Batches] = {}
@@ -49,6 +66,11 @@ class Samples:
         self._moments: dict[fx.Node, Tensor] = {}
         self._slopes: dict[tuple[fx.GraphModule, bool], dict[int, Tensor]] = {}
         self._divides: bool | None = None
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The example and those of other sizes."""
+        return (Example("the example", self.inputs), *self.others)
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
         """`data calib = sample("train", 512)`: the first samples of a split under a name."""

@@ -15,6 +15,7 @@ from .evaluate import ParamRef
 from .local import Env, cast, load
 from .magnitude import absolute, magnitude, terms
 from .match import parts_of
+from .runtime_size import settled
 from .site import Site
 
 
@@ -30,11 +31,11 @@ class Scale:
         inside = set(site.nodes)
         self.known: Env = {n: absolute(value) for n, value in left.items() if n not in inside}
         for call in site.calls:
-            scale = self.known[call.node] = self._of_call(call, left[call.node])
+            scale = self.known[call.node] = self._of_call(call, left)
             parts = parts_of(call.node).items() if isinstance(scale, (tuple, list)) else ()
             self.known.update((part, absolute(scale[index])) for index, part in parts)
         for planned in plan.ops:
-            self.known[planned] = self._of_planned(planned, right[planned])
+            self.known[planned] = self._of_planned(planned, right)
 
     def of(self, node: fx.Node, after: Any) -> tuple[Any, int]:
         """The larger scale of the two sides of one output, and the terms of its sums."""
@@ -44,21 +45,23 @@ class Scale:
             scale = torch.maximum(scale, other.to(scale.dtype))
         return scale, self.terms
 
-    def _of_call(self, call: Call, value: Any) -> Any:
+    def _of_call(self, call: Call, left: Env) -> Any:
         params = {name: self._weight(call, path) for name, path in call.params.items()}
         inputs = dict(zip((spec.name for spec in call.op.inputs), call.inputs, strict=False))
-        return self._scale(call.op, inputs, params, call.attrs, value)
+        attrs = settled(call.attrs, left)
+        return self._scale(call.op, inputs, params, attrs, left[call.node])
 
     def _weight(self, call: Call, path: str | None) -> Any:
         if path is None or path in self.doubles:
             return None if path is None else self.doubles[path]
         return cast(tensor_at(call.root, path).detach(), torch.float64)
 
-    def _of_planned(self, planned: Planned, value: Any) -> Any:
+    def _of_planned(self, planned: Planned, right: Env) -> Any:
         params = {n: cast(_tensor(p), torch.float64) for n, p in planned.params.items()}
         names = (spec.name for spec in planned.op.inputs)  # absent ones at the end are left out
         inputs = dict(zip_longest(names, planned.inputs))
-        return self._scale(planned.op, inputs, params, planned.attrs, value)
+        attrs = settled(planned.attrs, right)
+        return self._scale(planned.op, inputs, params, attrs, right[planned])
 
     def _scale(
         self, op: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Any, value: Any

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..grammar import tree as t
+from ..grammar.declared import COMPUTED
 from .attributes import Unreadable, has_node, numeric_padding, read_attr
 from .call import Call, tensor_at
 from .dims import compiled
@@ -192,7 +193,7 @@ class Reader:
 
     def _check_sizes(self, name: str, value: Any) -> None:
         """Data movement may take sizes from the graph, if they are known to be whole numbers."""
-        if not self.op.traits & {"movement", "resize"}:
+        if self.op.traits.isdisjoint(COMPUTED):
             raise Unreadable(f"its {name} is computed in the graph")
         for node in _nodes(value):
             if type(node.meta.get("val")) is not int:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
 from .construct import Plan, Planned
 from .emit import Emitted
@@ -72,40 +71,19 @@ IN_DOUBLE = "rewrite equals perturbed original, float64"
 IN_OWN = "the same, in the model's dtype"
 
 
-def check_exact(
-    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
-) -> tuple[Verdict, ...]:
-    """The rewrite against the perturbed original: in float64, then in the model's own precision.
-
-    An approximate rule without `perturb` has no exact half; only its budget binds it.
-    """
-    if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
-        return (
-            Verdict(
-                IN_DOUBLE,
-                "not checked",
-                True,
-                detail="the rule has no `perturb`: only its error is measured",
-            ),
-        )
-    verdicts = _check_on(state, site, plan, emitted, small=True)
-    # A rule may use the extents of a value, which small probes do not have: only full size can
-    # convict it.
-    return (
-        verdicts
-        if all(verdict.holds for verdict in verdicts)
-        else _check_on(state, site, plan, emitted, small=False)
-    )
+def free_inputs(site: Site, plan: Plan) -> list[fx.Node]:
+    """What both sides read from outside, weights aside."""
+    extra = [node for node in plan.reads if node not in site.nodes]
+    return [node for node in dict.fromkeys([*site.inputs, *extra]) if node.op != "get_attr"]
 
 
-def _check_on(
+def check_on(
     state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted], *, small: bool
 ) -> tuple[Verdict, ...]:
-    nodes = site.nodes
-    extra = [node for node in plan.reads if node not in nodes]
-    inputs = [node for node in dict.fromkeys([*site.inputs, *extra]) if node.op != "get_attr"]
+    """Both sides on small inputs or on those of the example's size, in both precisions."""
     both = Both(state, site, plan, emitted)
     with one_thread() if small else nullcontext():
+        inputs = free_inputs(site, plan)
         drawn = probes(state, inputs, small=small, special=_elementwise(site, plan))
         tries, left = both.accepted(drawn)
         double = [both.compare(tries[0], left, torch.float64)]
@@ -115,8 +93,8 @@ def _check_on(
         ]
         own = [both.compare(tries[0], both.left(tries[0], None), None)]
     found = (
-        _verdict(IN_DOUBLE, double, sum(probe.samples for probe in tries)),
-        _verdict(IN_OWN, own, tries[0].samples),
+        verdict_of(IN_DOUBLE, double, sum(probe.samples for probe in tries)),
+        verdict_of(IN_OWN, own, tries[0].samples),
     )
     if all(verdict.holds for verdict in found):
         _require_numbers(site, left)
@@ -146,7 +124,7 @@ def named_weights(site: Site, plan: Plan) -> list[fx.Node]:
     return [node for node in (*read, *plan.reads) if node.op == "get_attr"]
 
 
-def _verdict(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
+def verdict_of(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
     each = [max(run, key=lambda c: c.ratio) for run in runs if run]
     if not each:
         return Verdict(claim, "not checked", True, detail="the rule defines no output")
