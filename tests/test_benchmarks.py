@@ -136,3 +136,10 @@ def test_the_release_check_counts_what_it_tries() -> None:
         "changed artifacts": ("10", "0"),
         "killed writers": ("1", "0"),
     }
+
+
+def test_the_wrong_rule_is_refused_at_test_and_at_compile(scripts: None) -> None:
+    wrong_rule = importlib.import_module("wrong_rule")
+    assert "V101" in wrong_rule.by_lissom().said
+    assert wrong_rule.by_lissom_test().said == "FAILED, exit code 1"
+    assert wrong_rule.row("peer", "no-such-package-at-all", wrong_rule.by_xdsl)[1] == "missing"
