@@ -10,14 +10,15 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from .spec import TensorSpec
 
-Spelled = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+Kind = Literal["call_function", "call_method", "call_module"]
+Spelled = tuple[Kind, Any, tuple[Any, ...], dict[str, Any]]
 """Kind of the node, target, positional and named arguments."""
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -70,7 +71,7 @@ def _size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled | None:
 
 def _slice(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled | None:
     x, axis, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
-    axis = _axis(x, axis)
+    axis = None if axis is None else _axis(x, axis)
     if kwargs or axis is None:
         return None
     part = slice(start or None, None if end == _END else end, None if step == 1 else step)

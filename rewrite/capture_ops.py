@@ -8,13 +8,11 @@ import operator
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from .capture_aten import is_operator, spelled
-
-Kind = Literal["call_function", "call_method", "call_module"]
+from .capture_aten import Kind, is_operator, spelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,9 +217,8 @@ class Constructor:
         try:
             attrs, results = self._shapes(op, specs, weights, attrs, dtype)
         except _REFUSED as error:
-            place = Label(at.span, str(error).partition("\n")[0])
-            text = f"`{op.name}` cannot be built so"
-            raise NoValue(Diagnostic("R001", text, (place,))) from error
+            why = (Label(at.span, str(error).partition("\n")[0]),)
+            raise NoValue(Diagnostic("R001", f"`{op.name}` cannot be built so", why)) from error
         planned = Planned(op, inputs, full, attrs, self.origin, at, dtype, results)
         self.plan.ops.append(planned)
         return planned

@@ -26,6 +26,9 @@ EQUALITY = "whole model equals the one before the stage"
 DRIFT = "drift of the outputs from the original model"
 SHAPES_KEPT = "outputs keep their shapes at other sizes"
 
+PROMISES = frozenset({UNTOUCHED, EQUALITY, SHAPES_KEPT})
+"""What is a bug if it does not hold, whatever the program says about failing."""
+
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 """What torch raises for tensors that a kernel does not take."""
 

@@ -21,17 +21,7 @@ from .digest import weights_at
 from .engine import Ready
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
-from .model_check import (
-    DRIFT,
-    EQUALITY,
-    SHAPES_KEPT,
-    UNTOUCHED,
-    Metrics,
-    drift,
-    equality_at,
-    runs_at,
-    untouched,
-)
+from .model_check import DRIFT, PROMISES, Metrics, drift, equality_at, runs_at, untouched
 from .ranging import RangedReady
 from .rule import Rule, compile_rule
 from .state import State
@@ -299,10 +289,6 @@ class Pipeline:
                 self.state.journal.add(
                     Note("", "W702", f"{label} changed none of {tried} candidates: {reasons}")
                 )
-
-
-PROMISES = frozenset({UNTOUCHED, EQUALITY, SHAPES_KEPT})
-"""What is a bug if it does not hold, whatever the program says about failing."""
 
 
 def _sample(item: t.Data) -> tuple[str, int | None]:
