@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..grammar import tree as t
 from ..grammar.declared import COMPUTED
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Label, LissomError, fail
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,12 +54,17 @@ class RuntimeSize:
         return _joined(operator.mod, self, other)
 
     def __eq__(self, other: object) -> bool:
-        raise TypeError(UNKNOWN)
+        raise _unknown()
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __lt__(self, other: object) -> bool:
+        raise _unknown()
+
+    __gt__ = __le__ = __ge__ = __lt__
+
     def __bool__(self) -> bool:
-        raise TypeError(UNKNOWN)
+        raise _unknown()
 
     @property
     def reads(self) -> tuple[Any, ...]:
@@ -93,7 +98,10 @@ class RuntimeSize:
         return node
 
 
-UNKNOWN = "a size at run time is known when the model runs; `size(x, axis)` is that of the example"
+def _unknown() -> LissomError:
+    """A guard that asks for such a size is a mistake of the rule."""
+    hint = "`size(x, axis)` is the size on the example"
+    return fail("T001", "a size at run time is not known here, only when the model runs", help=hint)
 
 
 def size_of(value: Any, axis: int, extent: int) -> RuntimeSize:

@@ -145,8 +145,8 @@ def test_a_guard_cannot_ask_for_a_size_at_run_time() -> None:
         "  rewrite", '  where { runtime_size(x, 0) == 2  else "no" }\n  rewrite'
     )
     (diagnostic,) = refused(token_model(), text, torch.randn(2, 3, 6, 6)).diagnostics
-    assert diagnostic.code == "R001"
-    assert any("known when the model runs" in label.text for label in diagnostic.labels)
+    assert diagnostic.code == "T001"
+    assert "only when the model runs" in diagnostic.message
 
 
 # -- what check says -------------------------------------------------------------------------------
