@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .grammar.program import Shelf
 from .grammar.vocabulary import library, library_sources
-from .output import Output, command
+from .output import Output, command, exit_code
 
 PACKAGES = (
     "lissom", "torch", "numpy", "safetensors", "networkx", "lark", "click", "rich", "scikit-learn",
@@ -19,10 +19,19 @@ PRIVACY = "It holds no weights, no data, no paths and no names of your models."
 
 
 @command()
-def doctor(out: Output) -> None:
-    """Print versions and settings for a bug report. It holds no weights and no paths."""
+def doctor(out: Output) -> int:
+    """Print versions and settings for a bug report. It holds no weights and no paths.
+
+    Every op is read back from every spelling that it declares; what this torch hides is an error.
+    """
     import torch
 
+    from .rewrite.instruments import check_instruments
+    from .rewrite.ops import Vocabulary
+    from .rewrite.processor import processor
+    from .rewrite.read_back import hidden_ops
+
+    hidden = [*hidden_ops(Vocabulary.library())]
     found = {
         "python": f"{platform.python_version()} ({sys.implementation.name})",
         "system": f"{platform.system()} {platform.machine()}",
@@ -30,13 +39,16 @@ def doctor(out: Output) -> None:
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),
         "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "ops": str(len(library().names())),
+        "ops": f"{len(library().names())}, {len(hidden)} hidden by this torch",
         "rules": str(len(Shelf(library_sources()).names)),
         **{name: os.environ.get(name, "not set") for name in SETTINGS},
     }
     out.table(list(found.items()))
     out.say(PRIVACY)
     out.fields |= {"found": found, "privacy": PRIVACY}
+    out.report(*hidden)
+    check_instruments()
+    return exit_code(hidden)
 
 
 def _version(package: str) -> str:

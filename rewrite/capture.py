@@ -19,6 +19,7 @@ from .capture_computed import store_computed
 from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
+from .instruments import check_instruments
 from .proof import eager_output, one_line, run_eager
 from .tracer import Specialised
 
@@ -68,8 +69,9 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
 
     Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004
     cannot be captured, M005 the graph differs from the model, M006 it rests on a value that
-    `second` contradicts, M008 unfit parameters.
+    `second` contradicts, M008 unfit parameters, T008 this torch hides calls.
     """
+    check_instruments()
     model = unwrapped(model)
     check_model(model)
     case = as_case(inputs)

@@ -56,7 +56,7 @@ def _is_size(value: Any, x: fx.Node, axis: int) -> bool:
     return value.target == "size" and value.args == (x, axis)
 
 
-_CONVERTED: dict[str, Callable[[Any, Any], Any]] = {"kept_axes": _kept_axes}
+CONVERTED: dict[str, Callable[[Any, Any], Any]] = {"kept_axes": _kept_axes}
 """Arguments whose value is read together with the first input."""
 
 
@@ -72,7 +72,7 @@ class Reader:
             slot.theirs.text: key for slot, key in zip(signature.slots, self.ours, strict=True)
         }
         by_theirs = {slot.theirs.text: slot.ours.text for slot in signature.slots}
-        self.converted = [(o, _CONVERTED[t_]) for t_, o in by_theirs.items() if t_ in _CONVERTED]
+        self.converted = [(o, CONVERTED[t_]) for t_, o in by_theirs.items() if t_ in CONVERTED]
         spread = [i for i, slot in enumerate(signature.slots) if slot.variadic]
         self.spread = spread[0] if spread else None
         fixed = {k.name.text: compiled(k.value)({}) for k in signature.fixed}

@@ -15,6 +15,7 @@ from .attributes import Unreadable
 from .call import Call
 from .capture_leaves import has_hooks
 from .ops import Vocabulary
+from .read_back import check_spellings
 from .sharing import Owners, overwrites_others
 from .spec import TensorSpec
 
@@ -40,6 +41,7 @@ class View:
         self._unsorted: set[str] = set()
         self._names: dict[fx.Node, tuple[str, ...]] = {}
         self._owners: Owners | None = None
+        self._checked: set[str] = set()
         for node in root.graph.nodes:
             self._index(node)
 
@@ -56,7 +58,8 @@ class View:
         return found if isinstance(found, str) else ""
 
     def calls_of(self, op_name: str) -> tuple[fx.Node, ...]:
-        """The nodes that are this op, in graph order."""
+        """The nodes that are this op, in graph order. Raises T008 where this torch hides the op."""
+        self._check(op_name)
         nodes = self._by_op.get(op_name, {})
         if op_name in self._unsorted:
             nodes = self._by_op[op_name] = dict.fromkeys(sorted(nodes))
@@ -128,6 +131,13 @@ class View:
         for name in names:
             self._by_op.setdefault(name, {})[node] = None
         return names
+
+    def _check(self, op_name: str) -> None:
+        """An op that is looked for must be seen in every spelling, or a rule stays silent."""
+        op = None if op_name in self._checked else self.vocabulary.get(op_name)
+        self._checked.add(op_name)
+        if op is not None:
+            check_spellings(op, self.vocabulary)
 
     def _is(self, node: fx.Node, op_name: str) -> bool:
         found = self._reading(node)
