@@ -38,22 +38,13 @@ def machine() -> str:
     """Processor, cores, Python, torch and its threads, in one line."""
     import torch
 
+    from lissom.rewrite.processor import processor
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [processor(), f"{cores} cores", f"Python {platform.python_version()}"]
+    parts = [processor()["cpu"], f"{cores} cores", f"Python {platform.python_version()}"]
     threads = torch.get_num_threads()
     named = "1 thread" if threads == 1 else f"{threads} threads"
     return ", ".join([*parts, f"torch {torch.__version__}", named])
-
-
-def processor() -> str:
-    """The processor's name as the kernel knows it, with the model number where the name is bare."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine()
-    pairs = [line.partition(":") for line in info.read_text().splitlines()]
-    found = {key.strip(): value.strip() for key, _, value in reversed(pairs)}
-    name = found.get("model name", platform.machine())
-    return f"{name} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
 
 
 def put(page: str, name: str, text: str) -> str:

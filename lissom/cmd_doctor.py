@@ -36,6 +36,7 @@ def doctor(out: Output) -> int:
         "python": f"{platform.python_version()} ({sys.implementation.name})",
         "system": f"{platform.system()} {platform.machine()}",
         **{name: _version(name) for name in PACKAGES},
+        **processor(),
         "threads": str(torch.get_num_threads()),
         "processors": str(os.cpu_count()),
         "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),

@@ -19,6 +19,7 @@ from .compile import Compiled
 from .digest import model_digest, tensor_digest
 from .journal import Applied, StageEnd, Verdict
 from .model_check import distance, outputs
+from .processor import processor
 
 FORMAT = 1
 
@@ -57,11 +58,12 @@ STATEMENT = (
 
 
 def environment() -> dict[str, str]:
-    """Versions that numbers depend on. No host names."""
+    """Versions and the processor: what numbers depend on. No host names."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        **processor(),
     }
 
 
