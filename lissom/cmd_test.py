@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .cmd_check import rule_files
-from .output import FAILED, OK, Output, command
+from .output import FAILED, OK, Output, command, exit_code
 
 if TYPE_CHECKING:
     from .grammar.diagnostics import Diagnostic
@@ -61,23 +61,24 @@ def test(
     """
     from . import testing
 
-    paths = rule_files(files)
+    paths, unsound = testing.readable(rule_files(files))
     jobs = testing.jobs_of(paths, names, models, seed, python)
     reports, proposals, skipped = _prove(out, jobs, processes or testing.cores())
     cases = testing.run_blocks(paths, python) if not names else []
     _show(out, jobs, reports, skipped, cases)
-    found = [d for job in jobs if job in reports for d in testing.diagnostics(job, reports[job])]
+    found = [d for d in unsound if not names or any(testing.is_about(d, job) for job in jobs)]
+    found += [d for job in jobs if job in reports for d in testing.diagnostics(job, reports[job])]
     found += [testing.open_diagnostic(job, given) for job, given in proposals.items()]
     found += testing.case_diagnostics(cases)
     _say_proposals(out, proposals)
     _machine(out, jobs, reports, proposals, cases, found)
-    if certificate is not None:
+    if certificate is not None and jobs:
         _write_certificate(Path(certificate), jobs, reports)
         out.say(f"wrote {certificate}")
     if failures is not None:
         _write_failures(out, Path(failures), jobs, reports)
     bad = any(d.severity == "error" or strict for d in found)
-    return FAILED if bad else OK
+    return (FAILED if jobs else exit_code(unsound)) if bad else OK
 
 
 def _prove(
@@ -171,10 +172,10 @@ def _summary(reports: Sequence[Report]) -> str:
     mutants = sum(report.mutants for report in reports)
     killed = sum(report.killed for report in reports)
     models = sum(report.models for report in reports)
-    failed = sum(bool(report.failures) for report in reports)
+    failed = sum(report.verdict in ("FAILED", "NOT TESTED") for report in reports)
     rules = f"{len(reports)} {'rule' if len(reports) == 1 else 'rules'}"
     tried = f"{models:,} models, {fired:,} rewrites, {killed:,} of {mutants:,} mutants killed"
-    return f"{rules}, {tried}, {failed} failed"
+    return f"{rules}, {tried}, {failed} failed or not tested"
 
 
 # -- for machines ----------------------------------------------------------------------------------
@@ -207,6 +208,8 @@ def _machine(
 
 
 def _failure(report: Report) -> str | None:
+    if report.verdict == "NOT TESTED":
+        return f"NOT TESTED: {report.weak[0]}"
     if not report.failures:
         return None
     first = report.failures[0]

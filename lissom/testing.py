@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from multiprocessing import get_context
@@ -16,6 +18,7 @@ import torch
 
 from . import proposing
 from .grammar import tree as t
+from .grammar.check import check_program
 from .grammar.clauses import holes, over_images
 from .grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .grammar.program import Program, load_program
@@ -25,13 +28,10 @@ from .rewrite.ops import Vocabulary
 from .rewrite.proving.cases import CaseResult, run_test
 from .rewrite.proving.dim_proof import prove_dims
 from .rewrite.proving.propose import Proposal, propose
-from .rewrite.proving.prove import prove
+from .rewrite.proving.prove import NOT_TESTED, Proof, prove, untested
 from .rewrite.proving.report import Report, report_of
 from .rewrite.proving.trial import Subject
 from .rewrite.rule import check_supported
-
-VERIFIED, WEAK, FAILED = "verified", "weakly verified", "FAILED"
-NOT_RUN = "not run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,19 @@ class Job:
     models: int
     seed: int
     python: str | None
+
+
+def readable(paths: Iterable[Path]) -> tuple[list[Path], list[Diagnostic]]:
+    """The files that can be read, and what is wrong with them all: `lissom check`, errors alone."""
+    found: list[Diagnostic] = []
+    whole: list[Path] = []
+    for path in paths:
+        try:
+            found += _errors(str(path))
+            whole.append(path)
+        except LissomError as error:
+            found += error.diagnostics
+    return whole, list(dict.fromkeys(found))
 
 
 def jobs_of(
@@ -65,13 +78,27 @@ def jobs_of(
 
 def _program(path: str) -> Program:
     """Each file is parsed once in a process, until it changes."""
+    return _loaded(path, _written(path))
+
+
+def _written(path: str) -> int:
     file = Path(path)
-    return _loaded(path, file.stat().st_mtime_ns if file.exists() else 0)
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 @lru_cache(maxsize=64)
 def _loaded(path: str, written: int) -> Program:
     return load_program(Path(path))
+
+
+def _errors(path: str) -> tuple[Diagnostic, ...]:
+    """What `lissom check` calls an error in a file and those that it uses."""
+    return _checked(path, _written(path))
+
+
+@lru_cache(maxsize=64)
+def _checked(path: str, written: int) -> tuple[Diagnostic, ...]:
+    return tuple(d for d in check_program(_loaded(path, written)) if d.severity == "error")
 
 
 @cache
@@ -91,10 +118,38 @@ def _functions(python: str | None) -> dict[str, Callable[..., Any]]:
 
 def run(job: Job) -> Report | Proposal | str:
     """The proof of one rule, a proposal for one with a hole; the reason where this version cannot
-    apply it.
+    apply it. Never raises: whatever happens to one rule says nothing about the others.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch speaks of tiny extents, which are meant
+    try:
+        error = next((d for d in _errors(job.path) if is_about(d, job)), None)
+        if error is not None:
+            return not_tested(job, f"`lissom check` finds {error.code}: {error.message}")
+        return _tested(job)
+    except LissomError as error:
+        first = error.diagnostics[0]
+        return not_tested(job, f"{first.code}: {first.message}")
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return not_tested(job, f"the tester failed at {where}: {type(error).__name__}: {error}")
+
+
+def not_tested(job: Job, why: str) -> Report:
+    """The report on a rule on which nothing could be tried."""
+    rule = _program(job.path).own_rules[job.rule]
+    return report_of(untested(rule, why), rule)
+
+
+def is_about(found: Diagnostic, job: Job) -> bool:
+    """Whether it is at the job's rule."""
+    rule = _program(job.path).own_rules[job.rule].span
+    spans = [label.span for label in found.labels if label.span is not None]
+    return any(s.source is rule.source and rule.start <= s.start < rule.end for s in spans)
+
+
+def _tested(job: Job) -> Report | Proposal | str:
     rule = _program(job.path).own_rules[job.rule]
     over_dims = bool(rule.all(t.MatchDim))
     if holes(rule) and not over_dims:
@@ -105,7 +160,7 @@ def run(job: Job) -> Report | Proposal | str:
         return error.diagnostics[0].message
     if over_images(rule):
         return "no models with images of several sizes are drawn; nothing was shown or refuted"
-    proved = prove_dims if over_dims else prove
+    proved: Callable[[Subject, int, int], Proof] = prove_dims if over_dims else prove
     return report_of(proved(_subject(job.path, rule, job.python), job.models, job.seed), rule)
 
 
@@ -114,10 +169,24 @@ def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report |
     if processes == 1 or len(jobs) < 2:
         yield from ((job, run(job)) for job in jobs)
         return
+    left = list(jobs)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, job): job for job in jobs}
         for done in as_completed(waiting):
+            if isinstance(done.exception(), BrokenProcessPool):
+                continue
+            left.remove(waiting[done])
             yield waiting[done], done.result()
+    yield from ((job, _run_apart(job)) for job in left)
+
+
+def _run_apart(job: Job) -> Report | Proposal | str:
+    """One rule in a process of its own, which may die."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(run, job).result()
+        except BrokenProcessPool:
+            return not_tested(job, "the process that tested it died")
 
 
 def run_blocks(paths: Iterable[Path], python: str | None) -> list[CaseResult]:
@@ -143,13 +212,15 @@ def cores() -> int:
 
 
 def diagnostics(job: Job, report: Report) -> list[Diagnostic]:
-    """A mistake is an error, what was not shown a warning; both point at the rule."""
+    """A mistake is an error, a rule that never fired too; what was not shown is a warning."""
     rule = _program(job.path).own_rules[job.rule]
     label = Label(rule.name.span, "this rule")
     if report.failures:
         first = report.failures[0]
         message = f"`{report.rule}` fails its test: {first.kind} ({first.condition})"
         return [Diagnostic("V110", message, (label,), (first.detail,))]
+    if report.verdict == NOT_TESTED:
+        return [Diagnostic("V114", f"`{report.rule}` was not tested", (label,), report.weak)]
     if report.weak:
         message = f"`{report.rule}` is weakly verified"
         return [Diagnostic("V111", message, (label,), report.weak, severity="warning")]

@@ -30,6 +30,10 @@ class AttrSpec:
         return bool(self.needs) and all(name[0].isupper() for name in self.needs)
 
     @property
+    def may_be_none(self) -> bool:
+        return not self.needs and self.default({}) is None
+
+    @property
     def width(self) -> int | None:
         """How many numbers an `int2` or `int3` has."""
         return int(self.type[3]) if self.type in ("int2", "int3") else None
@@ -63,7 +67,11 @@ def has_node(value: Any) -> bool:
 
 
 def read_attr(spec: AttrSpec, value: Any) -> Any:
-    """`value` in the form of the declared type. Raises `Unreadable`."""
+    """`value` in the form of the declared type; None where that is the default. Raises
+    `Unreadable`.
+    """
+    if value is None and spec.may_be_none:
+        return None
     value = plain(value)
     found = _READ.get(spec.type, _any)(spec, value)
     if found is _NO:

@@ -55,6 +55,9 @@ def _run(
         return CaseResult(name, case, *_tried(case, find(case.rule)))
     except LissomError as error:
         return CaseResult(name, case, False, str(error))
+    except Exception as error:  # one line says nothing about the others
+        said = f"the tester failed: {type(error).__name__}: {error}"
+        return CaseResult(name, case, False, said)
 
 
 def _checked(case: t.Check, functions: Functions) -> tuple[bool, str]:

@@ -28,10 +28,10 @@ from ..rule import Rule
 from ..spec import TensorSpec
 from .filling import Filling, dtype_of, gathered, spec_at
 from .places import globs_at, inside, outside
-from .settings import ANY, setting
+from .settings import ANY, sections, setting, spelled
 from .soil import CONTEXT, Planted, Soil
 from .source import Source, Unsuitable
-from .violated import check_spoilt, forbidden, others, unlike, without
+from .violated import check_spoilt, forbidden, is_literal, others, unlike, without
 
 DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16, torch.float16)
 """Precisions of whole models."""
@@ -65,8 +65,11 @@ def grow(source: Source, rule: Rule, vocabulary: Vocabulary, spoil: t.Node | Non
     a shape or a place; or a clause `unless`, whose pattern then stands beside the instance.
     """
     soil = _soil(source, vocabulary)
-    planted = [_Planter(soil, rule, spoil).plant() for _ in range(2 if source.chance(20) else 1)]
-    return _finished(soil, rule, [(rule, instance) for instance in planted])
+    try:
+        planted = [_Planter(soil, rule, spoil).plant() for _ in range(1 + source.chance(20))]
+        return _finished(soil, rule, [(rule, instance) for instance in planted])
+    except LissomError as error:  # a setting that the drawn op does not take, say
+        raise Unsuitable(error.diagnostics[0].message) from error
 
 
 def grow_together(source: Source, rules: Sequence[Rule], vocabulary: Vocabulary) -> Grown:
@@ -90,7 +93,7 @@ def _fitting(soil: Soil, rule: Rule) -> Planted:
         start = soil.mark()
         try:
             return _Planter(soil, rule, None).plant()
-        except Unsuitable:
+        except (Unsuitable, LissomError):
             if last:
                 raise
             soil.back(start)
@@ -169,7 +172,10 @@ class _Planter:
             self.planted.chains[op.index] = nodes
         else:
             self.planted.nodes[op.index] = nodes[0]
-        several = isinstance(self.soil.real[nodes[-1]], (tuple, list))
+        held = self.soil.real[nodes[-1]]
+        several = isinstance(held, (tuple, list))
+        if several and len(held) < len(op.targets):
+            raise Unsuitable(f"{len(held)} results, {len(op.targets)} names")
         for index, name in enumerate(op.targets):
             if name != "_":
                 values[name] = self.soil.part(nodes[-1], index) if several else nodes[-1]
@@ -247,7 +253,7 @@ class _Planter:
         for name, attr in spec.attrs.items():
             keyword = asked.get(name)
             fixed = keyword is not None and keyword is not self.spoil
-            if fixed and (_is_fixed(keyword) or self._wanted(keyword) is not None):
+            if fixed and (is_literal(keyword) or self._wanted(keyword) is not None):
                 attrs[name] = read_attr(attr, self._wanted(keyword))
             elif attr.dim is not None:
                 attrs[name] = read_attr(attr, scope.get(attr.dim, defaults[name]))
@@ -260,6 +266,9 @@ class _Planter:
                 attrs[name] = drawn if drawn is None else read_attr(attr, drawn)
             if keyword is not None and keyword is self.spoil:
                 check_spoilt(attrs[name], self._wanted(keyword))
+        if "many" in spec.traits and self.source.chance(70):
+            fitting = sections(self.source, attrs, shape, len(op.targets))
+            attrs |= {name: value for name, value in fitting.items() if name not in asked}
         return attrs
 
     def _bind(self, op: PatternOp, attrs: Mapping[str, Any]) -> None:
@@ -332,18 +341,7 @@ class _Planter:
         if isinstance(wanted, t.Constant):
             return wanted.value
         value = literal(wanted) if isinstance(wanted, t.Expr) else None
-        return _OPEN if value is None else self._spelled(value)
-
-    def _spelled(self, number: Any) -> Any:
-        """The number in any of the ways in which it may be written: 1, 1.0 or True."""
-        if not isinstance(number, (int, float)) or not self.source.chance(25):
-            return number
-        truths = [bool(number)] if number in (0, 1) else []
-        return self.source.choice([float(number), *truths])
+        return _OPEN if value is None else spelled(self.source, value)
 
 
 _OPEN: Any = object()
-
-
-def _is_fixed(keyword: t.Keyword) -> bool:
-    return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None

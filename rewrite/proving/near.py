@@ -16,7 +16,7 @@ from .grow import Grown
 from .soil import Planted
 from .source import Replayed, Rolled, Unsuitable
 from .trial import BAD, FIRED, NOISY, VACUOUS, Outcome, Subject, model, trial
-from .violated import contradicts, has_further_input, others
+from .violated import contradicts, has_further_input, is_literal, others
 
 ATTEMPTS = 80
 """Models drawn for one condition before it counts as not reached."""
@@ -67,7 +67,7 @@ def near_misses(rule: Rule, subject: Subject) -> list[Near]:
         if has_further_input(subject.vocabulary, op):
             name = f"a further input of `{op.targets[0]}`"
             found.append(Near(name, _said(op.source), op.source))
-        found += [Near(f"not {_text(k)}", _said(k), k) for k in op.source.attrs if _literal(k)]
+        found += [Near(f"not {_text(k)}", _said(k), k) for k in op.source.attrs if is_literal(k)]
         found += [Near(f"not {_text(o)}", _said(o), o) for o in op.operands if _number(o)]
         found += _around(rule, subject, op)
     found += [Near(f"not {_text(c)}", _said(c), c) for c in rule.pattern.shapes]
@@ -81,10 +81,6 @@ def _text(node: t.Node) -> str:
 
 def _said(node: t.Node) -> frozenset[str]:
     return frozenset({_text(node)})
-
-
-def _literal(keyword: t.Keyword) -> bool:
-    return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None
 
 
 def _number(operand: t.Expr | t.Rest) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,6 +50,9 @@ LEAST_KEPT, MOST_KEPT = 0.75, 3_000
 Outcomes = Callable[[Subject, Source], list[Outcome]]
 """What becomes of one drawn model."""
 
+NOT_TESTED = "NOT TESTED"
+"""The verdict on a rule that was never applied: nothing is known of it."""
+
 KEPT = 64
 """Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
 
@@ -70,6 +74,7 @@ class Explored:
     silent: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     opaque: Counter[str] = field(default_factory=Counter)
+    undrawn: Counter[str] = field(default_factory=Counter)
     vacuous: Counter[str] = field(default_factory=Counter)
     ratio: float = 0.0
     tapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -92,7 +97,7 @@ class Explored:
 
 @dataclass(slots=True)
 class Proof:
-    """Everything that was found out about one rule."""
+    """Everything that was found out about one rule. `stopped`: why nothing more was tried."""
 
     rule: str
     kind: str
@@ -104,6 +109,7 @@ class Proof:
     algebra: list[FieldResult] = field(default_factory=list)
     bits: list[DyadicResult] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: str = ""
 
     @property
     def failures(self) -> list[Outcome]:
@@ -117,7 +123,9 @@ class Proof:
     @property
     def weak(self) -> list[str]:
         """What was not shown, in words."""
-        found = []
+        found = [self.stopped] if self.stopped else []
+        if not self.explored.fired:
+            return found or [_why_never(self.explored, self.guards)]
         if self.explored.fired < LEAST_FIRED:
             found.append(f"fired in {self.explored.fired} models only")
         found += [f"no model violates `{g}`" for g in self.guards if not self._violated(g)]
@@ -131,7 +139,30 @@ class Proof:
     def verdict(self) -> str:
         if self.failures:
             return "FAILED"
+        if self.stopped or not self.explored.fired:
+            return NOT_TESTED
         return "weakly verified" if self.weak else "verified"
+
+
+def untested(source: t.Rule, why: str) -> Proof:
+    """Of a rule on which nothing could be tried."""
+    digest = hashlib.sha256(source.span.text.encode()).hexdigest()
+    return Proof(source.name.text, source.kind, digest, Explored(), (), stopped=why)
+
+
+def _why_never(found: Explored, guards: Sequence[str]) -> str:
+    """What stood in the way of a rule that never fired: the last guard that places came to, or the
+    condition that most of them missed.
+    """
+    counters = (found.silent, found.refused, found.opaque, found.vacuous)
+    places = sum(map(Counter.total, counters))
+    if not places:
+        drawn = found.undrawn.most_common(1)
+        return "no model with its left side could be drawn" + (f": {drawn[0][0]}" if drawn else "")
+    counts = sum(counters, Counter[str]())
+    reached = next((guard for guard in reversed(guards) if counts[guard]), None)
+    said = reached or counts.most_common(1)[0][0]
+    return f"never fired: `{said}` stood in the way at {counts[said]:,} of {places:,} places"
 
 
 def _differing(found: DyadicResult) -> Outcome:
@@ -212,10 +243,15 @@ def explore(
     wanted = max(LEAST_FIRED, kept)
     for number in range(SPARE * ROUNDS * models):
         enough = found.fired >= wanted or found.models >= ROUNDS * models
-        if found.failure is not None or (found.models >= models and enough):
+        hopeless = not found.models and number > SPARE * models
+        if found.failure is not None or hopeless or (found.models >= models and enough):
             break
         source = Recorded(_drawn(found, f"{start}/{number}"))
-        outcomes = tried(subject, source)
+        try:
+            outcomes = tried(subject, source)
+        except Unsuitable as error:  # the draws do not fit together
+            found.undrawn[str(error)] += 1
+            continue
         if outcomes:
             _note(found, tuple(source.tape), outcomes, keeps)
     if found.failure is not None:
@@ -234,12 +270,8 @@ def _drawn(found: Explored, seed: str) -> Source:
 
 
 def _outcomes(subject: Subject, source: Source) -> list[Outcome]:
-    """What became of one model; nothing where the draws did not fit together."""
-    try:
-        grown = model(source, subject)
-    except Unsuitable:
-        return []
-    return trial(subject, grown)
+    """What became of one model. Raises `Unsuitable` where the draws do not fit together."""
+    return trial(subject, model(source, subject))
 
 
 def _note(
@@ -265,12 +297,11 @@ def _smallest(subject: Subject, failure: Failure, tried: Outcomes) -> Failure:
 
     def fails(tape: tuple[int, ...]) -> tuple[int, ...] | None:
         source = Recorded(Replayed(tape))
-        same = (
-            outcome
-            for outcome in tried(subject, source)
-            if (outcome.kind, outcome.condition) == wanted
-        )
-        outcome = next(same, None)
+        try:
+            outcomes = tried(subject, source)
+        except Unsuitable:
+            return None
+        outcome = next((o for o in outcomes if (o.kind, o.condition) == wanted), None)
         used = tuple(source.tape)
         if outcome is not None:
             known[used] = Failure(outcome, used)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,14 @@ def _word(source: Source, spec: AttrSpec, default: Any, unlike: Any) -> Any:
     return default
 
 
+def spelled(source: Source, number: Any) -> Any:
+    """The number in any of the ways in which it may be written: 1, 1.0 or True."""
+    if not isinstance(number, (int, float)) or not source.chance(25):
+        return number
+    truths = [bool(number)] if number in (0, 1) else []
+    return source.choice([float(number), *truths])
+
+
 def _whole(source: Source, default: Any, shape: Sequence[int]) -> int:
     rank = len(shape)
     if default is None:  # a size or an axis
@@ -94,6 +102,19 @@ def factors(source: Source, number: int) -> tuple[int, ...]:
     return (*found, -1 if source.chance(25) else number)
 
 
+def sections(
+    source: Source, attrs: Mapping[str, Any], shape: Sequence[int], count: int
+) -> dict[str, Any]:
+    """Settings with which an op cuts an axis into `count` parts; none where it has no such axis."""
+    dim = attrs.get("dim", 0)
+    if not isinstance(dim, int) or not -len(shape) <= dim < len(shape):
+        return {}
+    extent = shape[dim]
+    sizes = [extent // count] * (count - 1)
+    each = (*sizes, extent - sum(sizes)) if source.chance(30) else -(-extent // count)
+    return {name: v for name, v in (("chunks", count), (PARTS, each)) if name in attrs}
+
+
 def divisors(number: int) -> list[int]:
     """1 first, so that draws shrink to it."""
     return [n for n in range(1, number + 1) if number % n == 0]
@@ -107,6 +128,7 @@ _KINDS: dict[str, Callable[[Source, Any, Sequence[int]], Any]] = {
     "float": lambda source, default, shape: source.choice([0.5, 1.0, 0.0, 2.0, 6.0, -1.0, 1e-3]),
     "bool": lambda source, default, shape: not default or source.chance(50),
 }
+PARTS = "split_size_or_sections"
 NUMBERS = (2, 1, 0.5, -1, 3.0)
 WORDS = ("floor", "trunc", "tanh", "reflect", "replicate", "circular", "nearest", "bilinear")
 WORDS_OF: dict[str, tuple[Any, ...]] = {
@@ -127,7 +149,7 @@ WORDS_OF: dict[str, tuple[Any, ...]] = {
     "recompute_scale_factor": (None, True, False),
     "p": ("fro", 1, 2, 3, math.inf),
     "padding_idx": (None, 0, 1),
-    "split_size_or_sections": (1, 2, 3),
+    PARTS: (1, 2, 3),
     "index": (0, -1, slice(None), slice(0, 1), slice(None, None, 2)),
 }
 """What torch takes for settings whose declared type says little; running the op decides."""

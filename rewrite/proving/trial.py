@@ -143,7 +143,7 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         return Outcome(REFUSED if fits else SILENT, condition(found), found.text())
     except LissomError as error:
         first = error.diagnostics[0]
-        return Outcome(UNSOUND, first.code, str(error))
+        return Outcome(UNSOUND, first.code, "; ".join((first.message, *first.notes)))
     except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
         return Outcome(CRASH, type(error).__name__, traceback.format_exc())
 

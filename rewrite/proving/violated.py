@@ -37,6 +37,11 @@ def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
     )
 
 
+def is_literal(keyword: t.Keyword) -> bool:
+    """Whether a setting has its value in the text, instead of a name."""
+    return isinstance(keyword.value, t.Constant) or literal(keyword.value) is not None
+
+
 def has_further_input(vocabulary: Vocabulary, op: PatternOp) -> bool:
     """Whether an op that the pattern names takes one more operand than the pattern gives it."""
     if any(isinstance(operand, t.Rest) for operand in op.operands):
