@@ -15,6 +15,7 @@ from .model_file import ModelFile, load_model
 from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.capture import capture
+from .rewrite.capture_own import declared
 from .rewrite.channels.listing import Listing, listing
 from .rewrite.compile import Options, example_of, working_state
 from .rewrite.evaluate import Scope
@@ -81,7 +82,7 @@ def rule_of(program: Program, name: str) -> t.Rule:
 def state_of(file: ModelFile, program: Program, out: Output) -> State:
     """The model of a file, captured, with the data that the program's pipeline names."""
     options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops, loss=file.loss)
-    with out.progress(f"capturing {file.name}"):
+    with out.progress(f"capturing {file.name}"), declared(options.own):
         captured = capture(file.model, file.inputs or example_of(file.data), second=file.second)
     state = working_state(captured, program, file.data, options)
     for pipeline in program.file.all(t.Pipeline)[:1]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .capture_own import is_own
 from .overrides import override
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -30,10 +31,10 @@ _HOOKS = (
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """True for torch.nn's own modules, and for subclasses of them that change nothing forward
-    uses.
+    """True for torch.nn's own modules, for subclasses of them that change nothing forward uses, and
+    for the layers of a user's own ops.
     """
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule) or is_own(module):
         return True
     base = _torch_base(type(module))
     opened = base is None or issubclass(base, (*_CONTAINERS, *_STACKS))

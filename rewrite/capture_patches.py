@@ -7,14 +7,15 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .capture_ops import Call
+from .capture_own import named_functions
 from .capture_scalars import traced_choices
 from .capture_values import leaves, without_traces
 
@@ -34,7 +35,10 @@ def recording(recorder: Recorder) -> Iterator[None]:
         replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
         _einops_uncached(),
         replaced(builtins, "len", lambda eager: _length(recorder, eager)),
+        ExitStack() as own,
     ):
+        for owner, name in list(named_functions(recorder.root)):
+            own.enter_context(replaced(owner, name, lambda eager: _function(recorder, eager)))
         yield
 
 
@@ -65,6 +69,18 @@ def _module_call(recorder: Recorder, eager: Any) -> Any:
         if not recorder.open:
             return eager(module, *args, **kwargs)
         return recorder.module_call(module, eager, args, kwargs)
+
+    return call
+
+
+def _function(recorder: Recorder, eager: Any) -> Any:
+    """A function of a user's own op."""
+
+    @wraps(eager)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not recorder.open:
+            return eager(*args, **kwargs)
+        return _opaque(recorder, eager, args, kwargs)
 
     return call
 

@@ -18,6 +18,7 @@ from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
 from .capture import Captured, capture
 from .capture_inputs import Case
+from .capture_own import declared
 from .checkpoint import finish, snapshot
 from .collector import fewer_collections
 from .cost import model_costs
@@ -155,7 +156,8 @@ def compile_checked(
     """As `compile_model`, of a program that went through the checker, which said `notes`."""
     begun = time.perf_counter()
     example = inputs if inputs is not None else example_of(data)
-    captured = capture(model, example, second=options.second, prove=options.verify)
+    with declared(options.own):
+        captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
     before = model_costs(state.module, state.view)

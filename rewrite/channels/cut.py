@@ -163,18 +163,33 @@ def _layer(work: Work, call: Call) -> None:
     """An op whose parameters were sliced."""
     attrs = {**call.attrs, **_sized(work, call)}
     target = str(call.node.target)
-    if call.node.op != "call_module":
-        if attrs != call.attrs:
-            work.respell(call, call.op, attrs)
-    elif target not in work.layers:
-        params = {name: _now(work, path) for name, path in call.params.items()}
-        like = work.flow.view.root.get_submodule(target)
-        rank = len(shape_at(call.inputs[0]))
-        layer = build_layer(call.op.name, params, settings(attrs), like, rank)
-        assert layer is not None
+    is_layer = call.node.op == "call_module"
+    if is_layer and target not in work.layers:
+        work.layers.add(target)
+        _build(work, call, target, attrs)
+    bare = is_layer and type(work.module.get_submodule(target)) is nn.Module
+    if bare or (not is_layer and attrs != call.attrs):
+        work.respell(call, call.op, attrs)
+
+
+def _build(work: Work, call: Call, target: str, attrs: dict[str, Any]) -> None:
+    """A layer of the new size. Of a user's own only the declaration says how to make one: its
+    parameters are kept as they are, and the op's meaning reads them.
+    """
+    params = {name: _now(work, path) for name, path in call.params.items()}
+    like = work.flow.view.root.get_submodule(target)
+    rank = len(shape_at(call.inputs[0]))
+    layer = build_layer(call.op.name, params, settings(attrs), like, rank)
+    if layer is not None:
         _pass_on(work, target, like, layer)
         _put(work.module, target, layer)
-        work.layers.add(target)
+        return
+    bare = nn.Module()
+    bare._parameters, bare._buffers = dict(like._parameters), dict(like._buffers)
+    bare._modules = dict(like._modules)
+    _put(work.module, target, bare)
+    for path in filter(None, call.params.values()):
+        _held(work, path)
 
 
 def _state(work: Work, call: Call) -> None:

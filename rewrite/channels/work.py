@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..call import Call
+from ..call import Call, tensor_at
 from ..opspec import OpSpec
 from ..spec import TensorSpec
 from .flow import Flow, Key
@@ -97,8 +97,7 @@ class Work:
 
     def respell(self, call: Call, op: OpSpec, attrs: Mapping[str, Any]) -> None:
         """The node calls an op with other settings, on what it read before."""
-        named = {str(n.target): n for n in call.node.all_input_nodes if n.op == "get_attr"}
-        held = {name: path and named[path] for name, path in call.params.items()}
+        held = {name: path and self._holder(call, path) for name, path in call.params.items()}
         inputs = dict(zip((spec.name for spec in op.inputs), call.inputs, strict=True))
         given = fx.node.map_aggregate({**inputs, **held, **attrs}, self._renewed)
         args, kwargs = op.writer.arguments(given)
@@ -108,6 +107,17 @@ class Work:
                 self.stand_in(call.node, graph.call_method(op.writer.name, args, kwargs))
             else:
                 self.stand_in(call.node, graph.call_function(op.writer.function, args, kwargs))
+
+    def _holder(self, call: Call, path: str) -> fx.Node:
+        """The node that reads a parameter: the old one of a function, a new one of a layer."""
+        named = {str(n.target): n for n in call.node.all_input_nodes if n.op == "get_attr"}
+        if path in named:
+            return named[path]
+        with self.module.graph.inserting_before(self.new[call.node]):
+            node = self.module.graph.get_attr(path)
+        tensor = tensor_at(self.module, path)
+        node.meta["val"] = TensorSpec(tuple(tensor.shape), tensor.dtype)
+        return node
 
     def stand_in(self, node: fx.Node, new: fx.Node) -> None:
         """A new node in the place of the one that was copied."""
@@ -122,7 +132,7 @@ class Work:
     def _renewed(self, value: Any) -> Any:
         if isinstance(value, Share):
             return self._computed(value)
-        return self.new[value] if isinstance(value, fx.Node) else value
+        return self.new.get(value, value) if isinstance(value, fx.Node) else value
 
     def _computed(self, share: Share) -> fx.Node:
         """Nodes that compute the share of a size."""
