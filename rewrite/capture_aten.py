@@ -70,8 +70,9 @@ def _size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled | None:
 
 
 def _slice(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled | None:
-    x, axis, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
-    axis = None if axis is None else _axis(x, axis)
+    usual: tuple[Any, ...] = (0, None, None, 1)
+    x, at, start, end, step = (*args, *usual[len(args) - 1 :])
+    axis = _axis(x, at)
     if kwargs or axis is None:
         return None
     part = slice(start or None, None if end == _END else end, None if step == 1 else step)

@@ -14,6 +14,7 @@ from ..grammar.diagnostics import Diagnostic, Label
 from .capture_graph import build, copy_of, guards_module, move_hooks
 from .capture_inputs import Case, bind
 from .capture_lowering import Untraceable
+from .capture_padding import split_padding
 from .constants import fold_constants
 from .proof import diverging_node, failing_node, first_difference, innermost, one_line
 from .relift import exported
@@ -94,6 +95,7 @@ def by_trace(
     whole, where = copy_of(graph)
     module = build(model, graph)
     fold_constants(module)
+    split_padding(module)
     move_hooks(model, module)
     guards = tuple(Guard(where[guard.node], guard.about) for guard in recorder.guards.values())
     candidate = Candidate(model, module, whole, guards)
@@ -126,6 +128,7 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
         return Failure("", Diagnostic("M004", f"torch.export fails: {one_line(error)}"))
     module = build(model, lifted.graph)
     fold_constants(module)
+    split_padding(module)
     candidate = Candidate(model, module, module.graph)
     verdict = judge(candidate, trials)
     if verdict.failure:

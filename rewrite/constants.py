@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from .capture_graph import aliased, is_pure
+from .constant_views import separable
 from .spec import spec_of
 from .writes import node_name
 from .written_memory import Memory, written_memory
@@ -44,7 +45,10 @@ def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
     equal.
     """
     found = _Constants(module)
-    folded = [item for node in found.frontier() for item in _fold(module, found, node)]
+    computed = list(found.frontier())
+    weights = [node for node in computed if _role(node) != "constant"]
+    apart = separable(module, weights, found.values)
+    folded = [item for node in computed for item in _fold(module, found, node, apart)]
     if folded or found.replaced:
         found.drop_dead()
         drop_unused_state(module)
@@ -165,12 +169,16 @@ def _address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _fold(module: fx.GraphModule, found: _Constants, node: fx.Node) -> Iterator[Folded]:
+def _fold(
+    module: fx.GraphModule, found: _Constants, node: fx.Node, apart: set[fx.Node]
+) -> Iterator[Folded]:
     value = found.values[node]
     origin = found.storages.get(_address(value)) if value.numel() else None
     if origin is not None:
-        found.replaced += _use_origin(node, value, origin, found.values[origin])
-        return
+        reused = _use_origin(node, value, origin, found.values[origin])
+        found.replaced += reused
+        if reused or node not in apart:
+            return
     sources = found.sources[node]
     if not _affordable(value, [found.values[source] for source in sources]):
         return

@@ -182,7 +182,7 @@ _CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "conv_transpose3d": (nn.ConvTranspose3d,),
     "linear": (nn.Linear,),
     "embedding": (nn.Embedding,),
-    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     "instance_norm": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     "layer_norm": (nn.LayerNorm,),
     "rms_norm": (nn.RMSNorm,),

@@ -136,8 +136,8 @@ class Recorder(TorchFunctionMode):
         return self._adopt(result, Origin(node), _ids(inputs), _ids(written))
 
     def _positions(self, node: fx.Node, arguments: list[torch.Tensor]) -> tuple[int, ...]:
-        nodes = [self.lowering.tensor_node(tensor) for tensor in arguments]
-        return tuple(node.all_input_nodes.index(each) for each in nodes)
+        nodes = (self.lowering.tensor_node(tensor) for tensor in arguments)
+        return tuple(_position(node.all_input_nodes, each) for each in nodes)
 
     def _worth_a_node(self, call: Call, inputs: list[torch.Tensor], result: Any) -> bool:
         if call.kind == "call_module" or tensors(result):
@@ -296,6 +296,16 @@ class Recorder(TorchFunctionMode):
                 self.open = False
         node.meta.update(val=spec_of(result), site="", source="", mutates=())
         return self.graph
+
+
+def _position(inputs: list[fx.Node], wanted: fx.Node) -> int:
+    """Where a tensor is among the inputs of a node: by itself, or in a container built for it."""
+    return next(index for index, node in enumerate(inputs) if _holds(node, wanted))
+
+
+def _holds(node: fx.Node, wanted: fx.Node) -> bool:
+    built = isinstance(node.target, type)
+    return node is wanted or (built and any(_holds(n, wanted) for n in node.all_input_nodes))
 
 
 def is_model_file(name: str) -> bool:

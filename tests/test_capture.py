@@ -359,3 +359,30 @@ def test_a_batch_that_cannot_be_varied_is_repeated() -> None:
 def test_without_proof_only_the_example_is_compared() -> None:
     captured = capture(nn.Linear(4, 4).eval(), (torch.randn(2, 4),), prove=False)
     assert captured.proved == ("the example",)
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, without the padding between them."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.narrow, self.cells = nn.Linear(3, 4), kind(4, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        rnn = nn.utils.rnn
+        x = torch.relu(self.narrow(x))
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        out, _ = self.cells(packed)
+        padded, _ = rnn.pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
+        return padded, out.data.sum()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_sequences_are_packed_anew_in_each_call(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model = Packed(kind).eval()
+    captured = capture(model, (torch.rand(3, 6, 3), torch.tensor([2, 6, 4])))
+    assert captured.how == "trace"
+    assert {"narrow", "cells"} <= set(targets(captured))
+    assert same(captured, model, torch.rand(3, 6, 3), torch.tensor([6, 1, 3]))
+    assert same(captured, model, torch.rand(2, 9, 3), torch.tensor([9, 5]))

@@ -41,6 +41,7 @@ def both(m: Any, x: torch.Tensor) -> torch.Tensor:
         (nn.BatchNorm2d(8, affine=False), True),
         (nn.BatchNorm2d(8, momentum=None), True),
         (nn.BatchNorm2d(8, eps=0.3), True),
+        (nn.SyncBatchNorm(8), True),
         (nn.BatchNorm2d(8, track_running_stats=False), False),
     ],
 )

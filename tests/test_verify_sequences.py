@@ -20,9 +20,9 @@ GENERATOR = torch.Generator().manual_seed(0)
 LONG = torch.randn(3, 64, 12, generator=GENERATOR)
 
 
-def attention(dtype: torch.dtype = torch.float32) -> nn.Module:
+def attention(dtype: torch.dtype = torch.float32, batch_first: bool = True) -> nn.Module:
     torch.manual_seed(0)
-    layer = nn.MultiheadAttention(12, 3, batch_first=True)
+    layer = nn.MultiheadAttention(12, 3, batch_first=batch_first)
     nn.init.normal_(layer.in_proj_bias)
     model = Fn(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=layer)
     return model.to(dtype).eval()
@@ -55,6 +55,12 @@ def test_attention_is_opened_on_short_sequences(monkeypatch: pytest.MonkeyPatch)
     driven = run(attention(), LONG, OPEN, how="once").check()
     assert driven.applied == 1
     assert set(seen) == {5}
+
+
+def test_attention_is_opened_in_the_layout_of_time_first() -> None:
+    driven = run(attention(batch_first=False), LONG, OPEN, how="once").check()
+    assert driven.applied == 1
+    assert "permute" in driven.ops()
 
 
 MUTANTS = {
