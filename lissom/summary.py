@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .grammar import tree as t
 from .grammar.diagnostics import Label, fail
@@ -17,6 +17,7 @@ from .model_file import ModelFile
 from .rewrite.compile import Compiled
 from .rewrite.journal import Applied, Refused, StageEnd, Verdict
 from .rewrite.latency import Latency
+from .rewrite.model_check import Metrics
 from .rewrite.store import file_bytes, save
 
 
@@ -144,10 +145,15 @@ def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared
     """
     batches = batches_of(file, split)
     samples = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
-    how = f"{split}, {samples} samples"
+    how, place = f"{split}, {samples} samples", Label(None, where=f"--measure {split}")
+    metrics = Metrics(compiled.original, file.metrics)
+
+    def value(name: str, model: nn.Module) -> float:
+        return metrics.value(model, name, batches, place)
+
     return [
-        Compared(name, metric(compiled.original, batches), metric(compiled.model, batches), "", how)
-        for name, metric in file.metrics.items()
+        Compared(name, value(name, compiled.original), value(name, compiled.model), "", how)
+        for name in file.metrics
     ]
 
 

@@ -19,6 +19,7 @@ from .certificate import as_bytes, certificate, recheck, sha256
 from .compile import Compiled
 from .journal import Verdict
 from .model_check import outputs
+from .recorded import described
 from .store import Loaded, load, save
 
 PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
@@ -115,7 +116,7 @@ def _timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def probe(compiled: Compiled) -> bytes:
     """Example inputs and what the result gives on them."""
     found = [v for v in outputs(compiled.model, compiled.samples.inputs) if isinstance(v, Tensor)]
-    given = [value for value in compiled.samples.inputs if isinstance(value, Tensor)]
+    _, given = described(compiled.samples.inputs)
     tensors = {f"in.{i}": v for i, v in enumerate(given)} | {
         f"out.{i}": v for i, v in enumerate(found)
     }

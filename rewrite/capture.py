@@ -20,7 +20,8 @@ from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
 from .instruments import check_instruments
-from .proof import eager_output, one_line, run_eager
+from .proof import eager_output, run_eager
+from .runs import one_line
 from .tracer import Specialised
 
 _MOST_OPAQUE = 16

@@ -16,8 +16,9 @@ from .capture_inputs import Case, bind
 from .capture_lowering import Untraceable
 from .capture_padding import split_padding
 from .constants import fold_constants
-from .proof import diverging_node, failing_node, first_difference, innermost, one_line
+from .proof import diverging_node, failing_node, first_difference
 from .relift import exported
+from .runs import innermost, one_line
 from .spec import TensorSpec
 from .tracer import Guard, Recorder, Specialised
 

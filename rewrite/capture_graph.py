@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import fx, nn
 
+from .checkpoint import graph_module
 from .tracer import Guard
 from .writes import node_name, writes
 
@@ -44,7 +45,7 @@ def build(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """
     eliminate_dead(graph)
     graph.lint()
-    module = fx.GraphModule(root, graph, class_name=type(root).__name__)
+    module = graph_module(root, graph)
     module.train(False)
     return module
 

@@ -14,6 +14,7 @@ from torch import fx, nn
 from ..grammar.diagnostics import Label, LissomError, fail
 from .capture_scalars import is_traced
 from .capture_values import Step, leaves, path_text, rebuild, tensors
+from .runs import copied
 from .tracer import Recorder, Specialised
 
 _PLAIN = (int, float, bool, str, type(None))
@@ -30,7 +31,7 @@ class Case:
 
     def fresh(self) -> Case:
         """A copy that a model may write to. A tensor given twice becomes two tensors."""
-        return self.map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf)
+        return self.map(lambda leaf: copied(leaf) if isinstance(leaf, torch.Tensor) else leaf)
 
     def map(self, change: Callable[[Any], Any], label: str = "") -> Case:
         args = tuple(rebuild(arg, change) for arg in self.args)

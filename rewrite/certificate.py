@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .compile import Compiled
 from .digest import model_digest, tensor_digest
 from .journal import Applied, StageEnd, Verdict
 from .model_check import distance, outputs
 from .processor import processor
+from .recorded import described, restored
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "applications": [_timeless(event) for event in compiled.applied],
         "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
         "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
-        "inputs": described(compiled.samples.inputs),
+        "inputs": described(compiled.samples.inputs)[0],
         "outputs": _probe(compiled),
         "claims": STATEMENT,
     }
@@ -78,31 +78,6 @@ def _pipeline_name(compiled: Compiled) -> str | None:
 def _timeless(event: Applied | StageEnd) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
     return {key: value for key, value in asdict(event).items() if key != "seconds"}
-
-
-def described(inputs: Sequence[Any]) -> list[Any] | None:
-    """Each positional input: the number of its tensor in the probe, or its plain value.
-
-    None where an input is a structure, which a probe cannot hold.
-    """
-    found: list[Any] = []
-    count = 0
-    for value in inputs:
-        if isinstance(value, Tensor):
-            found.append({"tensor": count})
-            count += 1
-        elif value is None or type(value) in (bool, int, float, str):
-            found.append({"value": value})
-        else:
-            return None
-    return found
-
-
-def restored(written: Sequence[Any] | None, tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
-    """The inputs that `described` wrote down."""
-    if written is None:
-        return None
-    return tuple(tensors[w["tensor"]] if "tensor" in w else w["value"] for w in written)
 
 
 def _probe(compiled: Compiled) -> list[dict[str, Any]]:
@@ -164,7 +139,7 @@ def _outputs_again(
     claim = "outputs on the recorded inputs are the recorded ones"
     if inputs is None:
         return Verdict(claim, "not checked", True, detail="the inputs are structures")
-    found = [value for value in tree_leaves(outputs(model, inputs)) if isinstance(value, Tensor)]
+    found = [value for value in outputs(model, inputs) if isinstance(value, Tensor)]
     if len(found) != len(expected):
         return Verdict(
             claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}"

@@ -4,7 +4,7 @@ weights are shared.
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 
 def snapshot(module: fx.GraphModule) -> fx.GraphModule:
@@ -18,7 +18,27 @@ def snapshot(module: fx.GraphModule) -> fx.GraphModule:
     output = copied.output(result)
     output.meta.update(old_output.meta)
     copied._codegen = module.graph._codegen
-    return fx.GraphModule(module, copied, type(module).__name__)
+    return graph_module(module, copied)
+
+
+def graph_module(root: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A module with what `graph` refers to of `root`. What is in no `state_dict` of the root is in
+    none of it either: buffers that are not persistent, and plain tensors, which become buffers.
+    """
+    module = fx.GraphModule(root, graph, type(root).__name__)
+    for path, part in module.named_modules():
+        # Modules come as they are; torch.fx makes new ones around tensors that are read by name.
+        if type(part) is nn.Module or part is module:
+            part._non_persistent_buffers_set.update(_unsaved(root, path, part))
+    return module
+
+
+def _unsaved(root: nn.Module, path: str, part: nn.Module) -> set[str]:
+    owner = root.get_submodule(path)
+    if owner is part:
+        return set()
+    saved = owner._buffers.keys() - owner._non_persistent_buffers_set
+    return set(part._buffers) - saved
 
 
 def finish(module: fx.GraphModule) -> None:

@@ -4,16 +4,18 @@ fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .call import tensor_at
 from .capture_graph import is_pure
 from .construct import Plan, Planned
 from .emit import Emitted, emit
 from .evaluate import ParamRef
+from .formats import in_format_of
 from .runtime_size import RuntimeSize, mapped
 from .site import Site
 from .spec import TensorSpec
@@ -21,32 +23,37 @@ from .state import State
 from .writes import writes
 
 
-def emit_plan(state: State, plan: Plan) -> dict[Planned, Emitted]:
-    """The layers and calls of a plan, with weights rounded to their final precision. Changes
-    nothing.
+def emit_plan(state: State, site: Site, plan: Plan) -> dict[Planned, Emitted]:
+    """The layers and calls of a plan, with weights rounded to their final precision, in the memory
+    format of those of the site. Changes nothing.
     """
-    return {planned: _emit(state, planned) for planned in plan.ops}
+    paths = [path for call in site.calls for path in call.params.values() if path]
+    origins = [tensor_at(state.module, path) for path in paths]
+    return {planned: _emit(state, planned, origins) for planned in plan.ops}
 
 
-def _emit(state: State, planned: Planned) -> Emitted:
+def _emit(state: State, planned: Planned, origins: Sequence[Tensor]) -> Emitted:
     if not planned.op.params:
         return Emitted(planned.op, (None,) * len(planned.op.inputs), {}, planned.attrs, None)
-    params = {name: _rounded(state, planned, value) for name, value in planned.params.items()}
+    params = {
+        name: _rounded(state, planned, value, origins) for name, value in planned.params.items()
+    }
     inputs = tuple(_stand_in(value) for value in planned.inputs)
     inputs += (None,) * (len(planned.op.inputs) - len(inputs))
     return emit(planned.op, inputs, params, planned.attrs, _origin_layer(state, planned))
 
 
-def _rounded(state: State, planned: Planned, value: Tensor | ParamRef | None) -> Tensor | None:
+def _rounded(
+    state: State, planned: Planned, value: Tensor | ParamRef | None, origins: Sequence[Tensor]
+) -> Tensor | None:
     """A weight that is passed on stays the same tensor, unless others go on reading it."""
     if isinstance(value, ParamRef):
         tensor = value.tensor.detach()
         return tensor.clone() if len(state.readers(value.path)) > 1 else tensor
     if value is None:
         return None
-    return value.to(
-        planned.dtype if value.is_floating_point() else value.dtype, copy=True
-    ).contiguous()
+    dtype = planned.dtype if value.is_floating_point() else value.dtype
+    return in_format_of(value.to(dtype, copy=True), origins)
 
 
 def _stand_in(value: Any) -> Any:

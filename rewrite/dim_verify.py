@@ -21,8 +21,9 @@ from .evaluate import Scope
 from .journal import Costs, Verdict
 from .latency import measure
 from .measures import TURNS, sample_count
-from .model_check import REFUSALS, drift, equality_at, outputs
+from .model_check import drift, equality_at
 from .rule import Rule
+from .runs import RunFailed
 from .samples import Example, numbers_in
 from .state import State
 from .view import View
@@ -120,14 +121,6 @@ class Trial(ABC, Generic[S]):
             else (first,)
         )
 
-    def reference_runs(self) -> bool:
-        """Whether kernels take what is left: a norm refuses to run over a single number."""
-        try:
-            outputs(self.reference, self.state.samples.inputs)
-        except REFUSALS:
-            return False
-        return True
-
     def claims(self) -> tuple[Verdict, ...]:
         samples, rule = [0], self.site.rule
         scope = self.site.scope.child({rule.dim: self.left()})
@@ -163,11 +156,8 @@ def judged(trial: Trial[Any]) -> tuple[Verdict, ...] | Miss:
     rule = trial.site.rule
     try:
         equal = trial.equality()
-    except REFUSALS as error:
-        if trial.reference_runs():  # then the change itself is wrong
-            raise
-        text = f"what is left cannot run: {str(error).splitlines()[0]}"
-        return miss(rule, PLAN, text, "R013")
+    except RunFailed as error:  # a norm refuses to run over a single number
+        return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
     if not equal.holds:
         raise _unsound(trial, equal)
     claims = trial.claims()

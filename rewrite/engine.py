@@ -110,7 +110,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     if point is None:
         text = "a result is read before everything it needs exists"
         return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "R005")
-    emitted = emit_plan(state, plan)
+    emitted = emit_plan(state, site, plan)
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
     wrong = next((verdict for verdict in exact if not verdict.holds), None)
     if wrong is not None and wrong.claim != IN_OWN:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .runs import own_inputs, run
+
 Clock = Callable[[], float]
 
 
@@ -56,7 +58,7 @@ def measure(
     times: tuple[list[float], list[float]] = ([], [])
     with _threads(threads), torch.no_grad():
         for model in (before, after) * 2:
-            model(*args)
+            run(model, args)
         begun = clock()
         while len(times[0]) < least or (len(times[0]) < most and clock() - begun < seconds):
             turn = ((before, times[0]), (after, times[1]))
@@ -73,8 +75,9 @@ def measure(
 
 
 def _once(model: nn.Module, args: tuple[Any, ...], clock: Clock) -> float:
+    own = own_inputs(args)  # not timed: a caller needs no copy
     begun = clock()
-    model(*args)
+    model(*own)
     return clock() - begun
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .batches import Batches
+from .capture_values import leaves
 from .journal import Verdict
 from .rounding import disturbed
+from .runs import RunFailed, innermost, on_copies, one_line, run
 from .samples import Example
 from .spec import spec_of
 
@@ -23,6 +25,7 @@ Metric = Callable[[nn.Module, Batches], float]
 
 UNTOUCHED = "weights outside the rewrites are untouched"
 EQUALITY = "whole model equals the one before the stage"
+RUNS = "the rewritten model runs"
 DRIFT = "drift of the outputs from the original model"
 SHAPES_KEPT = "outputs keep their shapes at other sizes"
 
@@ -39,10 +42,9 @@ MEANINGLESS = 0.5
 """A relative rounding error past which comparing outputs tells nothing."""
 
 
-def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
-    """The leaves of what a model returns."""
-    with torch.no_grad():
-        return tree_leaves(model(*args))
+def outputs(model: nn.Module, args: tuple[Any, ...], what: str = "the example") -> list[Any]:
+    """The leaves of what a model returns for copies of `args`. Raises RunFailed."""
+    return [leaf for _, leaf in leaves(run(model, args, what=what))]
 
 
 def equality_at(
@@ -51,7 +53,7 @@ def equality_at(
     """Whether two models compute the same on examples of several sizes: the verdict of the first,
     which names the others, or the first one that does not hold.
     """
-    found = [model_equality(before, after, example.args, nodes) for example in examples]
+    found = [model_equality(before, after, e.args, nodes, e.label) for e in examples]
     for example, verdict in zip(examples, found, strict=True):
         if not verdict.holds:
             return replace(verdict, detail=f"on {example.label}: {verdict.detail}")
@@ -66,11 +68,11 @@ def runs_at(before: nn.Module, after: nn.Module, examples: Sequence[Example]) ->
     """
     claim = SHAPES_KEPT
     for example in examples:
-        left = outputs(before, example.args)
+        left = outputs(before, example.args, example.label)
         try:
-            right = outputs(after, example.args)
-        except REFUSALS as error:
-            said = f"on {example.label} it cannot run: {str(error).splitlines()[0]}"
+            right = outputs(after, example.args, example.label)
+        except RunFailed as error:
+            said = f"on {example.label} it cannot run: {error.reason}"
             return Verdict(claim, "tested", False, len(examples), detail=said)
         if [spec_of(value) for value in left] != [spec_of(value) for value in right]:
             said = f"on {example.label} they have other shapes"
@@ -80,7 +82,11 @@ def runs_at(before: nn.Module, after: nn.Module, examples: Sequence[Example]) ->
 
 
 def model_equality(
-    before: nn.Module, after: nn.Module, args: tuple[Any, ...], nodes: int
+    before: nn.Module,
+    after: nn.Module,
+    args: tuple[Any, ...],
+    nodes: int,
+    what: str = "the example",
 ) -> Verdict:
     """Whether two models compute the same on the example inputs, up to rounding in the model's own
     precision.
@@ -90,13 +96,13 @@ def model_equality(
     rounded once more. One result may by luck be closer to the truth than the model deserves, so
     what rounding errors do that are put in counts as its own rounding error too.
     """
-    left = outputs(before, args)
-    worst, allowed, kind = _compare(left, outputs(after, args), nodes)
+    left = outputs(before, args, what)
+    worst, allowed, kind = _compare(left, outputs(after, args, what), nodes)
     if worst <= allowed:
         return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
     try:
         own = _own_rounding(before, left, args, nodes, double=kind == "float64")
-    except RuntimeError:  # a kernel may take an empty result in one precision only
+    except RunFailed:  # a kernel may take an empty result in one precision only
         own = 0.0
     if worst > AMPLIFIED * own:  # rounding errors may cancel by luck
         own = max(own, _sensitivity(before, left, args, nodes))
@@ -104,6 +110,19 @@ def model_equality(
     detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
     told = "tested" if own <= MEANINGLESS else "not checked"
     return Verdict(EQUALITY, told, worst <= allowed, 1, worst, allowed, detail)
+
+
+def checked(model: nn.Module, *asked: Callable[[], tuple[Verdict, ...]]) -> tuple[Verdict, ...]:
+    """The verdicts on a rewritten model; one that does not run is a verdict too. What else fails
+    (the original, on data that it does not take) is raised.
+    """
+    try:
+        return tuple(verdict for ask in asked for verdict in ask())
+    except RunFailed as error:
+        if error.model is not model:
+            raise
+        said = f"on {error.what}: {error.reason}"
+        return (Verdict(RUNS, "tested", False, 1, detail=said),)
 
 
 def _own_rounding(
@@ -193,7 +212,8 @@ def drift(original: nn.Module, model: nn.Module, batches: list[tuple[Any, ...]])
     """Relative L2 distance of all outputs on the given inputs."""
     apart, size = 0.0, 0.0
     for args in batches:
-        pairs = zip(outputs(original, args), outputs(model, args), strict=True)
+        found = (outputs(each, args, "the data") for each in (original, model))
+        pairs = zip(*found, strict=True)
         for reference, value in pairs:
             if isinstance(reference, Tensor) and reference.is_floating_point():
                 apart += float((value.double() - reference.double()).square().sum())
@@ -220,13 +240,31 @@ class Metrics:
         )
 
     def value(self, model: nn.Module, name: str, batches: Batches, place: Label) -> float:
-        """The metric of `model`. Raises D004 for a metric that the user did not give."""
+        """The metric of `model`, which gets copies of the data. Raises D004 for a metric that the
+        user did not give, M024 where it cannot be computed.
+        """
         self.require(name, place)
-        with torch.no_grad():
-            return float(self.metrics[name](model, batches))
+        try:
+            with torch.no_grad(), on_copies(model):
+                return float(self.metrics[name](model, batches))
+        except LissomError as error:
+            raise RunFailed(model, "the data", *error.diagnostics) from error
+        except Exception as error:
+            raise RunFailed(model, "the data", _no_metric(name, error)) from error
 
     def reference(self, name: str, data: str, batches: Batches, place: Label) -> float:
         key = (name, data)
         if key not in self._reference:
             self._reference[key] = self.value(self.original, name, batches, place)
         return self._reference[key]
+
+
+def _no_metric(name: str, error: Exception) -> Diagnostic:
+    where = innermost(error)
+    return Diagnostic(
+        "M024",
+        f"metric `{name}` failed",
+        (Label(None, where=where),) if where else (),
+        (f"{type(error).__name__}: {one_line(error)}",),
+        ("a metric is `f(model, batches) -> float`; try it on the model by itself",),
+    )

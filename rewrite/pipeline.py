@@ -21,7 +21,7 @@ from .digest import weights_at
 from .engine import Ready
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
-from .model_check import DRIFT, PROMISES, Metrics, drift, equality_at, runs_at, untouched
+from .model_check import DRIFT, PROMISES, Metrics, checked, drift, equality_at, runs_at, untouched
 from .ranging import RangedReady
 from .rule import Rule, compile_rule
 from .state import State
@@ -152,7 +152,8 @@ class Pipeline:
         sliced = {path for event in applied for path in event.sliced}
         others = {path: known for path, known in weights.items() if path not in sliced}
         kept = untouched(others, weights_at(self.state.module))
-        return (kept, *self._outputs_kept(entry, applied), *self.budgets())
+        asked = (lambda: self._outputs_kept(entry, applied)), self.budgets
+        return (kept, *checked(self.state.module, *asked))
 
     def _outputs_kept(
         self, entry: fx.GraphModule, applied: Sequence[Applied]
@@ -221,7 +222,8 @@ class Pipeline:
         if not self._budget_items():
             return None
         finish(self.state.module)
-        broken = next((v for v in self.budgets() if not v.holds), None)
+        verdicts = checked(self.state.module, self.budgets)
+        broken = next((v for v in verdicts if not v.holds), None)
         return None if broken is None else f"`{broken.claim}` would not hold: {broken.detail}"
 
     def _rules(self, refs: Sequence[t.Ref]) -> list[Rule]:

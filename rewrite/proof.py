@@ -11,7 +11,8 @@ from torch import fx, nn
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from .capture_inputs import Case, environment
 from .capture_values import children, is_structure, path_text, tensors
-from .tracer import is_model_file, place, version_of
+from .runs import Watch, innermost, one_line
+from .tracer import version_of
 
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 
@@ -108,34 +109,18 @@ def run_eager(model: nn.Module, case: Case) -> Any:
         ) from error
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def innermost(error: BaseException) -> str:
-    """`file.py:line` of the last frame of a traceback that is neither torch nor this package."""
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        if is_model_file(trace.tb_frame.f_code.co_filename):
-            found = place(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-        trace = trace.tb_next
-    return found
-
-
 # -- where a graph goes wrong --------------------------------------------------------------------
 
 
-class _Watch(fx.Interpreter):
-    """Runs a graph and remembers the node it is at."""
+class _Comparing(Watch):
+    """Runs a graph up to its end, and remembers the first module that gives another result."""
 
-    def __init__(self, module: fx.GraphModule, seen: dict[str, list[Any]] | None = None) -> None:
+    def __init__(self, module: fx.GraphModule, seen: dict[str, list[Any]]) -> None:
         super().__init__(module)
-        self.seen = seen or {}
-        self.at: fx.Node | None = None
+        self.seen = seen
         self.diverging: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        self.at = n
         result = super().run_node(n)
         expected = self.seen.get(str(n.target)) if n.op == "call_module" else None
         if expected and self.diverging is None and expected.pop(0) != _digest(result):
@@ -145,7 +130,7 @@ class _Watch(fx.Interpreter):
 
 def failing_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.Node | None:
     """The node at which a graph raises on `case`."""
-    watch = _Watch(module)
+    watch = Watch(module)
     try:
         _interpret(watch, model, case)
     except Exception:
@@ -167,7 +152,7 @@ def diverging_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.N
     finally:
         for hook in hooks:
             hook.remove()
-    watch = _Watch(module, seen)
+    watch = _Comparing(module, seen)
     _interpret(watch, model, case)
     return watch.diverging
 
@@ -184,7 +169,7 @@ def _digest(value: Any) -> list[Any]:
     ]
 
 
-def _interpret(watch: _Watch, model: nn.Module, case: Case) -> None:
+def _interpret(watch: Watch, model: nn.Module, case: Case) -> None:
     graph: Any = watch.graph
     with torch.no_grad():
         watch.run(initial_env=environment(graph, model.forward, case))

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from .capture_values import leaves
+from .runs import interpret, run
 from .writes import writes
 
 RUNS = 8
@@ -33,13 +35,13 @@ def disturbed(model: nn.Module, args: tuple[Any, ...]) -> Iterator[list[Any]]:
         with torch.no_grad():
             for tensor in (*moved.parameters(), *moved.buffers()):
                 tensor.copy_(_nudged(tensor, generator))
-            yield tree_leaves(_run(moved, args, generator))
+            yield [leaf for _, leaf in leaves(_run(moved, args, generator))]
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], generator: torch.Generator) -> Any:
     if isinstance(model, fx.GraphModule) and not any(writes(n, model) for n in model.graph.nodes):
-        return _Rounder(model, generator).run(*args)
-    return model(*tree_map(lambda value: _nudged(value, generator), args))
+        return interpret(_Rounder(model, generator), args)
+    return run(model, tree_map(lambda value: _nudged(value, generator), args))
 
 
 class _Rounder(fx.Interpreter):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from .batches import Batches, as_args, batch_size, first, is_batched
 from .call import Call
+from .runs import RunFailed, interpret
 from .slopes import Loss, loss_of_task, slopes
 
 Source = Callable[[str], Iterable[tuple[Any, Any]]]
@@ -203,9 +204,8 @@ def _same(args: tuple[Any, ...], x: Any) -> bool:
 def _runs(module: fx.GraphModule, args: tuple[Any, ...]) -> bool:
     """Whether the graph, as it is now, takes these inputs."""
     try:
-        with torch.no_grad():
-            fx.Interpreter(module).run(*args)
-    except (RuntimeError, ValueError, IndexError):
+        interpret(fx.Interpreter(module), args, "the data")
+    except RunFailed:
         return False
     return True
 
@@ -223,6 +223,12 @@ class _Recorder(fx.Interpreter):
         self.wanted = frozenset(wanted)
         self.last = max(self.wanted, key=lambda node: node._sort_key, default=None)
         self.kept: dict[fx.Node, Any] = {}
+
+    def run(self, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().run(*args, **settings)
+        except _Enough:
+            return None
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -251,11 +257,7 @@ def _run(
     module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]
 ) -> dict[fx.Node, Any]:
     recorder = _Recorder(module, nodes)
-    with torch.no_grad():
-        try:
-            recorder.run(*args)
-        except _Enough:
-            return recorder.kept
+    interpret(recorder, args, "the data")
     return recorder.kept
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .batches import Batches, as_args, batch_size, pieces
+from .runs import own_inputs
 
 Loss = Callable[[Any, Any], Tensor]
 """`f(outputs, targets)` gives a scalar, the mean over the samples of a batch."""
@@ -101,7 +102,11 @@ def _squares_together(
 
     def of_one(weights: dict[str, Tensor], *parts: Tensor) -> Tensor:
         given = iter(parts)
-        one = [next(given)[None] if split else v for v, split in zip(leaves, along, strict=True)]
+        # Copies, for the model may write to them; under vmap nothing but `clone` makes one.
+        one = [
+            next(given)[None].clone() if split else own_inputs(v)
+            for v, split in zip(leaves, along, strict=True)
+        ]
         args, target = tree_unflatten(one, shape)
         return loss(functional_call(module, weights, args), target)
 
@@ -127,7 +132,7 @@ def _slopes(
     """The gradient of the loss of one batch for each parameter that it depends on."""
     try:
         with torch.enable_grad():
-            value = loss(functional_call(module, own, as_args(x)), y)
+            value = loss(functional_call(module, own, own_inputs(as_args(x))), y)
             found = torch.autograd.grad(value, list(own.values()), allow_unused=True)
     except LissomError:
         raise

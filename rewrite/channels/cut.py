@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ...grammar.diagnostics import Label, fail
 from ..call import Call, tensor_at
 from ..checkpoint import finish, snapshot
+from ..formats import in_format_of
 from ..layers import build_layer
 from ..spec import TensorSpec
 from .flow import Flow
@@ -123,7 +124,7 @@ def _slice(work: Work, path: str) -> None:
     if not all(map(len, axes.values())):
         place, hint = Label(None, where=path), "keep at least one feature"
         raise fail("R011", f"nothing would be left of `{path}`", place, help=hint)
-    work.tensors[key] = selected(tensor.detach(), axes).contiguous()
+    work.tensors[key] = in_format_of(selected(tensor.detach(), axes), (tensor,))
 
 
 def _held(work: Work, path: str) -> None:

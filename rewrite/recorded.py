@@ -1,0 +1,94 @@
+"""Example inputs in a certificate: their structure and memory format as JSON, their tensors beside
+it.
+
+A tensor is `{"tensor": number}`, with `stride` where it is not row-major; a plain value is
+`{"value": value}`; a list, tuple or dict is `{"list": [..]}`, `{"tuple": [..]}`, `{"dict": [[key,
+value], ..]}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .value_json import malformed
+
+_LOOSEST = 64
+"""Elements of memory for one element of a tensor, at most: a reader makes room for the gaps."""
+
+
+def described(inputs: Sequence[Any]) -> tuple[list[Any] | None, list[Tensor]]:
+    """The description of each positional input, and the tensors that it numbers. None and no
+    tensors where an input holds anything else (an object of a class of its own).
+    """
+    tensors: list[Tensor] = []
+    try:
+        return [_described(value, tensors) for value in inputs], tensors
+    except TypeError:
+        return None, []
+
+
+def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
+    kind = type(value)
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        strided = value.layout is torch.strided and not value.is_contiguous() and _fits(value)
+        stride = {"stride": list(value.stride())} if strided else {}
+        return {"tensor": len(tensors) - 1, **stride}
+    if value is None or kind in (bool, int, float, str):
+        return {"value": value}
+    if kind in (list, tuple):
+        return {kind.__name__: [_described(item, tensors) for item in value]}
+    if kind is dict and all(type(key) in (str, int) for key in value):
+        return {"dict": [[key, _described(item, tensors)] for key, item in value.items()]}
+    raise TypeError(kind.__name__)
+
+
+def _fits(value: Tensor) -> bool:
+    """Whether a reader can write the elements one by one: their windows do not overlap."""
+    reach = 1
+    for step, n in sorted(zip(value.stride(), value.shape, strict=True)):
+        if n > 1 and step:
+            if step < reach:
+                return False
+            reach += (n - 1) * step
+    return reach <= _LOOSEST * max(value.numel(), 1)
+
+
+def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def restored(written: Sequence[Any] | None, tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
+    """The inputs that `described` wrote down. Raises A025 for what it never writes."""
+    if written is None:
+        return None
+    try:
+        return tuple(_restored(item, tensors) for item in written)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise malformed(f"holds inputs that cannot be read ({error})", "certificate.json") from None
+
+
+def _restored(written: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    if "tensor" in written:
+        return _strided(tensors[written["tensor"]], written.get("stride"))
+    ((kind, content),) = written.items()
+    if kind == "value":
+        return content
+    if kind == "dict":
+        return {key: _restored(item, tensors) for key, item in content}
+    return {"list": list, "tuple": tuple}[kind](_restored(item, tensors) for item in content)
+
+
+def _strided(tensor: Tensor, stride: list[int] | None) -> Tensor:
+    """The tensor in the strides that it had; where they are 0 it was one element, repeated."""
+    if stride is None:
+        return tensor
+    if min(stride) < 0 or _span(tensor.shape, stride) > _LOOSEST * max(tensor.numel(), 1):
+        raise ValueError("strides that no input had")
+    once = tensor[tuple(slice(None) if step else slice(1) for step in stride)]
+    made = torch.empty_strided(once.shape, stride, dtype=tensor.dtype)
+    return made.copy_(once).expand(tensor.shape)
