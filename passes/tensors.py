@@ -52,7 +52,7 @@ def svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     u, s, v = torch.linalg.svd(finite("svd", w), full_matrices=False)
     sign = pivot_sign(u)
-    return (u * sign).to(w.dtype), s.to(w.dtype), (v * sign.mT).to(w.dtype)
+    return u.mul_(sign).to(w.dtype), s.to(w.dtype), v.mul_(sign.mT).to(w.dtype)
 
 
 def pivot_sign(columns: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from .evaluate import Scope, shown
 from .journal import Costs, Verdict
 from .local import Env, load, run_nodes, run_plan, weights_read
 from .site import Site
-from .spec import TensorSpec
 from .state import State
-from .verify import named_weights, relative_error, site_error
+from .verify import named_weights, relative, site_error, squares
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
@@ -27,7 +26,10 @@ def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
     samples = [0]
     scope.facts["error"] = lambda value: _error(state, site, plan, value, samples)
     scope.facts["equal"] = lambda value: _equal(state, site, plan, value)
-    return tuple(judge_claim(scope, claim, samples) for claim in site.rule.claims)
+    try:
+        return tuple(judge_claim(scope, claim, samples) for claim in site.rule.claims)
+    finally:  # they hold the site, which holds them: its weights would wait for the collector
+        del scope.facts["error"], scope.facts["equal"]
 
 
 def before(state: State, site: Site) -> Costs:
@@ -90,13 +92,15 @@ def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
     """The largest relative difference between the perturbed original and the rewrite, on recorded
     inputs.
     """
-    tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
-    env: Env = dict(state.samples.values(state.module, tensors))
-    env |= weights_read(state.module, named_weights(site, plan), plan.moved, None)
-    left = run_nodes(state.module, site.nodes, env, plan.moved, None)
-    right = run_plan(plan, env, None)
-    names = _names(site, value)
-    return max(relative_error(left[site.outputs[n]], load(plan.outputs[n], right)) for n in names)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in _names(site, value)}
+    held = weights_read(state.module, named_weights(site, plan), plan.moved, None)
+    for values in state.samples.seen(state.module, site.inputs):
+        env: Env = {**values, **held}
+        left = run_nodes(state.module, site.nodes, env, plan.moved, None)
+        right = run_plan(plan, env, None)
+        for name, parts in found.items():
+            parts.append(squares(left[site.outputs[name]], load(plan.outputs[name], right)))
+    return max(map(relative, found.values()))
 
 
 def _names(site: Site, value: Any) -> list[str]:

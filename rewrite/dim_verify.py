@@ -129,7 +129,11 @@ class Trial(ABC, Generic[S]):
         scope.facts["error"] = lambda value: self._error(samples)
         scope.facts["latency"] = lambda what: self._latency(what, samples)
         scope.facts["equal"] = lambda value: self.equality().worst
-        return tuple(judge_claim(scope, claim, samples) for claim in rule.claims)
+        try:
+            return tuple(judge_claim(scope, claim, samples) for claim in rule.claims)
+        finally:  # they hold the trial, which holds them, and a model each
+            for measured in ("error", "latency", "equal"):
+                del scope.facts[measured]
 
     def _latency(self, what: str, samples: list[int]) -> float:
         """Milliseconds that the model takes for the example inputs, before or after."""

@@ -24,7 +24,7 @@ from .journal import Applied, Costs, Refused, Verdict
 from .match import Search, rarest
 from .pattern import PatternOp
 from .rule import Rule
-from .site import Site, examine, owners_miss
+from .site import Site, examine, examine_cheaply, owners_miss
 from .state import State
 from .verify import IN_OWN, check_shapes
 
@@ -80,6 +80,18 @@ def find(state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None
         best = found if best is None or found.rank > best.rank else best
     best = best or search.miss
     return best or Miss(0, 0, lambda: "no match", rule.source.name.span, node)
+
+
+def may_apply(state: State, rule: Rule, node: fx.Node, start: PatternOp) -> bool:
+    """Whether the rule matches at `node`, and the guards hold that come before its first `let`: as
+    much as can be said without computing anything.
+    """
+    search = Search(rule.pattern, state.view)
+    found = search.at(start, node, Bindings(names=dict(rule.args)))
+    try:
+        return any(not _fenced(rule, b) and examine_cheaply(state, rule, b) is None for b in found)
+    except LissomError:  # told when the site's turn comes
+        return True
 
 
 def _fenced(rule: Rule, bindings: Bindings) -> Miss | None:

@@ -55,7 +55,7 @@ def _elsewhere(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, E
     runs, both = [], Both(state, site, plan, emitted)
     nodes = free_inputs(site, plan)
     for example in state.samples.others:
-        seen = record(state.module, nodes, [example.args])
+        seen = record(state.module, nodes, example.args)
         values = {node: cast(value, torch.float64) for node, value in seen.items()}
         probe = Probe(values, False)
         runs.append(both.compare(probe, both.left(probe, torch.float64), torch.float64))

@@ -23,8 +23,8 @@ from .slopes import Loss, loss_of_task, slopes
 
 Source = Callable[[str], Iterable[tuple[Any, Any]]]
 
-MEMORY = 1 << 30
-"""Bytes of recorded activations that may be kept at a time."""
+MEMORY = 1 << 25
+"""Bytes of activations that may be recorded ahead of the site that is at work."""
 
 SITE_SAMPLES = 32
 """Samples on which the error of one site is measured; the whole model is measured on all."""
@@ -63,7 +63,8 @@ class Samples:
         self.source = source
         self.loss = loss
         self.named: dict[str, Batches] = {}
-        self._values: dict[fx.Node, Tensor] = {}
+        self._values: dict[fx.Node, list[Any]] = {}
+        self._ahead: list[tuple[fx.Node, ...]] = []
         self._moments: dict[fx.Node, Tensor] = {}
         self._slopes: dict[tuple[fx.GraphModule, bool], dict[int, Tensor]] = {}
         self._divides: bool | None = None
@@ -125,26 +126,45 @@ class Samples:
         self._moments.clear()
         self._slopes.clear()
 
-    def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
-        """What `nodes` hold when the model runs on the calibration inputs, batches concatenated
-        along axis 0.
+    def seen(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[dict[fx.Node, Any]]:
+        """What `nodes` hold on each batch of the calibration inputs: tensors, and numbers that
+        follow the sizes of the batch.
         """
         missing = [node for node in nodes if node not in self._values]
         if missing:
-            self._make_room()
-            self._values.update(record(module, missing, self.calibration(module)))
-        return {node: self._values[node] for node in nodes}
+            wanted = dict.fromkeys((*missing, *self._affordable()))
+            runs = [record(module, list(wanted), args) for args in self.calibration(module)]
+            self._values |= {node: [run[node] for run in runs] for node in wanted}
+        count = len(self._values[nodes[0]]) if nodes else 1
+        return [{node: self._values[node][at] for node in nodes} for at in range(count)]
 
-    def prefetch(self, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> None:
-        """Records many nodes in one pass, as many as the memory bound holds."""
-        wanted, used = [], 0
-        for node in dict.fromkeys(nodes):
-            used += _bytes(node) * max(1, SITE_SAMPLES // max(1, batch_size(self.inputs)))
+    def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+        """The same with the tensors of all batches concatenated along axis 0."""
+        runs = self.seen(module, nodes)
+        return {node: _joined([run[node] for run in runs]) for node in nodes}
+
+    def look_ahead(self, sites: Iterable[Sequence[fx.Node]]) -> None:
+        """What sites will ask for, one after another. Nothing is recorded before the first one
+        asks; then one pass through the model serves as many of the next ones as memory allows.
+        """
+        self._ahead = [tuple(nodes) for nodes in sites]
+
+    def leave(self, nodes: Sequence[fx.Node]) -> None:
+        """A site is done with `nodes`: what no later one asks for is dropped."""
+        if tuple(nodes) in self._ahead:
+            del self._ahead[: self._ahead.index(tuple(nodes)) + 1]
+        wanted = {node for later in self._ahead for node in later}
+        self._values = {node: kept for node, kept in self._values.items() if node in wanted}
+
+    def _affordable(self) -> Iterator[fx.Node]:
+        """The nodes of the next sites that memory allows."""
+        used, scale = 0, max(1, SITE_SAMPLES // max(1, batch_size(self.inputs)))
+        for node in (node for nodes in self._ahead for node in nodes if not node._erased):
+            used += 0 if node in self._values else _bytes(node) * scale
             if used > MEMORY:
-                break
-            wanted.append(node)
-        if wanted:
-            self.values(module, wanted)
+                return
+            if node not in self._values:
+                yield node
 
     def moments(self, module: fx.GraphModule, call: Call, alike: Sequence[Call]) -> Tensor:
         """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration
@@ -162,7 +182,7 @@ class Samples:
     ) -> Iterator[dict[fx.Node, Any]]:
         """What `nodes` hold on each batch of all calibration data."""
         batches = [(self.inputs, None)] if self.generated else self._calibration_data()
-        return (_run(module, nodes, as_args(x)) for x, _ in batches)
+        return (record(module, nodes, as_args(x)) for x, _ in batches)
 
     def slopes(self, module: fx.GraphModule, squared: bool) -> dict[int, Tensor]:
         """The gradients of the loss on the calibration data, by the identity of the parameter:
@@ -180,15 +200,6 @@ class Samples:
 
     def _calibration_data(self) -> Batches:
         return self.named.get("calib") or next(iter(self.named.values()))
-
-    def _make_room(self) -> None:
-        if (
-            sum(
-                t.numel() * t.element_size() for t in self._values.values() if isinstance(t, Tensor)
-            )
-            > MEMORY
-        ):
-            self._values.clear()
 
 
 def no_data(place: Label | None = None) -> Exception:
@@ -216,46 +227,30 @@ def _bytes(node: fx.Node) -> int:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps what the wanted nodes give."""
+    """Runs a graph up to the last of the wanted nodes, and keeps what they give."""
 
     def __init__(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> None:
         super().__init__(module)
-        self.wanted = frozenset(wanted)
-        self.last = max(self.wanted, key=lambda node: node._sort_key, default=None)
+        self.traced, self.wanted = module.graph, frozenset(wanted)
         self.kept: dict[fx.Node, Any] = {}
 
     def run(self, *args: Any, **settings: Any) -> Any:
-        try:
-            return super().run(*args, **settings)
-        except _Enough:
-            return None
+        args = self.traced.process_inputs(*args)
+        return super().run(*args, enable_io_processing=False)  # the outputs may not be there
 
     def run_node(self, n: fx.Node) -> Any:
+        if len(self.kept) == len(self.wanted):
+            return None  # stopping by an exception makes torch import all of its compiler
         value = super().run_node(n)
         if n in self.wanted:
             self.kept[n] = value.clone() if isinstance(value, Tensor) else value
-        if n is self.last:
-            raise _Enough
         return value
 
 
-class _Enough(Exception):
-    """The last wanted node has run."""
-
-
 def record(
-    module: fx.GraphModule, nodes: Sequence[fx.Node], batches: Sequence[tuple[Any, ...]]
-) -> dict[fx.Node, Any]:
-    """Runs the graph on each batch up to the last of `nodes`; tensors of all batches are
-    concatenated.
-    """
-    runs = [_run(module, nodes, args) for args in batches]
-    return {node: _joined([run[node] for run in runs]) for node in nodes}
-
-
-def _run(
     module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]
 ) -> dict[fx.Node, Any]:
+    """What `nodes` hold when the graph runs on these inputs, as far as the last of them."""
     recorder = _Recorder(module, nodes)
     interpret(recorder, args, "the data")
     return recorder.kept
@@ -302,7 +297,7 @@ def second_moments(
     totals: dict[fx.Node, Tensor] = {}
     rows: dict[fx.Node, int] = {}
     for x, _ in batches:
-        values = _run(module, sources, as_args(x))
+        values = record(module, sources, as_args(x))
         for call in calls:
             seen = _vectors(call, values[call.inputs[0]].double())
             totals[call.node] = totals.get(call.node, torch.zeros(())) + seen.T @ seen

@@ -73,6 +73,13 @@ def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
     )
 
 
+def examine_cheaply(state: State, rule: Rule, bindings: Bindings) -> Miss | None:
+    """Why a structural match is no site, as far as that can be said before the first `let`."""
+    site = _site(state, rule, bindings)
+    asked = _uses(site) or _effects(state, site) or _named(state, site)
+    return asked or _guards_hold(site, before_let=True)
+
+
 def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
     names = {**rule.args, **bindings.values, **handles(rule.pattern, bindings)}
     calls = sorted(bindings.calls(), key=_place_of)
@@ -236,17 +243,23 @@ def _unless(state: State, site: Site) -> Miss | None:
 
 
 def _clauses(state: State, site: Site) -> Miss | None:
+    return _guards_hold(site) or owners_miss(state, site)
+
+
+def _guards_hold(site: Site, *, before_let: bool = False) -> Miss | None:
     """Guards and bindings in textual order, so that cheap questions come before an SVD."""
     step = 0
     for clause in site.rule.source.all(t.Where, t.Let):
         if isinstance(clause, t.Let):
+            if before_let:
+                return None
             bind_all(site.scope, clause.bindings)
             continue
         for guard in clause.guards:
             step += 1
             if isinstance(guard, t.Guard) and not holds(site.scope, guard.condition):
                 return _guard_miss(site, guard, step)
-    return owners_miss(state, site)
+    return None
 
 
 def holds(scope: Scope, condition: t.Expr) -> bool:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from ..grammar.diagnostics import Label, fail
 from .binding import Miss
 from .checkpoint import snapshot
 from .collector import fewer_collections
-from .engine import Ready, alive, anchor, apply, attempt, candidates, ready_at, refuse
+from .engine import Ready, alive, anchor, apply, attempt, candidates, may_apply, ready_at, refuse
 from .journal import Refused
 from .loops import described
 from .pattern import PatternOp
@@ -29,7 +30,6 @@ from .ranging import (
     ranged_ready,
 )
 from .rule import Rule
-from .site import fits
 from .state import State
 
 CAP_PER_NODE = 10
@@ -60,7 +60,7 @@ class Runner:
                 continue
             nodes = candidates(self.state, rule)
             start = anchor(self.state, rule)
-            self._prefetch(rule, nodes, start)
+            self._look_ahead(rule, nodes, start)
             for node in nodes:
                 if not node._erased and self.state.fuel != 0:
                     self._try(rule, node, start)
@@ -94,20 +94,22 @@ class Runner:
 
     def _try(self, rule: Rule, node: fx.Node, start: PatternOp) -> list[fx.Node] | None:
         self.state.journal.tried[rule.label] += 1
+        seen = _seen_by(node)
         result = attempt(self.state, self.stage, rule, node, start)
+        self.state.samples.leave(seen)
         if isinstance(result, Miss):
             refuse(self.state, self.stage, rule, node, result)
             return None
         self._burn()
         return result
 
-    def _prefetch(self, rule: Rule, nodes: Sequence[fx.Node], start: PatternOp) -> None:
-        """Approximate rules measure what sites see: one pass through the model serves them all."""
-        if rule.kind != "approx":
-            return
-        wanted = [node for node in nodes if rule.at is None or fits(node, rule.at)]
-        inputs = [i for node in wanted for i in node.all_input_nodes if i.op != "get_attr"]
-        self.state.samples.prefetch(self.state.module, inputs)
+    def _look_ahead(self, rule: Rule, nodes: Sequence[fx.Node], start: PatternOp) -> None:
+        """Approximate rules measure what sites see: one pass through the model serves several of
+        those whose first guards hold.
+        """
+        if rule.kind == "approx":
+            near = (node for node in nodes if may_apply(self.state, rule, node, start))
+            self.state.samples.look_ahead(map(_seen_by, near))
 
     # -- fixpoint ----------------------------------------------------------------------------------
 
@@ -125,6 +127,7 @@ class Runner:
             for rule, start in work.rules_for(node):
                 self.state.journal.tried[rule.label] += 1
                 result = attempt(self.state, self.stage, rule, node, start)
+                self.state.samples.leave(())
                 if isinstance(result, Miss):
                     work.missed(rule, node, result)
                     continue
@@ -181,20 +184,33 @@ class Runner:
             return self.applied - before
         start = anchor(self.state, rule)
         waiting = candidates(self.state, rule)
-        self._prefetch(rule, waiting, start)
         while waiting and self.state.fuel != 0 and not done():
-            ready = [
-                (node, found)
-                for node in alive(waiting)
-                if (found := self._ready(rule, node, start)) is not None
-            ]
-            if not ready:
-                break
-            node, best = max(ready, key=lambda item: rank(item[1]))
-            waiting = [other for other, _ in ready if other is not node]
-            if not self._apply_within(best, broken):
+            self._look_ahead(rule, alive(waiting), start)
+            waiting, best = self._best(rule, alive(waiting), start, rank)
+            if best is None or not self._apply_within(best, broken):
                 break
         return self.applied - before
+
+    def _best(
+        self,
+        rule: Rule,
+        nodes: Sequence[fx.Node],
+        start: PatternOp,
+        rank: Callable[[Ready | RangedReady], float],
+    ) -> tuple[list[fx.Node], Ready | None]:
+        """The nodes at which the rule applies but for the best, and the best. Of the others no
+        weights are kept.
+        """
+        others: list[fx.Node] = []
+        first, best, most = None, None, -math.inf
+        for node in nodes:
+            found = self._ready(rule, node, start)
+            if found is None:
+                continue
+            others.append(node)
+            if best is None or rank(found) > most:
+                first, best, most = node, found, rank(found)
+        return [node for node in others if node is not first], best
 
     def _each_dim(
         self,
@@ -237,10 +253,16 @@ class Runner:
     def _ready(self, rule: Rule, node: fx.Node, start: PatternOp) -> Ready | None:
         self.state.journal.tried[rule.label] += 1
         found = ready_at(self.state, rule, node, start)
+        self.state.samples.leave(_seen_by(node))
         if isinstance(found, Miss):
             refuse(self.state, self.stage, rule, node, found)
             return None
         return found
+
+
+def _seen_by(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a site that is anchored at a node asks samples of, most likely."""
+    return tuple(value for value in node.all_input_nodes if value.op != "get_attr")
 
 
 class _Worklist:

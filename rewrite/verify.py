@@ -273,27 +273,47 @@ def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], fl
     Both sides run on what the matched ops see on the calibration inputs, in the model's own
     precision.
     """
-    nodes, module = site.nodes, state.module
-    tensors = [node for node in site.inputs if isinstance(node.meta.get("val"), TensorSpec)]
-    values = state.samples.values(module, tensors)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in site.outputs}
+    count = 0
+    for values in state.samples.seen(state.module, site.inputs):
+        tensors = (v for v in values.values() if isinstance(v, Tensor) and v.dim())
+        count += next((int(v.shape[0]) for v in tensors), 0)
+        before, after = _both_sides(state.module, site, plan, values)
+        for name, node in site.outputs.items():
+            new = after[node] if plan.moved else load(plan.outputs[name], after)
+            found[name].append(squares(before[node], new))
+
+    return lambda name: relative(found[name]), count
+
+
+def _both_sides(
+    module: fx.GraphModule, site: Site, plan: Plan, values: Mapping[fx.Node, Any]
+) -> tuple[Env, Env]:
+    """The matched nodes as they are, and perturbed; without `perturb`, the rewrite."""
     named = named_weights(site, plan)
-    before = run_nodes(module, nodes, {**values, **weights_read(module, named, {}, None)}, {}, None)
-    if plan.moved:
-        held = weights_read(module, named, plan.moved, None)
-        after = run_nodes(module, nodes, {**values, **held}, plan.moved, None)
-    else:
-        after = run_plan(plan, dict(before), None)
-    count = next((int(v.shape[0]) for v in values.values() if isinstance(v, Tensor) and v.dim()), 0)
-
-    def error(name: str) -> float:
-        node = site.outputs[name]
-        new = after[node] if plan.moved else load(plan.outputs[name], after)
-        return relative_error(before[node], new)
-
-    return error, count
+    held = weights_read(module, named, {}, None)
+    before = run_nodes(module, site.nodes, {**values, **held}, {}, None)
+    if not plan.moved:
+        return before, run_plan(plan, dict(before), None)
+    held = weights_read(module, named, plan.moved, None)
+    return before, run_nodes(module, site.nodes, {**values, **held}, plan.moved, None)
 
 
-def relative_error(reference: Tensor, value: Tensor) -> float:
-    """||value - reference|| / ||reference||, in float64; 0 for two zero tensors."""
-    apart = (value.double() - reference.double()).norm()
-    return float(apart / reference.double().norm().clamp_min(torch.finfo(torch.float64).tiny))
+AT_ONCE = 1 << 18
+"""Numbers that are widened to float64 at a time."""
+
+
+def squares(reference: Tensor, value: Tensor) -> tuple[float, float]:
+    """||value - reference||^2 and ||reference||^2, in float64."""
+    apart = size = 0.0
+    pairs = zip(reference.flatten().split(AT_ONCE), value.flatten().split(AT_ONCE), strict=True)
+    for old, new in pairs:
+        apart += float((new.double() - old.double()).square().sum())
+        size += float(old.double().square().sum())
+    return apart, size
+
+
+def relative(found: Sequence[tuple[float, float]]) -> float:
+    """The relative L2 distance of all parts together; 0 for zeros on both sides."""
+    apart, size = (math.sqrt(sum(part[at] for part in found)) for at in (0, 1))
+    return apart / max(size, torch.finfo(torch.float64).tiny)
