@@ -41,6 +41,8 @@ def apply(
 ) -> int:
     """Compress MODEL by PROGRAM, or exactly as a saved plan says, and write it to a folder.
 
+    PROGRAM is a rule file, or the name of a rule of the library.
+
     The written model is loaded in a fresh process and must give the same outputs, bit for bit.
     Then sizes, latency and, with --measure, metrics are measured before and after.
     """

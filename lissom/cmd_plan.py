@@ -14,7 +14,7 @@ from .rewrite.files import write_file
 
 @command()
 @click.argument("model")
-@click.argument("program")
+@click.argument("program", required=False)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write the plan here.")
 @set_option
 @allow_option
@@ -26,7 +26,7 @@ from .rewrite.files import write_file
 def plan(
     out: Output,
     model: str,
-    program: str,
+    program: str | None,
     output: str | None,
     settings: tuple[str, ...],
     allow: tuple[str, ...],
@@ -36,6 +36,9 @@ def plan(
 ) -> int:
     """Show what PROGRAM would do to MODEL: sites of each rule, misses, predicted costs.
 
+    PROGRAM is a rule file, or the name of a rule of the library, whose parameters --set gives;
+    without it all exact rules of the library are tried.
+
     Everything is computed and verified as `apply` does it, but nothing is written except the plan.
     Approximate rules are left out unless they are allowed.
     """
@@ -44,7 +47,7 @@ def plan(
     from .model_file import load_model
     from .rewrite.certificate import as_bytes
 
-    request = Request(program, pipeline, settings, allow)
+    request = Request(program or "", pipeline, settings, allow)
     read = read_program(request)
     compiled = run(load_model(model), read, request, out)
     planning.show_plan(out, compiled)

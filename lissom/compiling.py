@@ -15,6 +15,7 @@ from .grammar.diagnostics import Diagnostic, Label, did_you_mean, fail
 from .grammar.fragment import parse_expression
 from .grammar.program import Program, load_program, program_of
 from .model_file import ModelFile
+from .named_program import every_exact, program_named
 from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.artifact import check_plan, plan_of
@@ -69,6 +70,11 @@ def run(
 
 
 def read_program(request: Request) -> Program:
+    """The program of a rule file, of a library rule by its name, or of all exact rules for ""."""
+    if not request.program:
+        return every_exact()
+    if request.program.isidentifier() and not Path(request.program).exists():
+        return program_named(request.program)
     return load_program(Path(request.program))
 
 
