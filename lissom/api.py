@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import fx, nn
 
-from .grammar.diagnostics import Diagnostic
+from .grammar.diagnostics import Diagnostic, LissomError
 from .grammar.program import Program, load_program, program_of
 from .passes.functions import FUNCTIONS
 from .rewrite import artifact, certificate
@@ -20,6 +22,26 @@ from .rewrite.samples import Source
 from .rewrite.slopes import Loss, loss_of_task
 from .rewrite.store import load as load_artifact
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def without_causes(function: Callable[P, T]) -> Callable[P, T]:
+    """Diagnostics reach the caller alone: what torch or Python raised inside is in their notes.
+    LISSOM_TRACEBACK=1 keeps the chain.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except LissomError as error:
+            if not os.environ.get("LISSOM_TRACEBACK"):
+                error.__cause__, error.__context__ = None, None
+            raise
+
+    return called
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,6 +51,14 @@ class Result:
     """
 
     compiled: Compiled
+
+    def __repr__(self) -> str:
+        """What changed, in a line; `table()` shows more."""
+        old, new, count = self.before, self.after, len(self.applied)
+        pairs = ((old.params, new.params, "parameters"), (old.macs, new.macs, "MACs"))
+        costs = ", ".join(f"{was:,} -> {now:,} {what}" for was, now, what in pairs)
+        claims = "" if self.compiled.verified else ", NOT VERIFIED"
+        return f"<lissom.Result: {count} rewrites, {costs}{claims}>"
 
     @property
     def model(self) -> fx.GraphModule:
@@ -83,6 +113,7 @@ class Result:
             for row in rows
         )
 
+    @without_causes
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:
         """Writes the artifact folder. Raises V103 where a fresh process does not get the same
         outputs from it.
@@ -90,6 +121,7 @@ class Result:
         return artifact.save_compiled(self.compiled, Path(path), check_reload)[0]
 
 
+@without_causes
 def compile(
     model: nn.Module,
     program: str | Path | Program,
@@ -148,6 +180,7 @@ def as_program(program: str | Path | Program) -> Program:
     return program_of(program, "<program>", Path.cwd())
 
 
+@without_causes
 def load(path: str | Path) -> fx.GraphModule:
     """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from
     the folder.

@@ -13,7 +13,8 @@ COMMANDS = {
     "fmt": "Write rule files in the canonical layout.",
     "test": "Test rules on models generated from their own text.",
     "pages": "Write pages about rules: what they do, and the evidence.",
-    "explain": "Say what a code means, or what a rule does.",
+    "explain": "Say what a code, a rule, an op, a function or a word means.",
+    "show": "List the ops of a model as rules name them.",
     "why": "Say why a rule does or does not match a model.",
     "dims": "List the dimensions of a model that can be cut, and why others cannot.",
     "sensitivity": "Measure what a rule costs a model, place by place.",
@@ -22,7 +23,7 @@ COMMANDS = {
     "bisect": "Find the rewrite that breaks a promise.",
     "verify": "Check a written model against its certificate.",
     "demo": "Train, compress and verify a small digit reader.",
-    "new": "Start a rule file.",
+    "new": "Start a rule file or a pipeline.",
     "doctor": "Print versions and settings for a bug report.",
 }
 """Every command with its one-line help, so that `lissom --help` imports none of them."""

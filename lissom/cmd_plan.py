@@ -50,13 +50,13 @@ def plan(
     request = Request(program or "", pipeline, settings, allow)
     read = read_program(request)
     compiled = run(load_model(model), read, request, out)
-    planning.show_plan(out, compiled)
+    planning.show_plan(out, compiled, asked=program is not None)
     document = plan_document(compiled, request)
     out.fields["plan"] = document
     if output is not None:
         write_file(Path(output), as_bytes(document))
         out.say(f"wrote {output}; next: lissom apply {model} --plan {output} -o OUT")
-    found = remarks(compiled, strict)
+    found = remarks(compiled, strict) if program is not None else []
     out.report(*found)
     return _code(found, compiled.verified, changes and bool(compiled.applied))
 

@@ -105,11 +105,10 @@ def read_settings(texts: Iterable[str], params: Sequence[t.Param]) -> dict[str, 
 def _literal(text: str) -> Any:
     """The value of a literal: `30%`, `4`, `-1.5`, `true`, `"text"`. A bare word is text."""
     expr = parse_expression(text, f"--set {text}")
-    sign = 1
-    if isinstance(expr, t.Unary) and expr.op == "-":
-        sign, expr = -1, expr.operand
+    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number | t.Frac):
+        return -expr.operand.value
     if isinstance(expr, t.Number | t.Frac):
-        return sign * expr.value
+        return expr.value  # a share stays one, so that it is printed as a share
     if isinstance(expr, t.String | t.Constant):
         return expr.value
     if isinstance(expr, t.Name):

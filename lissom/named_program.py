@@ -1,11 +1,13 @@
-"""Programs for people who have none yet: one rule by its name, or all exact rules of the library."""
+"""Programs for those who have none yet: one library rule by its name, or all exact ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from .grammar import tree as t
+from .grammar.clauses import claims
 from .grammar.diagnostics import Label, did_you_mean, fail
+from .grammar.discipline import is_budget
 from .grammar.program import Program, library_shelf, program_of
 
 STAGES = ("tidy", "fold", "absorb", "merge", "attention", "dead")
@@ -26,7 +28,7 @@ def program_named(name: str) -> Program:
 
 def _of_rule(rule: t.Rule) -> str:
     name = rule.name.text
-    limit = rule.kind != "exact" and not any(rule.all(t.Ensure))
+    limit = rule.kind != "exact" and not any(map(is_budget, claims(rule)))
     params = ", ".join([p.span.text for p in rule.params] + ["drift: frac = 5%"] * limit)
     passed = ", ".join(f"{p.name.text} = {p.name.text}" for p in rule.params)
     use = f"{name}({passed})" if passed else name
@@ -39,8 +41,7 @@ def _of_rule(rule: t.Rule) -> str:
 
 def _data(rule: t.Rule) -> list[str]:
     """The names of the data that the rule is measured on."""
-    claims = [item for clause in rule.all(t.Ensure) for item in clause.items]
-    return list(dict.fromkeys(c.data.text for c in claims if isinstance(c, t.Claim) and c.data))
+    return list(dict.fromkeys(claim.data.text for claim in claims(rule) if claim.data))
 
 
 def every_exact() -> Program:

@@ -23,11 +23,13 @@ from .summary import (
 )
 
 
-def show_rules(out: Output, compiled: Compiled) -> None:
-    """The table of rules, and which rules were not allowed."""
+def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
+    """The table of rules, and which rules were not allowed. Rules that nobody `asked` for by name
+    are shown where they found something.
+    """
     rows = rule_rows(compiled)
     show.captured(out, compiled)
-    show.rules(out, rows)
+    show.rules(out, [row for row in rows if asked or row.sites or row.misses])
     left = not_allowed(compiled)
     if left:
         rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
@@ -41,9 +43,9 @@ def show_rules(out: Output, compiled: Compiled) -> None:
     }
 
 
-def show_plan(out: Output, compiled: Compiled) -> None:
+def show_plan(out: Output, compiled: Compiled, asked: bool = True) -> None:
     """The rules, the checks that were asked for, and the total."""
-    show_rules(out, compiled)
+    show_rules(out, compiled, asked)
     if out.verbose:
         show.stages(out, stage_ends(compiled))
     show.verdicts(out, "verify", compiled.verdicts)
