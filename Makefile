@@ -41,6 +41,7 @@ release-check: $(VENV)/.test $(VENV)/.diversity
 pages: $(VENV)/.test
 	$(BIN)/lissom test passes/ --certificate docs/rules/certificate.json
 	$(BIN)/lissom pages passes/ --certificate docs/rules/certificate.json --out docs/rules
+	$(BIN)/lissom explain --markdown > docs/reference.md
 
 fmt: $(VENV)/.test
 	$(BIN)/ruff format
