@@ -24,6 +24,7 @@ from torch.fx import Node
 from torch.overrides import get_overridable_functions
 
 from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from .containers import container_line, container_of
 from .value_json import malformed, require_local, require_path
 
 
@@ -184,7 +185,7 @@ def check_target(op: str, target: str, where: str) -> str:
 
 def decode_function(name: str, where: str) -> Callable[..., Any]:
     """The function of a stored name. Raises A013 where this torch has none that may be called."""
-    found = functions().get(name) or _overload(name)
+    found = functions().get(name) or _overload(name) or container_of(name)
     if found is None:
         raise _not_callable("A013", f"the function `{name}`", where, functions().keys(), name)
     return found
@@ -220,7 +221,7 @@ def _function_name(node: Node) -> str:
         name = f"torch.ops.{target}"
         if _overload(name) is target:
             return name
-    name = _names().get(id(target))
+    name = _names().get(id(target)) or container_line(target)
     if name is None:
         space, own = getattr(target, "__module__", ""), getattr(target, "__qualname__", str(target))
         shown = f"the function `{space}.{own}`"

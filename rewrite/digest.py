@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name
+
+from .containers import container_line
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -51,5 +54,10 @@ def model_digest(module: fx.GraphModule) -> str:
 
 def _line(node: fx.Node) -> str:
     """A node as text; keyword arguments are sorted, for no file keeps their order."""
-    called = node.target if isinstance(node.target, str) else _get_qualified_name(node.target)
+    called = node.target if isinstance(node.target, str) else _called(node.target)
     return f"{node.name} {node.op} {called} {node.args} {sorted(node.kwargs.items())}"
+
+
+def _called(target: Any) -> str:
+    """A class of containers by its fields: the one that is made on reading has another module."""
+    return container_line(target) or _get_qualified_name(target)

@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .call_json import check_call, check_target, decode_function, encode_target
+from .containers import container_line, container_of
 from .module_json import build_tree, encode_modules, walk
 from .tensor_json import encode_tensors, placed_tensors
 from .tensor_rebuild import check_table, decode_tensors
@@ -81,12 +82,17 @@ def _not_a_graph(module: object) -> LissomError:
 
 
 def _without_types(module: fx.GraphModule) -> str:
-    """The generated code as it is without type annotations."""
+    """The generated code as it is without type annotations, and with the classes of containers that
+    reading makes.
+    """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].type = None
+        line = container_line(node.target)
+        if line is not None:
+            copies[node].target = container_of(line) or node.target
     return graph.python_code("self").src
 
 

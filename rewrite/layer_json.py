@@ -95,7 +95,8 @@ def _class_name(module: nn.Module, path: str) -> str:
         "runs anyone's code",
         help="call torch.nn.utils.parametrize.remove_parametrizations first"
         if parametrized
-        else "let the capture trace into it, so that its forward becomes part of the graph",
+        else "write it with torch's own layers and functions, then the graph holds these; or keep "
+        "the result with torch.save(result.model, FILE), which imports this class when it is read",
     )
 
 

@@ -1,0 +1,178 @@
+"""What a model returns keeps its fields, in memory and in an artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lissom
+from lissom.rewrite.containers import Record, container_line, container_of
+from lissom.rewrite.store import load, save
+
+FOLD = "pipeline p { stage clean { fixpoint { fold_bn_linear } } }"
+
+
+class Pair(NamedTuple):
+    mean: Tensor
+    rest: Tensor | None
+
+
+@dataclasses.dataclass
+class Scores:
+    logits: Tensor
+    boxes: Tensor | None = None
+    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Output(OrderedDict):
+    """As transformers' ModelOutput: fields by attribute and, unless None, by key and position."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is not None:
+                self[field.name] = getattr(self, field.name)
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm, self.wrap = nn.Linear(4, 6), nn.BatchNorm1d(6), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.norm(self.layer(x)))
+
+
+def compiled(wrap: Callable[[Tensor], Any], folder: Path) -> tuple[Any, Any, Any]:
+    """What the eager model, the compiled one and the loaded one return for another batch."""
+    model, x = Returns(wrap).eval(), torch.rand(5, 4)
+    result = lissom.compile(model, FOLD, inputs=(torch.rand(2, 4),))
+    assert len(result.applied) == 1
+    loaded = lissom.load(result.save(folder, check_reload=False))
+    with torch.no_grad():
+        return model(x), result.model(x), loaded(x)
+
+
+WRAPS: dict[str, Callable[[Tensor], Any]] = {
+    "named tuple": lambda y: Pair(y.mean(), None),
+    "ordered dict": lambda y: OrderedDict(out=y, aux=[y.sum()]),
+    "return type": lambda y: y.max(1),
+    "size": lambda y: y.shape,
+}
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_standard_containers_come_back_as_themselves(kind: str, tmp_path: Path) -> None:
+    eager, inside, loaded = compiled(WRAPS[kind], tmp_path / "out")
+    assert type(eager) is type(inside)
+    assert type(loaded).__name__ == type(eager).__name__
+    assert isinstance(loaded, tuple | OrderedDict)
+    assert getattr(loaded, "_fields", None) == getattr(eager, "_fields", None)
+    for one, two in zip(_items(eager), _items(loaded), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value)
+
+
+def test_a_dataclass_comes_back_with_its_fields(tmp_path: Path) -> None:
+    eager, inside, loaded = compiled(
+        lambda y: Scores(y, extra={"mean": y.mean()}), tmp_path / "out"
+    )
+    assert type(inside) is Scores
+    assert type(loaded) is not Scores  # nothing is imported for an artifact
+    assert type(loaded).__name__ == "Scores"
+    assert [f.name for f in dataclasses.fields(loaded)] == ["logits", "boxes", "extra"]
+    assert loaded.boxes is None
+    torch.testing.assert_close(loaded.logits, eager.logits)
+    torch.testing.assert_close(loaded.extra["mean"], eager.extra["mean"])
+
+
+def test_a_mapping_with_attributes_comes_back_as_one(tmp_path: Path) -> None:
+    eager, inside, loaded = compiled(lambda y: Output(logits=y), tmp_path / "out")
+    assert type(inside) is Output
+    assert isinstance(loaded, Record)
+    assert list(loaded) == list(eager) == ["logits"]
+    assert loaded.loss is None
+    assert torch.equal(loaded.logits, inside.logits)
+    assert loaded["logits"] is loaded[0] is loaded.logits
+    assert loaded.to_tuple() == (loaded.logits,)
+    assert list(container_of("record Output(loss, logits)")(logits=1, loss=2)) == ["loss", "logits"]
+    with pytest.raises(AttributeError, match="no field `losses`"):
+        _ = loaded.losses
+    with pytest.raises(KeyError):
+        _ = loaded["loss"]
+
+
+def test_a_loaded_model_is_saved_again_byte_by_byte(tmp_path: Path) -> None:
+    model = Returns(lambda y: (Scores(y), Output(logits=y), Pair(y, y))).eval()
+    result = lissom.compile(model, FOLD, inputs=(torch.rand(2, 4),))
+    result.save(tmp_path / "one")
+    save(load(tmp_path / "one").module, tmp_path / "two")
+    graphs = [(tmp_path / name / "graph.json").read_bytes() for name in ("one", "two")]
+    assert graphs[0] == graphs[1]
+
+
+def test_reading_never_imports_the_class(tmp_path: Path) -> None:
+    result = lissom.compile(Returns(lambda y: Scores(y)).eval(), FOLD, inputs=(torch.rand(2, 4),))
+    folder = result.save(tmp_path / "out", check_reload=False)
+    code = (
+        f"import lissom, sys; lissom.load({str(folder)!r}); print('test_containers' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "dataclass Out(logits, logits)",
+        "dataclass Out(__class__)",
+        "dataclass Out(logits):",
+        "dataclass class(a)",
+        "namedtuple Out(_a)",
+        "namedtuple Out(a, import)",
+        "record Out(a b)",
+        "torch.return_types.__doc__",
+        "torch.return_types.open",
+        "object",
+        "dict",
+    ],
+)
+def test_a_line_that_no_container_has_is_refused(line: str) -> None:
+    assert container_of(line) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (Pair, "namedtuple Pair(mean, rest)"),
+        (Scores, "dataclass Scores(logits, boxes, extra)"),
+        (Output, "record Output(loss, logits)"),
+        (torch.return_types.max, "torch.return_types.max"),
+        (OrderedDict, "ordered_dict"),
+        (defaultdict, "record defaultdict()"),
+        (nn.Linear, None),
+        (len, None),
+    ],
+)
+def test_how_a_container_is_stored(kind: Any, line: str | None) -> None:
+    assert container_line(kind) == line
+    if line is not None:
+        again = container_of(line)
+        assert container_line(again) == line
+        assert container_of(line) is again
