@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,12 +25,13 @@ from .grammar.program import Program, load_program
 from .model_file import load_tables
 from .passes.functions import FUNCTIONS
 from .rewrite.ops import Vocabulary
+from .rewrite.proving.because import because
 from .rewrite.proving.cases import CaseResult, run_test
 from .rewrite.proving.dim_proof import prove_dims
 from .rewrite.proving.propose import Proposal, propose
 from .rewrite.proving.prove import NOT_TESTED, Proof, prove, untested
 from .rewrite.proving.report import Report, report_of
-from .rewrite.proving.trial import Subject
+from .rewrite.proving.trial import UNSOUND, WRONG, Subject
 from .rewrite.rule import check_supported
 
 
@@ -161,7 +162,10 @@ def _tested(job: Job) -> Report | Proposal | str:
     if over_images(rule):
         return "no models with images of several sizes are drawn; nothing was shown or refuted"
     proved: Callable[[Subject, int, int], Proof] = prove_dims if over_dims else prove
-    return report_of(proved(_subject(job.path, rule, job.python), job.models, job.seed), rule)
+    subject = _subject(job.path, rule, job.python)
+    report = report_of(proved(subject, job.models, job.seed), rule)
+    differs = any(found.kind in (WRONG, UNSOUND) for found in report.failures)
+    return replace(report, because=because(subject)) if differs and not over_dims else report
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | Proposal | str]]:
@@ -218,7 +222,7 @@ def diagnostics(job: Job, report: Report) -> list[Diagnostic]:
     if report.failures:
         first = report.failures[0]
         message = f"`{report.rule}` fails its test: {first.kind} ({first.condition})"
-        return [Diagnostic("V110", message, (label,), (first.detail,))]
+        return [Diagnostic("V110", message, (label,), (first.detail, *report.because))]
     if report.verdict == NOT_TESTED:
         return [Diagnostic("V114", f"`{report.rule}` was not tested", (label,), report.weak)]
     if report.weak:

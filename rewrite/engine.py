@@ -5,7 +5,7 @@ step before the commit works on values, so there is nothing to undo.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -14,6 +14,7 @@ from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
 from .aliasing import unseen
 from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss, left_for
 from .bounds import weight_bounds
+from .call_text import call_text
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
@@ -182,7 +183,7 @@ def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
         if verdict.worst is None
         else f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}; "
     )
-    bound = ", ".join(f"{name} = {shown(value)}" for name, value in describe(site).items())
+    matched = "; ".join(call_text(call) for call in site.calls)
     labels = (
         Label(site.rule.source.name.span, "this rule"),
         Label(
@@ -190,16 +191,20 @@ def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
         ),
     )
     measured = f"{verdict.claim}: {numbers}{verdict.detail}"
-    notes = (measured, f"at this site {bound}") if bound else (measured,)
-    message, help_ = _UNSOUND.get(code, _UNSOUND["V101"])
+    message, help_ = _UNSOUND.get(code) or _UNSOUND["V101", site.rule.kind == "approx"]
     message = f"`{site.rule.name}` {message}"
+    notes = measured, f"matched: {matched}"
     return LissomError(Diagnostic(code, message, labels, notes, (help_,)))
 
 
-_UNSOUND = {
-    "V101": (
+_UNSOUND: Mapping[object, tuple[str, str]] = {
+    ("V101", True): (
         "does not compute the same",
         "the rewrite half of a rule must be exact; put what is approximate into `perturb`",
+    ),
+    ("V101", False): (
+        "does not compute the same",
+        "`lissom test FILE` draws such models and names the guard that is missing",
     ),
     "V107": (
         "computes the same at the sizes of the example only",

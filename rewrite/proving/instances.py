@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, fx
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
 from ..binding import Bindings
-from ..call import Call, tensor_at
+from ..call import Call
+from ..call_text import call_text, weights_of
 from ..engine import Ready, prepare
 from ..evaluate import Scope
 from ..rule import Rule, compile_rule
@@ -39,7 +35,7 @@ class Instance:
 
     def told(self, about: str = "") -> str:
         """The ops with their settings, for people, and the weights that `about` speaks of."""
-        ops = "; ".join(_told(call, about) for call in self.calls)
+        ops = "; ".join(call_text(call, about) for call in self.calls)
         return f"{ops}: {self.why or 'the sides agree'}"
 
 
@@ -109,48 +105,5 @@ def _size(site: Site) -> int:
     """
     shapes = [tuple(n.meta["val"].shape) for n in site.inputs if hasattr(n.meta["val"], "shape")]
     read = [math.prod(shape) for shape in shapes]
-    held = sum(weight.numel() for call in site.calls for _, weight in _weights(call))
+    held = sum(weight.numel() for call in site.calls for _, weight in weights_of(call))
     return sum(read) + held if all(read) else 0
-
-
-def _weights(call: Call) -> Iterator[tuple[str, Tensor]]:
-    for name, path in call.params.items():
-        if path is not None:
-            yield name, tensor_at(call.root, path)
-
-
-def _told(call: Call, about: str) -> str:
-    """`conv2d(x [1, 2, 5, 5], padding = 1, no bias)`: what differs from an op's defaults."""
-    given = [name for name, value in call.params.items() if value is not None]
-    usual = call.op.fill({}, [*(spec.name for spec in call.op.inputs), *given])
-    parts = [_value(value) for value in call.inputs if value is not None]
-    parts += [f"{n} = {_plain(v)}" for n, v in call.attrs.items() if v != usual.get(n)]
-    parts += [f"{n} {_range(weight)}" for n, weight in _weights(call) if f".{n}" in about]
-    parts += [f"no {name}" for name, path in call.params.items() if path is None]
-    return f"{call.op.name}({', '.join(parts)})"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_value, value))})"
-    if not isinstance(value, fx.Node):
-        return _plain(value)
-    spec = value.meta["val"]
-    kind = "" if getattr(spec, "dtype", torch.float32) == torch.float32 else f" {spec.dtype}"
-    held = "constant " if value.op == "get_attr" else ""
-    return f"{held}{list(getattr(spec, 'shape', ()))}{kind.replace('torch.', '')}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple) and value and all(item == value[0] for item in value):
-        value = value[0]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _range(weight: Tensor) -> str:
-    """The shape of a weight, and between which numbers its elements lie."""
-    if not weight.numel():
-        return str(list(weight.shape))
-    low, high = float(weight.min()), float(weight.max())
-    span = f"{low:.3g}" if low == high else f"{low:.3g}..{high:.3g}"
-    return f"{list(weight.shape)} {span}"

@@ -152,7 +152,7 @@ def _searched(subject: Subject, models: int, seed: int) -> Proposal:
     sample.draw(models, f"guard/{seed}")
     number = 0
     while True:
-        table, found = _legal(subject, sample)
+        table, found = legal(subject, sample)
         if found is None:
             return replace(_nothing(sample, table), rounds=number + 1)
         proof = prove(with_guard(subject, found.text), models, seed)
@@ -214,7 +214,7 @@ def _wider(
     return None
 
 
-def _legal(subject: Subject, sample: Sample) -> tuple[Table, Conjunction | None]:
+def legal(subject: Subject, sample: Sample) -> tuple[Table, Conjunction | None]:
     """The best conditions that the static checker has nothing against."""
     while True:
         table = sample.table()
@@ -260,7 +260,7 @@ def _nothing(sample: Sample, table: Table) -> Proposal:
     source = sample.subject.source
     good, bad = table.good.bit_count(), table.bad.bit_count()
     rejected = tuple(_rejected(sample, table, None)) if good and bad else ()
-    sites = tuple(site.told() for site in _alike(sample, table))
+    sites = tuple(site.told() for site in alike(sample, table))
     place = str(sample.hole.span)
     told = {"rejected": rejected, "sites": sites, "nameless": tuple(_nameless(sample))}
     return Proposal(source.name.text, place, None, good, bad, **told)
@@ -281,7 +281,7 @@ NEAREST = 150
 """Sites of each sort among which two alike are looked for, the smallest first."""
 
 
-def _alike(sample: Sample, table: Table) -> tuple[Instance, ...]:
+def alike(sample: Sample, table: Table) -> tuple[Instance, ...]:
     """Small sites that differ in what becomes of them and in no condition, or in few."""
     order = sorted(range(len(sample.instances)), key=lambda n: sample.instances[n].size)
     goods = [n for n in order if table.good >> n & 1][:NEAREST]

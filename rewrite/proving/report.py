@@ -51,7 +51,8 @@ class Algebra:
 class Report:
     """Evidence about one rule. `vacuous`: applications that show nothing, by reason.
     `ratio`: the largest difference seen, over the one allowed.
-    `confidence`: how well an approximate rule keeps its budget.
+    `confidence`: how well an approximate rule keeps its budget. `because`: what tells models at
+    which the sides differ from others.
     """
 
     rule: str
@@ -77,9 +78,11 @@ class Report:
     tape: tuple[int, ...]
     seconds: float
     confidence: Confidence | None = None
+    because: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "tape"}
+        hidden = {"tape"} if self.because else {"tape", "because"}
+        return {name: value for name, value in asdict(self).items() if name not in hidden}
 
 
 def report_of(proof: Proof, source: t.Rule) -> Report:
