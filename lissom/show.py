@@ -90,7 +90,7 @@ def verdicts(out: Output, about: str, found: Iterable[Verdict]) -> None:
 
 
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:
-    mark = "ok" if verdict.holds else "FAILED"
+    mark = "FAILED" if not verdict.holds else "-" if verdict.how == "not checked" else "ok"
     return mark, verdict.claim, f"{verdict.how}: {_numbers(verdict)}"
 
 

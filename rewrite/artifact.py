@@ -15,11 +15,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..grammar.diagnostics import Label, fail
+from .certificate import FORMAT as CERTIFICATE_FORMAT
 from .certificate import as_bytes, certificate, recheck, sha256
 from .compile import Compiled
 from .journal import Verdict
 from .model_check import outputs
-from .recorded import described
+from .recorded import described, recorded
 from .store import Loaded, load, save
 
 PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
@@ -114,28 +115,27 @@ def _timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def probe(compiled: Compiled) -> bytes:
-    """Example inputs and what the result gives on them."""
-    found = [v for v in outputs(compiled.model, compiled.samples.inputs) if isinstance(v, Tensor)]
-    _, given = described(compiled.samples.inputs)
-    tensors = {f"in.{i}": v for i, v in enumerate(given)} | {
-        f"out.{i}": v for i, v in enumerate(found)
-    }
+    """The recorded examples, and what the result gives on each."""
+    tensors: dict[str, Tensor] = {}
+    for number, example in enumerate(recorded(compiled.samples.examples)):
+        found = [v for v in outputs(compiled.model, example.args) if isinstance(v, Tensor)]
+        _, given = described(example.args)
+        tensors |= {f"{number}.in.{i}": value for i, value in enumerate(given)}
+        tensors |= {f"{number}.out.{i}": value for i, value in enumerate(found)}
     return save_tensors(
         {name: value.detach().contiguous().clone() for name, value in tensors.items()}
     )
 
 
-def read_probe(data: bytes) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs of a probe."""
+def read_probe(data: bytes, count: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Inputs and outputs of the `count` examples of a probe."""
     tensors = load_tensors(data)
 
-    def part(kind: str) -> list[Tensor]:
-        names = sorted(
-            (n for n in tensors if n.startswith(f"{kind}.")), key=lambda n: int(n.partition(".")[2])
-        )
-        return [tensors[name] for name in names]
+    def part(start: str) -> list[Tensor]:
+        names = [name for name in tensors if name.startswith(start)]
+        return [tensors[name] for name in sorted(names, key=lambda n: int(n.rpartition(".")[2]))]
 
-    return part("in"), part("out")
+    return [(part(f"{number}.in."), part(f"{number}.out.")) for number in range(count)]
 
 
 def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
@@ -151,9 +151,14 @@ def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
             help="only artifacts written by `lissom apply` can be verified",
         )
     written = json.loads(loaded.documents[CERTIFICATE])
-    inputs, expected = read_probe(loaded.documents[PROBE])
+    if written.get("format") != CERTIFICATE_FORMAT:
+        place = Label(None, where=str(folder))
+        message = f"the certificate has format {written.get('format')}"
+        help_ = f"this lissom reads {CERTIFICATE_FORMAT}; the model itself still loads"
+        raise fail("A020", message, place, help=help_)
+    probes = read_probe(loaded.documents[PROBE], len(written["examples"]))
     program = loaded.documents[PROGRAM].decode()
-    return loaded, recheck(loaded.module, written, program, inputs, expected)
+    return loaded, recheck(loaded.module, written, program, probes)
 
 
 def reload_check(folder: Path) -> tuple[Verdict, ...]:
@@ -181,6 +186,6 @@ from pathlib import Path
 from lissom.rewrite.artifact import verify_artifact
 torch.set_num_threads(int(sys.argv[2]))
 _, verdicts = verify_artifact(Path(sys.argv[1]))
-broken = [v for v in verdicts if not v.holds or v.detail.endswith("not bit for bit")]
+broken = [v for v in verdicts if not v.holds or "not bit for bit" in v.detail]
 print("equal" if not broken else f"{broken[0].claim}: {broken[0].detail}")
 """

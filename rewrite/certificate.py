@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from .digest import model_digest, tensor_digest
 from .journal import Applied, StageEnd, Verdict
 from .model_check import distance, outputs
 from .processor import processor
-from .recorded import described, restored
+from .recorded import described, recorded, restored
+from .samples import Example
 
-FORMAT = 1
+FORMAT = 2
 
 RELOAD_TOLERANCE = 1e-4
 """Relative L2 difference allowed when outputs are computed again on another machine or with another
@@ -42,8 +43,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "applications": [_timeless(event) for event in compiled.applied],
         "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
         "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
-        "inputs": described(compiled.samples.inputs)[0],
-        "outputs": _probe(compiled),
+        "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
         "claims": STATEMENT,
     }
 
@@ -53,7 +53,8 @@ STATEMENT = (
     "compared on the stated number of samples within the stated tolerance; it says nothing about "
     "other inputs. Each application compares the perturbed "
     "original with the rewrite in float64 and in the model's own precision, on random inputs. A "
-    "cut of a dimension compares the whole perturbed model with the cut one on the example inputs."
+    "cut of a dimension compares the whole perturbed model with the cut one on the example inputs. "
+    "Stages are compared on every example, whose sizes the verdict names."
 )
 
 
@@ -80,14 +81,14 @@ def _timeless(event: Applied | StageEnd) -> dict[str, Any]:
     return {key: value for key, value in asdict(event).items() if key != "seconds"}
 
 
-def _probe(compiled: Compiled) -> list[dict[str, Any]]:
-    """Digests of the outputs on the example inputs, which are saved beside the certificate."""
-    found = outputs(compiled.model, compiled.samples.inputs)
-    return [
-        {"sha256": tensor_digest(value), "shape": list(value.shape)}
-        for value in found
-        if isinstance(value, Tensor)
-    ]
+def _example(compiled: Compiled, example: Example) -> dict[str, Any]:
+    """Inputs by their structure, and digests of the outputs; the tensors are saved beside."""
+    found = [v for v in outputs(compiled.model, example.args) if isinstance(v, Tensor)]
+    return {
+        "label": example.label,
+        "inputs": described(example.args)[0],
+        "outputs": [{"sha256": tensor_digest(v), "shape": list(v.shape)} for v in found],
+    }
 
 
 def as_bytes(value: Any) -> bytes:
@@ -113,11 +114,10 @@ def recheck(
     model: nn.Module,
     written: Mapping[str, Any],
     program: str,
-    inputs: Sequence[Tensor],
-    expected: Sequence[Tensor],
+    probes: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
 ) -> tuple[Verdict, ...]:
     """Compares a loaded artifact with its certificate: program, weights, and outputs on the
-    recorded inputs.
+    recorded inputs of each example.
     """
     same_program = sha256(program) == written["program"]["sha256"]
     same_model = model_digest(model) == written["model"]["result"]  # type: ignore[arg-type]
@@ -128,17 +128,36 @@ def recheck(
             "graph and weights are those that were verified", "proved", same_model, detail="SHA-256"
         ),
         Verdict("every recorded verdict holds", "proved", held, len(written["applications"])),
-        _outputs_again(model, restored(written["inputs"], inputs), expected),
+        _outputs_again(model, written["examples"], probes),
     )
 
 
 def _outputs_again(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Any]],
+    probes: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+) -> Verdict:
+    """The verdict of the first example, which names the others, or the first that does not hold."""
+    found = [
+        _as_recorded(model, restored(example["inputs"], inputs), expected)
+        for example, (inputs, expected) in zip(examples, probes, strict=True)
+    ]
+    for example, verdict in zip(examples, found, strict=True):
+        if not verdict.holds:
+            return replace(verdict, detail=f"on {example['label']}: {verdict.detail}")
+    also = ", ".join(str(example["label"]) for example in examples[1:])
+    worst = max(found, key=lambda verdict: verdict.worst or 0.0)
+    return replace(worst, detail=f"{worst.detail}; also at {also}") if also else worst
+
+
+def _as_recorded(
     model: nn.Module, inputs: tuple[Any, ...] | None, expected: Sequence[Tensor]
 ) -> Verdict:
     """Bit for bit on the same machine; within rounding elsewhere, and then the verdict says so."""
     claim = "outputs on the recorded inputs are the recorded ones"
     if inputs is None:
-        return Verdict(claim, "not checked", True, detail="the inputs are structures")
+        said = "an input is an object of a class of its own, which is not recorded"
+        return Verdict(claim, "not checked", True, detail=said)
     found = [value for value in outputs(model, inputs) if isinstance(value, Tensor)]
     if len(found) != len(expected):
         return Verdict(

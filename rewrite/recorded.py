@@ -14,10 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .samples import Example, bytes_in
 from .value_json import malformed
 
 _LOOSEST = 64
 """Elements of memory for one element of a tensor, at most: a reader makes room for the gaps."""
+
+
+MOST_BYTES = 16 << 20
+"""Further examples are recorded while all of them together hold fewer bytes of tensors."""
+
+
+def recorded(examples: Sequence[Example]) -> list[Example]:
+    """The examples that an artifact keeps: the first, and those of other sizes that are small."""
+    first, *others = examples
+    kept, size = [first], 0
+    for example in others:
+        size += bytes_in(example)
+        if size <= MOST_BYTES and described(example.args)[0] is not None:
+            kept.append(example)
+    return kept
 
 
 def described(inputs: Sequence[Any]) -> tuple[list[Any] | None, list[Tensor]]:

@@ -38,6 +38,12 @@ class Example:
     args: tuple[Any, ...]
 
 
+def bytes_in(example: Example) -> int:
+    """Bytes of its tensors."""
+    leaves = (leaf for leaf in tree_leaves(example.args) if isinstance(leaf, Tensor))
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
 def numbers_in(example: Example) -> int:
     """How many numbers its tensors hold: what running it costs, about."""
     return sum(leaf.numel() for leaf in tree_leaves(example.args) if isinstance(leaf, Tensor))

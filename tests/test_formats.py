@@ -85,7 +85,7 @@ def test_recorded_inputs_keep_their_strides(tmp_path: Path) -> None:
     x = images().to(memory_format=torch.channels_last)
     result = lissom.compile(model, FOLD, inputs=(x,))
     result.save(tmp_path / "out")  # loads it in another process, and compares bit for bit
-    assert result.certificate["inputs"][0]["stride"] == list(x.stride())
+    assert result.certificate["examples"][0]["inputs"][0]["stride"] == list(x.stride())
 
 
 class Viewed(nn.Module):

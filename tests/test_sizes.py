@@ -14,9 +14,12 @@ from torch import Tensor, nn
 import lissom
 from lissom.grammar.check import check_program
 from lissom.grammar.program import program_of
+from lissom.rewrite.artifact import verify_artifact
+from lissom.rewrite.certificate import _outputs_again
 from lissom.rewrite.exactness import IN_OTHER_SIZES
 from lissom.rewrite.journal import StageEnd
 from lissom.rewrite.model_check import EQUALITY, SHAPES_KEPT, equality_at, runs_at
+from lissom.rewrite.recorded import described
 from lissom.rewrite.samples import Example
 
 from .support import Fn, library
@@ -212,3 +215,30 @@ def test_a_stage_says_at_which_sizes_it_was_compared() -> None:
     (end,) = result.journal.of(StageEnd)
     (detail,) = (v.detail for v in end.verdicts if v.claim == EQUALITY)
     assert "also at batch 4" in detail
+
+
+# -- artifacts -------------------------------------------------------------------------------------
+
+
+def test_verify_runs_every_recorded_example_again(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    result = lissom.compile(model, library("fold"), inputs=(torch.randn(2, 3, 8, 8),))
+    folder = result.save(tmp_path / "out")
+    labels = [example["label"] for example in result.certificate["examples"]]
+    assert labels[0] == "the example"
+    assert "batch 4" in labels
+    _, verdicts = verify_artifact(folder)
+    assert verdicts[-1].holds
+    assert "batch 4" in verdicts[-1].detail
+
+
+def test_an_output_of_another_size_that_differs_is_told() -> None:
+    examples = [
+        {"label": label, "inputs": described((x,))[0]}
+        for label, x in (("the example", torch.ones(2, 3)), ("batch 4", torch.ones(4, 3)))
+    ]
+    probes = [([torch.ones(n, 3)], [torch.ones(n, 3)]) for n in (2, 4)]
+    assert _outputs_again(Scaled(1.0), examples, probes).holds
+    found = _outputs_again(Scaled(2.0), examples, probes)
+    assert not found.holds
+    assert found.detail.startswith("on batch 4: ")
