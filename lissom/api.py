@@ -16,6 +16,7 @@ from .grammar.program import Program, load_program, program_of
 from .passes.functions import FUNCTIONS
 from .rewrite import artifact, certificate
 from .rewrite.compile import Compiled, Options, compile_model
+from .rewrite.cost import said_of_uncounted
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.model_check import Metric
 from .rewrite.samples import Source
@@ -107,11 +108,16 @@ class Result:
             old, new = getattr(self.before, name), getattr(self.after, name)
             share = f"{100 * (new - old) / old:+.1f} %" if old else ""
             rows.append((name, f"{old:,}", f"{new:,}", share))
+        if self.before.uncounted:
+            saved = f"{self.after.macs - self.before.macs:+,}"
+            rows[3] = ("macs", self.before.macs_said, self.after.macs_said, saved)
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join(
+        lines = [
             "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             for row in rows
-        )
+        ]
+        left = said_of_uncounted(self.before)
+        return "\n".join([*lines, left] if left else lines)
 
     @without_causes
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:

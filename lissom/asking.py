@@ -20,7 +20,9 @@ from .rewrite.channels.listing import Listing, listing
 from .rewrite.compile import Options, example_of, working_state
 from .rewrite.evaluate import Scope
 from .rewrite.funnel import Funnel, funnel, opaque_at
+from .rewrite.journal import Opaque
 from .rewrite.model_check import Metrics
+from .rewrite.opaque import opaque_costs
 from .rewrite.pipeline import Pipeline
 from .rewrite.rule import compile_rule
 from .rewrite.state import State
@@ -34,8 +36,9 @@ def ask(
     program: str | None,
     settings: tuple[str, ...],
     nearest: int,
-) -> tuple[Funnel, list[tuple[str, str]]]:
-    """The funnel of `rule`, and what at `at` no rule can see.
+) -> tuple[Funnel, list[tuple[str, str]], tuple[Opaque, ...]]:
+    """The funnel of `rule`, what at `at` no rule can see, and what of the model holds parameters
+    there.
 
     The rule has the arguments that the program's pipeline gives it, overridden by `settings`.
     """
@@ -48,7 +51,8 @@ def ask(
     with out.progress(f"asking {rule}"):
         found = funnel(state, compiled, at, nearest)
     # What keeps a dimension from being cut names the opaque ops that read it.
-    return found, opaque_at(state, at) if at is not None and not compiled.dim else []
+    there = opaque_at(state, at) if at is not None and not compiled.dim else []
+    return found, there, opaque_costs(state.module, state.view)
 
 
 def dimensions(

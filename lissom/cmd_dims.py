@@ -22,7 +22,7 @@ def dims(
     goes from all of them or from none. `--format mermaid` draws which layers share which dimension.
     Nothing is changed.
     """
-    from . import show_dims
+    from . import show, show_dims
     from .asking import dimensions
 
     found = dimensions(out, model, at, program, blocked)
@@ -31,6 +31,7 @@ def dims(
         click.echo(show_dims.flowchart(found))
         return
     show_dims.total(out, found)
+    show.opaque(out, found.opaque)
     if blocked:
         show_dims.reasons(out, found)
     elif coupling:

@@ -33,11 +33,14 @@ def why(
     from .asking import ask
     from .rewrite.funnel import NEAREST
 
-    found, opaque = ask(out, model, rule, at, program, settings, NEAREST + 7 * out.verbose)
+    near = NEAREST + 7 * out.verbose
+    found, opaque, weighing = ask(out, model, rule, at, program, settings, near)
     show.funnel(out, found)
     for name, reason in opaque:
         out.say(f"no rule can see {name}: {reason}")
-    out.fields |= {"funnel": _as_json(found), "opaque": dict(opaque)}
+    show.opaque(out, weighing)
+    weights = {str(node): node.params for node in weighing if node.params}
+    out.fields |= {"funnel": _as_json(found), "opaque": dict(opaque), "opaque_parameters": weights}
     if not out.quiet:
         out.report(*(near.diagnostic() for near in found.nearest))
     return 0

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from .output import Output
 from .rewrite.compile import Compiled
+from .rewrite.cost import said_of_uncounted
 from .rewrite.funnel import Funnel
-from .rewrite.journal import StageEnd, Verdict
+from .rewrite.journal import Costs, Opaque, StageEnd, Verdict
 from .rewrite.sought import Hidden
 from .summary import Compared, RuleRow, rewrites
 
@@ -19,12 +20,30 @@ MOST = 5
 
 
 def captured(out: Output, compiled: Compiled) -> None:
-    """One line about what was captured, and how."""
+    """One line about what was captured, and how; one for each op that no rule can see and that
+    holds parameters.
+    """
     was = compiled.before
     out.say(
-        f"captured {was.ops} ops, {was.params:,} parameters, {was.macs:,} MACs"
+        f"captured {was.ops} ops, {was.params:,} parameters, {was.macs_said} MACs"
         f"  ({compiled.capture_how})"
     )
+    uncounted(out, was)
+    opaque(out, was.opaque)
+
+
+def uncounted(out: Output, costs: Costs) -> None:
+    """What the multiply-accumulates leave out."""
+    left = said_of_uncounted(costs)
+    if left:
+        out.say(left)
+
+
+def opaque(out: Output, nodes: Iterable[Opaque]) -> None:
+    """The parameters that stand where no rule can see them."""
+    for node in nodes:
+        if node.params:
+            out.say(f"no rule can see {node}, {node.params:,} parameters: {node.reason}")
 
 
 def rules(out: Output, rows: Sequence[RuleRow]) -> None:
@@ -67,9 +86,10 @@ def total(out: Output, compiled: Compiled) -> None:
         for was, now, name in (
             (old.params, new.params, "parameters"),
             (old.bytes, new.bytes, "bytes of weights"),
-            (old.macs, new.macs, "MACs"),
         )
     ]
+    share = f"{new.macs - old.macs:+,}" if old.uncounted else _share(old.macs, new.macs)
+    parts.append(f"{old.macs_said} -> {new.macs_said} MACs ({share})")
     out.say(f"{rewrites(compiled)}: {', '.join(parts)}")
 
 
@@ -115,6 +135,10 @@ def comparison(out: Output, rows: Iterable[Compared]) -> None:
 
 
 def _number(value: float, row: Compared) -> str:
+    return f"at least {_exact(value, row)}" if row.at_least else _exact(value, row)
+
+
+def _exact(value: float, row: Compared) -> str:
     if row.unit:
         return f"{value:.3f} {row.unit}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
@@ -122,6 +146,8 @@ def _number(value: float, row: Compared) -> str:
 
 def _difference(row: Compared) -> str:
     """Costs change by a share; metrics, which are shares themselves, by a difference."""
+    if row.at_least:
+        return f"{row.after - row.before:+,}"
     if row.unit or isinstance(row.before, int):
         return _share(row.before, row.after)
     return f"{row.after - row.before:+.4f}"

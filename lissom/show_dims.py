@@ -138,4 +138,5 @@ def _drawn(node: str, dim: Listed, modules: dict[str, str]) -> Iterator[str]:
 def fields(found: Listing) -> dict[str, Any]:
     """For JSON."""
     table = asdict(found)
-    return {"dims": table.pop("dims"), "totals": table}
+    parts = {name: table.pop(name) for name in ("dims", "opaque")}
+    return {**parts, "totals": table}

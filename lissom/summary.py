@@ -15,6 +15,7 @@ from .grammar import tree as t
 from .grammar.diagnostics import Label, fail
 from .model_file import ModelFile
 from .rewrite.compile import Compiled
+from .rewrite.cost import said_of_uncounted
 from .rewrite.journal import Applied, Refused, StageEnd, Verdict
 from .rewrite.latency import Latency
 from .rewrite.model_check import Metrics
@@ -99,13 +100,16 @@ def rewrites(compiled: Compiled) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """One quantity before and after; `how` says what the numbers depend on."""
+    """One quantity before and after; `how` says what the numbers depend on, `at_least` that they
+    are lower bounds.
+    """
 
     name: str
     before: float
     after: float
     unit: str = ""
     how: str = ""
+    at_least: bool = False
 
 
 def compared(
@@ -117,13 +121,18 @@ def compared(
     rows = [
         Compared("parameters", old.params, new.params),
         Compared("file bytes", stored_bytes(compiled), file_bytes(folder), "", "as written"),
-        Compared("MACs", old.macs, new.macs, "", batch),
+        Compared("MACs", old.macs, new.macs, "", _macs_at(compiled, batch), bool(old.uncounted)),
         Compared("ops", old.ops, new.ops),
     ]
     if latency is not None:
         times = 1e3 * latency.before, 1e3 * latency.after
         rows.append(Compared("latency", *times, "ms", latency.how))
     return [*rows, *measured]
+
+
+def _macs_at(compiled: Compiled, batch: str) -> str:
+    left = said_of_uncounted(compiled.before)
+    return f"{batch}; {left}" if left else batch
 
 
 def stored_bytes(compiled: Compiled) -> int:

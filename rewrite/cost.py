@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
@@ -11,18 +12,38 @@ from .call import Call, tensor_at
 from .construct import Plan, Planned
 from .evaluate import ParamRef
 from .journal import Costs
+from .opaque import opaque_costs
 from .opspec import OpSpec
 from .view import View
+
+NAMED = 3
+"""Uncounted ops that one line names."""
 
 SKIPPED = ("placeholder", "output", "get_attr")
 
 
 def model_costs(module: fx.GraphModule, view: View) -> Costs:
-    """Costs of a whole model at its example inputs; tied parameters count once."""
+    """Costs of a whole model at its example inputs; tied parameters count once. Nodes that are no
+    op are told: the multiply-accumulates are a lower bound where one of them has no known cost.
+    """
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     nodes = [node for node in module.graph.nodes if node.op not in SKIPPED]
     macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
-    return _sum(tensors.values(), macs, len(nodes))
+    opaque = opaque_costs(module, view)
+    macs += sum(node.macs or 0 for node in opaque)
+    return replace(_sum(tensors.values(), macs, len(nodes)), opaque=opaque)
+
+
+def said_of_uncounted(costs: Costs) -> str:
+    """`1 op uncounted: lstm, 1,357,824 parameters`; "" where everything counts."""
+    left = costs.uncounted
+    if not left:
+        return ""
+    names = ", ".join(map(str, left[:NAMED]))
+    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+    count = "1 op" if len(left) == 1 else f"{len(left)} ops"
+    params = sum(node.params for node in left)
+    return f"{count} uncounted: {names}{more}, {params:,} parameters"
 
 
 def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:

@@ -25,15 +25,42 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Opaque:
+    """A node that no rule can see, and that holds parameters or may multiply: its place and line in
+    the model, the reason, its parameters, and its multiply-accumulates; None where nobody knows.
+    """
+
+    site: str
+    source: str
+    reason: str
+    params: int
+    macs: int | None
+
+    def __str__(self) -> str:
+        return f"{self.site} ({self.source})" if self.source else self.site
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
     """Sizes of a site or a model: numbers of parameters, their bytes in memory,
-    multiply-accumulates, ops.
+    multiply-accumulates, ops. Where one of `opaque` has no known cost, `macs` is a lower bound.
     """
 
     params: int
     bytes: int
     macs: int
     ops: int
+    opaque: tuple[Opaque, ...] = ()
+
+    @property
+    def uncounted(self) -> tuple[Opaque, ...]:
+        """What `macs` does not count."""
+        return tuple(node for node in self.opaque if node.macs is None)
+
+    @property
+    def macs_said(self) -> str:
+        """`131,072`, or `at least 131,072`."""
+        return f"at least {self.macs:,}" if self.uncounted else f"{self.macs:,}"
 
     def __sub__(self, other: Costs) -> Costs:
         return Costs(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label
+from ..grammar.diagnostics import Label, fail
 from ..grammar.program import Program
 from .batches import as_args
 from .checkpoint import finish
-from .cost import model_costs
+from .cost import model_costs, said_of_uncounted
 from .evaluate import Scope, shown
 from .journal import Verdict
 from .latency import Latency, measure
@@ -69,6 +69,25 @@ class Measures:
         left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
         holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
         return found, allowed, holds, scope.facts["samples"][0]
+
+    def require_counted(self, asked: t.Node) -> None:
+        """Raises R014 where `asked` speaks of multiply-accumulates, and some are not counted."""
+        left = said_of_uncounted(self.original)
+        for node in t.walk(asked):
+            called = node.function if isinstance(node, t.Call) else None
+            ordered = node.order if isinstance(node, t.Each) else None
+            names = (n for n in (called, ordered) if isinstance(n, t.Name) and n.text == "macs")
+            for name in names if left else ():
+                place = Label(name.span, "a lower bound is all that is known")
+                hint = "ask for `params`, `bytes` or `latency`, or declare the op with `cost macs`"
+                note = f"{left}: {self.original.uncounted[0].reason}"
+                raise fail(
+                    "R014",
+                    "the model's multiply-accumulates are not known",
+                    place,
+                    note=note,
+                    help=hint,
+                )
 
     def _check_metrics(self, condition: t.Expr) -> None:
         """Raises D004 for `drop(name)` of a metric that the user did not give."""

@@ -46,6 +46,8 @@ class Pipeline:
         """Runs every stage, then the checks of `verify`."""
         self._refuse_later_parts()
         self.measures = Measures(self.state, self.program, self.metrics, self.names)
+        if self.source is not None:
+            self.measures.require_counted(self.source)
         self.define_data()
         stages = self._stages()
         for number, stage in enumerate(stages):

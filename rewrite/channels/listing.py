@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, did_you_mean, fail
 from ..call import tensor_at
+from ..journal import Opaque
+from ..opaque import opaque_costs
 from .atoms import NONE, Block
 from .classes import DimClass, Role, classes
 from .flow import Flow, Key
@@ -75,7 +77,8 @@ class Listing:
     """Dimensions in the order of the model. The numbers are those of all of them, listed or not.
 
     total, free: how many there are, and can be cut. weights: parameters of convolutions and linear
-    layers; cuttable: those of them that carry a dimension that can be cut.
+    layers; cuttable: those of them that carry a dimension that can be cut. opaque: ops that no rule
+    can see.
     """
 
     dims: tuple[Listed, ...]
@@ -83,6 +86,7 @@ class Listing:
     free: int
     weights: int
     cuttable: int
+    opaque: tuple[Opaque, ...]
 
 
 def listing(flow: Flow, at: str | None = None) -> Listing:
@@ -99,6 +103,7 @@ def listing(flow: Flow, at: str | None = None) -> Listing:
         len(free),
         sum(counts.tensors[key].numel() for key in keys),
         counts.carrying([leaf for dim in free for leaf in dim.leaves], keys)[0],
+        opaque_costs(flow.view.root, flow.view),
     )
 
 

@@ -1,0 +1,157 @@
+"""Costs of what no rule can see: counted where they follow from the weights, else said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import lissom
+from lissom.__main__ import main
+from lissom.grammar.diagnostics import LissomError
+
+NOTHING = "pipeline p { stage s { once drop_dropout } }"
+
+
+class Read(nn.Module):
+    """A layer of which only the first result counts, between two linear ones."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(5, 6), layer, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(self.first(x))
+        return self.last(found[0] if isinstance(found, tuple) else found)
+
+
+class Twice(nn.Bilinear):
+    """A product of a value with itself: no op is declared for it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x)
+
+
+RECURRENT: list[tuple[nn.Module, int, int]] = [
+    (nn.LSTM(6, 8, num_layers=3), 8, 4 * 8 * (6 + 8 + 4 * 8)),
+    (nn.LSTM(6, 8, num_layers=2, bidirectional=True), 16, 2 * 4 * 8 * (6 + 8 + 16 + 8)),
+    (nn.LSTM(6, 8, proj_size=4), 4, 4 * 8 * (6 + 4) + 4 * 8),
+    (nn.GRU(6, 8, num_layers=2, batch_first=True), 8, 3 * 8 * (6 + 8 + 2 * 8)),
+    (nn.GRU(6, 8, bias=False, bidirectional=True), 16, 2 * 3 * 8 * (6 + 8)),
+    (nn.RNN(6, 8, num_layers=2), 8, 8 * (6 + 8 + 2 * 8)),
+]
+
+
+def compiled(model: nn.Module, x: Tensor, text: str = NOTHING) -> lissom.Result:
+    return lissom.compile(model.eval(), text, inputs=(x,))
+
+
+@pytest.mark.parametrize(("layer", "width", "each"), RECURRENT)
+def test_recurrent_layers_of_any_depth_count(layer: nn.Module, width: int, each: int) -> None:
+    """Each matrix of weights multiplies one vector for each of 7 * 4 steps."""
+    found = compiled(Read(layer, width), torch.randn(7, 4, 5)).before
+    assert found.uncounted == ()
+    assert found.macs == 28 * (5 * 6 + each + width * 3)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_a_cell_counts_what_torch_counts(kind: type[Any]) -> None:
+    model, x = Read(kind(6, 8), 8).eval(), torch.randn(4, 5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    assert 2 * compiled(model, x).before.macs == counter.get_total_flops()
+
+
+def mixed() -> nn.Module:
+    torch.manual_seed(0)
+    return Read(Twice(6, 6, 4), 4).eval()
+
+
+def test_what_nobody_counts_is_said() -> None:
+    result = compiled(mixed(), torch.randn(2, 5))
+    (left,) = result.before.uncounted
+    assert (left.site, left.params, left.macs) == ("layer", 6 * 6 * 4 + 4, None)
+    assert left.source.startswith("test_uncounted.py:")
+    table = result.table()
+    assert "at least 84" in table
+    assert f"1 op uncounted: {left}, 148 parameters" in table
+    assert [c["opaque"][0]["macs"] for c in result.certificate["costs"].values()] == [None, None]
+
+
+CALIB = 'data calib = sample("train", 4); budget drift(outputs) <= 1%; '
+BOUNDS = [
+    "budget macs(model) <= 80%; stage s { once drop_dropout }",
+    "stage s { once drop_dropout } verify { macs(model) <= 80% }",
+    CALIB + "stage s { each low_rank_linear order by macs }",
+    CALIB + "stage s { each low_rank_linear until macs(model) <= 1000 }",
+]
+
+
+@pytest.mark.parametrize("steps", BOUNDS)
+def test_no_bound_is_put_on_what_is_not_known(steps: str) -> None:
+    with pytest.raises(LissomError) as caught:
+        compiled(mixed(), torch.randn(2, 5), f"pipeline p {{ {steps} }}")
+    (found,) = caught.value.diagnostics
+    assert found.code == "R014"
+    assert "1 op uncounted: layer (test_uncounted.py:" in found.notes[0]
+    assert found.labels[0].span is not None
+    assert found.labels[0].span.text == "macs"
+
+
+@pytest.mark.parametrize("steps", BOUNDS[:2])
+def test_what_is_known_is_judged(steps: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Dropout()).eval()
+    result = compiled(model, torch.randn(2, 5), f"pipeline p {{ {steps} }}")
+    assert result.before.macs == 50
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = nn.Linear(5, 6), nn.Bilinear(6, 6, 4)
+        self.drop = nn.Dropout()
+
+    def forward(self, x):
+        x = self.drop(self.first(x))
+        return self.both(x, x)
+
+def build():
+    torch.manual_seed(0)
+    return Net().eval()
+
+def inputs():
+    return (torch.ones(2, 5),)
+"""
+HIDDEN = "no rule can see both (net.py:13), 148 parameters: no op is declared for"
+
+
+def test_commands_name_the_parameters_that_no_rule_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(MODEL)
+    Path("p.lissom").write_text(NOTHING)
+
+    def told(*command: str) -> str:
+        main(list(command))
+        return capsys.readouterr().out
+
+    assert HIDDEN in told("dims", "net.py")
+    assert HIDDEN in told("why", "net.py", "fold_bn")
+    planned = told("plan", "net.py", "p.lissom", "-o", "plan.json")
+    assert HIDDEN in planned
+    assert "184 parameters, at least 60 MACs" in planned
+    assert "at least 60 -> at least 60 MACs (+0)" in planned
+    assert "1 op uncounted: both (net.py:13), 148 parameters" in planned
+    assert "at least 60" in told("apply", "net.py", "--plan", "plan.json", "-o", "out")
+    found = json.loads(told("dims", "net.py", "--format", "json"))
+    assert found["opaque"][0]["params"] == 148
