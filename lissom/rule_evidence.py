@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from .evidence import Entry
 from .page_text import code, prose, table
@@ -30,6 +30,7 @@ def evidence_table(entry: Entry, digest: str, drawn: str) -> str:
 def _rows(entry: Entry, drawn: str) -> Iterator[tuple[str, str]]:
     yield from _problems(entry)
     yield from _models(entry, drawn)
+    yield from _elsewhere(entry.part("elsewhere").counts())
     yield from _near(entry)
     yield from _share(entry, "mutants", "killed", "mutants", "noticed")
     yield from (("mutant that survives", prose(text)) for text in entry.texts("survivors"))
@@ -63,6 +64,12 @@ def _models(entry: Entry, drawn: str) -> Iterator[tuple[str, str]]:
     if refused:
         count, codes = sum(refused.values()), ", ".join(map(code, refused))
         yield "refused", f"{count:,} times by the engine, before anything was changed ({codes})"
+
+
+def _elsewhere(found: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    if found:
+        said = "; ".join(f"{kind}: {count:,}" for kind, count in found.items())
+        yield "other inputs", f"the rewritten model compared at {said}"
 
 
 def _near(entry: Entry) -> Iterator[tuple[str, str]]:

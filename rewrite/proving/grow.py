@@ -40,7 +40,7 @@ DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16, torch.float16)
 @dataclass(slots=True)
 class Grown:
     """A model with instances of a rule's left side in it, and inputs to run it on. `has_data`: the
-    user has given calibration data.
+    user has given calibration data. `seed`: of what else is drawn for it.
     """
 
     rule: Rule
@@ -48,6 +48,7 @@ class Grown:
     inputs: tuple[Tensor, ...]
     planted: list[Planted]
     has_data: bool
+    seed: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -120,7 +121,8 @@ def _finished(soil: Soil, rule: Rule, instances: Sequence[tuple[Rule, Planted]])
         soil.convert(dtype)
     inputs = tuple(soil.real[n] for n in soil.module.graph.nodes if n.op == "placeholder")
     planted = [instance for _, instance in instances]
-    return Grown(rule, soil.module, inputs, planted, not soil.source.chance(10))
+    seed = soil.generator.initial_seed()
+    return Grown(rule, soil.module, inputs, planted, not soil.source.chance(10), seed)
 
 
 class _Planter:

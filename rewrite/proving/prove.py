@@ -76,6 +76,7 @@ class Explored:
     opaque: Counter[str] = field(default_factory=Counter)
     undrawn: Counter[str] = field(default_factory=Counter)
     vacuous: Counter[str] = field(default_factory=Counter)
+    elsewhere: Counter[str] = field(default_factory=Counter)
     ratio: float = 0.0
     tapes: list[tuple[int, ...]] = field(default_factory=list)
     failure: Failure | None = None
@@ -84,6 +85,7 @@ class Explored:
     def add(self, outcome: Outcome) -> None:
         self.kept += [outcome.kept] if outcome.kept is not None else []
         self.ratio = max(self.ratio, outcome.ratio)
+        self.elsewhere.update(outcome.elsewhere)
         self.fired += outcome.kind == FIRED
         counters = {
             SILENT: self.silent,

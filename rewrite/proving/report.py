@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...grammar import tree as t
@@ -52,7 +52,8 @@ class Report:
     """Evidence about one rule. `vacuous`: applications that show nothing, by reason.
     `ratio`: the largest difference seen, over the one allowed.
     `confidence`: how well an approximate rule keeps its budget. `because`: what tells models at
-    which the sides differ from others.
+    which the sides differ from others. `elsewhere`: how many rewritten models were compared on
+    other inputs than their example's, by the kind of inputs.
     """
 
     rule: str
@@ -79,6 +80,7 @@ class Report:
     seconds: float
     confidence: Confidence | None = None
     because: tuple[str, ...] = ()
+    elsewhere: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         hidden = {"tape"} if self.because else {"tape", "because"}
@@ -114,6 +116,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         failure.tape if failure is not None else (),
         proof.seconds,
         confidence(explored.kept),
+        elsewhere=dict(sorted(explored.elsewhere.items())),
     )
 
 
@@ -135,7 +138,9 @@ CLAIMS = (
     "that chance made them agree at one site. bits: float64 without rounding, same bits. "
     "confidence: an approximate rule kept its budget in `held` applications and broke it in none; "
     "with confidence `level`, fewer than `rate_below` of applications drawn like these break it. "
-    "All of it speaks of the models that were drawn."
+    "elsewhere: rewritten models compared on other inputs that the original takes: another batch "
+    "or extent, finite inputs up to the magnitude named (float16: like those drawn), small ones, "
+    "numbers at borders. All of it speaks of the models that were drawn."
 )
 
 

@@ -24,7 +24,7 @@ CONTEXT = ("relu", "tanh", "neg", "sigmoid")
 """What may stand before and behind a planted instance."""
 
 
-_ILLEGAL = (
+ILLEGAL = (
     LissomError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError,
     AssertionError,
 )  # fmt: skip
@@ -109,7 +109,7 @@ class Soil:
                 made.layer = None  # written as a function of named weights
             with torch.no_grad():
                 value = made.run(*map(self.value, inputs))
-        except _ILLEGAL as e:
+        except ILLEGAL as e:
             raise Unsuitable(f"{op.name}: {e}") from e
         path = place or self.name()
         node = made.insert(self.module, self.end, path)
@@ -147,7 +147,7 @@ class Soil:
         try:
             with torch.no_grad():
                 kept.run(*(v.to(dtype) if v.is_floating_point() else v for v in given))
-        except _ILLEGAL as error:
+        except ILLEGAL as error:
             raise Unsuitable(f"{dtype}: {error}") from error
         if dtype == torch.float16 and not all(map(_has_room, self._numbers(kept.values))):
             raise Unsuitable("numbers too large for float16")

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError, Span
@@ -29,8 +31,9 @@ from ..state import State
 from ..verify import IN_DOUBLE, IN_OWN
 from .grow import Grown, grow
 from .promise import Kept, kept
-from .soil import Planted
+from .soil import ILLEGAL, Planted
 from .source import Source
+from .variants import variants
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -50,7 +53,8 @@ class Outcome:
     """What became of one planted instance.
 
     condition: the clause that kept a silent rule silent, or the check that failed. kept: how an
-    approximate rule kept its budget.
+    approximate rule kept its budget. elsewhere: the other inputs on which a rewritten model was
+    compared, by their kind.
     """
 
     kind: str
@@ -58,6 +62,7 @@ class Outcome:
     detail: str = ""
     ratio: float = 0.0
     kept: Kept | None = None
+    elsewhere: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,7 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         fits = not spoiled and isinstance(examine(state, rule, bindings), Site)
         found = ready_at(state, rule, planted.nodes[start.index], start)
         if isinstance(found, Ready):
-            return _applied(state, found)
+            return _applied(state, found, grown.seed)
         if found.raised and found.code.startswith("R"):
             return Outcome(UNSOUND, found.code, found.text())
         if fits and found.stage not in PLANNED:
@@ -168,7 +173,7 @@ def _place(span: Span | None) -> str:
     return "" if span is None else " ".join(span.text.split())
 
 
-def _applied(state: State, ready: Ready) -> Outcome:
+def _applied(state: State, ready: Ready, seed: int) -> Outcome:
     """Commits, and compares the whole model with the (perturbed) one before."""
     original = before = snapshot(state.module)
     if ready.plan.moved:
@@ -188,10 +193,68 @@ def _applied(state: State, ready: Ready) -> Outcome:
         return Outcome(WRONG, verdict.claim, numbers)
     if verdict.how == "not checked":
         return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
+    elsewhere = list(_elsewhere(before, state.module, state.samples.inputs, seed))
+    if elsewhere and isinstance(elsewhere[-1], Outcome):
+        return elsewhere[-1]
     found = kept(original, before, ready, state.samples.inputs) if ready.plan.moved else None
     if found is not None and not found.holds:
         return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
-    return Outcome(FIRED, ratio=worst, kept=found)
+    return Outcome(FIRED, ratio=worst, kept=found, elsewhere=Counter(map(str, elsewhere)))
+
+
+def _elsewhere(
+    before: fx.GraphModule, after: fx.GraphModule, inputs: tuple[Any, ...], seed: int
+) -> Iterator[str | Outcome]:
+    """What other inputs that the original takes were compared on; the first mistake ends it."""
+    for variant in variants(inputs, seed):
+        given = _run(before, variant.inputs)
+        if isinstance(given, Exception):  # the original need not take these inputs
+            continue
+        right, found = f"right at {_sizes(inputs)}", _run(after, variant.inputs)
+        where = variant.numbers or f"at {_sizes(variant.inputs)}"
+        said = _apart(before, after, variant.inputs, given, found)
+        if said:
+            yield Outcome(WRONG, f"{right}, wrong {where}", said)
+            return
+        yield variant.numbers or OTHER_SIZES
+
+
+OTHER_SIZES = "other sizes"
+
+
+def _apart(
+    before: fx.GraphModule,
+    after: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    given: list[Any],
+    found: list[Any] | Exception,
+) -> str:
+    """How two models differ on inputs on which they gave these results; "" where they do not."""
+    if isinstance(found, Exception):
+        return f"the rewritten model cannot run: {str(found).splitlines()[0]}"
+    if all(map(_same_bits, given, found)):
+        return ""
+    verdict = model_equality(before, after, inputs, len(after.graph.nodes))
+    return "" if verdict.holds else f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
+
+
+def _run(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[Any] | Exception:
+    """The results of a model; the error of one that does not take the inputs."""
+    try:
+        with torch.no_grad():
+            # Called as a module, a graph would print where it failed.
+            return tree_leaves(module.forward(*inputs))
+    except ILLEGAL as error:
+        return error
+
+
+def _same_bits(left: Any, right: Any) -> bool:
+    both = isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
+    return both and left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _sizes(inputs: tuple[Any, ...]) -> str:
+    return ", ".join(str(list(value.shape)) for value in inputs)
 
 
 def is_random(state: State) -> bool:

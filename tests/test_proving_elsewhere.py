@@ -1,0 +1,97 @@
+"""A rewritten model is run on other inputs than its example's: other sizes, other numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lissom.grammar import tree as t
+from lissom.grammar.parse import parse
+from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.proving.prove import Explored, explore
+from lissom.rewrite.proving.trial import Outcome, Subject
+from lissom.rewrite.proving.variants import LARGEST, variants
+
+
+def explored(text: str, models: int = 40) -> Explored:
+    rule = parse(text).all(t.Rule)[0]
+    return explore(Subject(rule, Vocabulary.library(), FUNCTIONS), models)
+
+
+def mistake(text: str) -> Outcome:
+    failure = explored(text).failure
+    assert failure is not None
+    return failure.outcome
+
+
+FROZEN = """
+exact rule mean_by_hand {
+  match {
+    y = mean(x, dim = -1, keepdim = false, dtype = none)
+    x : f[N, L]
+  }
+  where { L > 0  else "empty" }
+  rewrite {
+    s = sum(x, dim = -1)
+    y = SCALED
+  }
+}
+"""
+
+
+def test_a_size_of_the_example_that_became_a_number() -> None:
+    """One batch fits all batches here; another length tells."""
+    found = mistake(FROZEN.replace("SCALED", "div(s, L)"))
+    assert found.kind == "WRONG"
+    assert found.condition.startswith("right at [")
+    before, _, after = found.condition.partition(", wrong at ")
+    rows, columns = torch.zeros(eval(before.removeprefix("right at "))).shape
+    assert torch.zeros(eval(after)).shape == (rows, columns + 1)
+
+
+def test_a_rewritten_model_that_another_batch_does_not_fit() -> None:
+    text = FROZEN.replace("keepdim = false", "keepdim = true")
+    text = text.replace("sum(x, dim = -1)", "mean(x, dim = -1, keepdim = true)")
+    found = mistake(text.replace("SCALED", "reshape(s, shape = (N, 1))"))
+    assert found.kind == "WRONG"
+    assert "the rewritten model cannot run: shape '[" in found.detail
+
+
+def elementwise(before: str, after: str) -> str:
+    return f"exact rule other {{\n  match {{ {before}\n x : f[...] }}\n  rewrite {{ {after} }}\n}}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        ("y = softplus(x)", "e = exp(x)\n y = log1p(e)", "numbers up to 10000"),
+        ("y = expm1(x)", "e = exp(x)\n y = sub(e, 1)", "numbers of 0.0001"),
+    ],
+)
+def test_forms_that_are_equal_for_middling_numbers_only(
+    before: str, after: str, where: str
+) -> None:
+    found = mistake(elementwise(before, after))
+    assert (found.kind, found.condition.partition("wrong ")[2]) == ("WRONG", where)
+
+
+def test_both_sides_may_overflow_together() -> None:
+    found = explored(elementwise("y = mul(x, x)", "y = pow(x, 2)"))
+    assert found.failure is None
+    assert found.elsewhere["other sizes"] >= 40
+    assert found.elsewhere[f"numbers up to {LARGEST:g}"] >= 40
+
+
+def test_variants_keep_what_belongs_together() -> None:
+    """Two inputs as long as each other stay so; whole numbers stay those of the example."""
+    rows, index = torch.randn(3, 4), torch.tensor([[2, 0, 1, 1]] * 3)
+    shapes = [
+        tuple(map(tuple, (v.shape for v in one.inputs))) for one in variants((rows, index), 0)
+    ]
+    assert shapes[:2] == [((4, 4), (4, 4)), ((3, 5), (3, 5))]
+    assert set(shapes[2:]) == {((3, 4), (3, 4))}
+    for one in variants((rows, index), 0):
+        assert int(one.inputs[1].max()) == 2
+        assert torch.isfinite(one.inputs[0]).all()
+        assert float(one.inputs[0].abs().max()) <= LARGEST
