@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import fx
@@ -52,7 +53,7 @@ class Pipeline:
         stages = self._stages()
         for number, stage in enumerate(stages):
             self.progress(stage.name.text, number, len(stages))
-            self._stage(stage)
+            self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
         self._warn_silent()
         self.final = self._final()
 
@@ -93,12 +94,18 @@ class Pipeline:
 
     # -- one stage ---------------------------------------------------------------------------------
 
-    def _stage(self, stage: t.Stage) -> None:
+    def _told(
+        self, stage: str, number: int, total: int, rule: str, tried: int, applied: int
+    ) -> None:
+        """What a long stage is at: seconds pass between one place and the next."""
+        self.progress(f"{stage}: {rule}, {tried} tried, {applied} rewritten", number, total)
+
+    def _stage(self, stage: t.Stage, progress: Callable[[str, int, int], None]) -> None:
         begun = time.perf_counter()
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
         weights = weights_at(entry)
         before = model_costs(self.state.module, self.state.view)
-        runner = Runner(self.state, stage.name.text)
+        runner = Runner(self.state, stage.name.text, progress=progress)
         for step in stage.steps:
             self._step(runner, step)
         self.state.samples.forget()

@@ -40,13 +40,14 @@ CAP_LEAST = 1000
 @dataclass
 class Runner:
     """Runs steps of one stage. `applied` counts rewrites; none is made once the state's fuel is
-    spent.
+    spent. progress: is told which rule is tried, how many places so far, and the rewrites.
     """
 
     state: State
     stage: str
     applied: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=64))
+    progress: Callable[[str, int, int], None] = lambda rule, tried, applied: None
 
     # -- once --------------------------------------------------------------------------------------
 
@@ -78,7 +79,7 @@ class Runner:
                     self._burn()
 
     def _dim_ready(self, rule: Rule, dim: Ranged) -> RangedReady | None:
-        self.state.journal.tried[rule.label] += 1
+        self._tried(rule)
         found = ranged_ready(self.state, rule, dim)
         if not isinstance(found, Miss):
             return found
@@ -87,13 +88,17 @@ class Runner:
         self.state.journal.add(refused)
         return None
 
+    def _tried(self, rule: Rule) -> None:
+        self.state.journal.tried[rule.label] += 1
+        self.progress(rule.name, self.state.journal.tried[rule.label], self.applied)
+
     def _burn(self) -> None:
         self.applied += 1
         if self.state.fuel is not None:
             self.state.fuel -= 1
 
     def _try(self, rule: Rule, node: fx.Node, start: PatternOp) -> list[fx.Node] | None:
-        self.state.journal.tried[rule.label] += 1
+        self._tried(rule)
         seen = _seen_by(node)
         result = attempt(self.state, self.stage, rule, node, start)
         self.state.samples.leave(seen)
@@ -125,7 +130,7 @@ class Runner:
         before = self.applied
         while self.state.fuel != 0 and (node := work.pop()) is not None:
             for rule, start in work.rules_for(node):
-                self.state.journal.tried[rule.label] += 1
+                self._tried(rule)
                 result = attempt(self.state, self.stage, rule, node, start)
                 self.state.samples.leave(())
                 if isinstance(result, Miss):
@@ -173,23 +178,32 @@ class Runner:
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
     ) -> int:
-        """Applies the best site, ranks the rest again, until `done`, no site is left, or a budget
-        is `broken`.
+        """Applies the best site, ranks the rest again, until `done` or no site is left.
 
-        The application that broke a budget is taken back, and ends the step.
+        An application after which a budget is `broken` is taken back, and the others go on. Sites
+        that are left when the goal is reached are written down as not tried.
         """
         before = self.applied
         if rule.dim:
             self._each_dim(rule, rank, done, broken)
             return self.applied - before
         start = anchor(self.state, rule)
-        waiting = candidates(self.state, rule)
+        waiting, ranked = candidates(self.state, rule), False
         while waiting and self.state.fuel != 0 and not done():
             self._look_ahead(rule, alive(waiting), start)
             waiting, best = self._best(rule, alive(waiting), start, rank)
-            if best is None or not self._apply_within(best, broken):
-                break
+            ranked = True
+            if best is not None and not self._apply_within(best, broken):
+                names = {node.name for node in waiting}  # the graph is a copy now
+                waiting = [n for n in candidates(self.state, rule) if n.name in names]
+        self._untried(rule, [_site_of(node) for node in alive(waiting) if ranked])
         return self.applied - before
+
+    def _untried(self, rule: Rule, sites: Sequence[str]) -> None:
+        """Says which sites could still have been changed when the step ended."""
+        place, why = str(rule.source.name.span), "not tried: the goal of the step was reached"
+        for site in sites:
+            self.state.journal.add(Refused(self.stage, rule.label, site, "B003", why, place))
 
     def _best(
         self,
@@ -220,16 +234,17 @@ class Runner:
         broken: Callable[[], str | None],
     ) -> None:
         self.state.surveys.clear()
-        waiting = ranged_candidates(self.state, rule)
+        waiting, ranked = ranged_candidates(self.state, rule), False
         while waiting and self.state.fuel != 0 and not done():
             ready = [found for dim in waiting if (found := self._dim_ready(rule, dim)) is not None]
+            ranked = True
             if not ready:
-                break
+                return
             best = max(ready, key=rank)
             left = [found.site.dim for found in ready if found is not best]
-            if not self._apply_within(best, broken):
-                break
+            self._apply_within(best, broken)
             waiting = alive_ranged(self.state, rule, left)
+        self._untried(rule, [dim.name for dim in waiting if ranked])
 
     def _apply_within(self, best: Ready | RangedReady, broken: Callable[[], str | None]) -> bool:
         """Applies a site; takes it back if that breaks a budget."""
@@ -251,13 +266,17 @@ class Runner:
         return False
 
     def _ready(self, rule: Rule, node: fx.Node, start: PatternOp) -> Ready | None:
-        self.state.journal.tried[rule.label] += 1
+        self._tried(rule)
         found = ready_at(self.state, rule, node, start)
         self.state.samples.leave(_seen_by(node))
         if isinstance(found, Miss):
             refuse(self.state, self.stage, rule, node, found)
             return None
         return found
+
+
+def _site_of(node: fx.Node) -> str:
+    return str(node.meta.get("site") or node.name)
 
 
 def _seen_by(node: fx.Node) -> tuple[fx.Node, ...]:

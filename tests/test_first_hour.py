@@ -15,10 +15,13 @@ from torch import nn
 
 import lissom
 from lissom.__main__ import main
+from lissom.grammar.program import program_of
 from lissom.grammar.vocabulary import library_sources
 from lissom.grammar.words import words
 from lissom.named_program import every_exact, program_named
+from lissom.passes.functions import FUNCTIONS
 from lissom.reference import entries, page
+from lissom.rewrite.compile import Options, compile_model
 
 MODEL = """
 import torch
@@ -170,6 +173,16 @@ def test_a_new_pipeline_checks_is_formatted_and_runs(
     assert main(["fmt", "--check", "mine.lissom"]) == 0
     assert main(["plan", model, "mine.lissom", "--allow", "approx"]) == 0
     assert main(["new", "pipeline", "mine"]) == 2
+
+
+def test_progress_counts_places_and_rewrites() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).eval()
+    said: list[tuple[str, int, int]] = []
+    program = program_of("pipeline p { stage s { once fold_bn } stage u { once drop_dropout } }")
+    options = Options(functions=FUNCTIONS, progress=lambda *told: said.append(told))
+    compile_model(model, program, (torch.randn(2, 3, 8, 8),), None, {}, options)
+    assert [said[0], said[-1]] == [("s", 0, 2), ("u", 1, 2)]
+    assert ("s: fold_bn, 1 tried, 0 rewritten", 0, 2) in said
 
 
 # -- Python ----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.capture import capture
-from lissom.rewrite.journal import Applied
+from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.rule import Rule
 from lissom.rewrite.strategy import Runner
 
@@ -140,10 +141,7 @@ def test_a_rewrite_far_from_the_anchor_wakes_its_neighbours() -> None:
     assert driven.ops() == ["sigmoid", "tanh"]
 
 
-def test_each_applies_the_best_first_and_stops() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 60), nn.Linear(60, 6)).eval()
-    text = """approx rule thin {
+THIN = """approx rule thin {
       match { y = linear(x) as l\n l.weight : [O, I] }
       let { (u, s, v) = svd(l.weight) }
       where { I + O < I * O }
@@ -153,11 +151,34 @@ def test_each_applies_the_best_first_and_stops() -> None:
         y = linear(h, weight = u[:, :1] * s[:1], bias = l.bias) from l
       }
     }"""
-    work = runner(model)
-    rule = the_rule(text)
-    done = iter([False, False, True])
-    assert work.each(rule, lambda ready: float(ready.saving), lambda: next(done)) == 2
+
+
+def three_layers() -> Runner:
+    torch.manual_seed(0)
+    return runner(nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 60), nn.Linear(60, 6)).eval())
+
+
+def by_saving(ready: Any) -> float:
+    return float(ready.saving)
+
+
+def left(work: Runner, code: str) -> list[str]:
+    return [event.site for event in work.state.journal.of(Refused) if event.code == code]
+
+
+def test_each_applies_the_best_first_and_stops() -> None:
+    work, done = three_layers(), iter([False, False, True])
+    assert work.each(the_rule(THIN), by_saving, lambda: next(done)) == 2
     assert [event.site for event in work.state.journal.of(Applied)] == ["1", "2"]
+    assert left(work, "B003") == ["0"]
+
+
+def test_each_goes_on_behind_a_site_that_breaks_a_budget() -> None:
+    work, broken = three_layers(), iter(["too much", None, "too much"])
+    assert work.each(the_rule(THIN), by_saving, lambda: False, lambda: next(broken)) == 1
+    assert [event.site for event in work.state.journal.of(Applied)] == ["2"]
+    assert left(work, "B002") == ["1", "0"]
+    assert left(work, "B003") == []
 
 
 # -- cost ------------------------------------------------------------------------------------------
