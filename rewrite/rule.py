@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from ..grammar import tree as t
-from ..grammar.clauses import over_images
+from ..grammar.clauses import claims, over_images
 from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ..grammar.discipline import is_budget
 from ..grammar.fragment import parse_expression
 from ..grammar.unsupported import resizes, unsupported
 from .binding import literal
@@ -20,7 +21,7 @@ from .pattern import Pattern, Step, compile_pattern, steps_from
 @dataclass(frozen=True, eq=False)
 class Rule:
     """One rule with its arguments bound. `order` is its place in the program: it breaks ties of
-    priority.
+    priority. unlimited: its budgets do not count, as where its effect is to be measured.
     """
 
     source: t.Rule
@@ -31,6 +32,7 @@ class Rule:
     given: Mapping[str, Any] = field(default_factory=dict)
     at: str | None = None
     order: int = 0
+    unlimited: bool = False
     parsed: dict[str, t.Expr] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -84,9 +86,8 @@ class Rule:
 
     @cached_property
     def claims(self) -> tuple[t.Claim, ...]:
-        return tuple(
-            c for e in self.source.all(t.Ensure) for c in e.items if isinstance(c, t.Claim)
-        )
+        found = tuple(claims(self.source))
+        return tuple(c for c in found if not is_budget(c)) if self.unlimited else found
 
     @cached_property
     def digest(self) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import fx, nn
@@ -46,8 +46,10 @@ def effects(
     state: State, rule: Rule, metric: Metric | None, part: int = 0, parts: int = 1
 ) -> list[Effect]:
     """Every place of the working model at which the rule could apply, in its order; of these each
-    `parts`-th from `part` on. The model is as before afterwards.
+    `parts`-th from `part` on. The model is as before afterwards. The rule's own budget refuses no
+    place: how much the rule moves there is the question.
     """
+    rule = replace(rule, unlimited=True)
     found = _dims if rule.dim else _nodes
     reference = None if metric is None else metric(state.module)
     chosen = range(part, len(_places(state, rule)), parts)
