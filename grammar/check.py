@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Literal
 
 from . import tree as t
+from .assumed import equations
 from .clauses import holes
 from .costs import check_costs
 from .declared import Declarations, Known
 from .declaring import check_declarations, check_tests
 from .diagnostics import Diagnostic, Label, LissomError
 from .discipline import check_discipline
+from .dropped import check_dropped
 from .facts import Flow
 from .frozen import check_frozen
 from .guards import check_guards
@@ -173,6 +175,7 @@ class Checker:
         if self.report.errors == before:
             check_operations(rule, both, scope, self.known, self.report, self.attached)
             check_discipline(rule, both, self.report)
+            check_dropped(rule, both, self.known, self.report)
             check_unsupported(rule, self.known, self.report)
         if self.report.errors > before or self._is_open(rule):
             return
@@ -211,9 +214,16 @@ class Checker:
         model, sampler = found[0], samplers[0]
         self.built[id(rule)] = model, sampler
         check_frozen(model, self.report)
-        if check_guards(rule, sampler, self.report):
+        if check_guards(rule, sampler, self._unguarded(model, sampler), self.report):
             check_costs(rule, model, sampler, self.report)
             check_growth(rule, both, model, sampler, self.known, self.report)
+
+    def _unguarded(self, model: Model, sampler: Sampler) -> Sampler:
+        """A guard is judged without what it says itself."""
+        if not equations(model.rule):
+            return sampler
+        bare = Model(model.rule, model.sides, model.known, model.ops, guarded=False).build()
+        return Sampler(bare, sampler.guards, sampler.tries)
 
     @cached_property
     def attached(self) -> frozenset[str]:

@@ -77,9 +77,29 @@ def check_costs(rule: t.Rule, model: Model, sampler: Sampler, report: Report) ->
         return
     if len(model.right) < len(model.sides.right) or len(model.left) < len(model.sides.left):
         return
+    _kept(rule, model, sampler, report)
     for claim in claims(rule):
         if isinstance(claim.condition, t.Binary):
             _claim(rule, model, sampler, report, claim.condition)
+
+
+def _kept(rule: t.Rule, model: Model, sampler: Sampler, report: Report) -> None:
+    """C003: where others read a `shared` value, the op that makes it runs beside the new ones."""
+    kept = [inst for inst in model.left if inst.step.shared]
+    named = {n.function.span.text for c in claims(rule) for n in t.walk(c) if isinstance(n, t.Call)}
+    before, after = total(model, model.left, "macs"), total(model, model.right + kept, "macs")
+    if not kept or named & {"macs", "latency"} or before is None or after is None:
+        return
+    gap = model.solver.resolve(after - before)
+    samples = (extended(model, s) for s in sampler.instances())
+    usable = [s for s in samples if gap.symbols <= set(s)]
+    if usable and all(_number(gap, s) > 0 for s in usable):
+        numbers = f"{_number(before, usable[0]):g} before, {_number(after, usable[0]):g} after"
+        label = Label(kept[0].step.whole, f"stays where others read `{kept[0].step.results[0]}`")
+        message = f"`shared` lets `{rule.name}` multiply more than before"
+        help = "leave out `shared`, or claim `macs(after) <= macs(before)` in `ensure`"
+        note = f"multiply-accumulates, for example: {numbers}"
+        report.warn("C003", message, label, note=note, help=help)
 
 
 def _claim(rule: t.Rule, model: Model, sampler: Sampler, report: Report, claim: t.Binary) -> None:

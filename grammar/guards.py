@@ -124,11 +124,13 @@ def _sign(op: str, gap: Interval) -> bool | None:
     return equal if op == "==" or equal is None else not equal
 
 
-def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
-    """Whether the guards can hold. Guards over weights or the model count as open."""
+def check_guards(rule: t.Rule, sampler: Sampler, bare: Sampler, report: Report) -> bool:
+    """Whether the guards can hold. Guards over weights or the model count as open. `bare` knows
+    nothing of what the guards say, `sampler` all of it.
+    """
     guards = list(clauses.guards(rule))
     for guard in guards:
-        verdict = decided(guard.condition, sampler)
+        verdict = decided(guard.condition, bare)
         if verdict is False:
             note = f"shown with intervals: {AT_LEAST}"
             label = Label(guard.condition.span, "false for all sizes")
@@ -138,13 +140,13 @@ def check_guards(rule: t.Rule, sampler: Sampler, report: Report) -> bool:
             note = f"shown with intervals: {AT_LEAST}"
             label = Label(guard.condition.span, "true for all sizes")
             report.warn("V002", "this guard is always true", label, note=note, help="delete it")
-    return _together(rule, guards, sampler, report)
-
-
-def _together(rule: t.Rule, guards: list[t.Guard], sampler: Sampler, report: Report) -> bool:
-    sized = [g for g in guards if _is_sized(g.condition, sampler)]
+    sized = [guard for guard in guards if _is_sized(guard.condition, bare)]
     if not sized or sampler.instances():
         return True
+    return _together(rule, sized, bare, report)
+
+
+def _together(rule: t.Rule, sized: list[t.Guard], sampler: Sampler, report: Report) -> bool:
     if _bounds_clash(sized, sampler, report, rule):
         return False
     labels = [Label(g.condition.span) for g in sized[:4]]

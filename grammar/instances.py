@@ -91,6 +91,13 @@ def inputs_of(step: Step, facts: OpFacts) -> Iterator[tuple[t.Param, object]]:
             yield params[place], operand
 
 
+def keeps_shape(facts: OpFacts) -> bool:
+    """Whether an op with one input gives what has the shape of it."""
+    if len(facts.inputs) != 1 or len(facts.decl.results) != 1:
+        return False
+    return facts.inputs[0].type.dims == facts.decl.results[0].dims is not None
+
+
 def ordered(steps: list[Step]) -> list[Step]:
     """Producers before readers; steps of a cycle keep their order."""
     made = {name: step for step in steps for name in step.results}

@@ -187,7 +187,7 @@ class Kinds:
                 self._mismatch(expr.function.span, kind, "only functions and nodes can be called")
             return Kind("value") if kind.name == "node" else ANY
         extern = self.known.extern(name)
-        args = [] if name in FREE else [self.of(arg) for arg in expr.args]
+        args = [] if name in FREE else [self._given(arg) for arg in expr.args]
         keywords = {k.name.text: self.of(k.value) for k in expr.keywords}
         active = self.clause in ("rewrite", "exit")
         if active and (extern is None or any(a.name == "value" for a in args)):
@@ -199,6 +199,12 @@ class Kinds:
         if any(a.name == "value" for a in args) and len(results) == 1 and results[0] == TENSOR:
             return Kind("value")
         return results[0] if len(results) == 1 else Kind("tuple", results)
+
+    def _given(self, arg: t.Expr) -> Kind:
+        """The kind of an argument; a value that a guard calls constant holds numbers."""
+        kind = self.of(arg)
+        constant = isinstance(arg, t.Name) and arg.text in self.sides.constants
+        return ANY if constant else kind
 
 
 def _family(kind: Kind) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from . import tree as t
 from .assumed import assume
 from .clauses import bindings, moves
-from .declared import Known
+from .declared import Known, OpFacts
 from .diagnostics import Label
 from .instances import (
     WIDTHS,
@@ -17,6 +17,7 @@ from .instances import (
     bad_input,
     choices,
     inputs_of,
+    keeps_shape,
     low,
     never,
     ordered,
@@ -27,6 +28,7 @@ from .symbolic import Poly, TooLarge, const
 from .term import SCALAR, UNKNOWN, Term
 from .terms import Terms, declared_shape, dimension, dimension_names
 from .unify import Mismatch, Shape, Solver
+from .weights import check_weights
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Model:
     flags: set[str] = field(default_factory=set)
     extents: dict[str, Poly] = field(default_factory=dict)
     sampled: bool = False
+    guarded: bool = True
     terms: Terms = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ class Model:
             if len(pattern.path.parts) == 2:
                 self._weight_shape(pattern)
         self._special()
-        assume(self.rule, self.terms)
+        assume(self.rule, self.terms, equal=self.guarded)
         self.solver.settle()
         self._contradictions()
         self.solver.freeze()
@@ -117,7 +120,7 @@ class Model:
         if pattern.type.dims is None:
             return
         fault = Fault("P004", "the pattern can never match", (Label(pattern.type.span),))
-        self._unify(self.value(pattern.path.parts[0].text), self._pattern_dims(pattern.type), fault)
+        self.unify(self.value(pattern.path.parts[0].text), self._pattern_dims(pattern.type), fault)
 
     def _weight_shape(self, pattern: t.ShapePattern) -> None:
         node, name = (word.text for word in pattern.path.parts)
@@ -134,13 +137,12 @@ class Model:
         places = [Label(pattern.type.span, "the pattern says")]
         places += [Label(declared.type.span, f"declared by `{op}`")] if declared else []
         message = f"`{pattern.path}` never has this shape"
-        self._unify(term.shape, shape, Fault("S002", message, tuple(places)))
+        self.unify(term.shape, shape, Fault("S002", message, tuple(places)))
 
     def _match(self, step: Step) -> None:
         facts = self.known.op(self.ops.get(id(step), ""))
         if facts is None or step.repeat:
-            for name in step.results:
-                self.value(name)
+            self._chain(step, facts)
             return
         local = Terms(self.solver, self.known)
         for attr in facts.attrs.values():
@@ -157,7 +159,15 @@ class Model:
         self.left.append(found)
         for name, shape in zip(step.results, found.results, strict=False):
             if name != "_":
-                self._unify(self.value(name), shape, never(step))
+                self.unify(self.value(name), shape, never(step))
+
+    def _chain(self, step: Step, facts: OpFacts | None) -> None:
+        """An op that may be absent: what has the shape of its input has it with or without it."""
+        for name in step.results:
+            self.value(name)
+        same = facts is not None and keeps_shape(facts)
+        if same and len(step.results) == len(step.reads) == 1:
+            self.unify(self.value(step.results[0]), self.value(step.reads[0]), never(step))
 
     def _part(self, step: Step, name: str, term: Term) -> None:
         if step.handle:
@@ -207,25 +217,33 @@ class Model:
     def _apply(self, inst: Instance, value: object, code: str) -> Instance:
         """Match the inputs against the declaration and derive the results."""
         assert callable(value)
-        facts, rests = inst.facts, {}
+        facts, rests, batches = inst.facts, {}, []
         given = list(inputs_of(inst.step, facts))
         spread = "elementwise" in facts.traits and len(given) > 1
+        wide = "broadcasts" in facts.traits
         for param, operand in given:
             shape = value(operand) if isinstance(operand, str) else ()
             inst.inputs.append(shape)
             inst.local.names[param.name.text] = Term(shape)
-            if shape and param.type.dims is not None and not spread and not param.variadic:
-                declared = declared_shape(inst.local, param.type, rests, self.solver)
-                self._unify(shape, declared, bad_input(inst, operand, code))
+            fixed = param.type.dims is not None and not spread and not param.variadic
+            if isinstance(operand, str) and fixed:
+                own = {} if wide else rests
+                declared = declared_shape(inst.local, param.type, own, self.solver)
+                self.unify(shape, declared, bad_input(inst, operand, code))
+                batches += [own.get("...", ())] if wide else []
         for name, expr in facts.dims.items():
             inst.local.names[name] = Term((), dimension(inst.local, expr, self.solver))
         if spread:
-            topic = len(self.topics)
-            self.topics[topic] = apart(inst, code)
-            inst.results = [self.solver.broadcast(inst.inputs, topic)]
+            inst.results = [self._broadcast(inst, inst.inputs, code)]
         else:
+            rests |= {"...": self._broadcast(inst, batches, code)} if wide else {}
             inst.results = [self._result(inst, i, r, rests) for i, r in enumerate(inst.types)]
         return inst
+
+    def _broadcast(self, inst: Instance, shapes: list[Shape], code: str) -> Shape:
+        topic = len(self.topics)
+        self.topics[topic] = apart(inst, code)
+        return self.solver.broadcast(shapes, topic)
 
     def _result(self, inst: Instance, index: int, type_: t.Type, rests: dict[str, Shape]) -> Shape:
         variadic = any(p.variadic for p in inst.facts.inputs)
@@ -264,7 +282,7 @@ class Model:
         if target and given:
             message = f"`{move.path}` would change its shape"
             place = Label(move.value.span, "assigned here")
-            self._unify(given, target, Fault("S002", message, (place,)))
+            self.unify(given, target, Fault("S002", message, (place,)))
 
     def _rewrite(self) -> None:
         for step in self.sides.right:
@@ -273,7 +291,10 @@ class Model:
             self.after[target] = self.new_value(source)
 
     def new_value(self, name: str) -> Shape:
-        """The shape of a value that a build reads."""
+        """The shape of a value that a build reads; a number of the rule has no axes."""
+        known = self.terms.names.get(name, UNKNOWN)
+        if name not in self.before and known.number is not None:
+            return ()
         return self.after[name] if name in self.after else self.value(name)
 
     def _make(self, step: Step) -> None:
@@ -287,7 +308,7 @@ class Model:
             self._set_attr(local, attr, self._built_attr(step, attr))
         weights = {name: self._built_weight(step, name) for name in facts.params}
         found = self._apply(Instance(step, facts, local, weights, []), self.new_value, "S002")
-        self._check_weights(found)
+        check_weights(self, found)
         self.right.append(found)
         self.after |= dict(zip(step.results, found.results, strict=False))
         if step.handle:
@@ -311,18 +332,7 @@ class Model:
             return self.terms.parts.get((step.clone, name), UNKNOWN)
         return Term(presence=const(0))
 
-    def _check_weights(self, inst: Instance) -> None:
-        for name, param in inst.facts.params.items():
-            term, given = inst.weights[name], inst.step.settings.get(name)
-            if not term.shape:
-                continue
-            declared = declared_shape(inst.local, param.type, {}, self.solver)
-            place = Label(given.span if given else inst.step.whole, "given here")
-            message = f"`{name}` has not the shape that `{inst.facts.name}` declares"
-            labels = (place, Label(param.type.span, "declared here"))
-            self._unify(term.shape, declared, Fault("S002", message, labels))
-
-    def _unify(self, left: Shape, right: Shape, fault: Fault) -> None:
+    def unify(self, left: Shape, right: Shape, fault: Fault) -> None:
         topic = len(self.topics)
         self.topics[topic] = fault
         try:

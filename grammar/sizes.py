@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from itertools import combinations
 
 from . import tree as t
@@ -13,11 +13,10 @@ from .report import Report
 from .sampling import Sampler, number
 from .shapes import Model
 from .sides import Step
-from .symbolic import Poly, TooLarge
+from .substitution import substitute
+from .symbolic import Poly, TooLarge, const
 from .truth import Sample
-from .unify import Mismatch, Rest, Shape, show
-
-_NUMBERED = re.compile(r"\b([A-Za-z]+)(_\d+)\b")
+from .unify import Mismatch, Rest, Shape, plain, show
 
 
 def check_sizes(models: list[Model], samplers: list[Sampler], report: Report) -> bool:
@@ -64,8 +63,27 @@ def _demands(model: Model, sampler: Sampler, report: Report, note: str) -> None:
         else:
             message, label = model.terms.labels[demand.topic]
             labels, code = (label,), "S002"
-        report.error(code, message, *labels, note="; ".join(filter(None, (notes, note))))
+        noted, help = "; ".join(filter(None, (notes, note))), _setting(model, poly)
+        report.error(code, message, *labels, note=noted, help=help)
         return
+
+
+def _setting(model: Model, poly: Poly) -> str:
+    """The value of one open setting for which two sizes are equal: `groups = 1`."""
+    for op, name, symbol in _open_settings(model):
+        for value in (1, 0):
+            if substitute(poly, {symbol: const(value)}).is_zero:
+                return f"it fits for {name} = {value}: match `{op}(..., {name} = {value})`"
+    return ""
+
+
+def _open_settings(model: Model) -> Iterator[tuple[str, str, str]]:
+    """(op, attribute, symbol) of each matched setting that is one unknown number."""
+    for inst in model.left:
+        for name in inst.facts.attrs.keys() - inst.step.settings.keys():
+            number = inst.local.names[name].number
+            symbols = frozenset() if number is None else model.solver.resolve(number).symbols
+            yield from ((inst.facts.name, name, symbol) for symbol in symbols if len(symbols) == 1)
 
 
 def _counterexample(model: Model, sampler: Sampler, poly: Poly) -> dict[str, float] | None:
@@ -126,38 +144,49 @@ def _output(model: Model, sampler: Sampler, report: Report, name: str, note: str
         poly = solver.resolve(demand.poly)
         found = _counterexample(model, sampler, poly)
         if found is not None:
-            numbers = _axis_text(old, new, demand.axis, found)
+            axis = _apart(old, new, demand.axis, found)
+            numbers = _axis_text(old, new, axis, found)
             example = f"smallest counterexample: {_shown(found, poly)} gives {numbers}"
-            shapes = _until(old, demand.axis), _until(new, demand.axis)
+            shapes = _until(old, axis), _until(new, axis)
             _differs(model, report, name, shapes, example, note)
             return
 
 
 def _until(shape: Shape, axis: int) -> str:
-    """The shape up to the axis that matters; `p` for `p.0` where `p.1` does not occur."""
-    if axis < 0 or axis == len(shape) - 1:
-        text = show(shape)
-    else:
+    """The shape, a long one up to the axis that matters; `p` for `p.0` where `p.1` does not
+    occur.
+    """
+    text = show(shape)
+    if len(text) > LONG and 0 <= axis < len(shape) - 1:
         text = show(shape[: axis + 1])[:-1] + ", ...]"
     return plain(text if ".1" in text else text.replace(".0", ""))
 
 
-def plain(text: str) -> str:
-    """`N` for `N_2`, where no other `N` occurs: the number only keeps symbols of two ops apart."""
-    found = set(_NUMBERED.findall(text))
-    for base in {base for base, _ in found}:
-        same = {mark for name, mark in found if name == base}
-        if len(same) == 1 and not re.search(rf"\b{base}\b", text):
-            text = re.sub(rf"\b{base}{min(same)}\b", base, text)
-    return text
+LONG = 40
+"""Characters of a shape that are shown in any case."""
+
+
+def _apart(old: Shape, new: Shape, axis: int, sample: Sample) -> int:
+    """The first axis whose sizes differ; where the number of axes is open, the one at fault."""
+    if len(old) == len(new) and not any(isinstance(size, Rest) for size in (*old, *new)):
+        pairs = zip(old, new, strict=True)
+        differ = (
+            n for n, pair in enumerate(pairs) if _size(pair[0], sample) != _size(pair[1], sample)
+        )
+        return next(differ, axis)
+    return axis
+
+
+def _size(size: object, sample: Sample) -> float | None:
+    known = isinstance(size, Poly) and size.symbols <= set(sample)
+    return number(size, sample) if known and isinstance(size, Poly) else None
 
 
 def _axis_text(old: Shape, new: Shape, axis: int, sample: Sample) -> str:
-    sizes = []
-    for shape in (old, new):
-        found = shape[axis]
-        sizes.append(f"{number(found, sample):g}" if isinstance(found, Poly) else "?")
-    return f"{sizes[0]} before and {sizes[1]} after"
+    before, after = (_size(shape[axis], sample) for shape in (old, new))
+    sizes = ["?" if size is None else f"{size:g}" for size in (before, after)]
+    place = f" on axis {axis}" if len(old) > 1 else ""
+    return f"{sizes[0]} before and {sizes[1]} after{place}"
 
 
 def _differs(

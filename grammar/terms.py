@@ -20,7 +20,7 @@ from .symbolic import (
     product,
 )
 from .term import ARITHMETIC, DATA, UNKNOWN, Stop, Term, exact, paired, sliced
-from .unify import Axis, Mismatch, Rest, Shape, Solver
+from .unify import Axis, Mismatch, Rest, Shape, Solver, plain, show
 
 _EINSUM = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]*")
 
@@ -192,7 +192,8 @@ class Terms:
             return
         topic = ("argument", arg.span.start, param.name.text)
         message = f"`{param.name}` of `{owner}` has the wrong shape"
-        self.labels[topic] = (message, Label(arg.span, f"declared {param.type.span.text}"))
+        text = f"this is {plain(show(self.solver.shape(shape)))}, declared {param.type.span.text}"
+        self.labels[topic] = (message, Label(arg.span, text))
         if shape == ():
             return
         try:

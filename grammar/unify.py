@@ -6,6 +6,7 @@ side are given, and an equation between them is a demand: it must hold for every
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -219,3 +220,16 @@ class Solver:
 
 def show(shape: Shape) -> str:
     return f"[{', '.join(map(str, shape))}]"
+
+
+_NUMBERED = re.compile(r"\b([A-Za-z]+)(_\d+)\b")
+
+
+def plain(text: str) -> str:
+    """`N` for `N_2`, where no other `N` occurs: the number only keeps symbols of two ops apart."""
+    found = set(_NUMBERED.findall(text))
+    for base in {base for base, _ in found}:
+        same = {mark for name, mark in found if name == base}
+        if len(same) == 1 and not re.search(rf"\b{base}\b", text):
+            text = re.sub(rf"\b{base}{min(same)}\b", base, text)
+    return text

@@ -293,6 +293,77 @@ pipeline p { data d = DATA; stage s { once a } }
     assert ("on d`" in help) == ("valid" in data)
 
 
+SIZES = """
+exact rule a {
+  match { MATCH }
+  where { GUARD }
+  rewrite { REWRITE }
+}
+"""
+SQUARE = "h = linear(x) as a; y = linear(h) as b; a.weight : [M, I]; b.weight : [O, M]"
+
+
+@pytest.mark.parametrize(
+    ("match", "guard", "rewrite", "found"),
+    [
+        (SQUARE, "O == I", "y = relu(x)", []),
+        (SQUARE, "M > 1 and I == O", "y = relu(x)", []),
+        (SQUARE, "O == M", "y = relu(x)", ["S001"]),
+        ("y = conv2d(x, stride = s, padding = 1, groups = 1) as c; c.weight : [O, O, 3, 3]",
+         "s == 1 and c.dilation == 1", "y = relu(x)", []),
+        ("y = matmul(x, w); x : f[N, L, C]; w : f[C, M]", "C == M", "y = relu(x)", []),
+        ("y = matmul(x, w); x : f[N, L, C]; w : f[C, M]", "L == M", "y = relu(x)", ["S001"]),
+        ("y = matmul(x, w); x : f[B, L, C]; w : f[B, C, M]", "C == M", "y = relu(x)", []),
+        ("y = mul(x, k); x : f[N, C]", "rank(k) == 0", "y = relu(x)", []),
+        ("h = conv2d(x) as c; r = relu?(h); y = batch_norm(r) as n", "mode(n) == eval", "y = c(x)",
+         []),
+        ("h = conv2d(x) as c; r = relu?(h); y = batch_norm(r) as n", "mode(n) == eval",
+         "y = relu(x)", ["S001"]),
+    ],
+)  # fmt: skip
+def test_what_a_rule_says_of_sizes_is_known(
+    match: str, guard: str, rewrite: str, found: list[str]
+) -> None:
+    """Guards that ask for equal sizes, batches that broadcast, numbers, ops that may be absent."""
+    text = SIZES.replace("MATCH", match).replace("GUARD", guard).replace("REWRITE", rewrite)
+    seen = [d.code for d in check(parse(text), library()) if d.severity == "error"]
+    assert seen == found
+    assert "V002" not in {d.code for d in check(parse(text), library())}
+
+
+def test_a_number_of_the_rule_has_no_axes() -> None:
+    text = "exact rule a(s: float = 2) { match { y = relu(x); x : f[N, C] } rewrite { BUILD } }"
+    fine, odd = "h = mul(x, s); y = abs(h)", "h = mul(s, s); y = abs(h)"
+    assert codes_of(text.replace("BUILD", fine), library()) == []
+    assert "S001" in codes_of(text.replace("BUILD", odd), library())
+
+
+@pytest.mark.parametrize(
+    ("match", "more", "found"),
+    [
+        ("y = add(x, z)", "rewrite { y = sub(x, neg(z)) }", ["T006"]),
+        ("y = add(x, z, alpha = 1)", "rewrite { y = sub(x, neg(z)) }", []),
+        ("y = add(x, z, alpha = a)", "rewrite { y = sub(x, mul(neg(z), a)) }", []),
+        ("y = add(x, z) as n", "where { n.alpha == 1 } rewrite { y = sub(x, neg(z)) }", []),
+        ("y = sub(x, 0)", "rewrite { y = x }", []),
+        ("y = dropout(x)", "rewrite { y = x }", ["T006"]),
+        ("y = dropout(x) as d", "where { mode(d) == eval } rewrite { y = x }", []),
+        ("y = cast(x)", "rewrite { y = x }", ["T006"]),
+        ("y = cast(x)", 'where { dtype(y) == dtype(x) } rewrite { y = x }', []),
+        ("h = neg(x); y = gelu(h)", "rewrite { k = gelu(x); y = neg(k) }", ["T006"]),
+    ],
+)  # fmt: skip
+def test_a_setting_that_the_rewrite_drops_is_said(match: str, more: str, found: list[str]) -> None:
+    text = f"exact rule a {{ match {{ {match} }} {more} }}"
+    seen = [d.code for d in check(parse(text), library()) if d.code == "T006"]
+    assert seen == found
+
+
+@pytest.mark.parametrize("source", LIBRARY, ids=lambda source: source.name)
+def test_the_library_has_no_warnings(source: Source) -> None:
+    assert check(parse(source.text, source.name), library()) == []
+
+
 # -- codes ---------------------------------------------------------------------------------------
 
 
