@@ -27,7 +27,7 @@ _ACCEPTS = {
     "node": {"node"}, "param": {"param"}, "value": {"value"}, "dim": {"dim"},
     "scope": {"word", "node", "param", "value", "dim"}, "number": NUMBERS, "int": {"int", "dim"},
     "float": NUMBERS, "frac": {"frac", "number", "float"}, "bool": {"bool"}, "str": {"str"},
-    "dtype": {"dtype", "word"}, "int2": {"int2", "int", "dim", "tuple"},
+    "dtype": {"dtype", "word", "str"}, "int2": {"int2", "int", "dim", "tuple"},
     "int3": {"int3", "int", "dim", "tuple"}, "ints": {"list", "tuple", "ints", "int", "dim"},
 }  # fmt: skip
 ACTIVE = frozenset(("perturb", "exit", "rewrite"))

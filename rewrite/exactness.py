@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from ..grammar import tree as t
 from .construct import Plan, Planned
 from .emit import Emitted
@@ -51,14 +49,13 @@ def check_exact(
 
 
 def _elsewhere(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> Verdict:
-    """Both sides on what the site sees on the model's further examples, in float64."""
+    """Both sides on what the site sees on the model's further examples."""
     runs, both = [], Both(state, site, plan, emitted)
     nodes = free_inputs(site, plan)
     for example in state.samples.others:
         seen = record(state.module, nodes, example.args)
-        values = {node: cast(value, torch.float64) for node, value in seen.items()}
-        probe = Probe(values, False)
-        runs.append(both.compare(probe, both.left(probe, torch.float64), torch.float64))
+        probe = Probe({node: cast(value, both.wide) for node, value in seen.items()}, False)
+        runs.append(both.compare(probe, both.left(probe, both.wide), both.wide))
         if any(comparison.ratio > 1 for comparison in runs[-1]):
             note = f"right on the example, wrong on {example.label}"
             worst = max(runs[-1], key=lambda comparison: comparison.ratio)

@@ -12,7 +12,7 @@ the bound stays ten orders of magnitude below any mistake in a rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -103,3 +103,18 @@ def tolerance(dtype: torch.dtype, count: int) -> float:
     terms, relative to its magnitude.
     """
     return ULPS * math.sqrt(max(count, 1)) * torch.finfo(dtype).eps
+
+
+def rounding(result: Any, *sides: Iterable[Any]) -> torch.dtype:
+    """The type by whose last place a difference is judged: the coarsest that both sides round to on
+    the way to a result, so that neither a dropped cast nor a new one passes for rounding.
+    """
+    coarse = [max(map(_unit, side), default=_unit(result)) for side in sides]
+    return max(_unit(result), min(coarse))[1]
+
+
+def _unit(value: Any) -> tuple[float, torch.dtype]:
+    """The last place of a floating tensor's type, and the type."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return 0.0, torch.float64
+    return torch.finfo(value.dtype).eps, value.dtype

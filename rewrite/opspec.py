@@ -226,6 +226,13 @@ class OpSpec:
             return False
         return "elementwise" not in self.traits or len(self.inputs) == 1
 
+    def names_type(self, attrs: Mapping[str, Any]) -> bool:
+        """Whether a setting names a type of numbers: then not every precision will do."""
+        return any(
+            spec.type == "dtype" and attrs.get(name) is not None
+            for name, spec in self.attrs.items()
+        )
+
     def _attr_scope(self, attrs: Mapping[str, Any]) -> Scope:
         scope: Scope = {name: numbers(value) for name, value in attrs.items()}
         for spec in self.attrs.values():

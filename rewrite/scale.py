@@ -68,6 +68,9 @@ class Scale:
     ) -> Any:
         scales = {name: absolute(load(operand, self.known)) for name, operand in inputs.items()}
         self.terms = max(self.terms, terms(op.name, scales, params))
+        if op.names_type(attrs) and isinstance(value, Tensor) and value.is_floating_point():
+            named = [name for name, spec in op.attrs.items() if spec.type == "dtype"]
+            attrs = {**attrs, **dict.fromkeys(named, torch.float64)}  # the type of magnitudes
 
         def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
             with torch.no_grad():

@@ -22,7 +22,7 @@ from .construct import Plan, Planned
 from .emit import Emitted
 from .journal import Verdict
 from .local import Env, cast, load, one_thread, run_emitted, run_nodes, run_plan, weights_read
-from .magnitude import tolerance
+from .magnitude import rounding, tolerance
 from .probe import Probe, probes
 from .scale import Scale
 from .site import Site
@@ -69,6 +69,8 @@ def spec_after(value: Any) -> Any:
 
 IN_DOUBLE = "rewrite equals perturbed original, float64"
 IN_OWN = "the same, in the model's dtype"
+IN_TYPES = "rewrite equals perturbed original, in the types that its ops name"
+EXACT = (IN_DOUBLE, IN_OWN, IN_TYPES)
 
 
 def free_inputs(site: Site, plan: Plan) -> list[fx.Node]:
@@ -82,20 +84,22 @@ def check_on(
 ) -> tuple[Verdict, ...]:
     """Both sides on small inputs or on those of the example's size, in both precisions."""
     both = Both(state, site, plan, emitted)
+    wide = both.wide
     with one_thread() if small else nullcontext():
         inputs = free_inputs(site, plan)
         drawn = probes(state, inputs, small=small, special=_elementwise(site, plan))
         tries, left = both.accepted(drawn)
-        double = [both.compare(tries[0], left, torch.float64)]
-        double += [
-            both.compare(probe, both.left(probe, torch.float64), torch.float64)
-            for probe in tries[1:]
-        ]
-        own = [both.compare(tries[0], both.left(tries[0], None), None)]
-    found = (
-        verdict_of(IN_DOUBLE, double, sum(probe.samples for probe in tries)),
-        verdict_of(IN_OWN, own, tries[0].samples),
-    )
+        runs = [both.compare(tries[0], left, wide)]
+        runs += [both.compare(probe, both.left(probe, wide), wide) for probe in tries[1:]]
+        samples = sum(probe.samples for probe in tries)
+        if wide is None:
+            found = (verdict_of(IN_TYPES, runs, samples),)
+        else:
+            own = [both.compare(tries[0], both.left(tries[0], None), None)]
+            found = (
+                verdict_of(IN_DOUBLE, runs, samples),
+                verdict_of(IN_OWN, own, tries[0].samples),
+            )
     if all(verdict.holds for verdict in found):
         _require_numbers(site, left)
     return found
@@ -115,6 +119,10 @@ def _elementwise(site: Site, plan: Plan) -> bool:
     on it.
     """
     kinds = [item.op.traits for item in (*site.calls, *plan.ops)]
+    values = [call.node.meta.get("val") for call in site.calls]
+    kept = [v.dtype for v in values if isinstance(v, TensorSpec) and v.dtype != torch.bool]
+    if not all(dtype.is_floating_point for dtype in kept):
+        return False  # nan is no whole number: what stands for it is not defined
     return all("elementwise" in traits or "movement" in traits for traits in kinds)
 
 
@@ -149,6 +157,9 @@ def verdict_of(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -
 class Both:
     """Both sides of one application on the same inputs. In every precision they are judged by the
     same magnitudes, those of the probe.
+
+    wide: float64, in which only wrong algebra makes a difference; None where an op names a type (a
+    cast): then the types are part of what is computed, and both sides run in them.
     """
 
     def __init__(
@@ -159,6 +170,8 @@ class Both:
         # What the rule computed with is in double precision already.
         self.doubles = {**site.scope.doubles, **plan.moved}
         self.scales: dict[int, Scale] = {}
+        typed = any(item.op.names_type(item.attrs) for item in (*site.calls, *plan.ops))
+        self.wide = None if typed else torch.float64
 
     def accepted(self, drawn: Iterable[list[Probe]]) -> tuple[list[Probe], Env]:
         """The first draws whose shapes the matched nodes accept, with what the nodes make of them:
@@ -167,12 +180,13 @@ class Both:
         refused: Exception | None = None
         for tries in drawn:
             try:
-                return tries, self.left(tries[0], torch.float64)
+                return tries, self.left(tries[0], self.wide)
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 refused = error
         place = Label(None, where=self.site.name)
         note = str(refused).splitlines()[0]
-        raise fail("V106", "the matched ops cannot run in float64", place, note=note)
+        where = "their own types" if self.wide is None else "float64"
+        raise fail("V106", f"the matched ops cannot run in {where}", place, note=note)
 
     def left(self, probe: Probe, dtype: torch.dtype | None) -> Env:
         """The perturbed original on a probe."""
@@ -207,7 +221,9 @@ class Both:
             return _difference(name, before, after, (before, 0))
         if id(probe) not in self.scales:
             self.scales[id(probe)] = Scale(self.site, self.plan, self.doubles, left, right)
-        return _difference(name, before, after, self.scales[id(probe)].of(node, new))
+        judged = self.scales[id(probe)].of(node, new)
+        sides = [left[node] for node in self.site.nodes], [right[op] for op in self.plan.ops]
+        return _difference(name, before, after, judged, rounding(before, *sides))
 
 
 def _own_dtype(node: fx.Node) -> torch.dtype | None:
@@ -228,7 +244,13 @@ def _comparable(left: Any, right: Any) -> bool:
     return tensors and left.shape == right.shape and left.dtype == right.dtype
 
 
-def _difference(name: str, left: Any, right: Any, judged: tuple[Any, int]) -> Comparison:
+def _difference(
+    name: str,
+    left: Any,
+    right: Any,
+    judged: tuple[Any, int],
+    unit: torch.dtype = torch.float64,
+) -> Comparison:
     """`judged`: the magnitude of the result, and how many terms its sums have."""
     scale, count = judged
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -241,7 +263,7 @@ def _difference(name: str, left: Any, right: Any, judged: tuple[Any, int]) -> Co
         return Comparison(name, float((left != right).sum()), 0.0)
     if not torch.equal(left.isnan(), right.isnan()):
         return Comparison(name, float("inf"), 0.0, f"`{name}` is NaN at other places")
-    return _floating(name, left, right, scale, tolerance(left.dtype, count))
+    return _floating(name, left, right, scale, tolerance(unit, count))
 
 
 def _floating(name: str, left: Tensor, right: Tensor, scale: Tensor, factor: float) -> Comparison:

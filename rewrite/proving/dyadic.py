@@ -27,7 +27,7 @@ from ..view import View
 from .double import widen
 from .grow import Grown, Planted
 from .premise import Sums
-from .trial import Subject, bound, condition, is_random, moved, state_of
+from .trial import Subject, bound, condition, is_random, moved, names_types, state_of
 
 BIT_EQUAL, DIFFERS, NOT_APPLICABLE = "bit_equal", "differs", "not applicable"
 
@@ -63,6 +63,8 @@ def check_dyadic(subject: Subject, grown: Grown, seed: int = 0) -> DyadicResult:
     """Applies the rule to the dyadic model and compares the outputs bit by bit; zeros of either
     sign are one number. `grown` stays as it is.
     """
+    if names_types(state_of(subject, grown)):
+        return DyadicResult(NOT_APPLICABLE, "an op names a type of numbers")
     result = DyadicResult(NOT_APPLICABLE, "no width of numbers fits")
     for width in WIDTHS:
         result = _tried(subject, dyadic(subject, grown, seed, width), width)

@@ -26,12 +26,12 @@ from ..engine import Ready, anchor, apply, ready_at
 from ..model_check import distance, outputs
 from ..rule import Rule, compile_rule
 from ..state import State
-from ..verify import IN_DOUBLE, IN_OWN
+from ..verify import EXACT
 from .double import in_double
 from .grow import Grown
 from .mutants import Mutant, mutants
 from .source import Unsuitable
-from .trial import Subject, condition, moved, state_of
+from .trial import Subject, condition, moved, names_types, state_of
 
 Found = TypeVar("Found")
 ENGINE, MODEL, CHECKER = "engine", "model", "checker"
@@ -126,6 +126,8 @@ class Specimen:
         """How far the model moves in float64 when this text is applied without any verification;
         None where it cannot be applied, or promises nothing about the whole model.
         """
+        if names_types(self.state):  # what a cast makes of float64 is no float64
+            return None
         grown = in_double(self.again())
         state = self._state(grown)
         state.verify = False
@@ -257,7 +259,7 @@ def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
     found = readied(mutant, specimen.ready, index)
     if isinstance(found, Fate):
         return found
-    exact = [v for v in found.verdicts if v.claim in (IN_DOUBLE, IN_OWN)]
+    exact = [v for v in found.verdicts if v.claim in EXACT]
     ratio = max((v.worst / v.tolerance for v in exact if v.worst and v.tolerance), default=0.0)
     return Fate(mutant, "", f"{ratio:.2g} of the allowed difference", index, ratio)
 

@@ -20,16 +20,23 @@ ANY: Any = object()
 
 
 def setting(
-    source: Source, spec: AttrSpec, default: Any, shape: Sequence[int], unlike: Any = ANY
+    source: Source,
+    spec: AttrSpec,
+    default: Any,
+    shape: Sequence[int],
+    unlike: Any = ANY,
+    alone: bool = False,
 ) -> Any:
     """A value of the declared type; `shape` is that of the op's first input. `unlike`: a value that
-    it should not be.
+    it should not be. `alone`: whether the op has no other setting, and is for this one.
 
     Not every one is legal for the op: running it decides.
     """
     if spec.type in ("any", "str"):
         return _word(source, spec, default, unlike)
     if spec.type not in _KINDS:
+        return default
+    if spec.type == "dtype" and unlike is ANY and not source.chance(95 if alone else 10):
         return default
     asked = unlike is not ANY and (default == unlike or source.chance(50))
     if asked or default is None or source.chance(35):
@@ -126,9 +133,12 @@ _KINDS: dict[str, Callable[[Source, Any, Sequence[int]], Any]] = {
     "int3": _several(3),
     "ints": _list,
     "float": lambda source, default, shape: source.choice([0.5, 1.0, 0.0, 2.0, 6.0, -1.0, 1e-3]),
+    "dtype": lambda source, default, shape: source.choice(TYPES),
     "bool": lambda source, default, shape: not default or source.chance(50),
 }
 PARTS = "split_size_or_sections"
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool)
+"""Types that a setting may name."""
 NUMBERS = (2, 1, 0.5, -1, 3.0)
 WORDS = ("floor", "trunc", "tanh", "reflect", "replicate", "circular", "nearest", "bilinear")
 WORDS_OF: dict[str, tuple[Any, ...]] = {

@@ -28,7 +28,7 @@ from ..rule import Rule, compile_rule
 from ..samples import Samples
 from ..site import Site, examine
 from ..state import State
-from ..verify import IN_DOUBLE, IN_OWN
+from ..verify import EXACT
 from .grow import Grown, grow
 from .promise import Kept, kept
 from .soil import ILLEGAL, Planted
@@ -178,7 +178,7 @@ def _applied(state: State, ready: Ready, seed: int) -> Outcome:
     original = before = snapshot(state.module)
     if ready.plan.moved:
         before = moved(original, ready.plan.moved)
-    judged = [v for v in ready.verdicts if v.claim in (IN_DOUBLE, IN_OWN)]
+    judged = [v for v in ready.verdicts if v.claim in EXACT]
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
     random = is_random(state)
     apply(state, "trial", ready, 0.0)
@@ -266,6 +266,12 @@ def is_random(state: State) -> bool:
         and all(call.attrs.get(name, True) for name in ("training", "dropout", "dropout_p"))
         for call in calls
     )
+
+
+def names_types(state: State) -> bool:
+    """Whether an op of the model names a type of numbers: then it cannot run in another one."""
+    calls = (state.view.call(node) for node in state.module.graph.nodes)
+    return any(call is not None and call.op.names_type(call.attrs) for call in calls)
 
 
 def moved(module: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
