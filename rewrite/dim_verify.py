@@ -114,12 +114,8 @@ class Trial(ABC, Generic[S]):
         ends, the model is run on all.
         """
         first, *others = self.state.samples.examples
-        other = min(others, key=numbers_in, default=first)
-        return (
-            (first, other)
-            if other is not first and numbers_in(other) <= numbers_in(first)
-            else (first,)
-        )
+        cheap = [other for other in others if numbers_in(other) <= numbers_in(first)]
+        return (first, *sorted(cheap, key=numbers_in)[:1])
 
     def claims(self) -> tuple[Verdict, ...]:
         samples, rule = [0], self.site.rule

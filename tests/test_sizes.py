@@ -217,6 +217,27 @@ def test_a_stage_says_at_which_sizes_it_was_compared() -> None:
     assert "also at batch 4" in detail
 
 
+def test_a_cut_is_compared_at_another_size_that_costs_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+
+    def spied(before: nn.Module, after: nn.Module, examples: Any, nodes: int) -> Any:
+        seen.append([tuple(example.args[0].shape) for example in examples])
+        return equality_at(before, after, examples, nodes)
+
+    monkeypatch.setattr("lissom.rewrite.dim_verify.equality_at", spied)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    text = (
+        library("prune")
+        + "pipeline p { budget drift(outputs) <= 1000%; stage s { once prune_l1 } }"
+    )
+    x, fewer = torch.randn(4, 3, 8, 8), torch.randn(1, 3, 6, 8)
+    result = lissom.compile(model, text, inputs=(x,), second=(fewer,))
+    assert len(result.applied) == 1
+    assert seen == [[(4, 3, 8, 8), (1, 3, 6, 8)]]
+
+
 # -- artifacts -------------------------------------------------------------------------------------
 
 
