@@ -15,7 +15,7 @@ from .grammar.diagnostics import Diagnostic, LissomError
 from .grammar.program import Program, load_program, program_of
 from .passes.functions import FUNCTIONS
 from .rewrite import artifact, certificate
-from .rewrite.compile import Compiled, Options, compile_model
+from .rewrite.compile import Compiled, Options, as_source, compile_model
 from .rewrite.cost import said_of_uncounted
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.model_check import Metric
@@ -134,7 +134,7 @@ def compile(
     *,
     inputs: tuple[Any, ...] | dict[str, Any] | None = None,
     second: Any = None,
-    data: Source | None = None,
+    data: Source | Iterable[Any] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     pipeline: str | None = None,
     args: Mapping[str, Any] | None = None,
@@ -152,8 +152,9 @@ def compile(
     inputs: one example batch, positional (tuple) or by name (dict). Without it the first training
     batch serves. second: inputs of another size, as `inputs`, or a list of several, for models
     that do not run at the sizes that are tried by themselves; the result must equal the model on
-    them, too. data: `data(split)` yields batches `(x, y)`; what the program's `sample("train",
-    512)` draws from. metrics: name -> `f(model, batches) -> float`, higher is better; what
+    them, too. data: `data(split)` yields batches, which the program's `sample("train", 512)` draws
+    from; or a list or loader of batches, for every split. A batch is `(x, y)`, `x`, or a dict of
+    inputs by name. metrics: name -> `f(model, batches) -> float`, higher is better; what
     `drop(name)` measures. args: values for the pipeline's parameters. functions: implementations of
     the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
     name. loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of.
@@ -172,7 +173,8 @@ def compile(
         loss=loss,
         second=second,
     )
-    return Result(compile_model(model, as_program(program), inputs, data, metrics or {}, options))
+    source = as_source(data)
+    return Result(compile_model(model, as_program(program), inputs, source, metrics or {}, options))
 
 
 def as_program(program: str | Path | Program) -> Program:

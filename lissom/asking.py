@@ -87,7 +87,9 @@ def state_of(file: ModelFile, program: Program, out: Output) -> State:
     """The model of a file, captured, with the data that the program's pipeline names."""
     options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops, loss=file.loss)
     with out.progress(f"capturing {file.name}"), declared(options.own):
-        captured = capture(file.model, file.inputs or example_of(file.data), second=file.second)
+        captured = capture(
+            file.model, file.inputs or example_of(file.data, file.model), second=file.second
+        )
     state = working_state(captured, program, file.data, options)
     for pipeline in program.file.all(t.Pipeline)[:1]:
         Pipeline(state, program, pipeline, Metrics(captured.module, file.metrics)).define_data()

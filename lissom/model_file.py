@@ -23,7 +23,7 @@ from .rewrite.slopes import Loss, loss_of_task
 
 DEFAULT = "build"
 
-Data = Callable[[str], list[tuple[Any, Any]]]
+Data = Callable[[str], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,15 @@ def _data(module: ModuleType) -> Data | None:
     if given is None:
         return None
     file = module.__file__ or ""
-    if not callable(given):
-        hint = "define `def data(split): ...` that yields batches (x, y)"
-        raise fail("M023", "`data` is not a function", Label(None, where=file), help=hint)
-    return _guarded_data(given, file)
+    if not callable(given) and not isinstance(given, Iterable):
+        hint = "define `def data(split): ...` that yields batches (x, y), or a list of batches"
+        message = "`data` is neither a function nor batches"
+        raise fail("M023", message, Label(None, where=file), help=hint)
+    return _guarded_data(given if callable(given) else lambda split: given, file)
 
 
-def _guarded_data(given: Callable[[str], Iterable[tuple[Any, Any]]], file: str) -> Data:
-    def data(split: str) -> list[tuple[Any, Any]]:
+def _guarded_data(given: Callable[[str], Iterable[Any]], file: str) -> Data:
+    def data(split: str) -> list[Any]:
         # ValueError and KeyError mean "no such split"; whoever asked for the split says where.
         text = f'`data("{split}")` failed'
         return _run(lambda: list(given(split)), "M023", text, file, (ValueError, KeyError))

@@ -10,7 +10,6 @@ from .compiling import not_allowed
 from .model_file import ModelFile
 from .output import Output
 from .rewrite.artifact import save_compiled
-from .rewrite.batches import as_args
 from .rewrite.compile import Compiled
 from .rewrite.latency import Latency, measure
 from .summary import (
@@ -79,5 +78,6 @@ def write_result(
 
 def _latency(file: ModelFile, compiled: Compiled, split: str | None) -> Latency:
     """Of both models as graphs, on the first batch of a split, or on the example inputs."""
-    args = as_args(batches_of(file, split)[0][0]) if split is not None else compiled.samples.inputs
+    samples = compiled.samples
+    args = samples.inputs if split is None else samples.args(batches_of(file, split)[0])
     return measure(compiled.original, compiled.model, args)

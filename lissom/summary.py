@@ -153,7 +153,7 @@ def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared
     Raises D002 without data, D001 for a split that is not there.
     """
     batches = batches_of(file, split)
-    samples = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
+    samples = compiled.samples.count(batches)
     how, place = f"{split}, {samples} samples", Label(None, where=f"--measure {split}")
     metrics = Metrics(compiled.original, file.metrics)
 

@@ -6,6 +6,7 @@ import enum
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -119,6 +120,13 @@ def bind(recorder: Recorder, case: Case) -> Bound:
     optional = False
     for index, (name, parameter) in enumerate(signature.parameters.items()):
         value = given.get(name, _nothing(parameter))
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for key, item in value.items():  # names of the call are names of the graph's inputs
+                fixed += _fixed(key, item, True)
+                kwargs[key] = recorder.placeholder(key, (None,) if optional else (), item)
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL and not value:
+            continue
         fixed += _fixed(name, value, name in given)
         target, default = _spelling(parameter)
         # Generated code has no bare `*`, so a required name after a default needs one as well.
@@ -127,8 +135,6 @@ def bind(recorder: Recorder, case: Case) -> Bound:
         value = recorder.placeholder(target, (None,) if required_late else default, value)
         if parameter.kind is parameter.VAR_POSITIONAL:
             args += value
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            kwargs |= value
         elif name not in given:
             defaults |= {name: value} if is_traced(value) and _nameable(parameter) else {}
         elif index < len(case.args):
@@ -153,10 +159,14 @@ def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dic
     wants them.
     """
     fresh = case.fresh()
-    arguments = inspect.signature(forward).bind(*fresh.args, **fresh.kwargs)
-    arguments.apply_defaults()
+    signature = inspect.signature(forward)
+    bound = signature.bind(*fresh.args, **fresh.kwargs)
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        values |= values[name] if parameter.kind is parameter.VAR_KEYWORD else {}
     found = graph.find_nodes(op="placeholder")
-    return {node: arguments.arguments[str(node.target).lstrip("*")] for node in found}
+    return {node: values[str(node.target).lstrip("*")] for node in found}
 
 
 def check_bindable(model: nn.Module, case: Case) -> None:
@@ -164,6 +174,10 @@ def check_bindable(model: nn.Module, case: Case) -> None:
     for path, leaf in leaves((case.args, case.kwargs)):
         if not isinstance(leaf, _INPUTS):
             raise _unreadable(case, path, leaf)
+    unnamed = [name for name in case.kwargs if not str(name).isidentifier() or iskeyword(name)]
+    if unnamed:
+        message = f"{case.label} names an input {unnamed[0]!r}, which no parameter can be called"
+        raise fail("M004", message, help="name inputs as Python names its parameters")
     signature = inspect.signature(model.forward)
     try:
         signature.bind(*case.args, **case.kwargs)

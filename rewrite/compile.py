@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from ..grammar import tree as t
 from ..grammar.check import require_sound
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
+from .batches import Taken
 from .capture import Captured, capture
 from .capture_inputs import Case
 from .capture_own import declared
@@ -155,7 +157,7 @@ def compile_checked(
 ) -> Compiled:
     """As `compile_model`, of a program that went through the checker, which said `notes`."""
     begun = time.perf_counter()
-    example = inputs if inputs is not None else example_of(data)
+    example = inputs if inputs is not None else example_of(data, model)
     with declared(options.own):
         captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
@@ -198,9 +200,8 @@ def working_state(
 ) -> State:
     vocabulary = Vocabulary(program.declarations, options.own)
     others = [Example(case.label, positional(captured, case)) for case in captured.more]
-    samples = Samples(
-        positional(captured, Case(captured.inputs, captured.kwargs)), data, options.loss, others
-    )
+    inputs = positional(captured, Case(captured.inputs, captured.kwargs))
+    samples = Samples(inputs, data, options.loss, others, taken(captured, inputs))
     return State(
         captured.module,
         vocabulary,
@@ -227,11 +228,43 @@ def positional(captured: Captured, case: Case) -> tuple[Any, ...]:
     return tuple(given.get(place.target, *place.args[:1]) for place in places[: last + 1])
 
 
-def example_of(data: Source | None) -> tuple[Any, ...]:
-    """Without example inputs, the first batch of the training data serves."""
+def taken(captured: Captured, inputs: tuple[Any, ...]) -> Taken:
+    """How batches become inputs of the captured graph."""
+    places = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
+    defaults = {str(place.target): place.args[0] for place in places if place.args}
+    return Taken(tuple(str(place.target) for place in places), defaults, inputs)
+
+
+def as_source(data: Source | Iterable[Any] | None) -> Source | None:
+    """Data as a function of the split; batches that are no function are those of every split."""
+    if data is None or callable(data):
+        return data
+    return lambda split: data
+
+
+def example_of(data: Source | None, model: nn.Module) -> tuple[Any, ...] | dict[str, Any]:
+    """Without example inputs, two samples of the first batch of the training data serve."""
     if data is None:
         hint = "pass `inputs=`, or define inputs() in the model file"
         raise fail("M010", "the model needs example inputs to be captured", Label(None), help=hint)
-    x, _ = next(iter(data("train")))
+    batch = next(iter(data("train")), None)
+    if batch is None:
+        hint = "pass `inputs=`, or give the split `train` a batch"
+        raise fail("M010", "the model needs example inputs, and the data is empty", help=hint)
+    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(x, Mapping):
+        named = _arguments(model, x)
+        return {name: _two(value) for name, value in named.items()} or (dict(x),)
     args = tuple(x) if isinstance(x, (tuple, list)) else (x,)
-    return tuple(arg[:2] if isinstance(arg, torch.Tensor) else arg for arg in args)
+    return tuple(map(_two, args))
+
+
+def _two(value: Any) -> Any:
+    return value[:2] if isinstance(value, torch.Tensor) else value
+
+
+def _arguments(model: nn.Module, x: Mapping[str, Any]) -> dict[str, Any]:
+    """What forward takes of a mapping by name; nothing where the mapping is an input itself."""
+    parameters = inspect.signature(model.forward).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: value for name, value in x.items() if every or name in parameters}

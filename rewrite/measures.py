@@ -12,7 +12,6 @@ import torch
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
 from ..grammar.program import Program
-from .batches import as_args
 from .checkpoint import finish
 from .cost import model_costs, said_of_uncounted
 from .evaluate import Scope, shown
@@ -134,7 +133,7 @@ class Measures:
         place = self._place(data)
         name = data.text if data is not None else _only_name(self.state)
         batches = self.state.samples.batches(name, place)
-        samples[0] = sum(len(y) if hasattr(y, "__len__") else 1 for _, y in batches)
+        samples[0] = self.state.samples.count(batches)
         finish(self.state.module)
         before = self.metrics.reference(metric, name or "", batches, place)
         return before - self.metrics.value(self.state.module, metric, batches, place)
@@ -142,7 +141,7 @@ class Measures:
     def _drift(self, data: t.Word | None, samples: list[int]) -> float:
         """Relative L2 distance of the outputs from the original model's."""
         named = None if data is None else self.state.samples.batches(data.text, self._place(data))
-        args = None if named is None else [as_args(x) for x, _ in named]
+        args = None if named is None else [self.state.samples.args(batch) for batch in named]
         samples[0] = sample_count(self.state)
         finish(self.state.module)
         calibration = self.state.samples.calibration(self.state.module)

@@ -16,12 +16,12 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..grammar.diagnostics import Label, did_you_mean, fail
-from .batches import Batches, as_args, batch_size, first, is_batched
+from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
 from .call import Call
 from .runs import RunFailed, interpret
 from .slopes import Loss, loss_of_task, slopes
 
-Source = Callable[[str], Iterable[tuple[Any, Any]]]
+Source = Callable[[str], Iterable[Any]]
 
 MEMORY = 1 << 25
 """Bytes of activations that may be recorded ahead of the site that is at work."""
@@ -53,8 +53,8 @@ class Samples:
     """What the user gave to run the model on.
 
     `inputs` is one example batch (positional), `others` are examples of other sizes on which the
-    captured graph was proven. `source(split)` yields batches `(x, y)`; None where no data was
-    given.
+    captured graph was proven. `source(split)` yields batches (`batches.py`); None where no data was
+    given. `taken` says how a batch becomes positional inputs.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class Samples:
         source: Source | None = None,
         loss: Loss = loss_of_task,
         others: Sequence[Example] = (),
+        taken: Taken | None = None,
     ) -> None:
+        self.taken = taken or Taken(example=inputs)
         self.inputs = inputs
         self.others = tuple(others)
         self.source = source
@@ -90,7 +92,7 @@ class Samples:
             raise fail(
                 "D001", f"there is no data split `{split}`", place, note=str(error)
             ) from None
-        self.named[name] = batches if count is None else first(batches, count)
+        self.named[name] = batches if count is None else first(batches, count, self.size)
 
     def batches(self, name: str | None, place: Label) -> Batches:
         """The batches under a name. Raises D002 where the user gave no data."""
@@ -104,6 +106,18 @@ class Samples:
             raise fail("D003", f"no data is called `{name}`", place, help=hint)
         return self.named[name]
 
+    def args(self, batch: Any) -> tuple[Any, ...]:
+        """The positional inputs of a batch. Raises D007 where it does not fit the model."""
+        return self.taken.pair(batch)[0]
+
+    def size(self, batch: Any) -> int:
+        """How many samples a batch holds, as its inputs say."""
+        return batch_size(self.args(batch))
+
+    def count(self, batches: Batches) -> int:
+        """How many samples the batches hold, as their targets say."""
+        return sum(counted(y, args) for args, y in map(self.taken.pair, batches))
+
     def calibration(self, module: fx.GraphModule) -> list[tuple[Any, ...]]:
         """Model inputs to measure sites on: calibration data, else the example inputs. The batch
         that is one too many is cut, if the model takes a part of it: an input may have as many
@@ -112,12 +126,13 @@ class Samples:
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]
-        args = [as_args(x) for x, _ in first(batches, SITE_SAMPLES)]
+        args = [self.args(batch) for batch in first(batches, SITE_SAMPLES, self.size)]
         if not is_batched(args[0]):
             return args[:1]
         if self._divides is None:
-            self._divides = _same(args[-1], batches[len(args) - 1][0]) or _runs(module, args[-1])
-        return args if self._divides else [as_args(batches[0][0])]
+            last = self.args(batches[len(args) - 1])
+            self._divides = _same(args[-1], last) or _runs(module, args[-1])
+        return args if self._divides else [self.args(batches[0])]
 
     @property
     def generated(self) -> bool:
@@ -188,7 +203,7 @@ class Samples:
     ) -> Iterator[dict[fx.Node, Any]]:
         """What `nodes` hold on each batch of all calibration data."""
         batches = [(self.inputs, None)] if self.generated else self._calibration_data()
-        return (record(module, nodes, as_args(x)) for x, _ in batches)
+        return (record(module, nodes, args) for args, _ in batches)
 
     def slopes(self, module: fx.GraphModule, squared: bool) -> dict[int, Tensor]:
         """The gradients of the loss on the calibration data, by the identity of the parameter:
@@ -204,8 +219,9 @@ class Samples:
             self._slopes[key] = slopes(module, data, self.loss, squared=squared)
         return self._slopes[key]
 
-    def _calibration_data(self) -> Batches:
-        return self.named.get("calib") or next(iter(self.named.values()))
+    def _calibration_data(self) -> Pairs:
+        batches = self.named.get("calib") or next(iter(self.named.values()))
+        return [self.taken.pair(batch) for batch in batches]
 
 
 def no_data(place: Label | None = None) -> Exception:
@@ -213,9 +229,9 @@ def no_data(place: Label | None = None) -> Exception:
     return fail("D002", "this needs data, and none was given", place or Label(None), help=hint)
 
 
-def _same(args: tuple[Any, ...], x: Any) -> bool:
+def _same(args: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:
     """Whether nothing was cut off."""
-    return all(a is b for a, b in zip(tree_leaves(args), tree_leaves(as_args(x)), strict=True))
+    return all(a is b for a, b in zip(tree_leaves(args), tree_leaves(whole), strict=True))
 
 
 def _runs(module: fx.GraphModule, args: tuple[Any, ...]) -> bool:
@@ -294,7 +310,7 @@ def _moment_bytes(call: Call) -> int:
 
 
 def second_moments(
-    module: fx.GraphModule, calls: Sequence[Call], batches: Batches
+    module: fx.GraphModule, calls: Sequence[Call], batches: Pairs
 ) -> dict[fx.Node, Tensor]:
     """E[u u^T] for each call; u is the input vector [I] of a linear layer, the patch [I * K * L] of
     a convolution.
@@ -302,8 +318,8 @@ def second_moments(
     sources = list(dict.fromkeys(call.inputs[0] for call in calls))
     totals: dict[fx.Node, Tensor] = {}
     rows: dict[fx.Node, int] = {}
-    for x, _ in batches:
-        values = record(module, sources, as_args(x))
+    for args, _ in batches:
+        values = record(module, sources, args)
         for call in calls:
             seen = _vectors(call, values[call.inputs[0]].double())
             totals[call.node] = totals.get(call.node, torch.zeros(())) + seen.T @ seen

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..grammar.diagnostics import Label, LissomError, fail
-from .batches import Batches, as_args, batch_size, pieces
+from .batches import Pairs, batch_size, pieces
 from .runs import own_inputs
 
 Loss = Callable[[Any, Any], Tensor]
@@ -47,7 +47,7 @@ def _no_loss(note: str) -> Exception:
 
 
 def slopes(
-    module: fx.GraphModule, batches: Batches, loss: Loss, *, squared: bool
+    module: fx.GraphModule, batches: Pairs, loss: Loss, *, squared: bool
 ) -> dict[int, Tensor]:
     """For each parameter, by its identity, the mean gradient of the loss over all samples; or the
     mean of the squared gradients of single samples. Parameters that the loss does not depend on
@@ -60,7 +60,7 @@ def slopes(
     totals: dict[str, Tensor] = {}
     count, found = 0, _squares if squared else _sums
     for x, y in batches:
-        count += batch_size(as_args(x))
+        count += batch_size(x)
         for name, part in found(module, own, loss, x, y).items():
             totals[name] = totals[name] + part if name in totals else part
     return {id(named[name]): total / max(count, 1) for name, total in totals.items()}
@@ -70,7 +70,7 @@ def _sums(
     module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
 ) -> dict[str, Tensor]:
     """The gradients of the samples of a batch, added up: the loss is their mean."""
-    size = batch_size(as_args(x))
+    size = batch_size(x)
     return {k: slope.double() * size for k, slope in _slopes(module, own, loss, x, y).items()}
 
 
@@ -96,8 +96,8 @@ def _squares(
 def _squares_together(
     module: fx.GraphModule, own: dict[str, Tensor], loss: Loss, x: Any, y: Any
 ) -> dict[str, Tensor]:
-    size = batch_size(as_args(x))
-    leaves, shape = tree_flatten((as_args(x), y))
+    size = batch_size(x)
+    leaves, shape = tree_flatten((x, y))
     along = [isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == size for v in leaves]
 
     def of_one(weights: dict[str, Tensor], *parts: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def _slopes(
     """The gradient of the loss of one batch for each parameter that it depends on."""
     try:
         with torch.enable_grad():
-            value = loss(functional_call(module, own, own_inputs(as_args(x))), y)
+            value = loss(functional_call(module, own, own_inputs(x)), y)
             found = torch.autograd.grad(value, list(own.values()), allow_unused=True)
     except LissomError:
         raise

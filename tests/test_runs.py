@@ -107,7 +107,7 @@ def test_gradients_times_and_recorded_values_write_to_nothing() -> None:
     module = capture(Overwrites(_subtract).eval(), (images(),)).module
     x, y = images(4), torch.zeros(4, 3, 5, 4)
     for squared in (False, True):
-        slopes(module, [(x, y)], loss_of_task, squared=squared)
+        slopes(module, [((x,), y)], loss_of_task, squared=squared)
     measure(module, module, (x,), seconds=0)
     inner = next(node for node in module.graph.nodes if node.target == "norm")
     Samples((x,)).values(module, [inner])

@@ -332,5 +332,7 @@ def test_gradients_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def slopes_of(model: Net) -> list[Tensor]:
     graph = torch.fx.symbolic_trace(model)
-    found = slopes.slopes(graph, data("train"), slopes.loss_of_task, squared=True)
+    found = slopes.slopes(
+        graph, [((x,), y) for x, y in data("train")], slopes.loss_of_task, squared=True
+    )
     return [found[id(parameter)] for parameter in graph.parameters()]
