@@ -15,6 +15,7 @@ import functools
 import math
 import operator
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -225,11 +226,28 @@ def _function_name(node: Node) -> str:
     if name is None:
         space, own = getattr(target, "__module__", ""), getattr(target, "__qualname__", str(target))
         shown = f"the function `{space}.{own}`"
-        raise _not_callable("A013", shown, f"node {node.name}", functions().keys(), str(own))
+        keep = KEEP_WHOLE if _importable(space, own, target) else KEEP_STATE
+        raise _not_callable("A013", shown, f"node {node.name}", functions().keys(), str(own), keep)
     return name
 
 
-def _not_callable(code: str, what: str, where: str, known: Any, name: str) -> LissomError:
+KEEP_WHOLE = (
+    "keep the result with torch.save(result.model, FILE), which imports its code when it is read"
+)
+KEEP_STATE = (
+    "keep the result's numbers with torch.save(result.model.state_dict(), FILE), and compile again "
+    "before reading them"
+)
+"""What can be done with a model that an artifact cannot hold, whose code has a name or has none."""
+
+
+def _importable(module: str, name: str, target: Any) -> bool:
+    return getattr(sys.modules.get(module), name, None) is target
+
+
+def _not_callable(
+    code: str, what: str, where: str, known: Any, name: str, keep: str = ""
+) -> LissomError:
     return fail(
         code,
         f"{what} cannot be stored",
@@ -239,7 +257,7 @@ def _not_callable(code: str, what: str, where: str, known: Any, name: str) -> Li
         help="; ".join(
             (
                 *did_you_mean(name, known),
-                "write it with torch's own functions, or keep this model in memory",
+                "write it with torch's own functions" + (f", or {keep}" if keep else ""),
             )
         ),
     )

@@ -23,8 +23,9 @@ from .spec import TensorSpec
 from .tracer import Guard, Recorder, Specialised
 
 _REMEDY = (
-    "move this code into a submodule of its own, which then stays one opaque node, "
-    "or capture the part of the model that does not need it"
+    "move this code into a submodule of its own, which then stays one opaque node (no rule looks "
+    "inside, and only torch.save keeps such a result), or capture the part of the model that does "
+    "not need it"
 )
 
 

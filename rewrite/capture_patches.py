@@ -94,7 +94,7 @@ def _apply(recorder: Recorder, eager: Any) -> Any:
         callbacks = any(callable(leaf) for _, leaf in leaves((args, kwargs)))
         if not recorder.open or callbacks:
             return bound(*args, **kwargs)
-        return _opaque(recorder, _named(bound, kind.__name__), args, kwargs)
+        return _opaque(recorder, _named(bound, kind.__name__, kind.__module__), args, kwargs)
 
     return classmethod(apply)
 
@@ -107,13 +107,15 @@ def _scripted(recorder: Recorder, eager: Any) -> Any:
         source = getattr(function, "_torchdynamo_inline", None)
         if source is not None:
             return source(*args, **kwargs)
-        return _opaque(recorder, _named(eager.__get__(function), function.name), args, kwargs)
+        return _opaque(
+            recorder, _named(eager.__get__(function), function.name, "torch.jit"), args, kwargs
+        )
 
     return call
 
 
 @cache
-def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _named(method: Callable[..., Any], name: str, module: str) -> Callable[..., Any]:
     """A function of its own for a bound method, since fx finds the code of a node's target by its
     name.
     """
@@ -122,6 +124,7 @@ def _named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         return method(*args, **kwargs)
 
     call.__name__ = call.__qualname__ = name
+    call.__module__ = module
     return call
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..grammar.diagnostics import Label, LissomError, fail
+from .call_json import KEEP_WHOLE
 from .value_json import decode, encode, malformed
 
 # Their constructors take the children, which are stored on their own.
@@ -95,8 +96,8 @@ def _class_name(module: nn.Module, path: str) -> str:
         "runs anyone's code",
         help="call torch.nn.utils.parametrize.remove_parametrizations first"
         if parametrized
-        else "write it with torch's own layers and functions, then the graph holds these; or keep "
-        "the result with torch.save(result.model, FILE), which imports this class when it is read",
+        else "write it with torch's own layers and functions, then the graph holds these; or "
+        f"{KEEP_WHOLE}",
     )
 
 
@@ -121,14 +122,15 @@ def encode_layer(module: nn.Module, path: str) -> tuple[str, dict[str, Any]]:
 def refuse_hooks(module: nn.Module, path: str) -> None:
     """Raises A012 for a module that runs Python code of its own before, after or in forward."""
     found = [name for name in _HOOKS if getattr(module, name)]
-    what = found[0] if found else "a forward of its own"
     if found or "forward" in vars(module):
+        what = found[0] if found else "a forward of its own"
+        remedy = "call .remove() of its handle" if found else "delete it (`del layer.forward`)"
         raise fail(
             "A012",
             f"`{path or 'the module'}` carries {what}, which cannot be stored",
             Label(None, where=path or "the module"),
-            note="hooks are Python code, and an artifact holds none",
-            help="remove the hook (its handle has .remove()), then save again",
+            note="it is Python code, and an artifact holds none",
+            help=f"{remedy} before compiling, if the model does without; or {KEEP_WHOLE}",
         )
 
 

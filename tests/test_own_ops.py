@@ -82,8 +82,12 @@ def test_code_that_an_artifact_cannot_hold_is_named(tmp_path: Path) -> None:
     result = compiled("folds", "", 1.0, {"own.bent": bent})
     assert result.applied == []
     assert any("power" in event.reason for event in result.journal.of(Refused))
-    with pytest.raises(lissom.LissomError, match=r"A013.*bent"):
+    with pytest.raises(lissom.LissomError, match=r"A013.*bent") as caught:
         result.save(tmp_path / "out")
+    assert "torch.save(result.model, FILE)" in caught.value.diagnostics[0].helps[-1]
+    torch.save(result.model, tmp_path / "whole.pt")
+    kept = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert torch.equal(kept(X), result.model(X))
 
 
 def test_the_name_of_an_own_function_is_put_back() -> None:
