@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH ?= 2.10.0 2.13.0 2.14.1
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: venv demo test check bench release-check pages fmt clean
+.PHONY: venv demo test check bench matrix release-check pages fmt clean
 
 venv: $(BIN)/python
 
@@ -34,6 +35,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/rewriting.py
 	$(BIN)/python benchmarks/folding.py
 	$(BIN)/python benchmarks/capture.py
+
+matrix: venv
+	$(BIN)/python benchmarks/matrix.py $(TORCH)
 
 release-check: $(VENV)/.test $(VENV)/.diversity
 	$(BIN)/python benchmarks/release.py --out release.jsonl

@@ -143,3 +143,41 @@ def test_the_wrong_rule_is_refused_at_test_and_at_compile(scripts: None) -> None
     assert "V101" in wrong_rule.by_lissom().said
     assert wrong_rule.by_lissom_test().said == "FAILED, exit code 1"
     assert wrong_rule.row("peer", "no-such-package-at-all", wrong_rule.by_xdsl)[1] == "missing"
+
+
+# -- releases of torch -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def matrix(scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, in an environment that is this one."""
+    found = importlib.import_module("matrix")
+    monkeypatch.setattr(found, "WORK", tmp_path)
+    (tmp_path / "2.99.0").mkdir()
+    return found
+
+
+def test_a_release_goes_on_where_it_was(
+    matrix: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"test_good.py": "def test_a(): pass", "test_bad.py": "def test_b(): assert 0"}
+    files |= {"test_dead.py": "import os\ndef test_c(): os._exit(9)"}
+    paths = [tmp_path / name for name in files]
+    for path in paths:
+        path.write_text(files[path.name])
+    release = matrix.Release("2.99.0")
+    release.python = sys.executable
+    first = matrix.tested(release, paths, "abc", 1)
+    assert [(each["passed"], each["failed"]) for each in first] == [(1, 0), (0, 1), (0, 1)]
+    assert first[1]["names"][0].endswith("test_bad::test_b")
+    assert first[2]["names"] == ["test_dead.py: the process ended with 9"]
+    assert matrix.tested(release, paths, "abc", 1) == first
+    assert capsys.readouterr().out.count("torch 2.99.0") == 3
+    assert matrix.Release("2.99.0").known("abd") == {}
+
+
+def test_rows_of_other_releases_stay(matrix: ModuleType, report: ModuleType) -> None:
+    rows = [[version, *"abcdefgh"] for version in ("2.9.1", "2.10.0+cpu", "2.13.0")]
+    page = report.table(matrix.HEADER, rows)
+    assert list(matrix.kept(page, ["2.10.0"])) == [rows[0], rows[2]]
+    assert sorted([rows[2], rows[0], rows[1]], key=matrix.order) == rows
