@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from .torch_internals import tree_map
 
 from ..grammar.diagnostics import Label, fail
 

@@ -26,6 +26,7 @@ from torch.overrides import get_overridable_functions
 
 from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from .containers import container_line, container_of
+from .torch_internals import OpOverload, operator_names, schema_of
 from .value_json import malformed, require_local, require_path
 
 
@@ -132,7 +133,7 @@ def _names() -> dict[int, str]:
 
 @functools.cache
 def _registered() -> frozenset[str]:
-    return frozenset(torch._C._dispatch_get_all_op_names())
+    return frozenset(operator_names())
 
 
 @functools.cache
@@ -149,11 +150,11 @@ def _overload(name: str) -> Any:
         return None
     packet = getattr(getattr(torch.ops, space), base)
     found = getattr(packet, overload, None)
-    return found if isinstance(found, torch._ops.OpOverload) and _is_compute(found, base) else None
+    return found if isinstance(found, OpOverload) and _is_compute(found, base) else None
 
 
 def _is_compute(overload: Any, base: str) -> bool:
-    arguments = [(argument.name, str(argument.type)) for argument in overload._schema.arguments]
+    arguments = [(argument.name, str(argument.type)) for argument in schema_of(overload).arguments]
     takes_tensors = any("Tensor" in kind for _, kind in arguments)
     return (takes_tensors or base in _CREATORS) and all(name != "filename" for name, _ in arguments)
 
@@ -218,7 +219,7 @@ def check_call(node: Node) -> None:
 
 def _function_name(node: Node) -> str:
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         name = f"torch.ops.{target}"
         if _overload(name) is target:
             return name

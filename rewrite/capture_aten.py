@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .spec import TensorSpec
+from .torch_internals import OpOverload, OpOverloadPacket
 
 Kind = Literal["call_function", "call_method", "call_module"]
 Spelled = tuple[Kind, Any, tuple[Any, ...], dict[str, Any]]
@@ -35,7 +36,7 @@ _BUILTIN = types.BuiltinFunctionType
 
 
 def is_operator(target: Any) -> bool:
-    return isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+    return isinstance(target, (OpOverload, OpOverloadPacket))
 
 
 def spelled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled:

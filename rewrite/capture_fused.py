@@ -18,6 +18,7 @@ from ..grammar.diagnostics import Diagnostic, Label
 from .capture_attempts import Attempt, Failure
 from .capture_inputs import Case
 from .capture_patches import replaced
+from .torch_internals import FUSED_ENCODER
 
 REASON = "runs as one fused kernel"
 REMEDY = "torch.backends.mha.set_fastpath_enabled(False) before capturing lets rules look inside"
@@ -45,7 +46,7 @@ def fused_layers(model: nn.Module, cases: Iterable[Case]) -> dict[str, str]:
         return call
 
     if layers:
-        with replaced(torch, "_transformer_encoder_layer_fwd", watched):
+        with replaced(torch, FUSED_ENCODER, watched):
             for case in cases:
                 case.run(model)
     return {path: reason for path, reason in found.items() if not _inside(path, found)}

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from .capture_scalars import is_traced
 from .capture_values import Origin, OriginTable, Step, children, is_structure
+from .torch_internals import is_wrapped
 
 _ATOMS = (int, float, bool, complex, str, type(None), type(...), enum.Enum)
 _ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format, range)
@@ -79,7 +80,7 @@ class Lowering:
         """A tensor that was not made by the recorded calls becomes a buffer of the captured
         module.
         """
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if is_wrapped(tensor):
             raise Untraceable("calls torch.vmap or torch.func on recorded tensors")
         name = f"constant_{self._constants}"
         self._constants += 1

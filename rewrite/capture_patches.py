@@ -18,6 +18,7 @@ from .capture_ops import Call
 from .capture_own import named_functions
 from .capture_scalars import traced_choices
 from .capture_values import leaves, without_traces
+from .torch_internals import silent
 
 if TYPE_CHECKING:
     from .tracer import Recorder
@@ -134,7 +135,7 @@ def _opaque(recorder: Recorder, target: Any, args: Any, kwargs: Any) -> Any:
     def alone() -> Any:
         return target(*without_traces(args), **without_traces(kwargs))
 
-    with torch._C.DisableTorchFunction():
+    with silent():
         return recorder.record(Call("call_function", target, args, kwargs), alone)
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from .torch_internals import codegen_of
+
 
 def snapshot(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of the graph that shares the weights: rewriting never changes a tensor, it only makes
@@ -17,7 +19,7 @@ def snapshot(module: fx.GraphModule) -> fx.GraphModule:
     old_output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
     output = copied.output(result)
     output.meta.update(old_output.meta)
-    copied._codegen = module.graph._codegen
+    copied.set_codegen(codegen_of(module.graph))
     return graph_module(module, copied)
 
 

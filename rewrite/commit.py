@@ -20,6 +20,7 @@ from .runtime_size import RuntimeSize, mapped
 from .site import Site
 from .spec import TensorSpec
 from .state import State
+from .torch_internals import is_erased, order_of
 from .writes import writes
 
 
@@ -82,9 +83,9 @@ def insertion_point(site: Site, plan: Plan, inputs: Iterable[fx.Node]) -> fx.Nod
     inside = set(site.nodes)
     users = [user for node in site.outputs.values() for user in node.users if user not in inside]
     last = site.calls[-1].node
-    first = min(users, key=lambda node: node._sort_key, default=last)
-    point = min(first, last, key=lambda node: node._sort_key)
-    fits = all(node._sort_key < point._sort_key for node in inputs)
+    first = min(users, key=order_of, default=last)
+    point = min(first, last, key=order_of)
+    fits = all(order_of(node) < order_of(point) for node in inputs)
     return point if fits else None
 
 
@@ -273,10 +274,10 @@ def _called_elsewhere(state: State, node: fx.Node, leaving: set[fx.Node]) -> boo
 
 def _erase(state: State, nodes: list[fx.Node]) -> None:
     """Erases matched nodes, then whatever only they read and does nothing else."""
-    waiting, matched = sorted(nodes, key=lambda node: node._sort_key), set(nodes)
+    waiting, matched = sorted(nodes, key=order_of), set(nodes)
     while waiting:
         node = waiting.pop()
-        if node.users or node._erased or node.op in ("placeholder", "output"):
+        if node.users or is_erased(node) or node.op in ("placeholder", "output"):
             continue
         feeders = node.all_input_nodes
         was_effect = (

@@ -33,6 +33,7 @@ from .questions import QUESTIONS
 from .samples import Example, Samples, Source
 from .slopes import Loss, loss_of_task
 from .state import State
+from .torch_internals import version_of
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Compiled:
 def stamp(module: nn.Module) -> tuple[int, ...]:
     """Changes whenever a weight is written to or replaced; costs next to nothing."""
     tensors = [*module.parameters(), *module.buffers()]
-    return tuple(number for tensor in tensors for number in (id(tensor), tensor._version))
+    return tuple(number for tensor in tensors for number in (id(tensor), version_of(tensor)))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import _get_qualified_name
 
 from .containers import container_line
+from .torch_internals import qualified_name, version_of
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -41,7 +41,7 @@ def weights_at(module: nn.Module) -> dict[str, tuple[int, int]]:
     replaced or written to, at no cost that grows with its size.
     """
     held = (*module.named_parameters(), *module.named_buffers())
-    return {path: (id(tensor), tensor._version) for path, tensor in held}
+    return {path: (id(tensor), version_of(tensor)) for path, tensor in held}
 
 
 def model_digest(module: fx.GraphModule) -> str:
@@ -60,4 +60,4 @@ def _line(node: fx.Node) -> str:
 
 def _called(target: Any) -> str:
     """A class of containers by its fields: the one that is made on reading has another module."""
-    return container_line(target) or _get_qualified_name(target)
+    return container_line(target) or qualified_name(target)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from .torch_internals import order_of
 from .view import View
 from .writes import writes, written
 
@@ -20,7 +21,7 @@ def mutations(module: fx.GraphModule) -> list[fx.Node]:
 
 def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
     """Those of the mutating nodes that run after `first`."""
-    return nodes[bisect_right(nodes, first._sort_key, key=lambda node: node._sort_key) :]
+    return nodes[bisect_right(nodes, order_of(first), key=order_of) :]
 
 
 def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.Node | None:
@@ -30,7 +31,7 @@ def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.
     if not nodes or not inside:
         return None
     for node in after(nodes, inside[0]):
-        if node._sort_key >= inside[-1]._sort_key:
+        if order_of(node) >= order_of(inside[-1]):
             return None
         if node not in inside:
             return node

@@ -27,6 +27,7 @@ from .pattern import PatternOp
 from .rule import Rule
 from .site import Site, examine, examine_cheaply, owners_miss
 from .state import State
+from .torch_internals import is_erased, order_of
 from .verify import IN_OWN, check_shapes
 
 
@@ -67,7 +68,7 @@ def candidates(state: State, rule: Rule) -> list[fx.Node]:
     if len(op.ops) == 1:
         return list(state.view.calls_of(next(iter(op.ops))))
     found = {node for name in op.ops for node in state.view.calls_of(name)}
-    return sorted(found, key=lambda node: node._sort_key)
+    return sorted(found, key=order_of)
 
 
 def find(state: State, rule: Rule, node: fx.Node, start: PatternOp | None = None) -> Site | Miss:
@@ -308,4 +309,4 @@ def refuse(state: State, stage: str, rule: Rule, node: fx.Node, miss: Miss) -> N
 
 def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:
     """Those nodes that are still in the graph."""
-    return [node for node in nodes if not node._erased]
+    return [node for node in nodes if not is_erased(node)]

@@ -19,6 +19,7 @@ from ..grammar import tree as t
 from ..grammar.diagnostics import Label, LissomError, fail
 from .call import Call, tensor_at
 from .no_value import NoValue, uncomputed
+from .torch_internals import version_of
 
 SYMBOLS = frozenset(
     {
@@ -182,10 +183,10 @@ class Scope:
         plain = [self.plain(arg) for arg in args]
         named = {key: self.plain(value) for key, value in keywords.items()}
         tensors = [value for value in (*plain, *named.values()) if isinstance(value, Tensor)]
-        versions = [tensor._version for tensor in tensors]
+        versions = [version_of(tensor) for tensor in tensors]
         with torch.no_grad():
             result = _called(expr, function, plain, named)
-        if versions != [tensor._version for tensor in tensors]:
+        if versions != [version_of(tensor) for tensor in tensors]:
             raise fail(
                 "G001", "the function changed its arguments; it must be pure", Label(expr.span)
             )

@@ -20,6 +20,7 @@ from .containers import container_line, container_of
 from .module_json import build_tree, encode_modules, walk
 from .tensor_json import encode_tensors, placed_tensors
 from .tensor_rebuild import check_table, decode_tensors
+from .torch_internals import codegen_of
 from .value_json import decode, encode, fields, malformed, require_local, require_name
 
 MAX_NODES = 1_000_000
@@ -58,7 +59,7 @@ def encode_graph(module: fx.GraphModule) -> tuple[dict[str, Any], dict[str, torc
 
 
 def _is_plain(graph: fx.Graph) -> bool:
-    codegen = graph._codegen
+    codegen = codegen_of(graph)
     return type(codegen) is CodeGen and getattr(codegen, "_body_transformer", None) is None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..grammar.diagnostics import Label, LissomError, fail
+from .torch_internals import absent
 from .tracer import Recorder
 
 
@@ -37,6 +38,9 @@ _EXPECTED = ["x", "layer", "_Twice", "tanh", "relu", "size", "mul", "output"]
 @functools.cache
 def check_instruments() -> None:
     """Raises T008 where this torch hides a call from a capture."""
+    missing = absent()
+    if missing:
+        raise _hidden(f"{', '.join(missing)} is not there")
     try:
         found = [_name(node) for node in _recorded().nodes]
     except Exception as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .batches import Batches
@@ -20,6 +19,7 @@ from .rounding import disturbed
 from .runs import RunFailed, innermost, on_copies, one_line, run
 from .samples import Example
 from .spec import spec_of
+from .torch_internals import tree_map
 
 Metric = Callable[[nn.Module, Batches], float]
 

@@ -12,7 +12,7 @@ from ..grammar.diagnostics import Diagnostic, Label, fail
 from .capture_inputs import Case, environment
 from .capture_values import children, is_structure, path_text, tensors
 from .runs import Watch, innermost, one_line
-from .tracer import version_of
+from .torch_internals import version_of
 
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 

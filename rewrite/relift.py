@@ -17,7 +17,6 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from .capture_aten import is_operator, spelled
 from .capture_inputs import Bound, Case, bind, environment
@@ -25,6 +24,7 @@ from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Untraceable
 from .capture_values import tensors
 from .spec import spec_of
+from .torch_internals import tree_leaves, tree_map, tree_unflatten
 from .tracer import Recorder, Specialised, is_model_file, place, version_of
 
 _ASSERTIONS = ("_assert", "sym_constrain", "_guards")
@@ -85,7 +85,7 @@ def _symbolic(values: Any) -> Any:
             dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
         )
 
-    return pytree.tree_map(every_axis, values)
+    return tree_map(every_axis, values)
 
 
 class _Transfer:
@@ -95,7 +95,7 @@ class _Transfer:
 
     def __init__(self, recorder: Recorder, program: ExportedProgram, bound: Bound) -> None:
         self.recorder, self.program = recorder, program
-        self.inputs = iter(pytree.tree_leaves((bound.args, bound.kwargs)))
+        self.inputs = iter(tree_leaves((bound.args, bound.kwargs)))
         self.inputs_of = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.where: dict[fx.Node, Any] = {}
 
@@ -142,7 +142,7 @@ class _Transfer:
         results: Any = node.args[0]
         flat = [self.where.get(item, item) for item in results]
         spec_of_result: Any = self.program.call_spec.out_spec
-        structure = pytree.tree_unflatten(flat, spec_of_result)
+        structure = tree_unflatten(flat, spec_of_result)
         output = self.recorder.graph.output(self.recorder.lowering.emit(structure))
         output.meta.update(site="", source="", mutates=())
 

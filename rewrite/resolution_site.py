@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
-from torch.utils._pytree import tree_map
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .binding import PLAN, SITES, Miss, left_for
@@ -32,7 +31,7 @@ from .model_check import REFUSALS
 from .rule import Rule
 from .spec import TensorSpec, spec_of
 from .state import State
-from .tracer import version_of
+from .torch_internals import tree_map, version_of
 from .view import View
 
 EXACT_RESIZE = "the model equals the one before on images that are resized outside of it"

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from .capture_values import leaves
 from .runs import interpret, run
+from .torch_internals import tree_map
 from .writes import writes
 
 RUNS = 8

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
 from .call import Call
 from .runs import RunFailed, interpret
 from .slopes import Loss, loss_of_task, slopes
+from .torch_internals import is_erased, order_of, tree_leaves
 
 Source = Callable[[str], Iterable[Any]]
 
@@ -180,7 +180,7 @@ class Samples:
     def _affordable(self) -> Iterator[fx.Node]:
         """The nodes of the next sites that memory allows."""
         used, scale = 0, max(1, SITE_SAMPLES // max(1, batch_size(self.inputs)))
-        for node in (node for nodes in self._ahead for node in nodes if not node._erased):
+        for node in (node for nodes in self._ahead for node in nodes if not is_erased(node)):
             used += 0 if node in self._values else _bytes(node) * scale
             if used > MEMORY:
                 return
@@ -294,7 +294,7 @@ MOMENTS = 1 << 28
 
 def _affordable(call: Call, alike: Sequence[Call]) -> list[Call]:
     """`call` and those behind it in the graph whose moments fit into memory together."""
-    behind = [other for other in alike if call.node._sort_key < other.node._sort_key]
+    behind = [other for other in alike if order_of(call.node) < order_of(other.node)]
     chosen, used = [call], _moment_bytes(call)
     for other in behind:
         used += _moment_bytes(other)

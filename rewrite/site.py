@@ -25,6 +25,7 @@ from .pattern import Pattern, PatternOp
 from .rule import Rule
 from .shape_match import match_shapes
 from .state import State
+from .torch_internals import order_of
 
 
 @dataclass(slots=True, eq=False)
@@ -87,14 +88,14 @@ def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
     removed = [call for call in calls if call.node not in kept] if kept else calls
     nodes = [node for call in calls for node in with_parts(call)]
     if len(nodes) > len(calls):
-        nodes = sorted(dict.fromkeys(nodes), key=lambda node: node._sort_key)
+        nodes = sorted(dict.fromkeys(nodes), key=order_of)
     gone = {node for call in removed for node in with_parts(call)}
     outputs = {n: v for n, v in bindings.values.items() if n in rule.outputs}
     return Site(rule, bindings, state.scope(names), calls, nodes, removed, gone, outputs)
 
 
 def _place_of(call: Call) -> tuple[int, ...]:
-    return call.node._sort_key
+    return order_of(call.node)
 
 
 def handles(pattern: Pattern, bindings: Bindings) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .batches import Pairs, batch_size, pieces
 from .runs import own_inputs
+from .torch_internals import tree_flatten, tree_unflatten
 
 Loss = Callable[[Any, Any], Tensor]
 """`f(outputs, targets)` gives a scalar, the mean over the samples of a batch."""

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx
-from torch.utils._pytree import tree_leaves
 
 from .rule import Rule
 from .spec import TensorSpec
 from .state import State
+from .torch_internals import tree_leaves
 from .view import View
 
 

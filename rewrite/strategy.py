@@ -31,6 +31,7 @@ from .ranging import (
 )
 from .rule import Rule
 from .state import State
+from .torch_internals import is_erased, order_of
 
 CAP_PER_NODE = 10
 CAP_LEAST = 1000
@@ -63,7 +64,7 @@ class Runner:
             start = anchor(self.state, rule)
             self._look_ahead(rule, nodes, start)
             for node in nodes:
-                if not node._erased and self.state.fuel != 0:
+                if not is_erased(node) and self.state.fuel != 0:
                     self._try(rule, node, start)
         return self.applied - before
 
@@ -301,11 +302,11 @@ class _Worklist:
 
     def push(self, nodes: Sequence[fx.Node]) -> None:
         for node in nodes:
-            if node in self.waiting or node._erased or not self._wanted(node):
+            if node in self.waiting or is_erased(node) or not self._wanted(node):
                 continue
             self.waiting.add(node)
             self.serial += 1
-            heapq.heappush(self.heap, (node._sort_key, self.serial, node))
+            heapq.heappush(self.heap, (order_of(node), self.serial, node))
 
     def _wanted(self, node: fx.Node) -> bool:
         if self.names is None:
@@ -316,7 +317,7 @@ class _Worklist:
         while self.heap:
             node = heapq.heappop(self.heap)[2]
             self.waiting.discard(node)
-            if not node._erased:
+            if not is_erased(node):
                 return node
         return None
 
@@ -343,5 +344,5 @@ class _Worklist:
     def report(self, runner: Runner) -> None:
         """Only the last miss of a node that still stands is news."""
         for (rule, node), miss in self.misses.items():
-            if not node._erased:
+            if not is_erased(node):
                 refuse(runner.state, runner.stage, rule, node, miss)

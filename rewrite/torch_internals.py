@@ -1,23 +1,46 @@
-"""What lissom takes from torch beyond its public interface: here and nowhere else.
+"""What lissom takes from torch that has no public name: here and nowhere else.
 
-Each of it is asked for when it is used, and asked for all at once by `missing`, so that a release
-of torch without it is named instead of doing something else.
+`absent` asks for all of it, so that a release of torch without one of the names is told apart from
+a model that cannot be captured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx.node import _get_qualified_name as qualified_name
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
-    "Heard", "heard", "is_wrapped", "silent", "tree_flatten", "tree_leaves", "tree_map",
-    "tree_unflatten", "version_of",
+    "FUSED_ENCODER", "Heard", "OpOverload", "OpOverloadPacket", "absent", "codegen_of", "heard",
+    "is_erased", "is_wrapped", "operator_names", "order_of", "qualified_name", "schema_of",
+    "silent", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten", "unreported",
+    "version_of",
 ]  # fmt: skip
+
+FUSED_ENCODER = "_transformer_encoder_layer_fwd"
+"""The kernel that an encoder layer may run as, by its name in `torch`."""
+
+unreported = torch._C._disabled_torch_function_impl
+"""As `__torch_function__` of a class: its instances are reported to nobody."""
+
+order_of = attrgetter("_sort_key")
+"""A key of nodes of one graph, in the order of the graph."""
+
+is_erased = attrgetter("_erased")
+"""Whether a node has left its graph."""
+
+schema_of = attrgetter("_schema")
+"""What an operator of the dispatcher takes and gives."""
+
+codegen_of = attrgetter("_codegen")
+"""What writes the code of a graph."""
 
 
 def silent() -> Any:
@@ -33,6 +56,36 @@ def is_wrapped(tensor: Tensor) -> bool:
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written to; tensors made in inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def operator_names() -> list[str]:
+    """The names of all operators of the dispatcher, as `aten::add.Tensor`."""
+    return torch._C._dispatch_get_all_op_names()
+
+
+def absent() -> list[str]:
+    """Those of the names above, and of the attributes of modules that are read, which this torch
+    does not have.
+    """
+    graph = fx.Graph()
+    asked: list[tuple[Any, str]] = [
+        (torch, FUSED_ENCODER),
+        (torch._C, "DisableTorchFunction"),
+        (torch._C, "_dispatch_get_all_op_names"),
+        (torch._C._functorch, "is_functorch_wrapped_tensor"),
+        (torch.ones(()), "_version"),
+        (torch.ops.aten.add.Tensor, "_schema"),
+        (graph, "_codegen"),
+        *((graph.placeholder("x"), name) for name in ("_sort_key", "_erased")),
+        *((nn.Module(), name) for name in _MODULE),
+    ]
+    return [f"{type(owner).__name__}.{name}" for owner, name in asked if not hasattr(owner, name)]
+
+
+_MODULE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_MODULE += ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MODULE += ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+_MODULE += ("_forward_pre_hooks_with_kwargs",)
 
 
 # -- what torch reports ----------------------------------------------------------------------------

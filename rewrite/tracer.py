@@ -28,6 +28,7 @@ from .capture_patches import recording
 from .capture_scalars import plain, traced
 from .capture_values import Origin, children, is_structure, remake, tensors, without_traces
 from .spec import spec_of
+from .torch_internals import is_wrapped, silent, version_of
 
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -147,7 +148,7 @@ class Recorder(TorchFunctionMode):
     def _varies(self, tensor: torch.Tensor) -> bool:
         origin = self.lowering.origins.get(tensor)
         if origin is None:
-            return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            return is_wrapped(tensor)
         return origin.node in self.varying
 
     def _lower(self, call: Call, inputs: list[torch.Tensor]) -> tuple[Any, Any] | None:
@@ -195,7 +196,7 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
+        with silent():
             if not self.open or func in INTERNAL:
                 return func(*args, **kwargs)
             return self._function(func, args, kwargs)
@@ -251,7 +252,7 @@ class Recorder(TorchFunctionMode):
                 return eager(module, *args, **kwargs)
         with self._inside(path):
             call = Call("call_module", path, args, kwargs)
-            with torch._C.DisableTorchFunction():
+            with silent():
                 return self.record(call, lambda: self._run_leaf(module, eager, args, kwargs))
 
     def _stays_whole(self, module: nn.Module, path: str) -> bool:
@@ -290,7 +291,7 @@ class Recorder(TorchFunctionMode):
             self.open = True
             try:
                 result = self.root.forward(*args, **kwargs)
-                with torch._C.DisableTorchFunction():
+                with silent():
                     node = self.graph.output(self.lowering.emit(result))
             finally:
                 self.open = False
@@ -315,11 +316,6 @@ def is_model_file(name: str) -> bool:
 
 def place(file: str, line: int) -> str:
     return f"{Path(file).name}:{line}"
-
-
-def version_of(tensor: torch.Tensor) -> int:
-    """How often a tensor was written to; tensors made in inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _storages(items: list[torch.Tensor]) -> set[int]:

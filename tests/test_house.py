@@ -130,6 +130,45 @@ def test_the_language_never_names_torch() -> None:
     assert torch_imports(ROOT / "grammar/a.py", "def f():\n    from torch import nn")
 
 
+PRIVATE = frozenset({"_version", "_schema", "_sort_key", "_erased", "_codegen"})
+"""Attributes of tensors, operators, nodes and graphs that have no public name."""
+
+
+def private_names(path: Path, text: str) -> list[str]:
+    """Where torch is asked for what it does not promise."""
+    tree = ast.parse(text)
+    imported = (name for _, name in imports_of(path, text) if name.startswith("torch."))
+    found = [name for name in imported if any(_is_private(part) for part in name.split("."))]
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+        chain = ast.unparse(node)
+        if node.attr in PRIVATE or (chain.startswith("torch.") and _is_private(node.attr)):
+            found.append(chain)
+    return found
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_one_file_holds_what_torch_does_not_promise() -> None:
+    others = [path for path in FILES if path.name != "torch_internals.py"]
+    found = {path.name: private_names(path, path.read_text("utf-8")) for path in others}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("from torch.utils._pytree import tree_map", "torch.utils._pytree.tree_map"),
+        ("from torch.fx.node import _side", "torch.fx.node._side"),
+        ("import torch\ntorch._C.f()", "torch._C"),
+        ("f(node._erased)", "node._erased"),
+    ],
+)
+def test_a_name_that_torch_does_not_promise_would_be_seen(line: str, name: str) -> None:
+    assert private_names(ROOT / "rewrite/match.py", line) == [name]
+
+
 @pytest.mark.parametrize("module", ["lissom.grammar.check", "lissom.grammar.format", "lissom"])
 def test_the_language_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy'}} & set(sys.modules)))"

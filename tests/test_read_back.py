@@ -19,7 +19,7 @@ from lissom.rewrite.example_calls import examples
 from lissom.rewrite.instruments import check_instruments
 from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.read_back import hidden_ops, lost_spellings
-from lissom.rewrite.torch_internals import silent
+from lissom.rewrite.torch_internals import FUSED_ENCODER, silent
 
 LIBRARY = Vocabulary.library()
 
@@ -133,6 +133,13 @@ def test_a_capture_that_cannot_hear_says_so(broken: str, monkeypatch: pytest.Mon
     (found,) = caught.value.diagnostics
     assert found.code == "T008"
     assert ("no such entry point" in found.notes[0]) == (broken == "raises")
+
+
+def test_a_name_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, FUSED_ENCODER)
+    with pytest.raises(LissomError) as caught:
+        capture(Applies().eval(), (torch.ones(2),))
+    assert f"module.{FUSED_ENCODER} is not there" in caught.value.diagnostics[0].notes[0]
 
 
 @pytest.mark.parametrize("hides", [False, True])

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from ..call import tensor_at
+from ..torch_internals import is_erased
 from ..view import View
 from .atoms import Atoms, Block
 from .cut import cutting
@@ -25,7 +26,7 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
     """
     work = cutting(flow, removed)
     new = Flow(View(work.module, flow.view.vocabulary), flow.atoms.copy())
-    left = {node: work.new[node] for node in flow.values if not work.new[node]._erased}
+    left = {node: work.new[node] for node in flow.values if not is_erased(work.new[node])}
     for node in work.module.graph.nodes:
         new.values[node] = [()]
     for old, node in left.items():

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
 from ..spec import TensorSpec, spec_of
+from ..torch_internals import tree_map
 from . import dim_moves as moves
 from .dim_drawing import Drawing
 from .dim_steps import EXTENTS, OFTEN, SPACE, STEPS

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_internals import schema_of, unreported
 from .residues import (
     PRIME,
     ROOTS,
@@ -87,7 +88,7 @@ class World:
 class Field(Tensor):
     """A tensor of residues. `track` bounds the degree of its elements."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = unreported  # type: ignore[assignment]
     residues: Tensor
     world: World
     track: Track
@@ -134,7 +135,7 @@ _REFUSED = {
 
 
 def _dispatch(func: Any, args: Arguments, settings: Settings) -> Any:
-    name = func._schema.name.removeprefix("aten::")
+    name = schema_of(func).name.removeprefix("aten::")
     fields = [leaf for leaf in _leaves((*args, *settings.values())) if isinstance(leaf, Field)]
     real = all(field.is_floating_point() for field in fields)
     if name in _MOVEMENT and (real or (len(fields) == 1 and args[0] is fields[0])):
@@ -146,7 +147,7 @@ def _dispatch(func: Any, args: Arguments, settings: Settings) -> Any:
             return found
     if name in _RESHAPED_IN_PLACE:
         return _in_place(func, name, args)
-    if func._schema.is_mutable or _REFUSED & set(func.tags):
+    if schema_of(func).is_mutable or _REFUSED & set(func.tags):
         raise Unexpressible(f"`{name}` of field elements")
     if func._can_decompose():
         return func.decompose(*args, **settings)
@@ -203,7 +204,7 @@ _JOINING = frozenset({"aten::cat", "aten::stack"})
 
 def _moved(func: Any, fields: Sequence[Field], args: Arguments, settings: Settings) -> Any:
     world, dtype, track = fields[0].world, fields[0].dtype, _joint(fields)
-    joins = func._schema.name in _JOINING
+    joins = schema_of(func).name in _JOINING
 
     def lower(value: Any) -> Any:
         if isinstance(value, float):
@@ -225,7 +226,7 @@ def _opaque(func: Any, fields: Sequence[Field], args: Arguments, settings: Setti
     text = repr((str(func), _each((*args, *settings.items()), lambda v: _text(world, v))))
     key = torch.tensor(zlib.crc32(text.encode()) * 31 + world.key)
     whole = [_whole(world, leaf) for leaf in leaves]
-    if torch.Tag.pointwise in func.tags or func._schema.name == "aten::_to_copy":
+    if torch.Tag.pointwise in func.tags or schema_of(func).name == "aten::_to_copy":
         for leaf in whole:
             key = mixed(key + mixed(leaf))
         return Field(as_residues(key), world, _joint(fields).hidden(), shapes.dtype)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
@@ -26,6 +25,7 @@ from ..opspec import InputSpec, OpSpec
 from ..pattern import PatternOp
 from ..rule import Rule
 from ..spec import TensorSpec
+from ..torch_internals import tree_leaves
 from .filling import Filling, dtype_of, gathered, spec_at
 from .places import globs_at, inside, outside
 from .settings import ANY, sections, setting, spelled

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
 
 from ...grammar import tree as t
 from ..engine import Ready
 from ..journal import Verdict
 from ..model_check import drift
+from ..torch_internals import tree_map
 
 LEVEL = 0.95
 """Confidence of the rates below."""

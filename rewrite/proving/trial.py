@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_leaves
 
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError, Span
@@ -28,6 +27,7 @@ from ..rule import Rule, compile_rule
 from ..samples import Samples
 from ..site import Site, examine
 from ..state import State
+from ..torch_internals import tree_leaves
 from ..verify import EXACT
 from .grow import Grown, grow
 from .promise import Kept, kept
