@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from ..grammar import tree as t
+from .call import Call
 from .construct import Plan, Planned
 from .cost import calls_costs, plan_costs
 from .evaluate import Scope, shown
@@ -15,6 +16,7 @@ from .local import Env, load, run_nodes, run_plan, weights_read
 from .site import Site
 from .state import State
 from .verify import named_weights, relative, site_error, squares
+from .writes import writes
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
@@ -38,12 +40,23 @@ def before(state: State, site: Site) -> Costs:
 
 def after(state: State, site: Site, plan: Plan) -> Costs:
     """The planned ops, and matched ones that stay because others read them."""
-    removed = {call.node for call in site.removed}
-    kept = calls_costs(state.module, [call for call in site.calls if call.node not in removed])
+    kept = calls_costs(state.module, _kept(state, site, plan))
     new = plan_costs(plan)
     return Costs(
         new.params + kept.params, new.bytes + kept.bytes, new.macs + kept.macs, new.ops + kept.ops
     )
+
+
+def _kept(state: State, site: Site, plan: Plan) -> list[Call]:
+    """The `shared` ops that something reads when the others are gone, or that write to memory."""
+    leaving, kept = set(site.gone), []
+    for call in reversed([call for call in site.calls if call.node not in site.gone]):
+        read = call.node in plan.reads or any(user not in leaving for user in call.node.users)
+        if read or writes(call.node, state.module):
+            kept.append(call)
+        else:
+            leaving.add(call.node)
+    return kept
 
 
 def judge_claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:

@@ -45,6 +45,26 @@ def test_a_new_mean_is_no_new_parameter() -> None:
     assert driven.applied == 1
 
 
+@pytest.mark.parametrize(("others", "applied"), [(False, 1), (True, 0)])
+def test_a_shared_op_costs_where_others_read_it(others: bool, applied: int) -> None:
+    """Where nobody does it goes with the rest, and the claim holds."""
+    text = """exact rule r {
+      match { shared h = conv2d(x) as c
+              y = relu(h) }
+      rewrite { k = c(x)
+                y = clamp(k, min = 0) }
+      ensure { macs(after) <= macs(before) }
+    }"""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> Any:
+        h = m.c(x)
+        return (h.relu(), h.sigmoid()) if others else h.relu()
+
+    driven = run(Fn(forward, c=nn.Conv2d(8, 8, 1)), X, text, how="once")
+    assert driven.applied == applied
+    assert all("macs(after)" in reason for reason in driven.reasons()[:others])
+
+
 # -- structure -------------------------------------------------------------------------------------
 
 
