@@ -23,6 +23,12 @@ MAX_SITES = 60
 """Pairs of rules of a file that are compared, and that are tried on drawn sites; it says so."""
 
 
+SETTLE = "give one of them a `priority`, or put them into steps of their own"
+
+NAMED = 4
+"""Pairs that one warning names."""
+
+
 @dataclass(slots=True)
 class Effort:
     """What is left to spend on pairs of rules in this file."""
@@ -46,10 +52,27 @@ class Entry:
         return found.value if found else 0
 
 
+Overlap = tuple[Entry, Entry, bool]
+"""Two rules that want the same sites, and whether that is certain."""
+
+
 def check_overlap(
     stage: t.Stage, group: Sequence[Entry], known: Known, effort: Effort, report: Report
 ) -> None:
     """Compare the rules of one `fixpoint` or `once` group at the same root."""
+    found: list[Overlap] = []
+    _compare(stage, group, known, effort, report, found)
+    _warn(stage, found, report)
+
+
+def _compare(
+    stage: t.Stage,
+    group: Sequence[Entry],
+    known: Known,
+    effort: Effort,
+    report: Report,
+    overlaps: list[Overlap],
+) -> None:
     for first, second in combinations(group, 2):
         if effort.pairs <= 0 or effort.sites <= 0:
             label = Label(stage.name.span, "from here on, rules are not compared")
@@ -58,11 +81,17 @@ def check_overlap(
             return
         effort.pairs -= 1
         if first.rule is not second.rule and first.at == second.at:
-            _pair(stage, first, second, known, effort, report)
+            _pair(stage, first, second, known, effort, report, overlaps)
 
 
 def _pair(
-    stage: t.Stage, first: Entry, second: Entry, known: Known, effort: Effort, report: Report
+    stage: t.Stage,
+    first: Entry,
+    second: Entry,
+    known: Known,
+    effort: Effort,
+    report: Report,
+    overlaps: list[Overlap],
 ) -> None:
     winner, loser = (first, second) if first.priority >= second.priority else (second, first)
     if _more_general(winner, loser, known):
@@ -78,8 +107,10 @@ def _pair(
         return
     effort.sites -= 1
     certain = _satisfiable(first, second, found, known)
-    if certain is not None:
-        _overlapping(stage, first, second, certain, report)
+    if certain and "approx" in (first.rule.kind, second.rule.kind):
+        _order_matters(stage, first, second, report)
+    elif certain is not None:
+        overlaps.append((first, second, certain))
 
 
 def _more_general(winner: Entry, loser: Entry, known: Known) -> bool:
@@ -193,22 +224,28 @@ def _shape_patterns(first: Entry, names: dict[str, t.Expr]) -> list[t.Pattern]:
     return shapes
 
 
-def _overlapping(
-    stage: t.Stage, first: Entry, second: Entry, certain: bool, report: Report
-) -> None:
-    approx = "approx" in (first.rule.kind, second.rule.kind)
+def _order_matters(stage: t.Stage, first: Entry, second: Entry, report: Report) -> None:
+    message = f"`{first.rule.name}` and `{second.rule.name}` overlap in stage `{stage.name}`"
+    note = "the order changes the result, since one of them is approx"
+    report.error("O001", message, *_labels(first, second), note=note, help=SETTLE)
+
+
+def _warn(stage: t.Stage, found: Sequence[Overlap], report: Report) -> None:
+    """One line for a group, however many pairs of it want the same sites."""
+    if not found:
+        return
+    first, second, certain = found[0]
     verb = "overlap" if certain else "may overlap"
-    message = f"`{first.rule.name}` and `{second.rule.name}` {verb} in stage `{stage.name}`"
-    labels = (
-        Label(second.word.span, "wants the same sites"),
-        Label(first.word.span, "as this rule, at the same priority"),
-    )
-    help = "give one of them a `priority`, or put them into steps of their own"
-    if approx and certain:
-        note = "the order changes the result, since one of them is approx"
-        report.error("O001", message, *labels, note=note, help=help)
-    else:
-        report.warn("O001", message, *labels, help=help)
+    pairs = ", ".join(f"`{a.rule.name}` and `{b.rule.name}`" for a, b, _ in found[:NAMED])
+    more = f" and {len(found) - NAMED} more pairs" if len(found) > NAMED else ""
+    count = f"{len(found)} pairs of rules: " if len(found) > 1 else ""
+    message = f"{count}{pairs}{more} {verb} in stage `{stage.name}`"
+    report.warn("O001", message, *_labels(first, second), help=SETTLE)
+
+
+def _labels(first: Entry, second: Entry) -> tuple[Label, Label]:
+    wanted = Label(second.word.span, "wants the same sites")
+    return wanted, Label(first.word.span, "as this rule, at the same priority")
 
 
 def _unreachable(stage: t.Stage, winner: Entry, loser: Entry, report: Report) -> None:

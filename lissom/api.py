@@ -89,8 +89,10 @@ class Result:
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
-        """Warnings about the program, as `lissom check` gives them, and about the capture."""
-        return self.compiled.notes
+        """Warnings about the program, as `lissom check` gives them, about the capture, and about
+        the run: rules that were not allowed, or changed nothing.
+        """
+        return (*self.compiled.notes, *self.journal.remarks())
 
     @property
     def certificate(self) -> dict[str, Any]:

@@ -201,11 +201,8 @@ class threads:
 
 def remarks(compiled: Compiled, strict: bool) -> list[Diagnostic]:
     """Remarks of the capture, and rules that changed nothing: errors if `strict`."""
-    notes = [note for note in compiled.journal.of(Note) if note.code != "W701"]
-    severity = "error" if strict else "warning"
-    hint = "lissom why MODEL RULE --program PROGRAM"
-    silent = [Diagnostic(n.code, n.text, helps=(hint,), severity=severity) for n in notes]
-    return [*compiled.notes, *silent]
+    said = compiled.journal.remarks("error" if strict else "warning")
+    return [*compiled.notes, *(remark for remark in said if remark.code != "W701")]
 
 
 def not_allowed(compiled: Compiled) -> list[str]:

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..grammar.diagnostics import Diagnostic, Severity
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -128,6 +130,8 @@ class StageEnd:
     reason: str = ""
 
 
+HELPS = {"W702": ("lissom why MODEL RULE --program PROGRAM",)}
+
 Event = Applied | Refused | Note | StageEnd
 
 
@@ -151,6 +155,13 @@ class Journal:
     def misses(self, rule: str) -> Counter[str]:
         """Why candidates of a rule were left, most frequent first."""
         return Counter(event.reason for event in self.of(Refused) if event.rule == rule)
+
+    def remarks(self, severity: Severity = "warning") -> list[Diagnostic]:
+        """What the run had to say as a whole: rules that did not fire, for one."""
+        return [
+            Diagnostic(note.code, note.text, helps=HELPS.get(note.code, ()), severity=severity)
+            for note in self.of(Note)
+        ]
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"event": type(event).__name__.lower(), **asdict(event)} for event in self.events]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +88,7 @@ def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
         raise _mutates(*changed[0])
     difference = first_difference(first, second)
     if difference:
+        _require_open(model, case)
         raise fail(
             "M002",
             "the model is not deterministic: two calls on the same input disagree",
@@ -94,6 +96,34 @@ def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
             help="call model.eval(), and pass random numbers as an input",
         )
     return first, [_cache(path, name) for path, name in _changed(start, settled)]
+
+
+def _require_open(model: nn.Module, case: Case) -> None:
+    """Raises M003 for a scripted part that a call changes: its state is in no attribute of Python,
+    so that only what it would be stored as shows it.
+    """
+    parts = [(p, m) for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    before = [_stored(part) for _, part in parts]
+    run_eager(model, case)
+    for (path, part), held in zip(parts, before, strict=True):
+        if held and held != _stored(part):
+            raise fail(
+                "M003",
+                f"the scripted part `{path}` changes its own state in every call",
+                Label(None, where=path),
+                note="a graph would freeze the state that the capture saw",
+                help="return the state as an output and take it as an input, then script it again",
+            )
+
+
+def _stored(part: torch.jit.ScriptModule) -> bytes:
+    """A scripted module as torch stores it; empty where it cannot."""
+    buffer = io.BytesIO()
+    try:
+        torch.jit.save(part, buffer)
+    except RuntimeError:
+        return b""
+    return buffer.getvalue()
 
 
 def run_eager(model: nn.Module, case: Case) -> Any:
