@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .torch_internals import tree_map
-
 from ..grammar.diagnostics import Label, fail
+from .torch_internals import tree_map
 
 Batches = Sequence[Any]
 """Batches as the user gave them."""

@@ -19,6 +19,7 @@ from .journal import Verdict
 from .latency import Latency, measure
 from .model_check import Metrics, drift
 from .state import State
+from .units import require_possible, require_unit
 
 TURNS = 0.5
 """Seconds for which both models take turns when a condition asks for a latency."""
@@ -55,6 +56,7 @@ class Measures:
         """Both sides of a condition, whether it holds, and on how many samples it was measured."""
         self._check_metrics(condition)
         scope = self.scope(data)
+        scope.facts["asked"] = condition
         if within is not None:
             found, allowed = scope.number(condition), scope.number(within)
             return found, allowed, found <= allowed, scope.facts["samples"][0]
@@ -68,6 +70,12 @@ class Measures:
         left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
         holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
         return found, allowed, holds, scope.facts["samples"][0]
+
+    def require_units(self, asked: t.Node) -> None:
+        """Raises D008 for an `until` that means a share: it is not reached, and nothing says so."""
+        for node in t.walk(asked):
+            if isinstance(node, t.Each) and node.until is not None:
+                require_unit(node.until, self.original)
 
     def require_counted(self, asked: t.Node) -> None:
         """Raises R014 where `asked` speaks of multiply-accumulates, and some are not counted."""
@@ -107,7 +115,7 @@ class Measures:
             before=self.original,
             after=lambda: model_costs(self.state.module, self.state.view),
             latency=lambda what: self._latency(what, samples),
-            drop=lambda metric: self._drop(metric, data, samples),
+            drop=lambda metric: self._drop(metric, data, samples, scope.facts.get("asked")),
             drift=lambda _: self._drift(data, samples),
             error=lambda _: self._drift(data, samples),
         )
@@ -128,7 +136,9 @@ class Measures:
     def _place(self, data: t.Word | None) -> Label:
         return Label(data.span if data is not None else self.program.file.span)
 
-    def _drop(self, metric: str, data: t.Word | None, samples: list[int]) -> float:
+    def _drop(
+        self, metric: str, data: t.Word | None, samples: list[int], asked: t.Expr | None
+    ) -> float:
         """How far a metric fell below the original model's."""
         place = self._place(data)
         name = data.text if data is not None else _only_name(self.state)
@@ -136,6 +146,8 @@ class Measures:
         samples[0] = self.state.samples.count(batches)
         finish(self.state.module)
         before = self.metrics.reference(metric, name or "", batches, place)
+        if asked is not None:
+            require_possible(asked, before)
         return before - self.metrics.value(self.state.module, metric, batches, place)
 
     def _drift(self, data: t.Word | None, samples: list[int]) -> float:

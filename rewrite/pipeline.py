@@ -24,6 +24,7 @@ from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
 from .model_check import DRIFT, PROMISES, Metrics, checked, drift, equality_at, runs_at, untouched
 from .ranging import RangedReady
+from .remarks import tell_of_costs, tell_of_silence
 from .rule import Rule, compile_rule
 from .state import State
 from .strategy import Runner
@@ -49,12 +50,14 @@ class Pipeline:
         self.measures = Measures(self.state, self.program, self.metrics, self.names)
         if self.source is not None:
             self.measures.require_counted(self.source)
+            self.measures.require_units(self.source)
         self.define_data()
         stages = self._stages()
         for number, stage in enumerate(stages):
             self.progress(stage.name.text, number, len(stages))
             self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
-        self._warn_silent()
+        tell_of_silence(self.state.journal)
+        tell_of_costs(self.state.journal, self._kind)
         self.final = self._final()
 
     # -- what the program says ---------------------------------------------------------------------
@@ -287,19 +290,6 @@ class Pipeline:
             count,
             detail=f"{count} found" if count else "none left",
         )
-
-    def _warn_silent(self) -> None:
-        """A rule that was asked for and matched nothing is what people most need to hear about."""
-        for label, tried in sorted(self.state.journal.tried.items()):
-            if not self.state.journal.sites(label):
-                why = self.state.journal.misses(label).most_common(2)
-                reasons = (
-                    "; ".join(f"{count} x {reason}" for reason, count in why)
-                    or "no candidate op in the model"
-                )
-                self.state.journal.add(
-                    Note("", "W702", f"{label} changed none of {tried} candidates: {reasons}")
-                )
 
 
 def _sample(item: t.Data) -> tuple[str, int | None]:

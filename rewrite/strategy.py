@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
 from collections import deque
@@ -17,7 +16,17 @@ from ..grammar.diagnostics import Label, fail
 from .binding import Miss
 from .checkpoint import snapshot
 from .collector import fewer_collections
-from .engine import Ready, alive, anchor, apply, attempt, candidates, may_apply, ready_at, refuse
+from .engine import (
+    Ready,
+    alive,
+    anchor,
+    apply,
+    attempt,
+    candidates,
+    may_apply,
+    ready_at,
+    refuse,
+)
 from .journal import Refused
 from .loops import described
 from .pattern import PatternOp
@@ -29,9 +38,11 @@ from .ranging import (
     ranged_candidates,
     ranged_ready,
 )
+from .remarks import tell_of_more
 from .rule import Rule
 from .state import State
-from .torch_internals import is_erased, order_of
+from .torch_internals import is_erased
+from .worklist import Worklist
 
 CAP_PER_NODE = 10
 CAP_LEAST = 1000
@@ -63,9 +74,12 @@ class Runner:
             nodes = candidates(self.state, rule)
             start = anchor(self.state, rule)
             self._look_ahead(rule, nodes, start)
+            applied = self.applied
             for node in nodes:
                 if not is_erased(node) and self.state.fuel != 0:
                     self._try(rule, node, start)
+            if self.applied > applied and rule.kind == "exact" and self.state.fuel is None:
+                tell_of_more(self.state, self.stage, rule, alive(nodes))
         return self.applied - before
 
     def _once_dims(self, rule: Rule) -> None:
@@ -126,7 +140,7 @@ class Runner:
         """
         if any(rule.dim for rule in rules):
             return self._fixpoint_dims(rules, limit)
-        work = _Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
+        work = Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
         cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
         while self.state.fuel != 0 and (node := work.pop()) is not None:
@@ -142,7 +156,7 @@ class Runner:
                 break
             if limit is not None and self.applied - before >= limit:
                 break
-        work.report(self)
+        work.report(self.stage)
         return self.applied - before
 
     def _fixpoint_dims(self, rules: Sequence[Rule], limit: int | None) -> int:
@@ -283,66 +297,3 @@ def _site_of(node: fx.Node) -> str:
 def _seen_by(node: fx.Node) -> tuple[fx.Node, ...]:
     """What a site that is anchored at a node asks samples of, most likely."""
     return tuple(value for value in node.all_input_nodes if value.op != "get_attr")
-
-
-class _Worklist:
-    """Nodes to try, in graph order, each at most once at a time."""
-
-    def __init__(self, state: State, rules: Sequence[Rule]) -> None:
-        self.state = state
-        self.starts = [(rule, anchor(state, rule)) for rule in rules]
-        self.reach = max((rule.pattern.reach for rule in rules), default=1)
-        self.heap: list[tuple[tuple[int, ...], int, fx.Node]] = []
-        self.waiting: set[fx.Node] = set()
-        self.misses: dict[tuple[Rule, fx.Node], Miss] = {}
-        self.serial = 0
-        names = frozenset().union(*(start.ops or frozenset() for _, start in self.starts))
-        self.names = None if any(start.ops is None for _, start in self.starts) else names
-        self.push(list(state.module.graph.nodes))
-
-    def push(self, nodes: Sequence[fx.Node]) -> None:
-        for node in nodes:
-            if node in self.waiting or is_erased(node) or not self._wanted(node):
-                continue
-            self.waiting.add(node)
-            self.serial += 1
-            heapq.heappush(self.heap, (order_of(node), self.serial, node))
-
-    def _wanted(self, node: fx.Node) -> bool:
-        if self.names is None:
-            return self.state.view.call(node) is not None
-        return not self.names.isdisjoint(self.state.view.may_be(node))
-
-    def pop(self) -> fx.Node | None:
-        while self.heap:
-            node = heapq.heappop(self.heap)[2]
-            self.waiting.discard(node)
-            if not is_erased(node):
-                return node
-        return None
-
-    def rules_for(self, node: fx.Node) -> list[tuple[Rule, PatternOp]]:
-        names = self.state.view.may_be(node)
-        return [
-            (rule, start)
-            for rule, start in self.starts
-            if start.ops is None or not start.ops.isdisjoint(names)
-        ]
-
-    def near(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-        """Nodes whose own match may depend on `nodes`: those within the reach of the patterns."""
-        found, edge = dict.fromkeys(nodes), nodes
-        for _ in range(self.reach):
-            around = {o: None for n in edge for o in (*n.all_input_nodes, *n.users)}
-            edge = [other for other in around if other not in found]
-            found.update(dict.fromkeys(edge))
-        return list(found)
-
-    def missed(self, rule: Rule, node: fx.Node, miss: Miss) -> None:
-        self.misses[rule, node] = miss
-
-    def report(self, runner: Runner) -> None:
-        """Only the last miss of a node that still stands is news."""
-        for (rule, node), miss in self.misses.items():
-            if not is_erased(node):
-                refuse(runner.state, runner.stage, rule, node, miss)
