@@ -170,14 +170,19 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def distance(reference: Tensor, value: Tensor) -> float:
-    """Relative L2 distance; infinite where shapes, dtypes or the places of NaN differ."""
+    """Relative L2 distance of the finite numbers; infinite where shapes, dtypes, or the places of
+    NaN or of an infinity differ.
+    """
     if reference.shape != value.shape or reference.dtype != value.dtype:
         return math.inf
     if not torch.equal(reference.isnan(), value.isnan()):
         return math.inf
     same = (reference == value) | reference.isnan()
+    if bool((~same & (reference.isinf() | value.isinf())).any()):
+        return math.inf
     apart = torch.where(same, 0.0, value.double() - reference.double()).norm()
-    return float(apart / torch.nan_to_num(reference.double()).norm().clamp_min(1e-300))
+    finite = torch.nan_to_num(reference.double(), nan=0.0, posinf=0.0, neginf=0.0)
+    return float(apart / finite.norm().clamp_min(1e-300))
 
 
 def _double(model: nn.Module) -> nn.Module:

@@ -17,6 +17,9 @@ from ..grammar.unsupported import resizes, unsupported
 from .binding import literal
 from .pattern import Pattern, Step, compile_pattern, steps_from
 
+MENTIONED = 8
+"""Numbers up to this are drawn anyway when a rule is tested."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rule:
@@ -93,6 +96,14 @@ class Rule:
     def digest(self) -> str:
         """SHA-256 of the rule's text: what a certificate names."""
         return hashlib.sha256(self.source.span.text.encode()).hexdigest()
+
+    @cached_property
+    def hints(self) -> tuple[int | float, ...]:
+        """The numbers that its guards mention, but for the smallest."""
+        guards = [g for w in self.source.all(t.Where) for g in w.guards]
+        found = (literal(node) for g in guards for node in t.walk(g) if isinstance(node, t.Expr))
+        numbers = (n for n in found if isinstance(n, (int, float)) and not isinstance(n, bool))
+        return tuple(dict.fromkeys(n for n in numbers if abs(n) > MENTIONED))
 
     def message(self, text: str) -> t.Expr:
         """The parsed `{expr}` of a guard message."""

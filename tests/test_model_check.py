@@ -118,6 +118,14 @@ def test_distance_sees_nan_shape_and_dtype() -> None:
     assert distance(2 * x, x) == 0.5
 
 
+def test_an_infinity_hides_nothing_beside_it() -> None:
+    infinite = torch.tensor([torch.inf, torch.inf, 4.0])
+    assert distance(infinite, infinite) == 0.0
+    assert distance(infinite, torch.tensor([1e4, torch.inf, 4.0])) == float("inf")
+    assert distance(torch.tensor([1e4, torch.inf, 4.0]), infinite) == float("inf")
+    assert distance(infinite, torch.tensor([torch.inf, torch.inf, 2.0])) == 0.5
+
+
 def test_drift_is_relative_to_the_original() -> None:
     model = nn.Linear(4, 4, bias=False).eval()
     other = copy.deepcopy(model)

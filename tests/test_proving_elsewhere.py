@@ -9,6 +9,7 @@ from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.proving import trial
 from lissom.rewrite.proving.prove import Explored, explore
 from lissom.rewrite.proving.trial import Outcome, Subject
 from lissom.rewrite.proving.variants import LARGEST, variants
@@ -95,3 +96,57 @@ def test_variants_keep_what_belongs_together() -> None:
         assert int(one.inputs[1].max()) == 2
         assert torch.isfinite(one.inputs[0]).all()
         assert float(one.inputs[0].abs().max()) <= LARGEST
+
+
+def test_a_border_that_only_a_guard_mentions_is_drawn() -> None:
+    text = """
+    exact rule wide_clamp {
+      match { y = hardtanh(x, min_val = a, max_val = b) }
+      where { a <= -500 and b >= 500  else "a narrow clamp" }
+      rewrite { y = x }
+    }
+    """
+    found = mistake(text)
+    assert (found.kind, found.condition) == ("UNSOUND", "V101")
+
+
+ORDER = """
+exact rule in_order {
+  match { y = contiguous(x) }
+  rewrite { y = RESULT }
+}
+"""
+
+
+def test_an_order_in_memory_that_a_view_relies_on() -> None:
+    found = mistake(ORDER.replace("RESULT", "x"))
+    assert (found.kind, found.condition) == ("WRONG", "the rewritten model cannot run")
+    assert "view size is not compatible" in found.detail
+    assert explored(ORDER.replace("RESULT", "clone(x)")).failure is not None
+    twice = ORDER.replace("y = contiguous(x)", "h = contiguous(x)\n y = contiguous(h)")
+    assert (
+        explored(twice.replace("{ h", "{\n h").replace("RESULT", "contiguous(x)")).failure is None
+    )
+
+
+def test_a_permutation_of_axes_that_are_equally_long() -> None:
+    text = """
+    extern fn shape(x: any) -> any pure
+    exact rule same_shape {
+      match { y = permute(x, dims = d) }
+      where { shape(x) == shape(y)  else "another shape" }
+      rewrite { y = x }
+    }
+    """
+    found = mistake(text)
+    assert (found.kind, found.condition) == ("UNSOUND", "V101")
+
+
+def test_a_model_that_cannot_run_says_nothing_about_the_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial, "_run", lambda module, inputs: RuntimeError("no such kernel"))
+    found = explored(ORDER.replace("RESULT", "contiguous(clone(x))"))
+    assert found.failure is None
+    assert found.fired == 0
+    assert set(found.vacuous) == {"the model itself cannot run"}

@@ -264,8 +264,8 @@ class _Planter:
             else:
                 spoilt = keyword is not None and keyword is self.spoil
                 unlike = self._wanted(keyword) if spoilt else ANY
-                alone = len(spec.attrs) == 1
-                drawn = setting(self.source, attr, defaults[name], shape, unlike, alone)
+                more = len(spec.attrs) == 1, self.rule.hints
+                drawn = setting(self.source, attr, defaults[name], shape, unlike, *more)
                 attrs[name] = drawn if drawn is None else read_attr(attr, drawn)
             if keyword is not None and keyword is self.spoil:
                 check_spoilt(attrs[name], self._wanted(keyword))

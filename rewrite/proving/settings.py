@@ -26,12 +26,16 @@ def setting(
     shape: Sequence[int],
     unlike: Any = ANY,
     alone: bool = False,
+    hints: Sequence[int | float] = (),
 ) -> Any:
     """A value of the declared type; `shape` is that of the op's first input. `unlike`: a value that
-    it should not be. `alone`: whether the op has no other setting, and is for this one.
+    it should not be. `alone`: whether the op has no other setting, and is for this one. `hints`:
+    numbers that the rule's guards mention.
 
     Not every one is legal for the op: running it decides.
     """
+    if hints and spec.type in ("int", "float") and source.chance(35):
+        return _near(source, spec, source.choice(hints))
     if spec.type in ("any", "str"):
         return _word(source, spec, default, unlike)
     if spec.type not in _KINDS:
@@ -42,6 +46,12 @@ def setting(
     if asked or default is None or source.chance(35):
         return _KINDS[spec.type](source, default, shape)
     return default
+
+
+def _near(source: Source, spec: AttrSpec, number: int | float) -> int | float:
+    """A number at a border that a guard draws, or past it."""
+    found = source.choice((number, 2 * number, number - 1, number + 1))
+    return int(found) if spec.type == "int" else float(found)
 
 
 def _word(source: Source, spec: AttrSpec, default: Any, unlike: Any) -> Any:

@@ -178,8 +178,24 @@ class Soil:
         names += [n for n in planted.values if n in shared and self.source.chance(50)]
         found = [planted.values[name] for name in names]
         beside = [node for node in planted.beside if not node.users]
-        return [self.around(v) for v in found if isinstance(v, fx.Node)] + beside
+        layout = any(LAYOUT & (op.ops or set()) for op in rule.pattern.ops)
+        behind = self._viewed if layout and self.source.chance(50) else self.around
+        return [behind(v) for v in found if isinstance(v, fx.Node)] + beside
 
+    def _viewed(self, node: fx.Node) -> fx.Node:
+        """The value as one row, without a copy: that asks for an order in memory."""
+        try:
+            flat = self.real[node].view(-1)
+        except RuntimeError:
+            return node
+        with self.module.graph.inserting_before(self.end):
+            return self._hold(self.module.graph.call_method("view", (node, -1)), flat)
+
+
+LAYOUT = frozenset({"contiguous", "clone"})
+"""Ops that are there for the order of numbers in memory: what they give is read by a `view`. What
+other ops give may lie in another order when they are rewritten.
+"""
 
 _ROOM = 64.0
 """How many times larger than in the model numbers may become when a rewrite is verified."""

@@ -185,15 +185,19 @@ def _applied(state: State, ready: Ready, seed: int) -> Outcome:
     finish(state.module)
     if random or (ready.site.rule.kind == "approx" and not ready.plan.moved):
         return Outcome(FIRED, ratio=worst)
-    verdict = model_equality(
-        before, state.module, state.samples.inputs, len(state.module.graph.nodes)
-    )
+    inputs = state.samples.inputs
+    given, after = _run(before, inputs), _run(state.module, inputs)
+    if isinstance(given, Exception):
+        return Outcome(VACUOUS, "the model itself cannot run", str(given))
+    if isinstance(after, Exception):
+        return Outcome(WRONG, "the rewritten model cannot run", str(after).splitlines()[0])
+    verdict = model_equality(before, state.module, inputs, len(state.module.graph.nodes))
     if not verdict.holds:
         numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
         return Outcome(WRONG, verdict.claim, numbers)
     if verdict.how == "not checked":
         return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
-    elsewhere = list(_elsewhere(before, state.module, state.samples.inputs, seed))
+    elsewhere = list(_elsewhere(before, state.module, inputs, seed))
     if elsewhere and isinstance(elsewhere[-1], Outcome):
         return elsewhere[-1]
     found = kept(original, before, ready, state.samples.inputs) if ready.plan.moved else None
