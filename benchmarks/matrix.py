@@ -4,7 +4,8 @@
 
 Environments lie in build/matrix/, and so do the results: one line for each file of tests, written
 as it ends, so that a run that was stopped goes on where it was. Files of another commit are run
-again. The table goes to the page docs/versions.md; rows of releases that are not named here stay.
+again. The table goes to the page docs/versions.md, and says how many of all files were run; rows of
+releases that are not named here stay.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/versions.md"
 WORK = ROOT / "build/matrix"
 HEADER = (
-    "torch", "Python", "processor", "passed", "failed", "skipped", "seconds", "date", "commit",
+    "torch", "Python", "processor", "files run", "passed", "failed", "skipped", "seconds", "date",
+    "commit",
 )  # fmt: skip
 COUNTS = ("passed", "failed", "skipped")
 ABOUT = """
@@ -112,7 +114,7 @@ def died(file: Path, code: int) -> Result:
 
 
 def tested(release: Release, files: Sequence[Path], commit: str, jobs: int) -> list[Result]:
-    """The results of all files; only those that are not known are run."""
+    """The results of these files and of those that are known; only what is not known is run."""
     known = release.known(commit)
     missing = [file for file in files if file.name not in known]
     with ThreadPoolExecutor(jobs) as pool:
@@ -120,7 +122,7 @@ def tested(release: Release, files: Sequence[Path], commit: str, jobs: int) -> l
             release.keep(result)
             known[result["file"]] = result
             print(f"torch {release.version}  {told(result)}", flush=True)
-    return [known[file.name] for file in files]
+    return list(known.values())
 
 
 def told(result: Result) -> str:
@@ -128,10 +130,11 @@ def told(result: Result) -> str:
     return f"{result['file']}  {counts or 'no test'}  {result['seconds']} s"
 
 
-def row(release: Release, results: Sequence[Result], commit: str) -> list[str]:
+def row(release: Release, results: Sequence[Result], every: int, commit: str) -> list[str]:
     totals = [f"{sum(each[key] for each in results):,}" for key in COUNTS]
     took = f"{sum(each['seconds'] for each in results):,.0f}"
-    return [*release.about(), *totals, took, date.today().isoformat(), commit[:10]]
+    run = f"{len(results)} of {every}"
+    return [*release.about(), run, *totals, took, date.today().isoformat(), commit]
 
 
 def kept(page: str, versions: Sequence[str]) -> Iterator[list[str]]:
@@ -156,7 +159,7 @@ def commit_of() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("versions", nargs="+", help="releases of torch")
-    parser.add_argument("--files", nargs="*", help="files of tests; no row is written for a part")
+    parser.add_argument("--files", nargs="*", help="files of tests; without it all")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     every = sorted((ROOT / "tests").glob("test_*.py"))
@@ -166,11 +169,10 @@ def main() -> None:
         release.install()
         results = tested(release, files, commit, options.jobs)
         wrong += [f"torch {release.version}: {n}" for each in results for n in each["names"]]
-        rows.append(row(release, results, commit))
-    if not options.files:
-        page = PAGE.read_text()
-        rows = sorted([*rows, *kept(page, options.versions)], key=order)
-        PAGE.write_text(report.put(page, "versions", report.table(HEADER, rows)))
+        rows.append(row(release, results, len(every), commit))
+    page = PAGE.read_text()
+    rows = sorted([*rows, *kept(page, options.versions)], key=order)
+    PAGE.write_text(report.put(page, "versions", report.table(HEADER, rows)))
     print(report.table(HEADER, rows), *wrong, sep="\n")
     sys.exit(1 if wrong else 0)
 

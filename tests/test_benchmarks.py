@@ -177,7 +177,7 @@ def test_a_release_goes_on_where_it_was(
 
 
 def test_rows_of_other_releases_stay(matrix: ModuleType, report: ModuleType) -> None:
-    rows = [[version, *"abcdefgh"] for version in ("2.9.1", "2.10.0+cpu", "2.13.0")]
+    rows = [[version, *"abcdefghi"] for version in ("2.9.1", "2.10.0+cpu", "2.13.0")]
     page = report.table(matrix.HEADER, rows)
     assert list(matrix.kept(page, ["2.10.0"])) == [rows[0], rows[2]]
     assert sorted([rows[2], rows[0], rows[1]], key=matrix.order) == rows
