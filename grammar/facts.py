@@ -107,13 +107,25 @@ class Flow:
             self._provide(name)
         elif kind == "invalidates":
             self._undo(name, ref.rule)
-        elif kind == "forbids" and name in self.facts:
-            places = Label(ref.rule.span, "used here"), Label(word.span, "forbidden here")
-            self.report.error("F001", f"`{ref.rule}` forbids `{name}`, which holds here", *places)
+        elif kind == "forbids":
+            self._forbid(ref, name, word.span)
         elif kind == "needs" and name == LATER:
             self.owed.append((ref, word.span))
         elif kind == "needs" and name not in self.facts:
             self._missing(ref, name, word.span)
+
+    def _forbid(self, ref: t.Ref, name: str, span: Span) -> None:
+        places = Label(ref.rule.span, "used here"), Label(span, "forbidden here")
+        if name in self.facts:
+            self.report.error("F001", f"`{ref.rule}` forbids `{name}`, which holds here", *places)
+        elif name not in self._known():
+            message = f"`{ref.rule}` forbids `{name}`, which nothing ever provides"
+            guess = next(iter(did_you_mean(name, self._known())), "")
+            help = guess or "a pipeline forbids ops: `verify { forbids OP }`"
+            self.report.warn("F001", message, *places, help=help)
+
+    def _known(self) -> frozenset[str]:
+        return KNOWN | {fact for r in self.rules.values() for fact in _provided(r)}
 
     def _missing(self, ref: t.Ref, name: str, span: Span) -> None:
         labels = [Label(ref.rule.span, "used here"), Label(span, "needed here")]
@@ -122,8 +134,7 @@ class Flow:
         providers = [r.name.text for r in self.rules.values() if name in _provided(r)]
         help = f"run `{providers[0]}` before it" if providers else ""
         help = help or {"calibrated": "add `calibrate DATA` before it"}.get(name, "")
-        known = KNOWN | {fact for r in self.rules.values() for fact in _provided(r)}
-        help = help or next(iter(did_you_mean(name, known - {name})), "")
+        help = help or next(iter(did_you_mean(name, self._known() - {name})), "")
         message = f"`{ref.rule}` needs `{name}`, which does not hold here"
         self.report.error("F001", message, *labels, help=help)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,17 @@ def _bad_token(error: BadToken, source: Source) -> LissomError:
         f"{found} here",
         place,
         note=f"expected {_list(expected)}",
-        help=_token_help(token, source),
+        help=_pattern_help(token, error.accepts) or _token_help(token, source),
     )
+
+
+def _pattern_help(token: Token, accepts: Iterable[str]) -> str:
+    """Help for `y = x + z` in a pattern, where only an op may follow the `=`."""
+    name = _OPS.get(token, "") if set(accepts) == {"LPAR", "OPTIONAL", "STAR"} else ""
+    return f"a pattern names ops: `{name}(x, z)`" if name else ""
+
+
+_OPS = {"+": "add", "-": "sub", "/": "div", "@": "matmul", "^": "pow"}
 
 
 def _token_help(token: Token, source: Source) -> str:

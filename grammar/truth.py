@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from . import tree as t
+from .declared import BUFFERS
 from .substitution import evaluate
-from .symbolic import Poly
+from .symbolic import Poly, const, product
 from .term import Term
 from .terms import Terms
 
@@ -79,6 +80,25 @@ class Truth:
         count = None if known is None else _evaluated(known, sample)
         return None if count is None else count != 0
 
+    def _parameters(self, node: str, sample: Sample) -> Value:
+        """The number of parameters of a matched or new op, None where a size is not known."""
+        parts = self.terms.parts.items()
+        held = [term for (owner, name), term in parts if owner == node and name not in BUFFERS]
+        counts = [self._count(term, sample) for term in held if term.presence is not None]
+        known = [count for count in counts if isinstance(count, (int, float))]
+        return sum(known) if len(known) == len(counts) > 0 else None
+
+    def _count(self, term: Term, sample: Sample) -> Value:
+        """The elements of a weight that may be absent."""
+        presence = const(1) if term.presence is None else term.presence
+        if presence.is_zero:
+            return 0
+        axes = None if term.shape is None else self.terms.solver.shape(term.shape)
+        if axes is None or not all(isinstance(axis, Poly) for axis in axes):
+            return None
+        size = product(axis for axis in axes if isinstance(axis, Poly)) * presence
+        return _evaluated(self.terms.solver.resolve(size), sample)
+
     def _known(self, expr: t.Expr) -> object:
         key = id(expr)
         if key not in self.cache:
@@ -126,6 +146,8 @@ class Truth:
         name = expr.function.text if isinstance(expr.function, t.Name) else ""
         if name == "known" and len(expr.args) == 1:
             return self._present(expr.args[0], sample)
+        if name == "params" and len(expr.args) == 1:
+            return self._parameters(expr.args[0].span.text, sample)
         if name not in _FUNCTIONS or expr.keywords:
             return None
         args = [self.value(arg, sample) for arg in expr.args]

@@ -234,7 +234,9 @@ def test_what_the_new_op_lacks_ends_a_rule(
     assert codes_of(PLAIN.replace("GUARD", guard).replace("BIAS", bias), small) == found
 
 
-@pytest.mark.parametrize(("guard", "found"), [("known(c.bias)", []), ("calls(c) == 1", ["C001"])])
+@pytest.mark.parametrize(
+    ("guard", "found"), [("known(c.bias)", []), ("calls(c) == 1", ["L003", "C001"])]
+)
 def test_costs_know_which_weights_are_there(
     small: Declarations, guard: str, found: list[str]
 ) -> None:
@@ -291,6 +293,24 @@ pipeline p { data d = DATA; stage s { once a } }
     (help,) = next(d for d in found if d.severity == "error").helps
     assert "budget drift(outputs) <= 5%" in help
     assert ("on d`" in help) == ("valid" in data)
+
+
+@pytest.mark.parametrize(("bias", "found"), [("none", []), ("c.bias - c.bias", ["L003"])])
+def test_a_measure_of_parameters_is_compared(
+    small: Declarations, bias: str, found: list[str]
+) -> None:
+    text = """
+exact rule a {
+  match { h = linear(x) as c
+          y = relu(h)
+          x : f[N, I] }
+  where { known(c.bias) }
+  recursive decreasing params(c)
+  rewrite { k = c(x, bias = BIAS)
+            y = relu(k) }
+}
+"""
+    assert codes_of(text.replace("BIAS", bias), small) == found
 
 
 SIZES = """
