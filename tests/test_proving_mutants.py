@@ -122,6 +122,40 @@ def test_known_mistakes_in_folding_are_among_the_mutants() -> None:
         assert f"weight = {scaled} -> weight = {function}({scaled})" in found
 
 
+EQUIVALENT = """
+exact rule by_hand {
+  match {
+    h = conv2d(u) as c
+    g = relu(h)
+    y = logsumexp(x, dim = -1, keepdim = true)
+    z = mean(x, dim = (0, 1), keepdim = true, dtype = none)
+    x : f[N, C]
+    c.weight : f[O, I, KERNEL]
+  }
+  rewrite {
+    g = c(u)
+    e = exp(x)
+    s = sum(e, dim = -1, keepdim = true)
+    y = log(s)
+    z = mean(x, dim = (0, 1), keepdim = true)
+  }
+}
+"""
+
+
+def test_what_changes_no_number_is_no_mutant() -> None:
+    """The sum of exponentials is not nan, its last axis of two is axis 1, two axes are a set, and a
+    kernel of one pixel has no dilation.
+    """
+    text = EQUIVALENT.replace("KERNEL", "1, 1")
+    found = {m.name for m in mutants_of(parse(text).all(t.Rule)[0])}
+    same = {"nansum built for sum", "sign dropped", "dilation doubled"}
+    assert not found & (same | {"dim of the two axes swapped"})
+    wide = EQUIVALENT.replace("KERNEL", "3, 1").replace("x : f[N, C]", "x : f[N, C, L]")
+    found = {m.name for m in mutants_of(parse(wide).all(t.Rule)[0])}
+    assert {"sign dropped", "dilation doubled"} <= found
+
+
 def test_slices_pairs_and_products_are_changed() -> None:
     low_rank = texts(shipped()["low_rank_linear"])
     assert low_rank[":R -> :R - 1"] == "one too few taken"
@@ -144,6 +178,7 @@ def test_no_mutant_where_the_tree_shows_that_nothing_is_wrong() -> None:
     assert "padding = 0 -> nothing" not in merged, "0 is the default"
     assert "groups = 1 -> nothing" not in merged, "the number of groups follows from the weight"
     assert "h -> x" not in texts(shipped()["fold_scale"]), "both have the same rank"
+    assert "dilation doubled" not in texts(shipped()["merge_pointwise"]).values()
     shared = [text for text in texts(shipped()["low_rank_linear"]) if "svd(" in text]
     assert not shared, "both halves of the rule read the factors"
 

@@ -55,10 +55,15 @@ def _siblings(node: t.Call, roles: Roles) -> Iterator[Change]:
     spec = roles.called(node)[0]
     form = _form(spec)
     others = (roles.vocabulary.get(n) for n in roles.vocabulary.names() if n != spec.name)
-    same = [other.name for other in others if other is not None and _form(other) == form]
+    same = [o.name for o in others if o is not None and _form(o) == form]
+    same = [other for other in same if other != SAME_ON_NUMBERS.get(spec.name)]
     for other in same[:2]:
         function = t.replace(node.function, text=other)
         yield f"{other} built for {spec.name}", t.replace(node, function=function)
+
+
+SAME_ON_NUMBERS = {"sum": "nansum", "nansum": "sum", "mean": "nanmean", "nanmean": "mean"}
+"""Ops that differ where a value is nan alone; none of them goes element by element."""
 
 
 def _form(spec: OpSpec) -> Any:
@@ -83,7 +88,8 @@ def _own_settings(node: t.Call, specs: Sequence[OpSpec], roles: Roles) -> Iterat
     given = {keyword.name.text for keyword in node.keywords}
     shared = [a for a in specs[0].attrs.values() if all(a.name in spec.attrs for spec in specs)]
     for attr in (attr for attr in shared if attr.name not in given):
-        yield from _own_attr(node, node.function.text, attr)
+        if attr.name != "dilation" or node.function.text not in roles.pointwise:
+            yield from _own_attr(node, node.function.text, attr)
     for param in (param for param in specs[0].params if param.name not in given):
         yield from _own_weight(node, node.function.text, param)
 
@@ -142,7 +148,7 @@ def _keyword(node: t.Keyword, above: Above, roles: Roles) -> Iterator[Change]:
         return
     text = node.name.text
     if text in specs[0].attrs:
-        changes = _setting(node.value, specs[0].attrs[text], roles)
+        changes = _setting(node.value, specs[0].attrs[text], "reduction" in specs[0].traits)
     else:
         changes = _weight(node.value, text, specs[0], roles)
     yield from ((phrase, t.replace(node, value=value)) for phrase, value in changes)
@@ -167,9 +173,12 @@ def _weight(value: t.Expr, param: str, spec: OpSpec, roles: Roles) -> Iterator[t
         yield f"{param} transposed", call("_transposed", value)
 
 
-def _setting(value: t.Expr, attr: AttrSpec, roles: Roles) -> Iterator[tuple[str, t.Expr]]:
+def _setting(value: t.Expr, attr: AttrSpec, reduces: bool) -> Iterator[tuple[str, t.Expr]]:
+    """`reduces`: the axes that a list names are a set to this op, without an order."""
     text, known = attr.name, literal(value)
-    if isinstance(value, t.Tuple) and len(value.items) == 2 and value.items[0] != value.items[1]:
+    items = value.items if isinstance(value, t.Tuple) else ()
+    ordered = not (reduces and attr.type == "ints")
+    if isinstance(value, t.Tuple) and len(items) == 2 and items[0] != items[1] and ordered:
         yield f"{text} of the two axes swapped", t.replace(value, items=value.items[::-1])
     if attr.dim is not None and known != 1:
         yield f"{text} = 1", number(value, 1)
@@ -248,16 +257,14 @@ SPOILS: dict[str, Callable[[t.Expr], t.Expr]] = {
     "bent by tanh": lambda value: call("tanh", value),
     "rounded to half precision": lambda value: _there_and_back(value, "float16"),
     "rounded to bfloat16": lambda value: _there_and_back(value, "bfloat16"),
-    "reversed along its last axis": lambda value: call("flip", value, dims=_last(value)),
-    "rolled along its last axis": lambda value: call(
-        "roll", value, shifts=number(value, 1), dims=_last(value)
+    "reversed along its first axis": lambda value: call("flip", value, dims=number(value, 0)),
+    "rolled along its first axis": lambda value: call(
+        "roll", value, shifts=number(value, 1), dims=number(value, 0)
     ),
 }
-"""Ops that change almost any value, none of its shape."""
-
-
-def _last(at: t.Expr) -> t.Unary:
-    return t.Unary("-", number(at, 1), span=at.span)
+"""Ops that change almost any value, none of its shape. The last axis may be one long in every
+model: behind a pool over all pixels, say.
+"""
 
 
 KINDS: Sequence[tuple[type, Alter]] = (

@@ -76,8 +76,25 @@ def _default(node: t.Binary, roles: Roles) -> Iterator[Change]:
 
 
 def _unary(node: t.Unary, above: Above, roles: Roles) -> Iterator[Change]:
-    if node.op == "-":
+    if node.op == "-" and literal(node.operand) != 0 and not _same_axis(node, above, roles):
         yield "sign dropped", node.operand
+
+
+def _same_axis(node: t.Unary, above: Above, roles: Roles) -> bool:
+    """Whether `dim = -1` without its sign is the same axis: of a value that has two."""
+    holder = above[0]
+    call = next((n for n in above if isinstance(n, t.Call)), None)
+    named = isinstance(holder, t.Keyword) and holder.name.text == "dim"
+    return named and literal(node.operand) == 1 and call is not None and _rank(call, roles) == 2
+
+
+def _rank(node: t.Call, roles: Roles) -> int | None:
+    """The number of axes of what a call reads, if it is a value whose shape the pattern says."""
+    return (
+        roles.axes.get(node.args[0].text)
+        if node.args and isinstance(node.args[0], t.Name)
+        else None
+    )
 
 
 def _number(node: t.Number, above: Above, roles: Roles) -> Iterator[Change]:

@@ -6,11 +6,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...grammar import tree as t
+from ..binding import literal
 from ..ops import Vocabulary
 from ..opspec import OpSpec
 
 NEVER_NEGATIVE = frozenset(
-    {"relu", "relu6", "abs", "sigmoid", "hardsigmoid", "softplus", "softmax", "exp", "square"}
+    {
+        "relu",
+        "relu6",
+        "abs",
+        "sigmoid",
+        "hardsigmoid",
+        "softplus",
+        "softmax",
+        "exp",
+        "square",
+        "sqrt",
+    }
+    | {"norm", "var", "std", "rsqrt"}
 )
 
 
@@ -18,7 +31,9 @@ NEVER_NEGATIVE = frozenset(
 class Roles:
     """handles: the ops behind `c`. values, dims, lets, built: names in textual order. settings:
     names bound to attributes, by type. ops: every op name on either side, `_` left out.
-    fixed: weights that are always there, since the pattern says their shape.
+    fixed: weights that are always there, since the pattern says their shape. axes: of values whose
+    shape the pattern says, and of what an op makes of them element by element. pointwise: handles
+    of ops whose kernels are one wide.
     """
 
     vocabulary: Vocabulary
@@ -30,6 +45,8 @@ class Roles:
     built: tuple[str, ...]
     ops: frozenset[str]
     fixed: frozenset[str]
+    axes: dict[str, int]
+    pointwise: frozenset[str]
 
     def kin(self, name: str) -> tuple[str, ...]:
         """Up to two other names of the same kind: those that stand beside it in the rule."""
@@ -95,7 +112,40 @@ def roles(rule: t.Rule, vocabulary: Vocabulary) -> Roles:
         tuple(n for n in _words((w.text for w in s.targets) for s in steps) if n not in values),
         frozenset(word.text for p in ops for word in p.ops.names) | _made(steps),
         frozenset(str(p.path) for p in shapes),
+        _axes(shapes, steps, vocabulary),
+        frozenset(str(p.path).partition(".")[0] for p in shapes if _one_wide(p)),
     )
+
+
+def _axes(
+    shapes: Sequence[t.ShapePattern], steps: Sequence[t.Build], vocabulary: Vocabulary
+) -> dict[str, int]:
+    known = {str(p.path): len(p.type.dims) for p in shapes if p.type.dims and not _open(p)}
+    for step in steps:
+        call = step.value if isinstance(step.value, t.Call) else None
+        first = call.args[0] if call is not None and call.args else None
+        spec = (
+            vocabulary.get(call.function.text)
+            if call and isinstance(call.function, t.Name)
+            else None
+        )
+        if isinstance(first, t.Name) and spec is not None and "elementwise" in spec.traits:
+            known |= {step.targets[0].text: known[first.text]} if first.text in known else {}
+    return known
+
+
+def _open(pattern: t.ShapePattern) -> bool:
+    return any(isinstance(dim, t.DimRest) for dim in pattern.type.dims or ())
+
+
+def _one_wide(pattern: t.ShapePattern) -> bool:
+    """`c.weight : [N, C, 1, 1]`."""
+    kernel = (pattern.type.dims or ())[2:]
+    return str(pattern.path).endswith(".weight") and bool(kernel) and all(map(_is_one, kernel))
+
+
+def _is_one(dim: t.Dim) -> bool:
+    return isinstance(dim, t.Expr) and literal(dim) == 1
 
 
 def _made(steps: Iterable[t.Build]) -> frozenset[str]:
