@@ -39,7 +39,7 @@ _CREATORS = _words(
     "empty empty_permuted empty_strided eye fill full hamming_window hann_window is_tensor "
     "kaiser_window linspace logspace normal ones promote_types rand rand_like randint "
     "randint_like randn randn_like randperm range result_type scalar_tensor tensor "
-    "tril_indices triu_indices vander zeros _assert"
+    "tril_indices triu_indices vander zeros _assert _pack_padded_sequence _pad_packed_sequence"
 )
 _MORE = {
     "torch": _CREATORS,
@@ -78,7 +78,9 @@ _OVERLOAD = re.compile(r"torch\.ops\.([a-z0-9_]+)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_
 @functools.cache
 def functions() -> dict[str, Callable[..., Any]]:
     """Dotted name -> function: everything that nodes may call but operators."""
+    packed = torch.nn.utils.rnn.PackedSequence
     table: dict[str, Callable[..., Any]] = {"getattr": builtins.getattr}
+    table["torch.nn.utils.rnn.PackedSequence"] = packed
     allowed = (pair for pair in _candidates() if pair[0].rpartition(".")[2] not in _FORBIDDEN)
     return table | dict(allowed)
 

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..grammar.diagnostics import fail
+from ..grammar.diagnostics import Label, fail
 from .capture_leaves import has_hooks
 from .sharing import copies_of_views
+
+_TABLES = {"_modules", "_parameters", "_buffers"}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -65,12 +67,25 @@ def own_copy(model: nn.Module) -> nn.Module:
         raise fail(
             "M004",
             f"the model cannot be copied: {type(error).__name__}: {error}",
+            Label(None, where=_uncopyable(model)),
             note="capture works on a copy, so that the given model is never changed",
             help="store computed tensors as buffers, and drop locks, files and generators",
         ) from error
     for module in work.modules():
         _bind_again(module, memo)
     return work
+
+
+def _uncopyable(model: nn.Module) -> str:
+    """The path of the first attribute that deepcopy refuses; "" if it is none by itself."""
+    for path, module in model.named_modules():
+        for name in sorted(module.__dict__.keys() - _TABLES):
+            try:
+                with _Forgetful():
+                    copy.deepcopy(module.__dict__[name])
+            except Exception:
+                return f"{path}.{name}".lstrip(".")
+    return ""
 
 
 def _uncopied(model: nn.Module) -> Iterator[Any]:

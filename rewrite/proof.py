@@ -222,8 +222,10 @@ def _state(model: nn.Module) -> dict[tuple[str, str], Any]:
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, tensor in (*module._parameters.items(), *module._buffers.items()):
         yield name, (id(tensor), None if tensor is None else version_of(tensor))
+    # A scripted module keeps its methods as attributes once they were asked for.
+    known = _BOOKKEEPING | ({"forward"} if isinstance(module, torch.jit.ScriptModule) else set())
     for name, value in module.__dict__.items():
-        if name not in _BOOKKEEPING and not name.endswith("_hooks"):
+        if name not in known and not name.endswith("_hooks"):
             yield name, _print(value)
 
 

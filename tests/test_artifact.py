@@ -42,6 +42,28 @@ def test_a_result_reloads_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(lissom.load(tmp_path / "out")(x), result.model(x))
 
 
+class Packed(nn.Module):
+    """A recurrent layer that is given sequences without their padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        rnn = nn.utils.rnn
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return rnn.pad_packed_sequence(self.cells(packed)[0], batch_first=True)[0]
+
+
+def test_packed_sequences_are_stored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = (torch.randn(3, 5, 3), torch.tensor([2, 5, 4]))
+    result = lissom.compile(Packed().eval(), PROGRAM, inputs=given)
+    result.save(tmp_path / "out")
+    other = (torch.randn(3, 5, 3), torch.tensor([5, 1, 3]))
+    assert torch.equal(lissom.load(tmp_path / "out")(*other), result.model(*other))
+
+
 def test_inputs_with_gaps_and_numbers_are_kept(tmp_path: Path) -> None:
     result = compiled(x=torch.randn(2, 3, 8, 8), scale=2.0)
     result.save(tmp_path / "out")

@@ -112,6 +112,13 @@ def test_a_function_that_was_traced_has_no_text_and_stays_one_node() -> None:
     assert same(captured, model, torch.rand(4, 3, 6))
 
 
+def test_a_scripted_part_is_no_cache() -> None:
+    model = nn.Sequential(torch.jit.script(small())).eval()
+    captured = capture(model, (X,))
+    assert codes(captured) == []
+    assert same(captured, model, X)
+
+
 KEPT: dict[str, Callable[[torch.Tensor], Any]] = {
     "attribute": lambda out: out,
     "list": lambda out: [out, 1],
@@ -140,6 +147,7 @@ def test_what_cannot_be_copied_is_refused_by_name() -> None:
     found = refusal(model, X)
     assert found.code == "M004"
     assert "generator" in found.message
+    assert found.labels[0].where == "kept"
 
 
 def test_an_exported_program_runs_in_the_mode_that_it_was_exported_in() -> None:
