@@ -16,6 +16,7 @@ from .construct import Plan, Planned
 from .emit import Emitted, emit
 from .evaluate import ParamRef
 from .formats import in_format_of
+from .repeats import is_equal
 from .runtime_size import RuntimeSize, mapped
 from .site import Site
 from .spec import TensorSpec
@@ -106,12 +107,13 @@ def commit(
     `shrinks`: the site has fewer ops than before, so a rule that matches its own result still ends.
     """
     state.flow = None
-    gone = list(site.gone)
+    gone, alike = list(site.gone), site.repeats
     _drop_layers(state, site)
     heirs = _heritage(site, "" if shrinks else site.rule.name)
     new: dict[Planned, fx.Node] = {}
     for planned in plan.ops:
         new[planned] = _insert(state, site, planned, emitted[planned], new, point, heirs)
+    state.shared |= dict.fromkeys(alike, tuple(str(node.target) for node in new.values()))
     for name, node in site.outputs.items():
         state.view.replace(node, _node_of(plan.outputs[name], new))
     _erase(state, gone)
@@ -142,8 +144,12 @@ def _insert(
     given = tuple(_with_nodes(value, node_of) for value in planned.inputs)
     emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))
     emitted.attrs = {name: mapped(value, node_of) for name, value in emitted.attrs.items()}
-    path = fresh_path(state, home, site.rule.name) if planned.op.params else f"{home}."
-    node = emitted.insert(state.module, point, path)
+    path = _shared_path(state, site, emitted, len(new))
+    if path:
+        node = emitted.insert(state.module, point, path, again=True)
+    else:
+        path = fresh_path(state, home, site.rule.name) if planned.op.params else f"{home}."
+        node = emitted.insert(state.module, point, path)
     spec = planned.specs[0] if len(planned.specs) == 1 else planned.specs
     node.meta.update(
         heirs,
@@ -155,6 +161,14 @@ def _insert(
         _describe_weight(state, held, node)
     state.view.add(node)
     return node
+
+
+def _shared_path(state: State, site: Site, emitted: Emitted, number: int) -> str:
+    """Where the same layer is already, made for a site that this one repeats; "" if nowhere."""
+    paths = state.shared.get(site.calls[0].node, ())
+    path = paths[number] if number < len(paths) else ""
+    found = _at(state.module, path) if path else None
+    return path if isinstance(found, nn.Module) and is_equal(found, emitted.layer) else ""
 
 
 def _describe_weight(state: State, held: fx.Node, reader: fx.Node) -> None:

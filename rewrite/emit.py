@@ -44,20 +44,24 @@ class Emitted:
         args, kwargs = self._writer().arguments({**given, **self.attrs})
         return self.layer(*args, **kwargs)
 
-    def insert(self, root: fx.GraphModule, before: fx.Node, path: str) -> fx.Node:
-        """Write the call in front of `before`. Its layer or parameters are kept at `path`.
+    def insert(
+        self, root: fx.GraphModule, before: fx.Node, path: str, again: bool = False
+    ) -> fx.Node:
+        """Write the call in front of `before`. Its layer or parameters are kept at `path`; `again`:
+        the same layer is there already.
 
         Raises R007 if something is at `path` already: torch.fx would silently go on using the old
         module.
         """
         has_state = self.layer is not None or any(p is not None for p in self.params.values())
-        if has_state:
+        if has_state and not again:
             _check_free(root, path)
         operands = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=True))
         with root.graph.inserting_before(before):
             if self.layer is None:
                 return self._insert_function(root, path if has_state else "", operands)
-            _add_module(root, path, self.layer)
+            if not again:
+                _add_module(root, path, self.layer)
             return root.graph.call_module(
                 path, *self._writer().arguments({**operands, **self.attrs})
             )

@@ -136,8 +136,13 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     if broken is not None:
         return _broken(site, broken)
     bounds = weight_bounds(site, plan) if state.verify else ()
-    costs = before(state, site), after(state, site, plan)
+    costs = _saved_once(site, before(state, site)), _saved_once(site, after(state, site, plan))
     return Ready(site, plan, emitted, point, *costs, (shapes, *exact, *claims, *bounds))
+
+
+def _saved_once(site: Site, costs: Costs) -> Costs:
+    """Weights that others read until they are rewritten, too, are counted with the last of them."""
+    return replace(costs, params=0, bytes=0) if site.repeats else costs
 
 
 def _lost(site: Site, plan: Plan) -> Miss | None:

@@ -21,6 +21,7 @@ from .cost import calls_costs, model_costs
 from .evaluate import ParamRef, Scope
 from .extent import DIM_QUESTIONS, Extent, thinned
 from .journal import Costs
+from .repeats import foreign_readers
 from .runtime_size import RuntimeSize, size_of
 from .spec import TensorSpec
 from .survey import survivors
@@ -28,23 +29,21 @@ from .survey import survivors
 
 def owned(scope: Scope, *refs: Any) -> bool:
     """Whether each weight has one reader only; absent weights own themselves."""
-    return all(not _foreign(scope, ref) for ref in _params(refs))
+    return all(not foreign_readers(scope, ref) for ref in _params(refs))
 
 
 def sharers(scope: Scope, *refs: Any) -> str:
     """The sites that also read the weights."""
     found = {
-        node.meta.get("site") or node.name for ref in _params(refs) for node in _foreign(scope, ref)
+        node.meta.get("site") or node.name
+        for ref in _params(refs)
+        for node in foreign_readers(scope, ref)
     }
     return ", ".join(sorted(found)) or "nobody"
 
 
 def _params(refs: tuple[Any, ...]) -> list[ParamRef]:
     return [ref for ref in refs if isinstance(ref, ParamRef)]
-
-
-def _foreign(scope: Scope, ref: ParamRef) -> list[fx.Node]:
-    return [node for node in scope.state.readers(ref.path) if node is not ref.call.node]
 
 
 def calls(scope: Scope, call: Call) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from torch import Tensor, fx
@@ -19,9 +20,10 @@ from ..grammar.diagnostics import Label, fail
 from .binding import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, Miss
 from .call import Call
 from .effects import mutation_between
-from .evaluate import ParamRef, Scope, shown
+from .evaluate import Scope, shown
 from .match import Search, is_part
 from .pattern import Pattern, PatternOp
+from .repeats import REPEATS, foreign_readers, repeats
 from .rule import Rule
 from .shape_match import match_shapes
 from .state import State
@@ -52,6 +54,11 @@ class Site:
         return str(self.calls[0].node.meta.get("site") or self.calls[0].node.name)
 
     @property
+    def repeats(self) -> frozenset[fx.Node]:
+        """The nodes of the sites that run the same layers, and that change as this one does."""
+        return self.scope.facts[REPEATS]()
+
+    @property
     def inputs(self) -> list[fx.Node]:
         """The nodes that the matched ops read from outside, in order of first use."""
         inside = set(self.nodes)
@@ -66,9 +73,15 @@ def with_parts(call: Call) -> list[fx.Node]:
     return [call.node, *(user for user in call.node.users if is_part(user))]
 
 
-def examine(state: State, rule: Rule, bindings: Bindings) -> Site | Miss:
-    """The site of a structural match, or why it is none."""
+def examine(
+    state: State, rule: Rule, bindings: Bindings, alike: frozenset[fx.Node] | None = None
+) -> Site | Miss:
+    """The site of a structural match, or why it is none. alike: others that may read its weights;
+    by default those of the sites that repeat it.
+    """
     site = _site(state, rule, bindings)
+    if alike is not None:
+        site.scope.facts[REPEATS] = lambda: alike
     return (
         _uses(site) or _effects(state, site) or _named(state, site) or _clauses(state, site) or site
     )
@@ -91,7 +104,20 @@ def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
         nodes = sorted(dict.fromkeys(nodes), key=order_of)
     gone = {node for call in removed for node in with_parts(call)}
     outputs = {n: v for n, v in bindings.values.items() if n in rule.outputs}
-    return Site(rule, bindings, state.scope(names), calls, nodes, removed, gone, outputs)
+    scope = state.scope(names)
+    scope.facts[REPEATS] = cache(lambda: _repeats(state, rule, bindings))
+    return Site(rule, bindings, scope, calls, nodes, removed, gone, outputs)
+
+
+def _repeats(state: State, rule: Rule, bindings: Bindings) -> frozenset[fx.Node]:
+    """Approximate rules compute with what a site sees, which differs from site to site."""
+    if rule.kind != "exact":
+        return frozenset()
+
+    def is_site(other: Bindings, readers: frozenset[fx.Node]) -> bool:
+        return isinstance(examine(state, rule, other, readers), Site)
+
+    return repeats(state, Search(rule.pattern, state.view), bindings, is_site)
 
 
 def _place_of(call: Call) -> tuple[int, ...]:
@@ -301,7 +327,7 @@ def owners_miss(state: State, site: Site) -> Miss | None:
     if site.rule.on_shared == "clone":
         return None
     for path, ref in site.scope.read.items():
-        others = foreign_readers(state, ref)
+        others = foreign_readers(site.scope, ref)
         if others:
             who = ", ".join(sorted({node.meta.get("site") or node.name for node in others}))
             return Miss(
@@ -312,8 +338,3 @@ def owners_miss(state: State, site: Site) -> Miss | None:
                 ref.call.node,
             )
     return None
-
-
-def foreign_readers(state: State, ref: ParamRef) -> list[fx.Node]:
-    """Who else reads the storage of a parameter."""
-    return [node for node in state.readers(ref.path) if node is not ref.call.node]

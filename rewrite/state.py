@@ -23,7 +23,8 @@ from .view import View
 class State:
     """Everything that a rule application reads or changes. `module` is the compiler's own copy of
     the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
-    why the model would give another graph for other inputs, "" where nothing says so.
+    why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
+    nodes of sites that repeat one which was rewritten, where the new layers are.
     """
 
     module: fx.GraphModule
@@ -41,13 +42,14 @@ class State:
     known_probes: dict[Any, Any] = field(default_factory=dict)
     surveys: dict[str, Survey] = field(default_factory=dict)
     flow: Flow | None = None
+    shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reset(self.module)
 
     def reset(self, module: fx.GraphModule) -> None:
         """Goes on with another graph, after a capture or a rollback."""
-        self.module, self.flow = module, None
+        self.module, self.flow, self.shared = module, None, {}
         self.view = View(module, self.vocabulary)
         self.mutations = mutations(module)
 

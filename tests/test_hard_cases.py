@@ -27,10 +27,11 @@ def test_s01_convolution_with_a_second_call_without_norm() -> None:
 
 
 def test_s02_the_same_pair_twice() -> None:
-    """H01: pytorch/pytorch#124286."""
+    """H01: pytorch/pytorch#124286: each call folds, and the layer stays one."""
     driven = compiled(lambda m, x: m.n(m.c(m.n(m.c(x)))), c=conv(), n=norm())
-    assert driven.applied == 0
-    assert any("other calls" in reason for reason in driven.reasons("fold_bn"))
+    assert driven.applied == 2
+    assert driven.ops() == ["conv2d", "conv2d"]
+    assert len({node.target for node in driven.module.graph.nodes if node.op == "call_module"}) == 1
 
 
 def test_s03_one_norm_behind_two_convolutions() -> None:
