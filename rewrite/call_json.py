@@ -78,9 +78,7 @@ _OVERLOAD = re.compile(r"torch\.ops\.([a-z0-9_]+)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_
 @functools.cache
 def functions() -> dict[str, Callable[..., Any]]:
     """Dotted name -> function: everything that nodes may call but operators."""
-    packed = torch.nn.utils.rnn.PackedSequence
     table: dict[str, Callable[..., Any]] = {"getattr": builtins.getattr}
-    table["torch.nn.utils.rnn.PackedSequence"] = packed
     allowed = (pair for pair in _candidates() if pair[0].rpartition(".")[2] not in _FORBIDDEN)
     return table | dict(allowed)
 

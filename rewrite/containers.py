@@ -1,12 +1,13 @@
 """Containers that a model returns, and the classes that stand in for them in an artifact.
 
-Reading an artifact imports nothing that it names. So OrderedDict and torch's own result types come
-back as themselves, a named tuple as one of the same name and fields, and any other class (a
-dataclass, a dict or tuple with methods) as a plain class made here: the same name and fields, no
-code of its own.
+Reading an artifact imports nothing that it names. So OrderedDict, PackedSequence and torch's own
+result types come back as themselves, a named tuple as one of the same name and fields, and any
+other class (a dataclass, a dict or tuple with methods) as a plain class made here: the same name
+and fields, no code of its own.
 
-A stored container is one line: `ordered_dict`, `torch.return_types.max`, `namedtuple Point(x, y)`,
-`dataclass Out(logits, aux)`, `record ModelOutput(loss, logits)`, `list`, `tuple`, `size`.
+A stored container is one line: `ordered_dict`, `packed_sequence`, `torch.return_types.max`,
+`namedtuple Point(x, y)`, `dataclass Out(logits, aux)`, `record ModelOutput(loss, logits)`, `list`,
+`tuple`, `size`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from .value_json import is_name
 
 _LINE = re.compile(r"(namedtuple|dataclass|record) ([A-Za-z_]\w*)\(([\w, ]*)\)", re.ASCII)
 _MOST_FIELDS = 1024
 _PLAIN: dict[str, type] = {"list": list, "tuple": tuple, "size": torch.Size}
-_PLAIN["ordered_dict"] = OrderedDict
+_PLAIN |= {"ordered_dict": OrderedDict, "packed_sequence": PackedSequence}
 
 
 class Record(OrderedDict[str, Any]):
