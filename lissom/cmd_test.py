@@ -117,6 +117,9 @@ def _show(
     if rows:
         out.table([COLUMNS, *rows], "<>>>>>>>", header=True)
     _say_budgets(out, [reports[job] for job in jobs if job in reports])
+    for report in (reports[job] for job in jobs if job in reports):
+        for blamed in report.blamed:
+            out.say(f"{report.rule}: {blamed.text}")
     for job, why in skipped.items():
         out.say(f"not run: {job.rule}: {why}")
     for result in cases:

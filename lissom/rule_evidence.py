@@ -48,7 +48,19 @@ def _problems(entry: Entry) -> Iterator[tuple[str, str]]:
     for found in entry.parts("failures"):
         kind, condition = prose(found.text("kind")), prose(found.text("condition"))
         yield "mistake", f"**{kind}** ({condition}): {prose(found.text('detail'))}"
+    for found in entry.parts("blamed"):
+        yield "left", _blamed(found)
     yield from (("not shown", prose(text)) for text in entry.texts("weak"))
+
+
+def _blamed(found: Entry) -> str:
+    """Sites that were left because of a kernel of the processor."""
+    worst, sites = found.part("worst"), found.number("sites") or 0
+    kernel = f"{worst.text('op')} in {worst.text('dtype')}"
+    off = f" by {worst.number('off') or 0:.0%}" if worst.number("off") else ""
+    return prose(
+        f"{sites:,} sites: kernel of {kernel} differs from float64{off} ({worst.text('cpu')})"
+    )
 
 
 def _models(entry: Entry, drawn: str) -> Iterator[tuple[str, str]]:

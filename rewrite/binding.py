@@ -13,6 +13,7 @@ from ..grammar import tree as t
 from ..grammar.diagnostics import LissomError, Span
 from .call import Call
 from .no_value import NoValue
+from .twins import Fault
 
 STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
 """How far a candidate came: the ranking key of near misses."""
@@ -21,7 +22,8 @@ STRUCTURE, USES, SHAPES, SITES, UNLESS, OWNERS, GUARDS, PLAN = range(8)
 @dataclass(slots=True)
 class Miss:
     """Why a candidate did not match. `text` is built only when someone looks. `raised`: whether an
-    expression of the rule, or a step of the engine, failed there.
+    expression of the rule, or a step of the engine, failed there. `faults`: the kernels that are to
+    blame, where kernels are.
     """
 
     stage: int
@@ -31,6 +33,7 @@ class Miss:
     node: fx.Node | None
     code: str = ""
     raised: bool = False
+    faults: tuple[Fault, ...] = ()
 
     @property
     def rank(self) -> tuple[int, int]:

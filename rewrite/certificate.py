@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from .compile import Compiled
 from .digest import model_digest, tensor_digest
-from .journal import Applied, StageEnd, Verdict
+from .journal import Applied, Refused, StageEnd, Verdict
 from .model_check import distance, outputs
 from .processor import processor
 from .recorded import described, recorded, restored
 from .samples import Example
+from .twins import FAULTY
 
 FORMAT = 2
 
@@ -41,6 +42,9 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},
         "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
         "applications": [_timeless(event) for event in compiled.applied],
+        "kernels": [
+            _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
+        ],
         "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
         "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
         "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
@@ -76,7 +80,7 @@ def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
 
-def _timeless(event: Applied | StageEnd) -> dict[str, Any]:
+def _timeless(event: Applied | Refused | StageEnd) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
     return {key: value for key, value in asdict(event).items() if key != "seconds"}
 

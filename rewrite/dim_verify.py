@@ -26,6 +26,7 @@ from .rule import Rule
 from .runs import RunFailed
 from .samples import Example, numbers_in
 from .state import State
+from .twins import FAULTY, kernel_faults, told
 from .view import View
 
 
@@ -159,6 +160,9 @@ def judged(trial: Trial[Any]) -> tuple[Verdict, ...] | Miss:
     except RunFailed as error:  # a norm refuses to run over a single number
         return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
     if not equal.holds:
+        faults = kernel_faults(lambda: trial.equality().holds)
+        if faults:
+            return replace(miss(rule, PLAN, told(faults), FAULTY), faults=faults)
         raise _unsound(trial, equal)
     claims = trial.claims()
     broken = next((verdict for verdict in claims if not verdict.holds), None)

@@ -20,7 +20,7 @@ from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
 from .emit import Emitted
 from .evaluate import shown
-from .exactness import IN_OTHER_SIZES, check_exact
+from .exactness import IN_OTHER_SIZES, check_exact, own_faults
 from .journal import Applied, Costs, Refused, Verdict
 from .match import Search, rarest
 from .pattern import PatternOp
@@ -28,7 +28,8 @@ from .rule import Rule
 from .site import Site, examine, examine_cheaply, owners_miss
 from .state import State
 from .torch_internals import is_erased, order_of
-from .verify import IN_OWN, check_shapes
+from .twins import FAULTY, Fault, told
+from .verify import IN_OWN, IN_TYPES, check_shapes
 
 
 @dataclass(slots=True)
@@ -113,6 +114,9 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     """Plans and verifies. A budget that does not hold is a miss; a rewrite that is not equal is an
     error of the rule.
     """
+    barred = state.barred.get((site.rule.label, site.name))
+    if barred is not None:
+        return _kernels(site, barred)
     plan = construct(state, site)
     unfit = _lost(site, plan) or owners_miss(state, site) or unseen(state, site, plan)
     if unfit is not None:
@@ -127,6 +131,10 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     emitted = emit_plan(state, site, plan)
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
     wrong = next((verdict for verdict in exact if not verdict.holds), None)
+    owned = wrong is not None and wrong.claim in (IN_OWN, IN_TYPES)
+    faults = own_faults(state, site, plan, emitted) if owned else ()
+    if faults:
+        return _kernels(site, faults)
     if wrong is not None and wrong.claim != IN_OWN:
         raise _unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
     if wrong is not None:
@@ -168,6 +176,12 @@ def _too_coarse(site: Site, verdict: Verdict) -> Miss:
     return Miss(
         PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V105"
     )
+
+
+def _kernels(site: Site, faults: tuple[Fault, ...]) -> Miss:
+    """Both sides would agree if this processor computed what its ops mean. The site stays."""
+    node = site.calls[0].node
+    return Miss(PLAN, 0, lambda: told(faults), rule_span(site), node, FAULTY, faults=faults)
 
 
 def rule_span(site: Site) -> Span:

@@ -16,6 +16,7 @@ from .probe import Probe
 from .samples import record
 from .site import Site
 from .state import State
+from .twins import Fault, kernel_faults
 from .verify import IN_DOUBLE, Both, Comparison, check_on, free_inputs, verdict_of
 
 IN_OTHER_SIZES = "the same, at other sizes"
@@ -70,3 +71,16 @@ def _elsewhere(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, E
 
 def _also(said: str, comparison: Comparison) -> str:
     return f"{said}: {comparison.note}" if comparison.note else said
+
+
+def own_faults(
+    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
+) -> tuple[Fault, ...]:
+    """The kernels without whose mistakes both sides would agree in the model's own precision too;
+    none where the rewrite is to blame.
+    """
+
+    def holds() -> bool:
+        return all(v.holds for v in check_on(state, site, plan, emitted, small=False))
+
+    return kernel_faults(holds)

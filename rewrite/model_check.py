@@ -20,6 +20,7 @@ from .runs import RunFailed, innermost, on_copies, one_line, run
 from .samples import Example
 from .spec import spec_of
 from .torch_internals import tree_map
+from .twins import Fault, Twins, told
 
 Metric = Callable[[nn.Module, Batches], float]
 
@@ -37,6 +38,9 @@ REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 
 AMPLIFIED = 4.0
 """How many times its own rounding error a model may move when it is rewritten exactly."""
+
+SUSPICIOUS = 0.05
+"""A relative rounding error from here on may be a mistake of a kernel."""
 
 MEANINGLESS = 0.5
 """A relative rounding error past which comparing outputs tells nothing."""
@@ -93,23 +97,43 @@ def model_equality(
 
     Some models amplify rounding. Where the plain tolerance is exceeded, the model's own rounding
     error is measured, and the rewritten model may be off by a few times that: its new weights were
-    rounded once more. One result may by luck be closer to the truth than the model deserves, so
+    rounded once more. A mistake of a kernel is no rounding error (see twins.py); where there is one
+    the verdict fails. One result may by luck be closer to the truth than the model deserves, so
     what rounding errors do that are put in counts as its own rounding error too.
     """
     left = outputs(before, args, what)
     worst, allowed, kind = _compare(left, outputs(after, args, what), nodes)
     if worst <= allowed:
         return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
+    own = _own_error(before, left, args, nodes, worst)
+    faults = _faults(before, args) if own > SUSPICIOUS else ()
+    if faults:
+        return Verdict(EQUALITY, "tested", False, 1, worst, allowed, f"{kind}; {told(faults)}")
+    allowed = max(allowed, AMPLIFIED * own)
+    detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
+    how = "tested" if own <= MEANINGLESS else "not checked"
+    return Verdict(EQUALITY, how, worst <= allowed, 1, worst, allowed, detail)
+
+
+def _faults(model: nn.Module, args: tuple[Any, ...]) -> tuple[Fault, ...]:
+    """The kernels whose mistakes look like rounding errors of the model."""
+    with Twins() as twins:
+        outputs(model, args)
+    return tuple(twins.faults.values())
+
+
+def _own_error(
+    model: nn.Module, left: list[Any], args: tuple[Any, ...], nodes: int, worst: float
+) -> float:
+    """What rounding does to a model's outputs, `left`; looked for until it explains `worst`."""
+    kind = _compare(left, left, nodes)[2]
     try:
-        own = _own_rounding(before, left, args, nodes, double=kind == "float64")
+        own = _own_rounding(model, left, args, nodes, double=kind == "float64")
     except RunFailed:  # a kernel may take an empty result in one precision only
         own = 0.0
     if worst > AMPLIFIED * own:  # rounding errors may cancel by luck
-        own = max(own, _sensitivity(before, left, args, nodes))
-    allowed = max(allowed, AMPLIFIED * own)
-    detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
-    told = "tested" if own <= MEANINGLESS else "not checked"
-    return Verdict(EQUALITY, told, worst <= allowed, 1, worst, allowed, detail)
+        own = max(own, _sensitivity(model, left, args, nodes))
+    return own
 
 
 def checked(model: nn.Module, *asked: Callable[[], tuple[Verdict, ...]]) -> tuple[Verdict, ...]:

@@ -20,12 +20,14 @@ from .checkpoint import finish, snapshot
 from .cost import model_costs
 from .digest import weights_at
 from .engine import Ready
+from .faulty_sites import stage_equality, undo
 from .journal import Applied, Costs, Note, StageEnd, Verdict
 from .measures import Measures, sample_count
-from .model_check import DRIFT, PROMISES, Metrics, checked, drift, equality_at, runs_at, untouched
+from .model_check import DRIFT, PROMISES, Metrics, checked, drift, runs_at, untouched
 from .ranging import RangedReady
 from .remarks import tell_of_costs, tell_of_silence
 from .rule import Rule, compile_rule
+from .stages import implicit_stages
 from .state import State
 from .strategy import Runner
 
@@ -88,7 +90,7 @@ class Pipeline:
     def _stages(self) -> list[t.Stage]:
         if self.source is not None:
             return list(self.source.all(t.Stage))
-        return _implicit_stages(self.program)
+        return implicit_stages(self.program)
 
     @property
     def on_fail(self) -> str:
@@ -108,20 +110,34 @@ class Pipeline:
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
         weights = weights_at(entry)
         before = model_costs(self.state.module, self.state.view)
-        runner = Runner(self.state, stage.name.text, progress=progress)
+        while True:
+            barred = len(self.state.barred)
+            runner = Runner(self.state, stage.name.text, progress=progress)
+            verdicts = self._steps_checked(stage, runner, start, entry, weights)
+            if barred == len(self.state.barred):
+                break
+            undo(self.state, entry, start)  # once more, without the sites that a kernel stains
+        broken = next((v for v in verdicts if not v.holds), None)
+        self._end(stage, broken is None, before, verdicts, begun, broken)
+        if broken is not None:
+            self._fail(stage, entry, broken)
+
+    def _steps_checked(
+        self,
+        stage: t.Stage,
+        runner: Runner,
+        start: int,
+        entry: fx.GraphModule,
+        weights: Mapping[str, tuple[int, int]],
+    ) -> tuple[Verdict, ...]:
         for step in stage.steps:
             self._step(runner, step)
         self.state.samples.forget()
         applied = [e for e in self.state.journal.events[start:] if isinstance(e, Applied)]
         if not applied:
-            self._end(stage, True, before, (), begun)
-            return
+            return ()
         finish(self.state.module)
-        verdicts = self._check_stage(entry, applied, weights)
-        broken = next((v for v in verdicts if not v.holds), None)
-        self._end(stage, broken is None, before, verdicts, begun, broken)
-        if broken is not None:
-            self._fail(stage, entry, broken)
+        return self._check_stage(entry, applied, weights)
 
     def _end(
         self,
@@ -173,8 +189,7 @@ class Pipeline:
         """Equality after exact rules alone, drift after others."""
         state = self.state
         if all(self._kind(event) == "exact" for event in applied):
-            nodes = len(state.module.graph.nodes)
-            return (equality_at(entry, state.module, state.samples.examples, nodes),)
+            return (stage_equality(state, entry, applied),)
         data = state.samples.calibration(state.module)
         distance = drift(self.metrics.original, state.module, data)
         moved = Verdict(DRIFT, "tested", True, sample_count(state), distance, None, "relative L2")
@@ -311,24 +326,6 @@ def _about_reload(claim: t.Claim) -> bool:
     return any(
         isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition)
     )
-
-
-def _implicit_stages(program: Program) -> list[t.Stage]:
-    """A file of rules without a pipeline: exact rules to their fixpoint, then each approximate rule
-    once.
-    """
-    span = program.file.span
-    rules = program.file.all(t.Rule)
-    exact = tuple(t.Ref(r.name, span=span) for r in rules if r.kind == "exact")
-    approx = tuple(t.Ref(r.name, span=span) for r in rules if r.kind != "exact")
-    stages = []
-    if exact:
-        stages.append(
-            t.Stage(t.Word("exact", span=span), (t.Fixpoint(exact, None, span=span),), span=span)
-        )
-    if approx:
-        stages.append(t.Stage(t.Word("approx", span=span), (t.Once(approx, span=span),), span=span))
-    return stages
 
 
 RANKS: Mapping[str, Callable[[Ready | RangedReady], float]] = {

@@ -34,14 +34,14 @@ def disturbed(model: nn.Module, args: tuple[Any, ...]) -> Iterator[list[Any]]:
         moved = copy.deepcopy(model)
         with torch.no_grad():
             for tensor in (*moved.parameters(), *moved.buffers()):
-                tensor.copy_(_nudged(tensor, generator))
+                tensor.copy_(nudged(tensor, generator))
             yield [leaf for _, leaf in leaves(_run(moved, args, generator))]
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], generator: torch.Generator) -> Any:
     if isinstance(model, fx.GraphModule) and not any(writes(n, model) for n in model.graph.nodes):
         return interpret(_Rounder(model, generator), args)
-    return run(model, tree_map(lambda value: _nudged(value, generator), args))
+    return run(model, tree_map(lambda value: nudged(value, generator), args))
 
 
 class _Rounder(fx.Interpreter):
@@ -55,10 +55,10 @@ class _Rounder(fx.Interpreter):
         read = super().fetch_args_kwargs_from_env(n)
         if n.op == "output":
             return read
-        return tree_map(lambda value: _nudged(value, self.generator), read)
+        return tree_map(lambda value: nudged(value, self.generator), read)
 
 
-def _nudged(value: Any, generator: torch.Generator) -> Any:
+def nudged(value: Any, generator: torch.Generator) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1

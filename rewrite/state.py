@@ -16,6 +16,7 @@ from .ops import Vocabulary
 from .pattern import Pattern
 from .samples import Samples
 from .survey import Survey
+from .twins import Fault
 from .view import View
 
 
@@ -24,7 +25,8 @@ class State:
     """Everything that a rule application reads or changes. `module` is the compiler's own copy of
     the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
     why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
-    nodes of sites that repeat one which was rewritten, where the new layers are.
+    nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
+    site of what must be left because of kernels, with those.
     """
 
     module: fx.GraphModule
@@ -43,6 +45,7 @@ class State:
     surveys: dict[str, Survey] = field(default_factory=dict)
     flow: Flow | None = None
     shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
+    barred: dict[tuple[str, str], tuple[Fault, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reset(self.module)

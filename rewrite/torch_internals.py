@@ -15,10 +15,12 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 __all__ = [
-    "FUSED_ENCODER", "Heard", "OpOverload", "OpOverloadPacket", "absent", "codegen_of", "heard",
+    "FUSED_ENCODER", "Heard", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "absent",
+    "codegen_of", "heard",
     "is_erased", "is_wrapped", "operator_names", "order_of", "qualified_name", "schema_of",
     "silent", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten", "unreported",
     "version_of",

@@ -19,6 +19,7 @@ from ..channels.flow import Flow, analyse
 from ..channels.masked import masked
 from ..checkpoint import finish
 from ..dim_site import DimReady, alive_dims, apply_dim, dim_candidates, dim_ready
+from ..faulty_sites import model_faults
 from ..journal import Journal
 from ..model_check import distance, drift, model_equality, outputs
 from ..questions import QUESTIONS
@@ -44,6 +45,7 @@ from .trial import (
     Outcome,
     Subject,
     arguments,
+    blamed,
     condition,
 )
 
@@ -98,6 +100,8 @@ def try_dim(state: State, rule: Rule, dim: DimClass) -> Outcome:
         found = dim_ready(state, rule, dim)
         if not isinstance(found, Miss):
             return _applied(state, found)
+        if found.faults:
+            return blamed(found.faults)
         if found.raised and found.code not in NOTHING_FITS:
             return Outcome(UNSOUND, found.code, found.text())
     except LissomError as error:
@@ -169,6 +173,9 @@ def _applied(state: State, ready: DimReady) -> Outcome:
         return Outcome(WRONG, "structure", "; ".join(problems))
     nodes, inputs = len(state.module.graph.nodes), state.samples.inputs
     verdict = model_equality(before.reference, state.module, inputs, nodes)
+    faults = () if verdict.holds else model_faults(before.reference, state.module, inputs)
+    if faults:
+        return blamed(faults)
     if not verdict.holds:
         numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
         return Outcome(WRONG, verdict.claim, f"at {ready.site.name}: {numbers}")

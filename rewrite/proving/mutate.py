@@ -26,6 +26,7 @@ from ..engine import Ready, anchor, apply, ready_at
 from ..model_check import distance, outputs
 from ..rule import Rule, compile_rule
 from ..state import State
+from ..twins import FAULTY
 from ..verify import EXACT
 from .double import in_double
 from .grow import Grown
@@ -251,6 +252,8 @@ def readied(
         return Fate(mutant, ENGINE, f"{type(error).__name__}: {error}", index)
     if isinstance(found, (str, Miss)):
         said = found if isinstance(found, str) else condition(found)
+        if said == FAULTY:
+            return Fate(mutant, "", "a kernel of this processor is wrong there", index)
         return Fate(mutant, ENGINE, f"no longer applies: {said}", index)
     return found
 

@@ -11,11 +11,12 @@ from ...grammar import tree as t
 from ..binding import literal
 from ..pattern import PatternOp
 from ..rule import Rule
+from ..twins import Fault
 from .edits import Edit, call_again, give_back, hook, on_op, on_value, overwrite, read_again, tie
 from .grow import Grown
 from .soil import Planted
 from .source import Replayed, Rolled, Unsuitable
-from .trial import BAD, FIRED, NOISY, VACUOUS, Outcome, Subject, model, trial
+from .trial import BAD, FIRED, KERNEL, NOISY, VACUOUS, Outcome, Subject, model, trial
 from .violated import contradicts, has_further_input, is_literal, others
 
 ATTEMPTS = 80
@@ -49,6 +50,7 @@ class NearResult:
     equal: int = 0
     conditions: Counter[str] = field(default_factory=Counter)
     wrong: list[Outcome] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
     @property
     def reached(self) -> int:
@@ -157,7 +159,9 @@ def _built(near: Near, subject: Subject, tapes: Sequence[Sequence[int]]) -> Iter
 
 def _judge(near: Near, outcome: Outcome, surely: bool, result: NearResult) -> None:
     applied = outcome.kind in (FIRED, VACUOUS)
-    if outcome.kind in BAD:
+    if outcome.kind == KERNEL:
+        result.faults += outcome.faults
+    elif outcome.kind in BAD:
         result.wrong.append(outcome)
     elif applied and near.conditions:
         if surely:

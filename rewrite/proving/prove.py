@@ -13,6 +13,8 @@ from ...grammar import tree as t
 from ..binding import Bindings
 from ..rule import Rule, compile_rule
 from ..site import Site, examine
+from ..twins import Fault
+from .blamed import Blamed, counted
 from .dyadic import DIFFERS, DyadicResult, check_dyadic
 from .field import WHOLE, FieldResult, check_field
 from .grow import Grown
@@ -81,9 +83,11 @@ class Explored:
     tapes: list[tuple[int, ...]] = field(default_factory=list)
     failure: Failure | None = None
     kept: list[Kept] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.kept += [outcome.kept] if outcome.kept is not None else []
+        self.faults += outcome.faults
         self.ratio = max(self.ratio, outcome.ratio)
         self.elsewhere.update(outcome.elsewhere)
         self.fired += outcome.kind == FIRED
@@ -121,6 +125,12 @@ class Proof:
         wrong = [Outcome(WRONG, "algebra", r.reason) for r in self.algebra if r.verdict == "wrong"]
         differ = [_differing(r) for r in self.bits if r.verdict == DIFFERS]
         return [*first, *near, *wrong, *differ]
+
+    @property
+    def blamed(self) -> tuple[Blamed, ...]:
+        """Kernels for which sites were left."""
+        near = [fault for result in self.near for fault in result.faults]
+        return counted([*self.explored.faults, *near])
 
     @property
     def weak(self) -> list[str]:

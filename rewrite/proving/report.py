@@ -9,6 +9,7 @@ from typing import Any
 
 from ...grammar import tree as t
 from ..certificate import environment
+from .blamed import Blamed
 from .field import PROVED, UNDECIDED
 from .promise import Confidence, confidence
 from .prove import Proof
@@ -54,6 +55,7 @@ class Report:
     `confidence`: how well an approximate rule keeps its budget. `because`: what tells models at
     which the sides differ from others. `elsewhere`: how many rewritten models were compared on
     other inputs than their example's, by the kind of inputs.
+    `blamed`: kernels of this processor that are wrong, and how many sites were left for them.
     """
 
     rule: str
@@ -81,6 +83,7 @@ class Report:
     confidence: Confidence | None = None
     because: tuple[str, ...] = ()
     elsewhere: dict[str, int] = field(default_factory=dict)
+    blamed: tuple[Blamed, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         hidden = {"tape"} if self.because else {"tape", "because"}
@@ -117,6 +120,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         proof.seconds,
         confidence(explored.kept),
         elsewhere=dict(sorted(explored.elsewhere.items())),
+        blamed=proof.blamed,
     )
 
 
@@ -140,7 +144,10 @@ CLAIMS = (
     "with confidence `level`, fewer than `rate_below` of applications drawn like these break it. "
     "elsewhere: rewritten models compared on other inputs that the original takes: another batch "
     "or extent, finite inputs up to the magnitude named (float16: like those drawn), small ones, "
-    "numbers at borders. All of it speaks of the models that were drawn."
+    "numbers at borders. "
+    "blamed: kernels of this processor that are far off what float64 gives for the same numbers; "
+    "sites at which they stand say nothing about a rule. "
+    "All of it speaks of the models that were drawn."
 )
 
 

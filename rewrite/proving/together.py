@@ -10,10 +10,12 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import LissomError
 from ..checkpoint import finish, snapshot
+from ..faulty_sites import model_faults
 from ..journal import Applied
 from ..model_check import model_equality, outputs
 from ..rule import compile_rule
 from ..strategy import Runner
+from ..twins import Fault
 from .double import in_double
 from .grow import Grown, grow_together
 from .source import Source
@@ -27,12 +29,14 @@ class Company:
     `vacuous`: the outputs are rounding alone and show nothing. `imprecise`: what the check of the
     whole model says where it refuses the rewrites, though in float64 the same ones keep the model.
     Each of them stays within what rounding allows at its site; together they lose precision.
+    `faults`: the kernels whose mistakes make the model differ.
     """
 
     fired: dict[str, int]
     wrong: str = ""
     vacuous: bool = False
     imprecise: str = ""
+    faults: tuple[Fault, ...] = ()
 
 
 def company(source: Source, subjects: Sequence[Subject]) -> tuple[Grown, list[Subject]]:
@@ -81,6 +85,9 @@ def _together(grown: Grown, subjects: Sequence[Subject]) -> Company:
     found = model_equality(before, state.module, grown.inputs, len(before.graph.nodes))
     if found.holds:
         return Company(fired, vacuous=found.how == "not checked")
+    faults = model_faults(before, state.module, grown.inputs)
+    if faults:
+        return Company(fired, faults=faults)
     return Company(fired, imprecise=f"{found.worst} > {found.tolerance}; {found.detail}")
 
 

@@ -8,7 +8,7 @@ import copy
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ...grammar.diagnostics import LissomError, Span
 from ..binding import OWNERS, PLAN, Bindings, Miss, literal
 from ..checkpoint import finish, snapshot
 from ..engine import Ready, anchor, apply, ready_at
+from ..faulty_sites import model_faults
 from ..journal import Journal
 from ..model_check import model_equality
 from ..ops import Vocabulary
@@ -28,6 +29,7 @@ from ..samples import Samples
 from ..site import Site, examine
 from ..state import State
 from ..torch_internals import tree_leaves
+from ..twins import Fault, kernel_faults, told
 from ..verify import EXACT
 from .grow import Grown, grow
 from .promise import Kept, kept
@@ -39,6 +41,8 @@ Functions = Mapping[str, Callable[..., Any]]
 
 FIRED, SILENT, REFUSED = "fired", "silent", "refused"
 OPAQUE = "opaque"
+KERNEL = "kernel"
+"""Left, because a kernel of this processor is wrong: no fault of the rule."""
 VACUOUS = "vacuous"
 """Applied in a model that shows nothing: every output is empty, or rounding alone."""
 MISSING, NOISY, WRONG, UNSOUND, CRASH = "MISSING", "NOISY", "WRONG", "UNSOUND", "CRASH"
@@ -54,7 +58,7 @@ class Outcome:
 
     condition: the clause that kept a silent rule silent, or the check that failed. kept: how an
     approximate rule kept its budget. elsewhere: the other inputs on which a rewritten model was
-    compared, by their kind.
+    compared, by their kind. faults: the kernels that a site was left for.
     """
 
     kind: str
@@ -63,6 +67,7 @@ class Outcome:
     ratio: float = 0.0
     kept: Kept | None = None
     elsewhere: Counter[str] = field(default_factory=Counter)
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +146,8 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         found = ready_at(state, rule, planted.nodes[start.index], start)
         if isinstance(found, Ready):
             return _applied(state, found, grown.seed)
+        if found.faults:
+            return blamed(found.faults)
         if found.raised and found.code.startswith("R"):
             return Outcome(UNSOUND, found.code, found.text())
         if fits and found.stage not in PLANNED:
@@ -192,6 +199,9 @@ def _applied(state: State, ready: Ready, seed: int) -> Outcome:
     if isinstance(after, Exception):
         return Outcome(WRONG, "the rewritten model cannot run", str(after).splitlines()[0])
     verdict = model_equality(before, state.module, inputs, len(state.module.graph.nodes))
+    faults = () if verdict.holds else model_faults(before, state.module, inputs)
+    if faults:
+        return blamed(faults)
     if not verdict.holds:
         numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
         return Outcome(WRONG, verdict.claim, numbers)
@@ -200,10 +210,10 @@ def _applied(state: State, ready: Ready, seed: int) -> Outcome:
     elsewhere = list(_elsewhere(before, state.module, inputs, seed))
     if elsewhere and isinstance(elsewhere[-1], Outcome):
         return elsewhere[-1]
-    found = kept(original, before, ready, state.samples.inputs) if ready.plan.moved else None
-    if found is not None and not found.holds:
-        return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
-    return Outcome(FIRED, ratio=worst, kept=found, elsewhere=Counter(map(str, elsewhere)))
+    fired = Outcome(FIRED, ratio=worst, elsewhere=Counter(map(str, elsewhere)))
+    if not ready.plan.moved:
+        return fired
+    return budgeted(lambda: kept(original, before, ready, inputs), fired)
 
 
 def _elsewhere(
@@ -218,7 +228,9 @@ def _elsewhere(
         where = variant.numbers or f"at {_sizes(variant.inputs)}"
         said = _apart(before, after, variant.inputs, given, found)
         if said:
-            yield Outcome(WRONG, f"{right}, wrong {where}", said)
+            faults = model_faults(before, after, variant.inputs) if type(found) is list else ()
+            wrong = Outcome(WRONG, f"{right}, wrong {where}", said)
+            yield blamed(faults) if faults else wrong
             return
         yield variant.numbers or OTHER_SIZES
 
@@ -259,6 +271,22 @@ def _same_bits(left: Any, right: Any) -> bool:
 
 def _sizes(inputs: tuple[Any, ...]) -> str:
     return ", ".join(str(list(value.shape)) for value in inputs)
+
+
+def blamed(faults: tuple[Fault, ...]) -> Outcome:
+    """The site is left for the kernels' sake."""
+    return Outcome(KERNEL, " and ".join(f.kernel for f in faults), told(faults), faults=faults)
+
+
+def budgeted(measure: Callable[[], Kept | None], fired: Outcome) -> Outcome:
+    """What became of an application whose model is equal: it may break its budget."""
+    found = measure()
+    if found is None or found.holds:
+        return replace(fired, kept=found)
+    faults = kernel_faults(lambda: (again := measure()) is None or again.holds)
+    if faults:
+        return blamed(faults)
+    return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
 
 
 def is_random(state: State) -> bool:

@@ -1,0 +1,80 @@
+"""Whole models whose difference is a mistake of a kernel: which rewrites it touches, and what is
+left of the comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import fx
+
+from .checkpoint import snapshot
+from .journal import Applied, Verdict
+from .model_check import equality_at, model_equality
+from .runs import interpret
+from .state import State
+from .twins import Fault, Twins, kernel_faults, told
+
+
+def model_faults(
+    before: fx.GraphModule, after: fx.GraphModule, args: tuple[Any, ...]
+) -> tuple[Fault, ...]:
+    """The kernels without whose mistakes two models would compute the same."""
+    nodes = len(after.graph.nodes)
+    return kernel_faults(lambda: model_equality(before, after, args, nodes).holds)
+
+
+def stage_equality(state: State, entry: fx.GraphModule, applied: Sequence[Applied]) -> Verdict:
+    """Whether the model computes what the one before the stage does. A difference that is owed to a
+    kernel bars the sites whose ops it computes, which then have to be left; one elsewhere says
+    nothing about rules.
+    """
+    after, examples = state.module, state.samples.examples
+    nodes = len(after.graph.nodes)
+    found = equality_at(entry, after, examples, nodes)
+    if found.holds:
+        return found
+    faults = kernel_faults(lambda: equality_at(entry, after, examples, nodes).holds)
+    if not faults:
+        return found
+    places = {place for m in (entry, after) for e in examples for place in _places(m, e.args)}
+    touched = [event for event in applied if not places.isdisjoint((*event.removed, *event.added))]
+    state.barred.update({(event.rule, event.site): faults for event in touched})
+    excuse = f"with float64 in its place they agree: {told(faults)}"
+    return replace(found, holds=not touched, detail=excuse)
+
+
+def undo(state: State, entry: fx.GraphModule, start: int) -> None:
+    """The state before the stage, whose events began at `start`: to run it again without what is
+    barred now.
+    """
+    done = sum(isinstance(event, Applied) for event in state.journal.events[start:])
+    del state.journal.events[start:]
+    state.reset(snapshot(entry))
+    state.samples.forget()
+    if state.fuel is not None:
+        state.fuel += done
+
+
+def _places(module: fx.GraphModule, args: tuple[Any, ...]) -> set[str]:
+    """Where in the model a kernel is at fault."""
+    runner = _Places(module)
+    interpret(runner, args)
+    return runner.found
+
+
+class _Places(fx.Interpreter):
+    """Runs a graph, every op beside its twin."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: set[str] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        with Twins() as twins:
+            value = super().run_node(n)
+        if twins.faults:
+            self.found.add(str(n.meta.get("site") or n.name))
+        return value
