@@ -41,9 +41,14 @@ def uncounted(out: Output, costs: Costs) -> None:
 
 def opaque(out: Output, nodes: Iterable[Opaque]) -> None:
     """The parameters that stand where no rule can see them."""
-    for node in nodes:
-        if node.params:
-            out.say(f"no rule can see {node}, {node.params:,} parameters: {node.reason}")
+    weighing = [node for node in nodes if node.params]
+    shown = weighing if out.verbose else weighing[:MOST]
+    for node in shown:
+        out.say(f"no rule can see {node}, {node.params:,} parameters: {node.reason}")
+    rest = weighing[len(shown) :]
+    if rest:
+        left = sum(node.params for node in rest)
+        out.say(f"no rule can see {len(rest)} more ops, {left:,} parameters; -v lists them")
 
 
 def rules(out: Output, rows: Sequence[RuleRow]) -> None:

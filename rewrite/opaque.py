@@ -28,9 +28,8 @@ def opaque_costs(module: fx.GraphModule, view: View) -> tuple[Opaque, ...]:
 
 def _uncertain(module: fx.GraphModule, view: View) -> Iterator[fx.Node]:
     for node in module.graph.nodes:
-        if not node.op.startswith("call_") or node.target is operator.getitem:
-            continue  # what takes parts out of a table multiplies nothing
-        if view.why_opaque(node) and (_multiplies(view, node) or _weights(module, node)):
+        hidden = node.op.startswith("call_") and view.why_opaque(node)
+        if hidden and (_multiplies(view, node) or _weights(module, node)):
             yield node
 
 
@@ -61,7 +60,11 @@ def _weights(module: fx.GraphModule, node: fx.Node) -> list[Tensor]:
 
 
 def _macs(module: fx.GraphModule, node: fx.Node) -> int | None:
-    """Multiply-accumulates at the recorded shapes; None where nobody knows."""
+    """Multiply-accumulates at the recorded shapes; None where nobody knows. What takes parts out of
+    a table multiplies nothing.
+    """
+    if node.target is operator.getitem:
+        return 0
     layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     spec = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if layer is None or type(layer) not in RECURRENT or not isinstance(spec, TensorSpec):

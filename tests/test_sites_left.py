@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.journal import Applied, Refused
+from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.capture import capture
+from lissom.rewrite.journal import Applied, Journal, Refused
+from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.questions import QUESTIONS
+from lissom.rewrite.samples import Samples
+from lissom.rewrite.sensitivity import effects
+from lissom.rewrite.state import State
 
-from .support import library
+from .support import library, the_rule
 
 SEED = torch.Generator().manual_seed(0)
 
@@ -60,6 +67,17 @@ def test_a_dimension_that_no_weight_makes_is_left(
     left = [event for event in result.journal.of(Refused) if event.code == "K001"]
     assert left
     assert "guard what it is given" in left[0].reason
+
+
+@pytest.mark.parametrize("name", ["prune_l1", "prune_global"])
+def test_sensitivity_names_a_dimension_that_no_weight_makes(name: str) -> None:
+    captured = capture(Looked().eval(), (MADE_BY_NOTHING[0][1],))
+    samples, journal = Samples(tuple(captured.inputs)), Journal()
+    vocabulary = Vocabulary.library()
+    state = State(captured.module, vocabulary, FUNCTIONS, QUESTIONS, samples, journal)
+    found = effects(state, the_rule(library("prune", "slim"), name), None)
+    reasons = {effect.site: effect.reason.partition(":")[0] for effect in found}
+    assert reasons == {"table": "`l1_over`", "inner": "", "head": "it can be seen at output"}
 
 
 OPS = """

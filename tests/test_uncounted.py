@@ -84,6 +84,32 @@ def test_what_nobody_counts_is_said() -> None:
 
 
 CALIB = 'data calib = sample("train", 4); budget drift(outputs) <= 1%; '
+
+
+MANY = """
+from torch import nn
+from tests.test_uncounted import Twice
+
+def build():
+    return nn.Sequential(*(Twice(3, 3, 3) for _ in range(7))).eval()
+
+def inputs():
+    import torch
+    return (torch.ones(2, 3),)
+"""
+
+
+def test_few_of_many_opaque_ops_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(MANY)
+    main(["dims", "net.py"])
+    told = capsys.readouterr().out
+    assert told.count("no rule can see") == 6
+    assert "no rule can see 2 more ops, 60 parameters; -v lists them" in told
+
+
 BOUNDS = [
     "budget macs(model) <= 80%; stage s { once drop_dropout }",
     "stage s { once drop_dropout } verify { macs(model) <= 80% }",
