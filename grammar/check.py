@@ -17,6 +17,7 @@ from .declaring import check_declarations, check_tests
 from .diagnostics import Diagnostic, Label, LissomError
 from .discipline import check_discipline
 from .dropped import check_dropped
+from .dtypes import check_dtypes
 from .facts import Flow
 from .frozen import check_frozen
 from .guards import check_guards
@@ -176,6 +177,7 @@ class Checker:
             check_operations(rule, both, scope, self.known, self.report, self.attached)
             check_discipline(rule, both, self.report)
             check_dropped(rule, both, self.known, self.report)
+            check_dtypes(rule, both, self.known, self.report)
             check_unsupported(rule, self.known, self.report)
         if self.report.errors > before or self._is_open(rule):
             return

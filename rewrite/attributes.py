@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ..grammar.diagnostics import Diagnostic, LissomError
+from ..grammar.dtypes import DTYPES
 from .dims import Evaluate
 from .runtime_size import RuntimeSize, mapped, read_by
 
@@ -134,8 +135,7 @@ def _any(spec: AttrSpec, value: Any) -> Any:
     return value
 
 
-_DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool complex64 complex128"
-_BY_NAME = {name: getattr(torch, name) for name in _DTYPES.split()}
+_BY_NAME = {name: getattr(torch, name) for name in DTYPES}
 
 
 def _dtype(spec: AttrSpec, value: Any) -> Any:

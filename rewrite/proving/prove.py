@@ -136,7 +136,7 @@ class Proof:
     def weak(self) -> list[str]:
         """What was not shown, in words."""
         found = [self.stopped] if self.stopped else []
-        if not self.explored.fired:
+        if not self.explored.fired and not self.failures:
             return found or [_why_never(self.explored, self.guards)]
         if self.explored.fired < LEAST_FIRED:
             found.append(f"fired in {self.explored.fired} models only")
