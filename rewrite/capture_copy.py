@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..grammar.diagnostics import Label, fail
 from .capture_leaves import has_hooks
+from .capture_reached import bind_reached
 from .sharing import copies_of_views
 
 _TABLES = {"_modules", "_parameters", "_buffers"}
@@ -73,6 +74,7 @@ def own_copy(model: nn.Module) -> nn.Module:
         ) from error
     for module in work.modules():
         _bind_again(module, memo)
+    bind_reached(work, memo)
     return work
 
 

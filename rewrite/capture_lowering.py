@@ -78,15 +78,20 @@ class Lowering:
 
     def _constant(self, tensor: torch.Tensor) -> str:
         """A tensor that was not made by the recorded calls becomes a buffer of the captured
-        module.
+        module; a parameter that no module of the model has registered, one of its own.
         """
         if is_wrapped(tensor):
             raise Untraceable("calls torch.vmap or torch.func on recorded tensors")
-        name = f"constant_{self._constants}"
+        trained = isinstance(tensor, nn.Parameter)
+        name = f"{'parameter' if trained else 'constant'}_{self._constants}"
         self._constants += 1
         while hasattr(self.root, name):
             name = f"{name}_"
-        self.root.register_buffer(name, tensor.detach().clone())
+        held = tensor.detach().clone()
+        if trained:
+            self.root.register_parameter(name, nn.Parameter(held, tensor.requires_grad))
+        else:
+            self.root.register_buffer(name, held)
         self._state[id(tensor)] = tensor, name
         return name
 
