@@ -49,7 +49,7 @@ _MORE_METHODS = _words(
     "__abs__ __ipow__ __itruediv__ __neg__ __pos__ __pow__ __rtruediv__ new_empty new_full "
     "new_ones new_tensor new_zeros stride unflatten"
 )
-_BUILTINS = _words("abs bool divmod float int len max min pow round sum")
+_BUILTINS = _words("abs bool divmod float int len list max min pow round sum")
 _NOT_ARITHMETIC = {"attrgetter", "itemgetter", "methodcaller", "call", "length_hint"}
 # By base name, in every table: pickling, callables, hooks, autograd's engine, raw memory, files,
 # streams, printing.

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +15,14 @@ from torch import fx, nn
 
 from ..grammar.diagnostics import Diagnostic, LissomError
 from .capture_attempts import Attempt, Candidate, Failure, Trial, by_export, by_trace, contradicted
+from .capture_axes import variations
 from .capture_checks import check_model, hook_notes
 from .capture_computed import store_computed
+from .capture_conditions import Condition
 from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
-from .capture_inputs import Case, as_case, check_bindable, doubled, enlarged
+from .capture_inputs import Case, as_case, as_cases, batch_size, check_bindable, doubled
+from .capture_sizes import Group, axes_of
 from .instruments import check_instruments
 from .proof import eager_output, run_eager
 from .runs import one_line
@@ -35,6 +39,7 @@ class Captured:
     leaves"; `inputs` and `kwargs` are the example; `specialised` is what was taken from it;
     `opaque` are module paths kept as one node, each with its reason; `proved` are the cases on
     which the graph equals the eager model bit for bit, and `more` are those beyond the example;
+    `guards` is what a call must fulfil, or the module raises an AssertionError that says so;
     `whole` is the graph before dead code and constants went, with what Python decided on the
     example.
     """
@@ -48,6 +53,7 @@ class Captured:
     kwargs: dict[str, Any] = field(default_factory=dict)
     proved: tuple[str, ...] = ()
     more: tuple[Case, ...] = field(default=(), repr=False, compare=False)
+    guards: tuple[Condition, ...] = ()
     whole: Candidate | None = field(default=None, repr=False, compare=False)
 
     def otherwise(self, args: tuple[Any, ...]) -> str:
@@ -64,9 +70,10 @@ class Captured:
 def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = True) -> Captured:
     """Capture `model` on an example: a tuple of positional inputs, or a dict of inputs by name.
 
-    The graph must equal the eager model bit for bit on `inputs` and on `second` (by default the
-    example with twice the batch). A larger image is tried too; a graph that only holds at the
-    example's size says so in `notes`. `prove` False compares on the example alone.
+    The graph must equal the eager model bit for bit on `inputs` and on `second`, an example or a
+    list of them (by default the example with twice the batch). Every other axis at which the model
+    runs is tried at a larger and a smaller size; what the graph does not follow is in `guards` and
+    in `notes`. `prove` False compares on the example alone.
 
     Raises LissomError: M001 training mode, M002 not deterministic, M003 changes its state, M004
     cannot be captured, M005 the graph differs from the model, M006 it rests on a value that
@@ -79,8 +86,10 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
     check_bindable(model, case)
     with torch.inference_mode(False), torch.no_grad(), uncompiled():
         work = own_copy(model)
+        started = time.perf_counter()
         expected, notes = eager_output(work, case)
-        more, warnings = _more_trials(work, case, second) if prove else ([], [])
+        seconds = time.perf_counter() - started
+        more, warnings = _more_trials(work, case, second, seconds / 2) if prove else ([], [])
         # Behind the runs above: what is stored is proven against a model that computes it.
         notes = _with_stored(notes, work) + list(hook_notes(work))
         attempt = _first_that_holds(work, [Trial(case, expected), *more])
@@ -94,6 +103,7 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
         case.kwargs,
         tuple(case.label for case in attempt.proved),
         attempt.proved[1:],
+        attempt.conditions,
         attempt.whole,
     )
 
@@ -105,27 +115,38 @@ def _with_stored(notes: list[Diagnostic], model: nn.Module) -> list[Diagnostic]:
     return [n for n in notes if places.isdisjoint(label.where for label in n.labels)] + stored
 
 
-def _more_trials(model: nn.Module, case: Case, second: Any) -> tuple[list[Trial], list[Diagnostic]]:
-    """Trials beyond the example, and M009 if the model itself runs at no other batch size."""
-    if second is not None:
-        other = as_case(second, "the second example")
-        check_bindable(model, other)
-        return [Trial(other, run_eager(model, other))], []
+def _more_trials(
+    model: nn.Module, case: Case, second: Any, seconds: float
+) -> tuple[list[Trial], list[Diagnostic]]:
+    """Trials beyond the example, and M009 if the model itself runs at no other batch size.
+
+    The user's own cases are required. Without them the doubled batch is; other sizes are tried.
+    """
     trials, warnings = [], []
-    batch, image = doubled(case), enlarged(case)
+    for other in as_cases(second) if second is not None else ():
+        check_bindable(model, other)
+        trials.append(Trial(other, run_eager(model, other)))
+    batch = _batch_trial(model, case, required=not trials)
+    trials += [batch] if isinstance(batch, Trial) else []
+    warnings += [batch] if isinstance(batch, Diagnostic) and second is None else []
+    size = batch_size(case) if isinstance(batch, Trial) else None
+    return trials + variations(model, case, size, seconds), warnings
+
+
+def _batch_trial(model: nn.Module, case: Case, required: bool) -> Trial | Diagnostic:
+    """Twice the batch, with other values where the model takes them."""
+    batch = doubled(case)
     if batch is None:
-        warnings.append(_one_case("the inputs hold no tensor to make a larger batch of"))
-    else:
+        return _one_case("the inputs hold no tensor to make a larger batch of")
+    outcome = _try_eager(model, batch)
+    if isinstance(outcome, Diagnostic):
+        batch = doubled(case, varied=False) or batch
         outcome = _try_eager(model, batch)
-        if isinstance(outcome, Diagnostic):
-            batch = doubled(case, varied=False) or batch
-            outcome = _try_eager(model, batch)
-        trials += [] if isinstance(outcome, Diagnostic) else [Trial(batch, outcome)]
-        warnings += [outcome] if isinstance(outcome, Diagnostic) else []
-    if image is not None:
-        outcome = _try_eager(model, image)
-        trials += [] if isinstance(outcome, Diagnostic) else [Trial(image, outcome, False)]
-    return trials, warnings
+    if isinstance(outcome, Diagnostic):
+        return outcome
+    axes = (axis for axis in axes_of(model, case) if axis.is_batch(batch_size(case)))
+    groups = tuple(Group((axis,), 2 * axis.size) for axis in axes)
+    return Trial(batch, outcome, required, groups)
 
 
 def _try_eager(model: nn.Module, case: Case) -> Any:

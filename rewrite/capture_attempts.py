@@ -4,18 +4,35 @@ says where.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
-from ..grammar.diagnostics import Diagnostic, Label
-from .capture_graph import build, copy_of, guards_module, move_hooks
+from ..grammar.diagnostics import Diagnostic
+from .capture_assertions import Writer
+from .capture_conditions import (
+    Asked,
+    Condition,
+    Findings,
+    Row,
+    blamed,
+    is_text,
+    labels_of,
+    reads_data,
+    text_of,
+)
+from .capture_graph import build, copy_of, eliminate_dead, guards_module, move_hooks
 from .capture_inputs import Case, bind
 from .capture_lowering import Untraceable
 from .capture_padding import split_padding
-from .constants import fold_constants
+from .capture_sizes import Group, axes_of
+from .capture_structure import demands
+from .capture_watch import Watch, is_given, roots
+from .checkpoint import finish
+from .constants import drop_unused_state, fold_constants
 from .proof import diverging_node, failing_node, first_difference
 from .relift import exported
 from .runs import innermost, one_line
@@ -32,12 +49,14 @@ _REMEDY = (
 @dataclass(frozen=True)
 class Trial:
     """A case with the eager model's output. A trial that is not required only limits what is
-    claimed.
+    claimed; `groups` are the axes that it varies, and `parts` gives a trial for each of them.
     """
 
     case: Case
     expected: Any
     required: bool = True
+    groups: tuple[Group, ...] = ()
+    parts: Callable[[], list[Trial]] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Attempt:
     opaque: tuple[str, ...] = ()
     notes: tuple[Diagnostic, ...] = ()
     proved: tuple[Case, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,20 +85,23 @@ class Failure:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A captured module before its proof."""
+    """A captured module before its proof. graph, guards: all that was traced, for questions later;
+    asked: where the model's code was told sizes.
+    """
 
     model: nn.Module
     module: fx.GraphModule
     graph: fx.Graph
     guards: tuple[Guard, ...] = ()
+    asked: tuple[Asked, ...] = ()
 
 
 @dataclass
 class Verdict:
-    """What the trials say of a candidate."""
+    """What the trials say of a candidate: the cases on which it is equal, and a row for each."""
 
     proved: list[Case] = field(default_factory=list)
-    notes: list[Diagnostic] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     failure: Failure | None = None
 
 
@@ -95,24 +118,56 @@ def by_trace(
     except Exception as error:
         return _broken_trace(recorder, error)
     whole, where = copy_of(graph)
+    traced = tuple(recorder.guards.values())
+    watch = Watch(graph, [node for guard in traced for node in (guard.node, *roots(guard.node))])
     module = build(model, graph)
     fold_constants(module)
     split_padding(module)
     move_hooks(model, module)
-    guards = tuple(Guard(where[guard.node], guard.about) for guard in recorder.guards.values())
-    candidate = Candidate(model, module, whole, guards)
-    verdict = judge(candidate, trials)
+    guards = tuple(Guard(where[g.node], g.about) for g in traced if not is_text(g))
+    candidate = Candidate(model, module, whole, guards, _asked(recorder))
+    verdict = judge(candidate, trials, watch, traced)
     if verdict.failure:
         return verdict.failure
+    watch.remove()
+    findings = Findings(axes_of(model, trials[0].case), traced, verdict.rows, candidate.asked)
+    held = _finish(candidate, trials[0].case, findings, _ranked(recorder))
     return Attempt(
         module,
         "trace with opaque leaves" if opaque else "trace",
         candidate,
-        (*bound.fixed, *(guard.about for guard in guards)),
+        (*bound.fixed, *findings.specialised),
         _opaque(module, opaque),
-        (*_data_notes(guards), *verdict.notes),
+        (*_data_notes(guards), *findings.notes),
         tuple(verdict.proved),
+        held,
     )
+
+
+def _asked(recorder: Recorder) -> tuple[Asked, ...]:
+    """Where the model's code was told sizes: those of inputs first."""
+    found = []
+    for (node, axis), source in recorder.asked.items():
+        name = text_of(node) if is_given(node) else ""
+        sized = axis is not None and isinstance(node.meta["val"], TensorSpec)
+        found += [Asked(name, axis, node.meta["val"].shape[axis], source)] if sized else []
+    return tuple(sorted(found, key=lambda asked: not asked.input))
+
+
+def _ranked(recorder: Recorder) -> set[str]:
+    """The inputs whose number of axes the model's code knew, be it by a value made of them."""
+    found: set[str] = set()
+    seen: set[fx.Node] = set()
+    todo = [node for node, _ in recorder.asked]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if is_given(node):
+            found.add(text_of(node))
+        todo += node.all_input_nodes
+    return found
 
 
 def _opaque(module: fx.GraphModule, reasons: dict[str, str]) -> tuple[str, ...]:
@@ -131,12 +186,15 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
     module = build(model, lifted.graph)
     fold_constants(module)
     split_padding(module)
-    candidate = Candidate(model, module, module.graph)
+    candidate = Candidate(model, module, copy_of(module.graph)[0])
     verdict = judge(candidate, trials)
     if verdict.failure:
         return verdict.failure
-    notes, proved = tuple(verdict.notes), tuple(verdict.proved)
-    return Attempt(module, "export", candidate, lifted.fixed, (), notes, proved)
+    axes = axes_of(model, trials[0].case)
+    findings = Findings(axes, (), verdict.rows, ())
+    held = _finish(candidate, trials[0].case, findings, {axis.input for axis in axes}, True)
+    notes, proved = tuple(findings.notes), tuple(verdict.proved)
+    return Attempt(module, "export", candidate, lifted.fixed, (), notes, proved, held)
 
 
 def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
@@ -150,39 +208,23 @@ def _broken_trace(recorder: Recorder, error: Exception) -> Failure:
         Diagnostic(
             "M004",
             f"{owner} cannot be traced: {reason}",
-            (Label(None, where=_where(site, innermost(error) or recorder.last_source)),),
+            labels_of(site, innermost(error) or recorder.last_source),
             (),
             (remedy or _REMEDY,),
         ),
     )
 
 
-def _where(site: str, source: str) -> str:
-    return f"{site} ({source})" if site and source else site or source
-
-
-def _reads_data(guard: Guard) -> bool:
-    """True if a guard's value follows from what a tensor holds, not from its shape."""
-    todo = [guard.node]
-    while todo:
-        node = todo.pop()
-        if isinstance(node.meta["val"], TensorSpec):
-            return True
-        if node.target not in ("size", "numel", "nelement"):
-            todo += node.all_input_nodes
-    return False
-
-
 def _data_notes(guards: Sequence[Guard]) -> tuple[Diagnostic, ...]:
     """M006 as a warning where values in the example decided what the graph does."""
-    found = [guard.about for guard in guards if _reads_data(guard)]
+    found = [guard.about for guard in guards if reads_data(guard)]
     if not found:
         return ()
     return (
         Diagnostic(
             "M006",
             "values in the example decided what the graph does; other values may need another",
-            tuple(Label(None, where=_where(about.site, about.source)) for about in found),
+            tuple(label for about in found for label in labels_of(about.site, about.source)),
             tuple(about.why for about in found),
             ("give an example for which these answers are the ones you need",),
             "warning",
@@ -190,22 +232,59 @@ def _data_notes(guards: Sequence[Guard]) -> tuple[Diagnostic, ...]:
     )
 
 
-def judge(candidate: Candidate, trials: Sequence[Trial]) -> Verdict:
-    """Run a candidate on every trial. Stops at the first required trial that it fails."""
-    verdict = Verdict()
-    for index, trial in enumerate(trials):
-        broken = contradicted(candidate, trial.case) if index else []
+def judge(
+    candidate: Candidate,
+    trials: Sequence[Trial],
+    watch: Watch | None = None,
+    guards: Sequence[Guard] = (),
+) -> Verdict:
+    """Run a candidate on every trial. Stops at the first required trial that it fails; one that is
+    not required and fails is taken apart.
+    """
+    verdict, todo = Verdict(), deque(enumerate(trials))
+    while todo:
+        index, trial = todo.popleft()
+        seen = watch.fresh() if watch else {}
         difference, node = _difference(candidate, trial)
+        row = _row(candidate, trial, dict(seen), difference, node)
+        parts = trial.parts() if trial.parts and difference and not trial.required else []
+        if parts:
+            todo.extendleft((index, part) for part in reversed(parts))
+            continue
+        broken = blamed(row, guards) if index else []
         if difference is None:
             verdict.proved.append(trial.case)
-            verdict.notes += [_harmless(trial, guard) for guard in broken[:1]]
-            continue
-        failure = _failure(trial, difference, node, broken)
-        if trial.required:
-            verdict.failure = failure
+        elif trial.required:
+            verdict.failure = _failure(trial, difference, node, broken)
             return verdict
-        verdict.notes.append(_limited(trial, failure))
+        verdict.rows.append(row)
     return verdict
+
+
+def _row(candidate: Candidate, trial: Trial, seen: Any, difference: str | None, at: Any) -> Row:
+    axes = axes_of(candidate.model, trial.case)
+    sizes = {(axis.input, axis.axis): axis.size for axis in axes}
+    source = at.meta.get("source", "") if at is not None else ""
+    return Row(trial.case.label, trial.groups, sizes, seen, difference, source)
+
+
+def _finish(
+    candidate: Candidate,
+    case: Case,
+    findings: Findings,
+    ranked: Container[str],
+    numbers: bool = False,
+) -> tuple[Condition, ...]:
+    """Let the module itself check what it was captured for."""
+    module, forward = candidate.module, candidate.model.forward
+    needed = list(demands(forward, case, ranked, numbers))
+    writer = Writer(module.graph)
+    writer.structure(needed)
+    writer.sizes(findings.held, findings)
+    eliminate_dead(module.graph)
+    drop_unused_state(module)
+    finish(module)
+    return (*(each.condition for each in needed), *(each.condition for each in findings.held))
 
 
 def _difference(candidate: Candidate, trial: Trial) -> tuple[str | None, fx.Node | None]:
@@ -254,28 +333,4 @@ def _blame(code: str, message: str, notes: tuple[str, ...], site: str, source: s
         "compute it with tensor operations, or move it into a torch.nn leaf module; "
         "`second=` names the inputs that the graph must hold for"
     )
-    where = (Label(None, where=_where(site, source)),) if site or source else ()
-    return Failure(site, Diagnostic(code, message, where, notes, (remedy,)))
-
-
-def _harmless(trial: Trial, guard: Guard) -> Diagnostic:
-    about = guard.about
-    return Diagnostic(
-        "M006",
-        f"{trial.case.label} contradicts a recorded value, yet the outputs are equal",
-        (Label(None, where=_where(about.site, about.source)),),
-        (f"on the example {about.why}",),
-        severity="warning",
-    )
-
-
-def _limited(trial: Trial, failure: Failure) -> Diagnostic:
-    found = failure.diagnostic
-    return Diagnostic(
-        found.code,
-        f"the graph holds for the example's size only, not for {trial.case.label}",
-        found.labels,
-        found.notes,
-        ("capture again for each size you need",),
-        "warning",
-    )
+    return Failure(site, Diagnostic(code, message, labels_of(site, source), notes, (remedy,)))

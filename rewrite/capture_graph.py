@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import torch
 from torch import fx, nn
 
 from .checkpoint import graph_module
@@ -26,9 +27,24 @@ def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(inputs[index] for index in node.meta["aliases"])
 
 
+def is_assertion(node: fx.Node) -> bool:
+    """Whether a node checks that a call is one that the graph was captured for."""
+    return node.target is torch._assert
+
+
+def assertions(graph: fx.Graph) -> set[fx.Node]:
+    """The checks of a graph, and what only they read: no part of what the model computes."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        read = node.op.startswith("call_") and bool(node.users) and found.issuperset(node.users)
+        if is_assertion(node) or read:
+            found.add(node)
+    return found
+
+
 def is_pure(node: fx.Node) -> bool:
     """True if a node of a captured graph may go when nothing uses its value."""
-    kept = node.op in ("placeholder", "output") or node.meta.get("effect")
+    kept = node.op in ("placeholder", "output") or node.meta.get("effect") or is_assertion(node)
     return not kept and not writes(node)
 
 

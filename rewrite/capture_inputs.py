@@ -18,8 +18,8 @@ from .capture_values import Step, leaves, path_text, rebuild, tensors
 from .runs import copied
 from .tracer import Recorder, Specialised
 
-_PLAIN = (int, float, bool, str, type(None))
-_INPUTS = (*_PLAIN, torch.Tensor, torch.dtype, torch.device, complex, enum.Enum)
+PLAIN = (int, float, bool, str, type(None))
+_INPUTS = (*PLAIN, torch.Tensor, torch.dtype, torch.device, complex, enum.Enum)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class Case:
             return nn.Module.__call__(model, *fresh.args, **fresh.kwargs)
 
 
+def as_cases(second: Any) -> list[Case]:
+    """Further examples: one, or a list of several (each a tuple, or a dict by name)."""
+    several = isinstance(second, list) and all(isinstance(e, (tuple, Mapping)) for e in second)
+    if not several or not second:
+        return [as_case(second, "the second example")]
+    labels = ["the second example", *(f"example {count}" for count in range(3, len(second) + 2))]
+    return [as_case(each, label) for each, label in zip(second, labels, strict=True)]
+
+
 def as_case(inputs: Any, label: str = "the example") -> Case:
     """A tuple or list is positional, a mapping goes by name, a single tensor is one argument."""
     if isinstance(inputs, Mapping):
@@ -62,30 +71,41 @@ def doubled(case: Case, varied: bool = True) -> Case | None:
 
     `varied`: the second half holds other values, which some inputs (masks, positions) do not allow.
     """
-    sizes = [tensor.shape[0] for tensor in tensors(case.args, case.kwargs) if tensor.dim()]
-    if not sizes:
+    size = batch_size(case)
+    if size is None:
         return None
 
     def double(leaf: Any) -> Any:
-        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == sizes[0]
+        batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == size
         return torch.cat([leaf, leaf.flip(-1) if varied else leaf]) if batched else leaf
 
-    return case.map(double, f"batch {2 * sizes[0]}")
+    return case.map(double, f"batch {2 * size}")
+
+
+def batch_size(case: Case) -> int | None:
+    """The size of the first axis of the first tensor that has one."""
+    sizes = (tensor.shape[0] for tensor in tensors(case.args, case.kwargs) if tensor.dim())
+    return next(sizes, None)
 
 
 def enlarged(case: Case) -> Case | None:
     """Larger images, by a multiple of 32 so that strides still fit; None without a 4-d float
     input.
     """
-    images = [t for t in tensors(case.args, case.kwargs) if t.dim() == 4 and t.is_floating_point()]
-    if len(images) != 1 or 0 in images[0].shape:
+    found = images(case)
+    if len(found) != 1 or 0 in found[0].shape:
         return None
-    height, width = (size + 32 * -(-size // 128) for size in images[0].shape[-2:])
+    height, width = (size + 32 * -(-size // 128) for size in found[0].shape[-2:])
 
     def enlarge(leaf: Any) -> Any:
-        return _tile(leaf, height, width) if leaf is images[0] else leaf
+        return _tile(leaf, height, width) if leaf is found[0] else leaf
 
     return case.map(enlarge, f"size {height}x{width}")
+
+
+def images(case: Case) -> list[torch.Tensor]:
+    found = tensors(case.args, case.kwargs)
+    return [tensor for tensor in found if tensor.dim() == 4 and tensor.is_floating_point()]
 
 
 def _tile(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -206,7 +226,7 @@ def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
     default = parameter.default
     if default is parameter.empty:
         return stars + parameter.name, ()
-    return stars + parameter.name, (default if isinstance(default, _PLAIN) else None,)
+    return stars + parameter.name, (default if isinstance(default, PLAIN) else None,)
 
 
 def _fixed(name: str, value: Any, given: bool) -> Iterator[Specialised]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import fx, nn
 from .capture_scalars import is_traced
 from .capture_values import Origin, OriginTable, Step, children, is_structure
 from .torch_internals import is_wrapped
+from .writes import node_name
 
 _ATOMS = (int, float, bool, complex, str, type(None), type(...), enum.Enum)
 _ATOMS += (torch.dtype, torch.device, torch.layout, torch.memory_format, range)
@@ -177,12 +178,14 @@ def _state_tensors(root: nn.Module) -> dict[int, tuple[torch.Tensor, str]]:
     return found
 
 
-def formula(node: fx.Node, depth: int = 3) -> str:
-    """A short text for what a node computes, for messages."""
+def formula(node: fx.Node, names: Mapping[fx.Node, str] | None = None, depth: int = 3) -> str:
+    """A short text for what a node computes, for messages; `names` are those of some nodes."""
+    if names and node in names:
+        return names[node]
     if depth == 0 or node.op in ("placeholder", "get_attr", "call_module"):
         return str(node.target if node.op == "call_module" else node.name)
-    name = node.target if isinstance(node.target, str) else node.target.__name__
     args = ", ".join(
-        formula(arg, depth - 1) if isinstance(arg, fx.Node) else repr(arg) for arg in node.args
+        formula(arg, names, depth - 1) if isinstance(arg, fx.Node) else repr(arg)
+        for arg in node.args
     )
-    return f"{name}({args})"
+    return f"{node_name(node)}({args})"

@@ -5,6 +5,7 @@ runs.
 from __future__ import annotations
 
 import builtins
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -16,7 +17,7 @@ from torch import nn
 
 from .capture_ops import Call
 from .capture_own import named_functions
-from .capture_scalars import traced_choices
+from .capture_scalars import definite, math_functions, traced_choices
 from .capture_values import leaves, without_traces
 from .torch_internals import silent
 
@@ -31,6 +32,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """
     with (
         traced_choices(),
+        _traced_math(),
+        replaced(builtins, "range", lambda eager: _ranges(recorder, eager)),
         replaced(nn.Module, "__call__", lambda eager: _module_call(recorder, eager)),
         replaced(torch.autograd.Function, "apply", lambda eager: _apply(recorder, eager)),
         replaced(torch.jit.ScriptFunction, "__call__", lambda eager: _scripted(recorder, eager)),
@@ -137,6 +140,27 @@ def _opaque(recorder: Recorder, target: Any, args: Any, kwargs: Any) -> Any:
 
     with silent():
         return recorder.record(Call("call_function", target, args, kwargs), alone)
+
+
+@contextmanager
+def _traced_math() -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, function in math_functions():
+            stack.enter_context(replaced(math, name, lambda _, function=function: function))
+        yield
+
+
+def _ranges(recorder: Recorder, eager: Any) -> Any:
+    """`range` as it is, but a traced number that a loop runs over is a guard."""
+
+    class Kind(type):
+        def __call__(cls, *bounds: Any) -> Any:
+            return eager(*(definite(bound, "looped over") for bound in bounds))
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, eager)
+
+    return Kind("range", (), {})
 
 
 def _length(recorder: Recorder, eager: Any) -> Any:

@@ -1,21 +1,25 @@
 """Numbers that remember how they were computed.
 
 A size read from a tensor during a trace is an `int` in every respect (so model code, `isinstance`
-and torch's own argument parsers take it as one), yet arithmetic on it is written down and replayed
-for other sizes. Wherever Python forces a definite answer (a comparison, `int()`, a dictionary key),
-the answer is kept as a *guard*.
+and torch's own argument parsers take it as one), yet arithmetic on it, the functions of `math`
+included, is written down and replayed for other sizes. Wherever Python forces a definite answer (a
+comparison, `int()`, a dictionary key, a loop), the answer is kept as a *guard*.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import fx
+
+TEXT = "written as text"
+"""Why a number was made definite that most often only goes into a message."""
 
 
 class Book(Protocol):
@@ -61,6 +65,12 @@ class TracedInt(_Traced, int):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return int, (int.__int__(self),)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedInt:
         return self
@@ -114,6 +124,11 @@ def _settle(number: Any, why: str, value: Any, via: Callable[..., Any] | None = 
     return value
 
 
+def definite(value: Any, why: str) -> Any:
+    """The plain number of a traced one, which becomes a guard; anything else as it is."""
+    return _settle(value, why, plain(value)) if is_traced(value) else value
+
+
 def _apply(function: Callable[..., Any], *operands: Any) -> Any:
     value = function(*(plain(operand) for operand in operands))
     book = next(o._book for o in operands if is_traced(o))
@@ -129,6 +144,8 @@ def _binary(function: Callable[..., Any], swap: bool) -> Callable[[Any, Any], An
     def method(self: Any, other: Any) -> Any:
         # Tensors, lists and strings keep their own arithmetic with a plain int.
         if not isinstance(other, (int, float)):
+            if isinstance(other, (list, tuple, str)):
+                definite(self, "repeats a list")
             return NotImplemented
         return _apply(function, other, self) if swap else _apply(function, self, other)
 
@@ -156,8 +173,77 @@ def _install(kind: type, names: tuple[str, ...]) -> None:
         setattr(kind, f"__{name}__", _unary(function))
 
 
-_install(TracedInt, _ARITHMETIC + _BITS + _COMPARE)
-_install(TracedFloat, _ARITHMETIC + _COMPARE)
+def _install_readers(kind: type, base: type) -> None:
+    """What Python computes of a number by itself makes its value definite."""
+
+    def reader(name: str, why: str) -> Callable[..., Any]:
+        eager = getattr(base, name)
+        return lambda self, *rest: eager(definite(self, why), *rest)
+
+    for name in ("__str__", "__repr__", "__format__"):
+        setattr(kind, name, reader(name, TEXT))
+    for name in (n for n in dir(base) if not n.startswith("_") and callable(getattr(base, n))):
+        setattr(kind, name, reader(name, f"read by {name}()"))
+
+
+# -- numpy ---------------------------------------------------------------------------------------
+
+# Those that round correctly, so that Python's own arithmetic gives the same bits.
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "sqrt": math.sqrt,
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+}
+
+
+def _ufunc(self: Any, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
+    function = _UFUNCS.get(ufunc.__name__)
+    numbers = all(isinstance(o, (int, float)) or hasattr(o, "item") for o in operands)
+    if function is None or method != "__call__" or options or not numbers or _has_axes(operands):
+        return getattr(ufunc, method)(*(definite(o, "read by numpy") for o in operands), **options)
+    return _apply(function, *(o if is_traced(o) or _builtin(o) else o.item() for o in operands))
+
+
+def _builtin(value: object) -> bool:
+    return type(value) in (int, float, bool)
+
+
+def _has_axes(operands: Iterable[Any]) -> bool:
+    return any(getattr(operand, "ndim", 0) for operand in operands)
+
+
+def _array(self: Any, dtype: Any = None, copy: bool | None = None) -> Any:
+    import numpy  # only a model that uses it comes here
+
+    return numpy.asarray(definite(self, "read by numpy"), dtype)
+
+
+for _kind, _names in ((TracedInt, _ARITHMETIC + _BITS), (TracedFloat, _ARITHMETIC)):
+    _install(_kind, _names + _COMPARE)
+    _install_readers(_kind, _kind.__base__ or object)
+    setattr(_kind, "__array_ufunc__", _ufunc)  # noqa: B010
+    setattr(_kind, "__array__", _array)  # noqa: B010
+
+
+def math_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The functions of `math`, each of which keeps a traced number traced."""
+    for name, function in list(vars(math).items()):
+        if callable(function) and not name.startswith("_"):
+            yield name, _kept(name, function)
+
+
+def _kept(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **options: Any) -> Any:
+        if name == "prod" and not options:
+            return functools.reduce(operator.mul, args[0], 1)
+        if options or not any(map(is_traced, args)):
+            return function(*args, **options)
+        return _apply(function, *args)
+
+    return call
 
 
 def _choice(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..grammar.declared import BUFFERS
 from .call import Call, tensor_at
+from .capture_graph import assertions
 from .construct import Plan, Planned
 from .evaluate import ParamRef
 from .journal import Costs
@@ -27,7 +28,8 @@ def model_costs(module: fx.GraphModule, view: View) -> Costs:
     op are told: the multiply-accumulates are a lower bound where one of them has no known cost.
     """
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    nodes = [node for node in module.graph.nodes if node.op not in SKIPPED]
+    checks = assertions(module.graph)
+    nodes = [n for n in module.graph.nodes if n.op not in SKIPPED and n not in checks]
     macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
     opaque = opaque_costs(module, view)
     macs += sum(node.macs or 0 for node in opaque)

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .binding import PLAN, SITES, Miss, left_for
+from .capture_graph import assertions
 from .checkpoint import finish, snapshot
 from .dim_site import guard_miss, reshaped
 from .dim_verify import Trial, Verified, judged, miss
@@ -157,7 +158,8 @@ def _resized_already(state: State, rule: Rule, image: Image) -> Miss | None:
 
 def _written(state: State, image: Image) -> tuple[int, int] | None:
     """The size that the only reader of an image gives it; None where it is no resize to a size."""
-    calls = [state.view.call(user) for user in image.node.users]
+    checks = assertions(state.module.graph)
+    calls = [state.view.call(user) for user in image.node.users if user not in checks]
     resizes = [call for call in calls if call is not None and call.op.name == "interpolate"]
     if len(calls) != 1 or not resizes or resizes[0].attrs["size"] is None:
         return None

@@ -25,10 +25,17 @@ from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Lowering, Untraceable, formula
 from .capture_ops import INTERNAL, NUMBERS, Call, canonical, getter_name, is_getter, is_setter
 from .capture_patches import recording
-from .capture_scalars import plain, traced
+from .capture_scalars import TEXT, plain, traced
 from .capture_values import Origin, children, is_structure, remake, tensors, without_traces
 from .spec import spec_of
 from .torch_internals import is_wrapped, silent, version_of
+from .writes import node_name
+
+_LENGTH = len
+"""Python's own: during a trace another one stands in its place."""
+
+_SPLITS = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
+"""Calls whose number of results may follow from a size."""
 
 _HERE = Path(__file__).parent
 _TORCH = Path(torch.__file__).parent
@@ -61,7 +68,8 @@ class Recorder(TorchFunctionMode):
 
     `node.meta` holds `val` (TensorSpec or plain value), `site` (owning module), `source`
     (`file.py:line`), `mutates` (positions in `node.all_input_nodes` of what it wrote to), `aliases`
-    (of what its value shares memory with) and, on modules with hooks, `effect`.
+    (of what its value shares memory with) and, on modules with hooks, `effect`. `asked` are the
+    tensors and axes (None: the rank) that Python was told the size of, with the first source line.
     """
 
     def __init__(self, root: nn.Module, opaque: frozenset[str] = frozenset()) -> None:
@@ -69,8 +77,9 @@ class Recorder(TorchFunctionMode):
         self.root, self.opaque = root, opaque
         self.graph = fx.Graph()
         self.lowering = Lowering(root, self.add_node)
-        self.guards: dict[tuple[object, str], Guard] = {}
+        self.guards: dict[tuple[object, str, bool], Guard] = {}
         self.varying: set[fx.Node] = set()
+        self.asked: dict[tuple[fx.Node, int | None], str] = {}
         self.stack: list[str] = [""]
         self.open = False
         self.last_source = ""
@@ -101,7 +110,7 @@ class Recorder(TorchFunctionMode):
 
     def guard(self, why: str, node: fx.Node, value: object) -> None:
         """Note that the trace took `value` for what `node` computes, once for each question."""
-        key = (node.target, repr(node.args))
+        key = (node.target, repr(node.args), why == TEXT)
         if node not in self.varying or key in self.guards:
             return
         text = f"{why}: {formula(node)} is {reprlib.repr(value)}"
@@ -134,6 +143,9 @@ class Recorder(TorchFunctionMode):
         node.meta["mutates"] = self._positions(node, written)
         shared = _storages(tensors(result))
         node.meta["aliases"] = self._positions(node, [t for t in inputs if _storages([t]) & shared])
+        if node in self.varying and node_name(node) in _SPLITS:
+            parts = self.add_node("call_function", _LENGTH, (node,), {}, _LENGTH(result))
+            self.guard("split into parts", parts, parts.meta["val"])
         return self._adopt(result, Origin(node), _ids(inputs), _ids(written))
 
     def _positions(self, node: fx.Node, arguments: list[torch.Tensor]) -> tuple[int, ...]:
@@ -208,7 +220,10 @@ class Recorder(TorchFunctionMode):
         call = canonical(func, args, kwargs)
         if call.forced:
             return self._forced(call, func(*run_args, **run_kwargs))
-        if (is_getter(func) and getter_name(func) == "shape") or call.target == "size":
+        getter = getter_name(func) if is_getter(func) else ""
+        if (getter == "ndim" or call.target == "dim") and self.lowering.origins.get(args[0]):
+            self._ask(args[0], None)
+        if getter == "shape" or call.target == "size":
             return self._sizes(args[0], func(*run_args, **run_kwargs), args[1:], kwargs)
         return self.record(call, lambda: func(*run_args, **run_kwargs))
 
@@ -220,18 +235,26 @@ class Recorder(TorchFunctionMode):
     def _sizes(self, tensor: torch.Tensor, sizes: Any, axes: Any, kwargs: dict[str, Any]) -> Any:
         if not self._varies(tensor):
             return sizes
+        self._ask(tensor, None)
         if isinstance(sizes, int):
             axis = plain(axes[0] if axes else kwargs["dim"])
             return self._size(tensor, axis % tensor.dim(), sizes)
         return torch.Size(self._size(tensor, axis, size) for axis, size in enumerate(sizes))
 
     def _size(self, tensor: torch.Tensor, axis: int, size: int) -> Any:
-        owner = self.lowering.tensor_node(tensor)
+        owner = self._ask(tensor, axis)
 
         def make() -> fx.Node:
             return self.add_node("call_method", "size", (owner, axis), {}, size)
 
         return traced(size, self, lambda: self.lowering.once((owner, "size", axis), make))
+
+    def _ask(self, tensor: torch.Tensor, axis: int | None) -> fx.Node:
+        """Note that the model's code is about to know a size, or the rank, of a tensor."""
+        node = self.lowering.tensor_node(tensor)
+        if node in self.varying and (node, axis) not in self.asked:
+            self.asked[node, axis] = self.source_line()
+        return node
 
     def _forced(self, call: Call, value: Any) -> Any:
         """A tensor turned into a definite Python value: a branch on data, `len`, `tolist`."""

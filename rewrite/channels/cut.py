@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, fail
 from ..call import Call, tensor_at
+from ..capture_graph import assertions
 from ..checkpoint import finish, snapshot
 from ..formats import in_format_of
 from ..layers import build_layer
@@ -47,8 +48,9 @@ def cutting(flow: Flow, removed: Iterable[int]) -> Work:
     for path in flow.paths:
         _slice(work, path)
     skipped = _skipped(work)
+    left = {*skipped, *assertions(root.graph)}
     for node in root.graph.nodes:
-        if node.op != "output" and node not in skipped:
+        if node.op != "output" and node not in left:
             _node(work, node)
     for node in reversed(skipped):
         module.graph.erase_node(new[node])

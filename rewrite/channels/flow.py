@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from ..call import Call, tensor_at
+from ..capture_graph import assertions
 from ..sharing import storage_key
 from ..spec import TensorSpec
 from ..view import View
@@ -129,9 +130,12 @@ class Flow:
 
 def analyse(view: View) -> Flow:
     """The features of a captured graph, whose nodes carry the specs of their values."""
-    flow = Flow(view)
+    flow, checks = Flow(view), assertions(view.root.graph)
     for node in view.root.graph.nodes:
-        _visit(flow, node)
+        if node in checks:
+            flow.values[node] = [()]
+        else:
+            _visit(flow, node)
     return flow
 
 

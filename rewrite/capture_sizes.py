@@ -1,0 +1,84 @@
+"""The axes of the tensors in a call, by the names that the model's forward gives them, and calls at
+other sizes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture_inputs import Case
+from .capture_values import Step, leaves, path_text
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of a tensor in a call: the parameter of forward and the steps that lead to the
+    tensor.
+    """
+
+    parameter: str
+    steps: tuple[Step, ...]
+    axis: int
+    size: int
+    tensor: Tensor = field(repr=False, compare=False)
+
+    @property
+    def input(self) -> str:
+        return self.parameter + path_text(self.steps)
+
+    def is_batch(self, size: int | None) -> bool:
+        return self.axis == 0 and self.size == size
+
+    def __str__(self) -> str:
+        return f"axis {self.axis} of `{self.input}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Axes that have one size and vary together, and another size for them."""
+
+    axes: tuple[Axis, ...]
+    size: int
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.axes))} at {self.size}"
+
+
+def parts_of(
+    forward: Callable[..., Any], case: Case
+) -> Iterator[tuple[str, tuple[Step, ...], Any]]:
+    """Every leaf of a call: its parameter of forward, the steps that lead to it, and what it is."""
+    bound = inspect.signature(forward).bind(*case.args, **case.kwargs)
+    for name, value in bound.arguments.items():
+        for steps, leaf in leaves(value):
+            yield name, steps, leaf
+
+
+def axes_of(model: nn.Module, case: Case) -> list[Axis]:
+    return [
+        Axis(name, steps, axis, size, leaf)
+        for name, steps, leaf in parts_of(model.forward, case)
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_nested
+        for axis, size in enumerate(leaf.shape)
+    ]
+
+
+def resized(case: Case, groups: Iterable[Group]) -> Case:
+    """The case at other sizes: what is there is repeated, or left off at the end."""
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for group in groups:
+        for axis in group.axes:
+            wanted.setdefault(id(axis.tensor), []).append((axis.axis, group.size))
+
+    def change(leaf: Any) -> Any:
+        for axis, size in wanted.get(id(leaf), ()):
+            leaf = leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
+        return leaf
+
+    return case.map(change, "; ".join(map(str, groups)))
