@@ -42,6 +42,12 @@ def assertions(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def readers(node: fx.Node) -> list[fx.Node]:
+    """The users of a node that are no part of a check."""
+    checks = assertions(node.graph)
+    return [user for user in node.users if user not in checks]
+
+
 def is_pure(node: fx.Node) -> bool:
     """True if a node of a captured graph may go when nothing uses its value."""
     kept = node.op in ("placeholder", "output") or node.meta.get("effect") or is_assertion(node)

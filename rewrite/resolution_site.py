@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from ..grammar.diagnostics import Label, LissomError, fail
 from .binding import PLAN, SITES, Miss, left_for
-from .capture_graph import assertions
+from .capture_graph import readers
 from .checkpoint import finish, snapshot
 from .dim_site import guard_miss, reshaped
 from .dim_verify import Trial, Verified, judged, miss
@@ -151,15 +151,13 @@ def _examined(state: State, rule: Rule, image: Image) -> ImageReady | Miss:
 def _resized_already(state: State, rule: Rule, image: Image) -> Miss | None:
     """A second resize in front of one that gives a written size would only blur."""
     size = _written(state, image)
-    if size is None:
-        return None
-    return miss(rule, SITES, f"it is resized to {_sized(size)} already", "R012", image.node)
+    text = f"it is resized to {_sized(size)} already" if size else ""
+    return miss(rule, SITES, text, "R012", image.node) if size else None
 
 
 def _written(state: State, image: Image) -> tuple[int, int] | None:
     """The size that the only reader of an image gives it; None where it is no resize to a size."""
-    checks = assertions(state.module.graph)
-    calls = [state.view.call(user) for user in image.node.users if user not in checks]
+    calls = [state.view.call(user) for user in readers(image.node)]
     resizes = [call for call in calls if call is not None and call.op.name == "interpolate"]
     if len(calls) != 1 or not resizes or resizes[0].attrs["size"] is None:
         return None

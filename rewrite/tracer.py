@@ -146,7 +146,7 @@ class Recorder(TorchFunctionMode):
         if node in self.varying and node_name(node) in _SPLITS:
             parts = self.add_node("call_function", _LENGTH, (node,), {}, _LENGTH(result))
             self.guard("split into parts", parts, parts.meta["val"])
-        return self._adopt(result, Origin(node), _ids(inputs), _ids(written))
+        return self._adopt(result, Origin(node), set(map(id, inputs)), set(map(id, written)))
 
     def _positions(self, node: fx.Node, arguments: list[torch.Tensor]) -> tuple[int, ...]:
         nodes = (self.lowering.tensor_node(tensor) for tensor in arguments)
@@ -343,7 +343,3 @@ def place(file: str, line: int) -> str:
 
 def _storages(items: list[torch.Tensor]) -> set[int]:
     return {item.untyped_storage().data_ptr() for item in items if item.numel()}
-
-
-def _ids(items: list[torch.Tensor]) -> set[int]:
-    return {id(item) for item in items}

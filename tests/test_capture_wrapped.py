@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.capture_graph import assertions
 from lissom.rewrite.view import View
 
 from .captured import Lambda, codes, refusal, same
@@ -45,7 +46,8 @@ def never(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
 def ops(captured: Captured) -> list[str]:
     view = View(captured.module)
     skipped = ("placeholder", "get_attr", "output")
-    found = [node for node in captured.module.graph.nodes if node.op not in skipped]
+    graph, left = captured.module.graph, assertions(captured.module.graph)
+    found = [node for node in graph.nodes if node.op not in skipped and node not in left]
     nodes = [node for node in found if node.target is not operator.getitem]
     return [call.op.name if (call := view.call(node)) else str(node.target) for node in nodes]
 
