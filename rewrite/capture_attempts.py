@@ -27,6 +27,7 @@ from .capture_conditions import (
 from .capture_graph import build, copy_of, eliminate_dead, guards_module, move_hooks
 from .capture_inputs import Case, bind
 from .capture_lowering import Untraceable
+from .capture_names import free_names
 from .capture_padding import split_padding
 from .capture_sizes import Group, axes_of
 from .capture_structure import demands
@@ -123,6 +124,7 @@ def by_trace(
     module = build(model, graph)
     fold_constants(module)
     split_padding(module)
+    free_names(module)
     move_hooks(model, module)
     guards = tuple(Guard(where[g.node], g.about) for g in traced if not is_text(g))
     candidate = Candidate(model, module, whole, guards, _asked(recorder))
@@ -186,6 +188,7 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
     module = build(model, lifted.graph)
     fold_constants(module)
     split_padding(module)
+    free_names(module)
     candidate = Candidate(model, module, copy_of(module.graph)[0])
     verdict = judge(candidate, trials)
     if verdict.failure:

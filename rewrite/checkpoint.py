@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from .capture_names import free_names
 from .torch_internals import codegen_of
 
 
@@ -44,6 +45,9 @@ def _unsaved(root: nn.Module, path: str, part: nn.Module) -> set[str]:
 
 
 def finish(module: fx.GraphModule) -> None:
-    """Makes the module's code follow its graph."""
+    """Makes the module's code follow its graph. Raises M004 for an input whose name that code needs
+    for something else.
+    """
     module.graph.lint()
     module.recompile()
+    free_names(module)
