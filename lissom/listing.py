@@ -14,6 +14,7 @@ from .model_file import load_model
 from .output import Output
 from .rewrite.attributes import numbers
 from .rewrite.call import Call
+from .rewrite.capture_graph import assertions
 from .rewrite.site import fits
 from .rewrite.state import State
 
@@ -38,7 +39,9 @@ class OpRow:
 def op_rows(out: Output, model: str, at: str | None, program: str | None) -> list[OpRow]:
     """A row for every call of the model at the path or glob `at`. Raises U008 where none is."""
     state = state_of(load_model(model), program_at(program), out)
-    nodes = [n for n in state.module.graph.nodes if n.op.startswith("call_") and _makes_tensors(n)]
+    graph, checks = state.module.graph, assertions(state.module.graph)
+    calls = [n for n in graph.nodes if n.op.startswith("call_") and n not in checks]
+    nodes = [node for node in calls if _makes_tensors(node)]
     found = [node for node in nodes if at is None or fits(node, at)]
     if at is not None and not found:
         hint = "`lissom show MODEL` lists all places"
