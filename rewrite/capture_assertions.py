@@ -9,7 +9,6 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import fx
 
 from .capture_conditions import Findings, Held
@@ -17,6 +16,7 @@ from .capture_sizes import Axis
 from .capture_structure import Demand
 from .capture_values import Step
 from .capture_watch import is_given, is_size, roots
+from .torch_internals import checked
 
 _REMEDY = "capture again with an example like this call"
 
@@ -110,4 +110,4 @@ class Writer:
     def _assert(self, met: fx.Node, text: str, shown: tuple[fx.Node, ...]) -> None:
         full = f"{text}; {_REMEDY}"
         message = self._call(operator.mod, (full, shown), full) if shown else full % ()
-        self._call(torch._assert, (met, message))
+        self._call(checked, (met, message))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
-import torch
 from torch import fx, nn
 
 from .checkpoint import graph_module
+from .torch_internals import checked
 from .tracer import Guard
 from .writes import node_name, writes
 
@@ -29,7 +29,7 @@ def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def is_assertion(node: fx.Node) -> bool:
     """Whether a node checks that a call is one that the graph was captured for."""
-    return node.target is torch._assert
+    return node.target is checked
 
 
 def assertions(graph: fx.Graph) -> set[fx.Node]:

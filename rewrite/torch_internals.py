@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 __all__ = [
     "FUSED_ENCODER", "Heard", "OpOverload", "OpOverloadPacket", "TorchDispatchMode", "absent",
-    "codegen_of", "heard",
+    "checked", "codegen_of", "heard",
     "is_erased", "is_wrapped", "operator_names", "order_of", "qualified_name", "schema_of",
     "silent", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten", "unreported",
     "version_of",
@@ -31,6 +31,9 @@ FUSED_ENCODER = "_transformer_encoder_layer_fwd"
 
 unreported = torch._C._disabled_torch_function_impl
 """As `__torch_function__` of a class: its instances are reported to nobody."""
+
+checked = torch._assert
+"""Raises AssertionError with a message, as a node of a graph."""
 
 order_of = attrgetter("_sort_key")
 """A key of nodes of one graph, in the order of the graph."""
@@ -72,6 +75,7 @@ def absent() -> list[str]:
     graph = fx.Graph()
     asked: list[tuple[Any, str]] = [
         (torch, FUSED_ENCODER),
+        (torch, "_assert"),
         (torch._C, "DisableTorchFunction"),
         (torch._C, "_dispatch_get_all_op_names"),
         (torch._C._functorch, "is_functorch_wrapped_tensor"),
