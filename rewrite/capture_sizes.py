@@ -53,11 +53,20 @@ class Group:
 def parts_of(
     forward: Callable[..., Any], case: Case
 ) -> Iterator[tuple[str, tuple[Step, ...], Any]]:
-    """Every leaf of a call: its parameter of forward, the steps that lead to it, and what it is."""
-    bound = inspect.signature(forward).bind(*case.args, **case.kwargs)
-    for name, value in bound.arguments.items():
+    """Every leaf of a call: its parameter of forward (or name among `**kwargs`), the steps that
+    lead to it, and what it is.
+    """
+    for name, value in named_values(forward, case):
         for steps, leaf in leaves(value):
             yield name, steps, leaf
+
+
+def named_values(forward: Callable[..., Any], case: Case) -> Iterator[tuple[str, Any]]:
+    """What a call gives, by the names that the inputs of its graph have."""
+    signature = inspect.signature(forward)
+    for name, value in signature.bind(*case.args, **case.kwargs).arguments.items():
+        spread = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        yield from value.items() if spread else ((name, value),)
 
 
 def axes_of(model: nn.Module, case: Case) -> list[Axis]:

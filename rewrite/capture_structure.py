@@ -15,7 +15,7 @@ import torch
 
 from .capture_conditions import Condition
 from .capture_inputs import PLAIN, Case
-from .capture_sizes import parts_of
+from .capture_sizes import named_values, parts_of
 from .capture_values import Step, children, is_structure, path_text
 
 _LENGTH = len
@@ -72,20 +72,18 @@ def demands(
 
 
 def _structure(forward: Callable[..., Any], case: Case) -> Iterator[Demand]:
-    signature = inspect.signature(forward)
-    given = signature.bind(*case.args, **case.kwargs).arguments
-    for name, parameter in signature.parameters.items():
-        value = given.get(name, _absent(parameter))
-        if parameter.default is None and isinstance(value, torch.Tensor):
+    parameters = inspect.signature(forward).parameters
+    given = dict(named_values(forward, case))
+    fixed = (n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    absent = {name: parameters[name].default for name in fixed if name not in given}
+    for name, value in given.items():
+        optional = name in parameters and parameters[name].default is None
+        if optional and isinstance(value, torch.Tensor):
             yield Demand(name, (), operator.is_not, None, "with it", "is missing")
         yield from _of(name, (), value)
-
-
-def _absent(parameter: inspect.Parameter) -> Any:
-    """What a graph's own code has where a call does not give an input."""
-    empty: dict[Any, Any] = {parameter.VAR_POSITIONAL: (), parameter.VAR_KEYWORD: {}}
-    default = empty.get(parameter.kind, parameter.default)
-    return default if isinstance(default, (*PLAIN, tuple, dict)) else None
+    for name, default in absent.items():
+        # What a graph's own code cannot spell is None there.
+        yield from _of(name, (), default if isinstance(default, PLAIN) else None)
 
 
 def _of(name: str, steps: tuple[Step, ...], value: Any) -> Iterator[Demand]:
