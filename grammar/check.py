@@ -45,23 +45,30 @@ Method = Literal["proved", "sampled", "not checked"]
 
 
 def check(
-    file: t.File, known: Declarations, rules: Iterable[t.Rule] = (), used: Iterable[str] = ()
+    file: t.File,
+    known: Declarations,
+    rules: Iterable[t.Rule] = (),
+    used: Iterable[str] = (),
+    functions: Iterable[str] = (),
 ) -> list[Diagnostic]:
     """Everything that is wrong with `file`, sorted by place. Never raises.
 
     known: the ops and functions of the library and of the files that `file` uses.
     rules: the rules that these files provide, for pipelines to name.
     used: the dotted names of the `use` statements that the caller has resolved.
+    functions: names of functions that the host program gives.
     """
     names = Known(file, known)
-    checker = Checker(file, names, {rule.name.text: rule for rule in rules})
+    foreign = {rule.name.text: rule for rule in rules}
+    checker = Checker(file, names, foreign, {*functions, *names.own_externs})
     checker.run(set(used))
     found = [*checker.report.found, *dict.fromkeys(names.broken)]
     return sorted(found, key=lambda d: _place(d, file))
 
 
-def check_program(program: Program) -> list[Diagnostic]:
+def check_program(program: Program, functions: Iterable[str] = ()) -> list[Diagnostic]:
     """Everything that is wrong with a program: its own file first, then the files that it uses.
+    `functions` are those that the host program gives.
 
     Raises N003 where an op or function is declared twice.
     """
@@ -69,13 +76,13 @@ def check_program(program: Program) -> list[Diagnostic]:
     return [
         diagnostic
         for file in (program.file, *program.used)
-        for diagnostic in check(file, known, _foreign(file, program), _uses(file))
+        for diagnostic in check(file, known, _foreign(file, program), _uses(file), functions)
     ]
 
 
-def require_sound(program: Program) -> tuple[Diagnostic, ...]:
+def require_sound(program: Program, functions: Iterable[str] = ()) -> tuple[Diagnostic, ...]:
     """The warnings about a program. Raises all that `check_program` finds where one is an error."""
-    found = check_program(program)
+    found = check_program(program, functions)
     if any(diagnostic.severity == "error" for diagnostic in found):
         raise LissomError(*found)
     return tuple(found)
@@ -98,7 +105,7 @@ def _foreign(file: t.File, program: Program) -> list[t.Rule]:
 
 def methods(file: t.File, known: Declarations) -> dict[str, Method]:
     """How the shapes of each rule were compared: by normal form, by drawing sizes, or not."""
-    checker = Checker(file, Known(file, known), {})
+    checker = Checker(file, Known(file, known), {}, set())
     checker.run(set())
     found: dict[str, Method] = {rule.name.text: "not checked" for rule in file.all(t.Rule)}
     for model, _ in checker.built.values():
@@ -127,6 +134,7 @@ class Checker:
     file: t.File
     known: Known
     foreign: dict[str, t.Rule]
+    functions: set[str]
     report: Report = field(default_factory=Report)
     both: dict[str, Sides] = field(default_factory=dict)
     built: dict[int, tuple[Model, Sampler]] = field(default_factory=dict)
@@ -178,7 +186,7 @@ class Checker:
             check_discipline(rule, both, self.report)
             check_dropped(rule, both, self.known, self.report)
             check_dtypes(rule, both, self.known, self.report)
-            check_unsupported(rule, self.known, self.report)
+            check_unsupported(rule, self.functions, self.report)
         if self.report.errors > before or self._is_open(rule):
             return
         self.sound[rule.name.text] = rule

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from . import tree as t
 from .clauses import builds, holes, moves, over_images
-from .declared import Known
 from .diagnostics import Diagnostic, Label, Span
 from .report import Report
 from .vocabulary import library
@@ -165,12 +164,12 @@ def _mixed(step: t.Fixpoint, ops: Container[str]) -> Iterator[Diagnostic]:
         yield _refusal(message, odd.rule.span, "this rule matches ops", help)
 
 
-def check_unsupported(rule: t.Rule, known: Known, report: Report) -> None:
+def check_unsupported(rule: t.Rule, functions: Container[str], report: Report) -> None:
     """Warns of what the engine is going to refuse; open guards are said elsewhere.
 
-    A function that the file declares itself is the host program's to implement.
+    functions: what the host program gives, or has to: the file declares it itself.
     """
-    _warn((d for d in unsupported(rule, known.own_externs) if d.code == "R002"), report)
+    _warn((d for d in unsupported(rule, functions) if d.code == "R002"), report)
 
 
 def check_unsupported_steps(

@@ -129,7 +129,7 @@ def compile_model(
     Raises `LissomError` where `lissom check` finds an error in the program, the model cannot be
     captured, the program cannot be run, or a rule breaks its promise.
     """
-    warnings = require_sound(program)
+    warnings = require_sound(program, options.functions)
     return compile_checked(model, program, inputs, data, metrics, options, warnings)
 
 

@@ -51,6 +51,27 @@ def test_h21_quantisers_and_others_are_refused(program: str, what: str) -> None:
     assert what in refusal((PROGRAMS / f"{program}.lissom").read_text())
 
 
+def test_a_function_of_a_later_version_that_the_host_gives_runs() -> None:
+    """Without it the rule is refused by name; with it nothing is said."""
+    text = """
+approx rule sparse {
+  match { y = linear(x) as l }
+  where { max(abs(l.weight)) > 0 }
+  let { w = dequantize(l.weight, 0.01, 0) }
+  perturb { l.weight := w }
+  rewrite { y = l(x, weight = w) }
+  ensure { error(y) <= 100% }
+}
+pipeline p { stage s { once sparse } }
+"""
+    assert "`dequantize`, which is not in this version" in refusal(text)
+    given = {"dequantize": lambda w, scale, zero: (w / scale).round() * scale + zero}
+    x = torch.randn(2, 3, 8, 8)
+    result = lissom.compile(network(), text, inputs=(x,), functions=given)
+    assert [event.rule for event in result.applied] == ["sparse"]
+    assert "R002" not in {note.code for note in result.notes}
+
+
 HUFFMAN = """
 lossless rule huffman {
   match param w of _
