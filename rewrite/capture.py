@@ -22,6 +22,7 @@ from .capture_conditions import Condition
 from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
 from .capture_inputs import Case, as_case, as_cases, batch_size, check_bindable, doubled
+from .capture_leaves import is_exported
 from .capture_sizes import Group, axes_of
 from .instruments import check_instruments
 from .proof import eager_output, run_eager
@@ -84,10 +85,11 @@ def capture(model: nn.Module, inputs: Any, *, second: Any = None, prove: bool = 
     check_model(model)
     case = as_case(inputs)
     check_bindable(model, case)
+    no_mode = any(map(is_exported, model.modules()))
     with torch.inference_mode(False), torch.no_grad(), uncompiled():
         work = own_copy(model)
         started = time.perf_counter()
-        expected, notes = eager_output(work, case)
+        expected, notes = eager_output(work, case, exported=no_mode)
         seconds = time.perf_counter() - started
         more, warnings = _more_trials(work, case, second, seconds / 2) if prove else ([], [])
         # Behind the runs above: what is stored is proven against a model that computes it.

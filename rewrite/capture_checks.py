@@ -6,12 +6,12 @@ import keyword
 from collections.abc import Iterator
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .capture_copy import unwrapped
-from .capture_leaves import has_hooks, is_parametrized
+from .capture_leaves import has_hooks, is_exported, is_parametrized
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,7 +42,7 @@ def _without_mode(model: nn.Module) -> set[nn.Module]:
     """
     found: set[nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, fx.GraphModule) and "eval" in module.__dict__:
+        if is_exported(module):
             found.update(module.modules())
         elif unwrapped(module) is not module:
             found.add(module)

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from .capture_own import is_own
 from .overrides import override
@@ -73,3 +73,10 @@ def _torch_base(kind: type) -> type | None:
         if base.__module__.startswith(("torch.nn.", "torch.ao.nn.")):
             return base
     return None
+
+
+def is_exported(module: nn.Module) -> bool:
+    """Whether it is what torch.export makes: its graph holds the mode that it was exported in, and
+    it refuses `eval()`.
+    """
+    return isinstance(module, fx.GraphModule) and "eval" in module.__dict__

@@ -74,8 +74,12 @@ def _kind(value: Any) -> str:
 # -- the eager model itself ----------------------------------------------------------------------
 
 
-def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
+def eager_output(
+    model: nn.Module, case: Case, *, exported: bool = False
+) -> tuple[Any, list[Diagnostic]]:
     """Run a model twice. Raises M003 if it changes its own state, M002 if it disagrees with itself.
+
+    `exported`: whether a part of it comes from torch.export and has no mode to change.
 
     Returns the output, and a warning for every attribute that only the first call sets (a cache).
     """
@@ -93,9 +97,14 @@ def eager_output(model: nn.Module, case: Case) -> tuple[Any, list[Diagnostic]]:
             "M002",
             "the model is not deterministic: two calls on the same input disagree",
             note=f"in the second call {difference}",
-            help="call model.eval(), and pass random numbers as an input",
+            help=_AGAIN if exported else _SETTLED,
         )
     return first, [_cache(path, name) for path, name in _changed(start, settled)]
+
+
+_SETTLED = "pass random numbers as an input; write F.dropout(x, p, training=self.training)"
+_AGAIN = "export it again in eval mode: torch.export.export(model.eval(), args).module()"
+"""For a model in eval mode, which draws numbers all the same; for one that has no mode any more."""
 
 
 def _require_open(model: nn.Module, case: Case) -> None:

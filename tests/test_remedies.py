@@ -80,3 +80,36 @@ def test_a_function_without_a_name_is_compiled_again(tmp_path: Path) -> None:
     again.load_state_dict(torch.load(tmp_path / "numbers.pt"))
     assert torch.equal(again(X), result.model(X))
     assert not torch.equal(again(X), model(X))
+
+
+def exported(model: nn.Module) -> nn.Module:
+    return torch.export.export(model, (X,)).module()
+
+
+def test_a_program_without_a_mode_is_exported_again() -> None:
+    """It refuses `eval()`, so that nobody is told to call it."""
+    noisy = exported(network(nn.Dropout()).train())
+    with pytest.raises(lissom.LissomError, match="M002") as caught:
+        compiled(noisy)
+    (found,) = caught.value.diagnostics
+    assert "torch.export.export(model.eval(), args).module()" in found.helps[0]
+    compiled(exported(network(nn.Dropout()).eval()))
+
+
+class Always(nn.Module):
+    def __init__(self, training: bool | None) -> None:
+        super().__init__()
+        self.always = training
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = self.training if self.always is None else self.always
+        return nn.functional.dropout(x, 0.5, training=training)
+
+
+def test_noise_in_eval_mode_is_not_blamed_on_the_mode() -> None:
+    with pytest.raises(lissom.LissomError, match="M002") as caught:
+        compiled(network(Always(True)))
+    (found,) = caught.value.diagnostics
+    assert "eval()" not in found.helps[0]
+    assert "F.dropout(x, p, training=self.training)" in found.helps[0]
+    compiled(network(Always(None)))
