@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from .rewrite.proving.cases import CaseResult
     from .rewrite.proving.propose import Proposal
     from .rewrite.proving.report import Report
+    from .rewrite.proving.worker import Death
     from .testing import Job
 
 COLUMNS = ("rule", "fired", "silent", "near", "mutants", "algebra", "bits", "float", "verdict")
+SHOWN = 3
+"""Trials that ended their process are named so many times for each rule."""
+
 BUDGETS = (
     "budget of",
     "kept",
@@ -120,12 +124,21 @@ def _show(
     for report in (reports[job] for job in jobs if job in reports):
         for blamed in report.blamed:
             out.say(f"{report.rule}: {blamed.text}")
+        if report.died:
+            out.say(f"{report.rule}: {died(report.died)}")
     for job, why in skipped.items():
         out.say(f"not run: {job.rule}: {why}")
     for result in cases:
         mark = "ok" if result.holds else "FAILED"
         out.say(f"{mark}  {result.test}: {' '.join(result.case.span.text.split())}  {result.seen}")
     out.say(_summary(list(reports.values())))
+
+
+def died(deaths: Sequence[Death]) -> str:
+    """Trials that ended their process: how many, and which came first."""
+    count = f"{len(deaths)} {'trial' if len(deaths) == 1 else 'trials'} ended the process"
+    more = f", and {len(deaths) - SHOWN} more" if len(deaths) > SHOWN else ""
+    return f"{count}: {'; '.join(death.text for death in deaths[:SHOWN])}{more}"
 
 
 def _row(report: Report) -> tuple[str, ...]:

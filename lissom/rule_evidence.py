@@ -50,6 +50,8 @@ def _problems(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "mistake", f"**{kind}** ({condition}): {prose(found.text('detail'))}"
     for found in entry.parts("blamed"):
         yield "left", _blamed(found)
+    for found in entry.parts("died"):
+        yield "ended the process", prose(f"{found.text('trial')}: {found.text('how')}")
     yield from (("not shown", prose(text)) for text in entry.texts("weak"))
 
 

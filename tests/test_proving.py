@@ -18,8 +18,9 @@ from lissom.rewrite import engine, shape_match, site
 from lissom.rewrite.construct import Constructor
 from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.proving.near import examine_near, near_misses
-from lissom.rewrite.proving.prove import Explored, Proof, again, explore, prove
+from lissom.rewrite.proving.prove import Explored, Proof, explore, prove
 from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
+from lissom.rewrite.proving.stages import again
 from lissom.rewrite.proving.trial import BAD, Subject, model, trial
 from lissom.rewrite.rule import compile_rule
 from lissom.rewrite.view import View

@@ -22,8 +22,9 @@ from lissom.rewrite.proving import filling, grow, settings, sizes
 from lissom.rewrite.proving.grow import Grown
 from lissom.rewrite.proving.near import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.places import inside, lies_at, outside
-from lissom.rewrite.proving.prove import Explored, _algebra, explore, prove
+from lissom.rewrite.proving.prove import Explored, explore, prove
 from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
+from lissom.rewrite.proving.stages import algebra
 from lissom.rewrite.proving.trial import BAD, REFUSED, VACUOUS, Subject, model, trial
 from lissom.rewrite.rule import compile_rule
 
@@ -255,7 +256,7 @@ def test_whole_numbers_beside_residues_are_residues() -> None:
     }
     """
     chosen = subject_of(text)
-    results = [r for tape in explore(chosen, 30).tapes for r in _algebra(chosen, tape)]
+    results = [r for tape in explore(chosen, 30).tapes for r in algebra(chosen, tape)]
     assert {result.verdict for result in results} == {"proved"}
 
 

@@ -24,6 +24,7 @@ def prove_dims(subject: Subject, models: int, start: int = 0) -> Proof:
     rule = compile_rule(subject.source, arguments(Rolled(start), subject.source))
     explored = explore(subject, models, start, dim_outcomes, any)
     proof = Proof(rule.name, rule.kind, rule.digest, explored, guards_of(rule))
+    proof.died = explored.died
     if explored.failure is None and explored.tapes:
         proof.near = dim_near(subject, explored.tapes, start)
         proof.mutants = dim_score(subject, dim_specimens(subject, explored.tapes))

@@ -219,6 +219,11 @@ class Fate:
     ratio: float = 0.0
 
     @property
+    def found(self) -> tuple[str, str, int | None, float]:
+        """Everything but the mutant itself, which need not be sent to another process."""
+        return self.by, self.reason, self.sample, self.ratio
+
+    @property
     def killed(self) -> bool:
         return bool(self.by)
 

@@ -53,6 +53,11 @@ class NearResult:
     faults: list[Fault] = field(default_factory=list)
 
     @property
+    def found(self) -> tuple[Any, ...]:
+        """Everything but the near-miss itself, which no other process can be sent."""
+        return self.silent, self.equal, self.conditions, self.wrong, self.faults
+
+    @property
     def reached(self) -> int:
         return self.silent + self.equal + len(self.wrong)
 

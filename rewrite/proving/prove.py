@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from ...grammar import tree as t
-from ..binding import Bindings
 from ..rule import Rule, compile_rule
-from ..site import Site, examine
 from ..twins import Fault
 from .blamed import Blamed, counted
-from .dyadic import DIFFERS, DyadicResult, check_dyadic
-from .field import WHOLE, FieldResult, check_field
-from .grow import Grown
-from .mutate import Score, score, specimens
-from .near import NearResult, examine_near, near_misses
+from .dyadic import DIFFERS, DyadicResult
+from .field import FieldResult
+from .mutants import mutants
+from .mutate import Score
+from .near import NearResult, near_misses
 from .promise import Kept
 from .shrink import shrunk
-from .source import Recorded, Replayed, Rolled, Source, Unsuitable, Varied
+from .source import Draw, Recorded, Replayed, Rolled, Source, Unsuitable
+from .stages import Bench, tried_exactly, tried_mutants, tried_near
 from .trial import (
     BAD,
     FIRED,
@@ -34,11 +33,10 @@ from .trial import (
     Outcome,
     Subject,
     arguments,
-    bound,
     model,
-    state_of,
     trial,
 )
+from .worker import Death, Worker, survived
 
 LEAST_FIRED = 50
 """Fewer models than this in which a rule fired show nothing (V001)."""
@@ -54,6 +52,9 @@ Outcomes = Callable[[Subject, Source], list[Outcome]]
 
 NOT_TESTED = "NOT TESTED"
 """The verdict on a rule that was never applied: nothing is known of it."""
+
+MOST_DIED = 32
+"""Models that may end their process before no more are drawn."""
 
 KEPT = 64
 """Models in which the rule fired that are kept for near-misses and mutants, as tapes."""
@@ -84,6 +85,7 @@ class Explored:
     failure: Failure | None = None
     kept: list[Kept] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    died: list[Death] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.kept += [outcome.kept] if outcome.kept is not None else []
@@ -114,6 +116,7 @@ class Proof:
     mutants: Score = field(default_factory=lambda: Score((), 0))
     algebra: list[FieldResult] = field(default_factory=list)
     bits: list[DyadicResult] = field(default_factory=list)
+    died: list[Death] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str = ""
 
@@ -188,35 +191,17 @@ def prove(subject: Subject, models: int, start: int = 0) -> Proof:
     """
     begun = time.perf_counter()
     rule = compile_rule(subject.source, arguments(Rolled(start), subject.source))
-    explored = explore(subject, models, start)
-    proof = Proof(rule.name, rule.kind, rule.digest, explored, guards_of(rule))
-    tapes = explored.tapes
-    if explored.failure is None and tapes:
-        proof.near = [examine_near(near, subject, tapes) for near in near_misses(rule, subject)]
-        proof.algebra = [r for tape in tapes[:FIELDS] for r in _algebra(subject, tape)]
-        proof.bits = [check_dyadic(subject, again(subject, tape)) for tape in tapes[:DYADIC]]
-        growers = [partial(again, subject, tape) for tape in tapes]
-        proof.mutants = score(subject, specimens(subject, growers))
+    nears, wrong = near_misses(rule, subject), mutants(subject.source, subject.vocabulary)
+    with Worker(Bench(subject, partial(_drawn, subject, _outcomes), nears, wrong)) as worker:
+        explored = _explored(subject, models, start, worker, all)
+        proof = Proof(rule.name, rule.kind, rule.digest, explored, guards_of(rule))
+        proof.died, tapes = explored.died, explored.tapes
+        if explored.failure is None and tapes:
+            proof.near = tried_near(worker, nears, tapes, proof.died)
+            proof.algebra, proof.bits = tried_exactly(worker, tapes, proof.died)
+            proof.mutants = tried_mutants(worker, wrong, tapes, proof.died)
     proof.seconds = time.perf_counter() - begun
     return proof
-
-
-FIELDS = 32
-"""Models whose algebra is decided in a finite field: as many draws of shapes and settings."""
-
-DYADIC = 32
-"""Models that run on numbers without rounding."""
-
-
-def _algebra(subject: Subject, tape: Sequence[int]) -> Iterator[FieldResult]:
-    grown = again(subject, tape)
-    state = state_of(subject, grown)
-    for planted in grown.planted:
-        bindings = bound(state, grown.rule, planted)
-        site = examine(state, grown.rule, bindings) if isinstance(bindings, Bindings) else None
-        found = check_field(state, site) if isinstance(site, Site) else None
-        if found is not None and found.reason != WHOLE:
-            yield found
 
 
 def guards_of(rule: Rule) -> tuple[str, ...]:
@@ -249,36 +234,64 @@ def explore(
     outcomes_of: what becomes of one drawn model; instances of the pattern are planted by default.
     keeps: whether the choices of a model are kept, by which of its instances the rule fired on.
     """
-    tried = outcomes_of or _outcomes
+    tried = partial(_drawn, subject, outcomes_of or _outcomes)
+    with Worker(Bench(subject, tried)) as worker:
+        return _explored(subject, models, start, worker, keeps)
+
+
+def _explored(
+    subject: Subject,
+    models: int,
+    start: int,
+    worker: Worker,
+    keeps: Callable[[Iterable[bool]], bool],
+) -> Explored:
     found = Explored()
     kept = min(int(LEAST_KEPT * models), MOST_KEPT) if subject.source.kind == "approx" else 0
     wanted = max(LEAST_FIRED, kept)
     for number in range(SPARE * ROUNDS * models):
         enough = found.fired >= wanted or found.models >= ROUNDS * models
         hopeless = not found.models and number > SPARE * models
+        hopeless = hopeless or len(found.died) >= MOST_DIED
         if found.failure is not None or hopeless or (found.models >= models and enough):
             break
-        source = Recorded(_drawn(found, f"{start}/{number}"))
-        try:
-            outcomes = tried(subject, source)
-        except Unsuitable as error:  # the draws do not fit together
-            found.undrawn[str(error)] += 1
-            continue
-        if outcomes:
-            _note(found, tuple(source.tape), outcomes, keeps)
+        draw, name = _draw(found, f"{start}/{number}"), f"model {number} of seed {start}"
+        drawn = survived(found.died, name, worker, "drawn", draw)
+        if isinstance(drawn, str):  # the draws do not fit together
+            found.undrawn[drawn] += 1
+        elif drawn is not None and drawn[1]:
+            tape, outcomes = drawn
+            _note(found, tape, outcomes, keeps)
     if found.failure is not None:
-        found.failure = _smallest(subject, found.failure, tried)
+        name = "making a mistake smaller"
+        found.failure = survived([], name, worker, "drawn", found.failure) or found.failure
     return found
 
 
-def _drawn(found: Explored, seed: str) -> Source:
+def _drawn(
+    subject: Subject, tried: Outcomes, given: Draw | Failure
+) -> tuple[tuple[int, ...], list[Outcome]] | Failure | str:
+    """The choices of one model and what became of it, or why they do not fit together; of a mistake
+    the smallest model.
+    """
+    if isinstance(given, Failure):
+        return _smallest(subject, given, tried)
+    source = Recorded(given.source())
+    try:
+        outcomes = tried(subject, source)
+    except Unsuitable as error:
+        return str(error)
+    return tuple(source.tape), outcomes
+
+
+def _draw(found: Explored, seed: str) -> Draw:
     """New choices; where a rule fires in less than half of the models, every other time those of a
     model in which it fired, with some made anew.
     """
     picked = Rolled(f"{seed} like")
     if 2 * found.fired >= found.models or not found.tapes or picked.chance(50):
-        return Rolled(seed)
-    return Varied(picked.choice(found.tapes), seed)
+        return Draw(seed)
+    return Draw(seed, picked.choice(found.tapes))
 
 
 def _outcomes(subject: Subject, source: Source) -> list[Outcome]:
@@ -321,8 +334,3 @@ def _smallest(subject: Subject, failure: Failure, tried: Outcomes) -> Failure:
 
     wanted = (failure.outcome.kind, failure.outcome.condition)
     return known[shrunk(failure.tape, fails)]
-
-
-def again(subject: Subject, tape: Sequence[int]) -> Grown:
-    """The model that these choices led to."""
-    return model(Replayed(tape), subject)

@@ -13,6 +13,7 @@ from .blamed import Blamed
 from .field import PROVED, UNDECIDED
 from .promise import Confidence, confidence
 from .prove import Proof
+from .worker import Death
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Report:
     `confidence`: how well an approximate rule keeps its budget. `because`: what tells models at
     which the sides differ from others. `elsewhere`: how many rewritten models were compared on
     other inputs than their example's, by the kind of inputs.
+    `died`: trials that ended their process.
     `blamed`: kernels of this processor that are wrong, and how many sites were left for them.
     """
 
@@ -84,6 +86,7 @@ class Report:
     because: tuple[str, ...] = ()
     elsewhere: dict[str, int] = field(default_factory=dict)
     blamed: tuple[Blamed, ...] = ()
+    died: tuple[Death, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         hidden = {"tape"} if self.because else {"tape", "because"}
@@ -121,6 +124,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         confidence(explored.kept),
         elsewhere=dict(sorted(explored.elsewhere.items())),
         blamed=proof.blamed,
+        died=tuple(proof.died),
     )
 
 
@@ -147,6 +151,7 @@ CLAIMS = (
     "numbers at borders. "
     "blamed: kernels of this processor that are far off what float64 gives for the same numbers; "
     "sites at which they stand say nothing about a rule. "
+    "died: trials that ended their process, which is one of its own; nothing is known of them. "
     "All of it speaks of the models that were drawn."
 )
 

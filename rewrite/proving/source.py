@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
@@ -60,6 +61,17 @@ class Rolled(Source):
 
     def integer(self, low: int, high: int) -> int:
         return self._random.randint(low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where the choices of one model come from: a seed, and a tape of which most are taken over."""
+
+    seed: str
+    like: tuple[int, ...] | None = None
+
+    def source(self) -> Source:
+        return Rolled(self.seed) if self.like is None else Varied(self.like, self.seed)
 
 
 class Varied(Source):
