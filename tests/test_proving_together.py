@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from functools import cache
 
@@ -17,8 +18,9 @@ from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.proving import together as proving_together
 from lissom.rewrite.proving.grow import Grown
 from lissom.rewrite.proving.source import Rolled, Unsuitable
-from lissom.rewrite.proving.together import Company, company, try_together
+from lissom.rewrite.proving.together import Company, company, isolated, try_together
 from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.worker import Worker, survived
 from lissom.rewrite.view import View
 
 from .support import library
@@ -53,11 +55,12 @@ def tried(seed: str, names: tuple[str, ...]) -> Company | None:
 def test_every_rule_with_every_other(first: str) -> None:
     """S18: two rules fine alone, an invalid graph together."""
     fired: Counter[str] = Counter()
-    for second in subjects():
-        found = tried(f"{first}/{second}", (first, second))
-        if found is not None:
-            assert found.wrong == "", (first, second)
-            fired.update({name for name, count in found.fired.items() if count})
+    with Worker(tried) as worker:
+        for second in subjects():
+            found = isolated(worker, f"{first}/{second}", (first, second))
+            if found is not None:
+                assert found.wrong == "", (first, second)
+                fired.update({name for name, count in found.fired.items() if count})
     assert fired[first] >= 3
     assert len(fired) >= len(subjects()) // 3
 
@@ -66,8 +69,20 @@ def test_every_rule_with_every_other(first: str) -> None:
 def test_many_rules_at_once(seed: int) -> None:
     source = Rolled(f"many {seed}")
     names = tuple(source.choice(sorted(subjects())) for _ in range(5))
-    found = tried(f"many {seed}", tuple(dict.fromkeys(names)))
+    with Worker(tried) as worker:
+        found = isolated(worker, f"many {seed}", tuple(dict.fromkeys(names)))
     assert found is None or found.wrong == ""
+
+
+def test_a_pair_whose_model_ends_the_process_costs_that_pair() -> None:
+    def deadly(seed: str, names: tuple[str, ...]) -> Company | None:
+        if names[1] == "fold_bn":
+            os._exit(1)
+        return Company({names[0]: 1})
+
+    with Worker(deadly) as worker:
+        found = [isolated(worker, "", ("drop_dropout", name)) for name in ("fold_bn", "fold_scale")]
+    assert found == [Company({}, died="exit with code 1"), Company({"drop_dropout": 1})]
 
 
 def numbered(monkeypatch: pytest.MonkeyPatch, good: set[torch.dtype]) -> Company:
@@ -116,6 +131,11 @@ def agree(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...], withi
 @pytest.mark.parametrize("seed", range(12))
 def test_rewriting_commutes_with_what_keeps_the_model(seed: int) -> None:
     """The same draws give the same bits; a copy taken before stays as it was; double precision."""
+    with Worker(commutes) as worker:
+        survived([], "", worker, seed)
+
+
+def commutes(seed: int) -> None:
     plain, twin = (drawn(f"commutes {seed}", NAMES) for _ in range(2))
     assert plain is not None
     assert twin is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -20,6 +21,7 @@ from .double import in_double
 from .grow import Grown, grow_together
 from .source import Source
 from .trial import Subject, is_random, state_of
+from .worker import Died, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Company:
     `vacuous`: the outputs are rounding alone and show nothing. `imprecise`: what the check of the
     whole model says where it refuses the rewrites, though in float64 the same ones keep the model.
     Each of them stays within what rounding allows at its site; together they lose precision.
-    `faults`: the kernels whose mistakes make the model differ.
+    `faults`: the kernels whose mistakes make the model differ. `died`: how the process ended in
+    which the model was tried.
     """
 
     fired: dict[str, int]
@@ -37,6 +40,7 @@ class Company:
     vacuous: bool = False
     imprecise: str = ""
     faults: tuple[Fault, ...] = ()
+    died: str = ""
 
 
 def company(source: Source, subjects: Sequence[Subject]) -> tuple[Grown, list[Subject]]:
@@ -63,6 +67,14 @@ def try_together(grown: Grown, subjects: Sequence[Subject]) -> Company:
     if wide.fired == found.fired and not wide.wrong and not wide.imprecise:
         return found
     return Company(found.fired, found.imprecise)
+
+
+def isolated(worker: Worker, *args: Any) -> Company | None:
+    """What a worker finds out about one model, which may end its process."""
+    try:
+        return worker(*args)
+    except Died as death:
+        return Company({}, died=str(death))
 
 
 def _together(grown: Grown, subjects: Sequence[Subject]) -> Company:
