@@ -151,9 +151,11 @@ def order(cells: Sequence[str]) -> list[int]:
 
 
 def commit_of() -> str:
-    """The commit; a working tree that differs from it is marked."""
-    ask = ["git", "describe", "--always", "--abbrev=10", "--dirty", "--exclude", "*"]
-    return subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    """The commit; a working tree that differs from it, in more than the page, is marked."""
+    ask = ["git", "rev-parse", "--short=10", "HEAD"]
+    found = subprocess.run(ask, cwd=ROOT, check=True, capture_output=True, text=True)
+    differs = ["git", "diff", "--quiet", "HEAD", "--", ".", f":(exclude){PAGE.relative_to(ROOT)}"]
+    return found.stdout.strip() + "-dirty" * subprocess.run(differs, cwd=ROOT).returncode
 
 
 def main() -> None:

@@ -301,9 +301,9 @@ def test_what_is_no_image(layer: nn.Module, x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("kind", "code", "reason"),
     [
-        (Flat, "R013", "at 6x6 `head` cannot take it: mat1 and mat2"),
-        (Written, "R013", "at 6x6 `view` cannot take it: shape '[-1, 96]' is invalid"),
-        (Table, "R013", "at 6x6 `add` cannot take it: The size of tensor a (3)"),
+        (Flat, "R013", "at 6x6 `head` cannot take it: "),
+        (Written, "R013", "at 6x6 `view` cannot take it: "),
+        (Table, "R013", "at 6x6 `add` cannot take it: "),
         (Map, "R013", "at 6x6 `relu_1` would give float32[2, 6, 3, 3], not float32[2, 6, 4, 4]"),
         (Inside, "R012", "it is resized to 6x6 already"),
         (Writes, "R012", "the model writes into it"),
@@ -313,6 +313,7 @@ def test_what_cannot_follow_says_where(kind: type[nn.Module], code: str, reason:
     found = refused(compiled(net(kind)))
     assert found[0] == code
     assert found[1].startswith(reason)
+    assert not found[1].endswith(": ")  # what torch says, in its own words, follows
 
 
 def test_a_written_size_that_happens_to_fit() -> None:
