@@ -66,7 +66,11 @@ def elementwise(before: str, after: str) -> str:
 @pytest.mark.parametrize(
     ("before", "after", "where"),
     [
-        ("y = softplus(x)", "e = exp(x)\n y = log1p(e)", "numbers up to 10000"),
+        (
+            "y = softplus(x, beta = 1, threshold = 20)",
+            "e = exp(x)\n y = log1p(e)",
+            "numbers up to 10000",
+        ),
         ("y = expm1(x)", "e = exp(x)\n y = sub(e, 1)", "numbers of 0.0001"),
     ],
 )
@@ -81,18 +85,19 @@ def test_both_sides_may_overflow_together() -> None:
     found = explored(elementwise("y = mul(x, x)", "y = pow(x, 2)"))
     assert found.failure is None
     assert found.elsewhere["other sizes"] >= 40
-    assert found.elsewhere[f"numbers up to {LARGEST:g}"] >= 40
+    assert found.elsewhere[f"numbers up to {LARGEST:g}"] >= 8
 
 
-def test_variants_keep_what_belongs_together() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_variants_keep_what_belongs_together(seed: int) -> None:
     """Two inputs as long as each other stay so; whole numbers stay those of the example."""
     rows, index = torch.randn(3, 4), torch.tensor([[2, 0, 1, 1]] * 3)
     shapes = [
-        tuple(map(tuple, (v.shape for v in one.inputs))) for one in variants((rows, index), 0)
+        tuple(map(tuple, (v.shape for v in one.inputs))) for one in variants((rows, index), seed)
     ]
     assert shapes[:2] == [((4, 4), (4, 4)), ((3, 5), (3, 5))]
     assert set(shapes[2:]) == {((3, 4), (3, 4))}
-    for one in variants((rows, index), 0):
+    for one in variants((rows, index), seed):
         assert int(one.inputs[1].max()) == 2
         assert torch.isfinite(one.inputs[0]).all()
         assert float(one.inputs[0].abs().max()) <= LARGEST

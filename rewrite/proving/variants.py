@@ -33,8 +33,8 @@ class Variant:
 
 
 def variants(inputs: Sequence[Tensor], seed: int) -> Iterator[Variant]:
-    """Other inputs of the same model: which of the free axes is longer is drawn from `seed`. The
-    original need not take them.
+    """Other inputs of the same model: one more sample, one more along another axis, and numbers of
+    one kind. Which axis and which kind comes from `seed`. The original need not take them.
     """
     generator = torch.Generator().manual_seed(seed)
     axes = sorted({axis for value in inputs for axis in range(1, value.dim())})
@@ -44,8 +44,8 @@ def variants(inputs: Sequence[Tensor], seed: int) -> Iterator[Variant]:
         if longer is not None:
             yield Variant("", longer)
     if any(value.is_floating_point() for value in inputs):
-        for name, change in _NUMBERS.items():
-            yield Variant(name, tuple(change(value, generator) for value in inputs))
+        name = tuple(_NUMBERS)[seed % len(_NUMBERS)]
+        yield Variant(name, tuple(_NUMBERS[name](value, generator) for value in inputs))
 
 
 # -- sizes -----------------------------------------------------------------------------------------
