@@ -313,7 +313,7 @@ def test_explain_a_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert document["doc"]
 
 
-@pytest.mark.parametrize("name", ["fold_bnn", "V109"])
+@pytest.mark.parametrize("name", ["fold_bnn", "V119"])
 def test_explain_what_is_not_there(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", name]) == 2
     assert "did you mean" in capsys.readouterr().err
