@@ -61,8 +61,8 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def crashed() -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
+def ended() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def left() -> None:
@@ -93,7 +93,7 @@ def test_calls_run_elsewhere_and_keep_what_they_know() -> None:
 
 @pytest.mark.parametrize(
     ("end", "how"),
-    [(killed, "killed by SIGKILL"), (crashed, "SIGSEGV"), (left, "exit with code 3")],
+    [(killed, "killed by SIGKILL"), (ended, "SIGTERM"), (left, "exit with code 3")],
 )
 def test_a_death_is_told_and_the_next_call_gets_another_process(
     end: Callable[[], None], how: str
