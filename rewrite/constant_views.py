@@ -1,4 +1,5 @@
-"""Weights that forward reads as views of a parameter: a transpose, the rows of a stacked matrix.
+"""Weights that forward reads as views of a parameter: a transpose, rows of a stacked matrix, a gain
+of channels with axes of one.
 
 A view may become a parameter of its own only if nothing is lost: nobody else reads the memory, and
 no two views have a number in common. Else the tie would be broken.

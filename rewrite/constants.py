@@ -28,6 +28,7 @@ _SMALL_BYTES = 1 << 20
 _UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _CONTRACTIONS = ("conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d")
 _CONTRACTIONS += ("conv_transpose3d", "batch_norm", "layer_norm", "group_norm", "embedding")
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
     """
     found = _Constants(module)
     computed = list(found.frontier())
-    weights = [node for node in computed if _role(node) != "constant"]
+    weights = [node for node in computed if _role(node) != "constant" or _is_operand(node, found)]
     apart = separable(module, weights, found.values)
     folded = [item for node in computed for item in _fold(module, found, node, apart)]
     if folded or found.replaced:
@@ -184,7 +185,8 @@ def _fold(
         return
     role = _role(node)
     path = _fresh_path(module, node, role)
-    _store(module, path, _as_state(value, role, [found.values[source] for source in sources]))
+    made_of = [found.values[source] for source in sources]
+    _store(module, path, _as_state(value, "weight" if origin is not None else role, made_of))
     with module.graph.inserting_before(node):
         stored = module.graph.get_attr(path)
     stored.meta.update(
@@ -233,6 +235,13 @@ def _role(node: fx.Node) -> str:
         if node_name(user) in _CONTRACTIONS and node in user.kwargs.values():
             return next(key for key, arg in user.kwargs.items() if arg is node)
     return "constant"
+
+
+def _is_operand(node: fx.Node, found: _Constants) -> bool:
+    """Whether arithmetic alone reads it: a gain or shift of channels, say. Other calls may compute
+    otherwise for a parameter that wants gradients than for a view of one.
+    """
+    return all(user in found.values or node_name(user) in _ARITHMETIC for user in node.users)
 
 
 def _exists(module: Any, path: str) -> bool:

@@ -14,6 +14,7 @@ from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.view import View
 
 from .captured import Lambda, same
+from .support import library, run
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 Forward = Callable[[Any, torch.Tensor], Any]
@@ -44,6 +45,7 @@ ALONE: dict[str, tuple[Forward, list[tuple[int, ...]]]] = {
     "property": (lambda m, x: F.linear(x, m.w.mT, m.b), [(6,), (6, 6)]),
     "an axis more": (lambda m, x: F.conv1d(x[..., None], m.w.unsqueeze(-1)), [(6, 6, 1)]),
     "some rows": (lambda m, x: F.linear(x, m.w[1:5]), [(4, 6)]),
+    "gain and shift": (lambda m, x: F.linear(x, m.w) * m.b.view(1, -1), [(1, 6), (6, 6)]),
     "halves": (halves, [(2,), (2, 6), (4,), (4, 6)]),
     "chunks": (chunks, [(2,), (2,), (2,), (2, 6), (2, 6), (2, 6)]),
 }
@@ -57,7 +59,7 @@ def test_a_view_that_nobody_shares_is_a_weight(name: str) -> None:
     held = list(captured.module.parameters())
     assert sorted(tuple(p.shape) for p in held) == sorted(shapes)
     assert len({p.untyped_storage().data_ptr() for p in held}) == len(held)
-    assert readable(captured) == sum(len(shape) > 1 for shape in shapes)
+    assert readable(captured) == sum(len(shape) > 1 and shape[0] > 1 for shape in shapes)
     assert all(p.requires_grad for p in held)
     assert same(captured, model, torch.rand(5, 6))
 
@@ -79,6 +81,28 @@ def test_a_view_of_what_others_read_stays_a_view(name: str) -> None:
     assert len(memory) == 1
     assert "w" in dict(captured.module.named_parameters())
     assert same(captured, model, torch.rand(5, 6))
+
+
+def test_a_gain_of_channels_folds_into_the_layer_before() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return m.conv(x) * m.gain[:, None] + m.shift.reshape(1, -1, 1)
+
+    torch.manual_seed(0)
+    own = {name: nn.Parameter(torch.randn(4)) for name in ("gain", "shift")}
+    model = Lambda(forward, conv=nn.Conv1d(6, 4, 1), **own).eval()
+    driven = run(model, X[..., None], library("fold")).check()
+    assert driven.applied == 2
+    assert not {"mul", "add"} & set(driven.ops())
+
+
+def test_what_is_given_to_other_calls_stays_a_view() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=m.b[:3].expand(3, 3))
+
+    model = model_of(forward)
+    captured = capture(model, (X,))
+    assert "b" in dict(captured.module.named_parameters())
+    assert same(captured, model, X)
 
 
 def test_a_view_of_the_weight_of_a_layer_stays_a_view() -> None:
