@@ -77,9 +77,12 @@ class _Probe:
         case = enlarged(self.case)
         if case is None:
             return
-        (image,), (larger,) = images(self.case), images(case)
-        sides = [axis for axis in axes if axis.tensor is image and axis.axis > 1]
-        trial = self.run(tuple(Group((side,), larger.shape[side.axis]) for side in sides), case)
+        # One tensor may be given twice; then its copies are two.
+        image, larger = images(self.case)[0], images(case)[0]
+        own = [axis for axis in axes if axis.tensor is image]
+        sides = [tuple(axis for axis in own if axis.axis == side) for side in (2, 3)]
+        groups = (Group(side, larger.shape[side[0].axis]) for side in sides if side)
+        trial = self.run(tuple(groups), case)
         if trial is not None:
             yield trial
 

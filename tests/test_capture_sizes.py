@@ -159,6 +159,16 @@ def test_height_and_width_are_told_apart() -> None:
         captured.module(torch.rand(1, 3, 8, 40))
 
 
+def test_one_image_given_twice() -> None:
+    class Both(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return left + 2 * right
+
+    image = torch.rand(1, 3, 8, 8)
+    captured = capture(Both().eval(), (image, image))
+    assert captured.proved[2] == "size 40x40"
+
+
 def test_a_size_inside_the_network_is_checked_where_it_is() -> None:
     class Small(nn.Module):
         def __init__(self) -> None:
