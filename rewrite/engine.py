@@ -273,7 +273,15 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
         seconds,
     )
     state.journal.add(event)
+    forget(site)
     return alive([*new, *around])
+
+
+def forget(site: Site) -> None:
+    """Lets a site go: what was measured at it holds it, and it holds weights in float64, which
+    would otherwise wait for the collector.
+    """
+    site.scope.facts.clear()
 
 
 def ready_at(
@@ -287,7 +295,12 @@ def ready_at(
     """
     try:
         found = find(state, rule, node, start)
-        return prepare(state, found) if isinstance(found, Site) else found
+        if isinstance(found, Miss):
+            return found
+        ready = prepare(state, found)
+        if isinstance(ready, Miss):
+            forget(found)
+        return ready
     except LissomError as error:
         left = left_for(error, rule.source.name.span, node)
         if left is not None:

@@ -23,6 +23,7 @@ from .engine import (
     apply,
     attempt,
     candidates,
+    forget,
     may_apply,
     ready_at,
     refuse,
@@ -237,8 +238,11 @@ class Runner:
             if found is None:
                 continue
             others.append(node)
-            if best is None or rank(found) > most:
+            worse = found if best is not None and rank(found) <= most else best
+            if worse is not found:
                 first, best, most = node, found, rank(found)
+            if worse is not None:
+                forget(worse.site)
         return [node for node in others if node is not first], best
 
     def _each_dim(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import lissom
-from lissom.rewrite import samples
+from lissom.rewrite import engine, samples
 from lissom.rewrite.journal import Applied, Refused
 
 from .support import library
@@ -107,6 +109,28 @@ def test_recording_ends_with_the_last_value_that_is_wanted() -> None:
     first = next(node for node in module.graph.nodes if node.op == "call_module")
     (seen,) = samples.Samples((torch.ones(2),)).seen(module, [first])
     assert (torch.equal(seen[first], torch.ones(2)), calls) == (True, [])
+
+
+@pytest.mark.parametrize("step", ["once", "each"])
+def test_a_site_is_let_go_when_it_is_done(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """It holds its weights in float64: they cannot wait for the collector of cycles."""
+    scopes: list[weakref.ref[Any]] = []
+    prepare = engine.prepare
+
+    def watched(state: Any, site: Any) -> Any:
+        scopes.append(weakref.ref(site.scope))
+        return prepare(state, site)
+
+    monkeypatch.setattr(engine, "prepare", watched)
+    gc.disable()
+    try:
+        x = torch.randn(2, 12)
+        compiled(chain(12, 12, 12, 12), x, [x], step)
+        alive = [scope for scope in scopes if scope() is not None]
+    finally:
+        gc.enable()
+    assert len(scopes) >= 3
+    assert alive == []
 
 
 class Folded(nn.Module):
