@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from ..grammar import tree as t
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
 from .aliasing import unseen
 from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss, left_for
@@ -135,6 +136,8 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     faults = own_faults(state, site, plan, emitted) if owned else ()
     if faults:
         return _kernels(site, faults)
+    if wrong is not None and wrong.claim == IN_OTHER_SIZES and site.rule.source.all(t.Where):
+        return _frozen(site, wrong)
     if wrong is not None and wrong.claim != IN_OWN:
         raise _unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
     if wrong is not None:
@@ -176,6 +179,12 @@ def _too_coarse(site: Site, verdict: Verdict) -> Miss:
     return Miss(
         PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V105"
     )
+
+
+def _frozen(site: Site, verdict: Verdict) -> Miss:
+    """A guard may hold at the sizes of the example alone, `H == 1` say. The site stays."""
+    text = f"computes the same at the sizes of the example only: {verdict.detail}"
+    return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "V107")
 
 
 def _kernels(site: Site, faults: tuple[Fault, ...]) -> Miss:

@@ -73,23 +73,31 @@ def probes(
 
 @dataclass(frozen=True, slots=True)
 class _Small:
-    """A size for free axes, which of three axes is one (0 if none is), and whether a batch of one
-    becomes two.
+    """A size for free axes, which of three axes is one (0 if none is), and the axes at which every
+    input is 1, so that they may well be a batch, or extents, of one.
     """
 
     size: int
     free: int
-    ones: bool = False
+    ones: frozenset[int] = frozenset()
 
 
 def _sizes(shapes: Sequence[Sequence[int]]) -> Iterator[_Small]:
-    """What to try, the smallest first; a batch of one is varied where the ops take two samples."""
+    """What to try, the smallest first; axes of one are varied where the ops take more."""
     rows = any(len(shape) == 3 for shape in shapes)
-    ones = bool(shapes) and all(len(shape) > 1 and shape[0] == 1 for shape in shapes)
-    for several in (True, False) if ones else (False,):
+    ones = _ones(shapes)
+    for several in dict.fromkeys((ones, frozenset())):
         for free in FREE if rows else FREE[:1]:
             for size in SIZES if free or not rows else SIZES[:1]:
                 yield _Small(size, free, several)
+
+
+def _ones(shapes: Sequence[Sequence[int]]) -> frozenset[int]:
+    """The axes at which all are 1; none where they have other numbers of axes or one alone."""
+    ranks = {len(shape) for shape in shapes}
+    if len(ranks) != 1 or min(ranks) < 2:
+        return frozenset()
+    return frozenset(axis for axis in range(min(ranks)) if all(s[axis] == 1 for s in shapes))
 
 
 def _known(state: State, tensors: Sequence[fx.Node], size: _Small, special: bool) -> list[Probe]:
@@ -217,15 +225,9 @@ def _shrunk(shape: Sequence[int], small: _Small) -> tuple[int, ...]:
     if len(shape) < 2:
         return tuple(shape)
     free = range(2, len(shape)) if len(shape) > 3 else (small.free,) if len(shape) == 3 else ()
-    rest = (_other(n, small.size) if at in free else n for at, n in enumerate(shape))
-    return (_other_batch(shape[0], small.ones), *list(rest)[1:])
-
-
-def _other_batch(size: int, ones: bool) -> int:
-    """`ones`: the first axis of every input is 1, so that it may well be the batch."""
-    if size == 1:
-        return 2 if ones else 1
-    return 3 if size == 2 else 2
+    rest = [_other(n, small.size) if at in free else n for at, n in enumerate(shape)]
+    rest[0] = 1 if shape[0] == 1 else 3 if shape[0] == 2 else 2
+    return tuple(2 if at in small.ones and at in (0, *free) else n for at, n in enumerate(rest))
 
 
 def _other(extent: int, size: int) -> int:

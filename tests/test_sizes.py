@@ -17,7 +17,7 @@ from lissom.grammar.program import program_of
 from lissom.rewrite.artifact import verify_artifact
 from lissom.rewrite.certificate import _outputs_again
 from lissom.rewrite.exactness import IN_OTHER_SIZES
-from lissom.rewrite.journal import StageEnd
+from lissom.rewrite.journal import Refused, StageEnd
 from lissom.rewrite.model_check import EQUALITY, SHAPES_KEPT, equality_at, runs_at
 from lissom.rewrite.recorded import described
 from lissom.rewrite.samples import Example
@@ -132,6 +132,26 @@ def test_what_the_model_itself_fixes_may_be_a_number() -> None:
     (event,) = result.applied
     assert [v.how for v in event.verdicts if v.claim == IN_OTHER_SIZES] == ["tested"]
     x = torch.randn(5, 4, 6, 6)
+    assert torch.equal(result.model(x), model(x))
+
+
+def test_a_guard_that_holds_at_the_size_of_the_example_alone_leaves_the_site() -> None:
+    model = Fn(lambda m, x: m.c(x).amax((2, 3)), c=nn.Conv2d(3, 4, 1)).eval()
+    text = """
+    exact rule one_pixel {
+      match {
+        y = amax(x, dim = (2, 3), keepdim = false)
+        x : f[N, C, H, W]
+      }
+      where { H == 1  else "rows"; W == 1  else "columns" }
+      rewrite { y = flatten(x, start_dim = 1) }
+    }"""
+    result = lissom.compile(model, text, inputs=(torch.randn(2, 3, 1, 1),))
+    assert result.applied == []
+    (refused,) = result.journal.of(Refused)
+    assert refused.code == "V107"
+    assert "right on the example, wrong on " in refused.reason
+    x = torch.randn(2, 3, 5, 5)
     assert torch.equal(result.model(x), model(x))
 
 
