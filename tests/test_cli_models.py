@@ -83,7 +83,7 @@ def test_quiet_says_nothing_but_errors(case: Case, capsys: Capture) -> None:
 def test_settings_reach_the_pipeline(case: Case, capsys: Capture) -> None:
     arguments = ["plan", *case, "--allow", "approx"]
     _, found = as_json(capsys, *arguments, "--set", "energy=98%")
-    assert "low_rank_linear(energy = 0.98, least = 4)" in [row["rule"] for row in found["rules"]]
+    assert "low_rank_linear(energy = 98%, least = 4)" in [row["rule"] for row in found["rules"]]
 
 
 @pytest.mark.parametrize("setting", ["energi=1", "energy", "energy=f(2)"])
@@ -140,7 +140,7 @@ def test_a_plan_is_done_exactly(case: Case, tmp_path: Path, capsys: Capture) -> 
     names = sorted(path.name for path in Path(one).iterdir())
     assert all((Path(one) / n).read_bytes() == (Path(two) / n).read_bytes() for n in names)
     rules = [a["rule"] for a in json.loads((Path(one) / "plan.json").read_text())["applications"]]
-    assert "low_rank_linear(energy = 0.98, least = 4)" in rules
+    assert "low_rank_linear(energy = 98%, least = 4)" in rules
 
 
 def test_a_plan_for_other_weights_is_refused(case: Case, tmp_path: Path, capsys: Capture) -> None:

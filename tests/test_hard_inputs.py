@@ -43,7 +43,7 @@ def outcome(text: str, functions: dict[str, Any] | None = None) -> str:
 # -- rule files ------------------------------------------------------------------------------------
 
 CLAMP = "exact rule a { match { y = relu(x) } rewrite { y = clamp(x, min = 0) } }\n"
-BACK = "exact rule b { match { y = clamp(x, min = 0) } rewrite { y = relu(x) } }\n"
+BACK = "exact rule b { match { y = clamp(x, min = 0, max = none) } rewrite { y = relu(x) } }\n"
 CASES = {
     "I11 one name twice": (CLAMP + CLAMP, "N003"),
     "I14 a name that nothing binds": (RELU.format("y = relu(x)", "", "y = tanh(z)"), "N001"),
