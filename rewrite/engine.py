@@ -5,17 +5,16 @@ step before the commit works on values, so there is nothing to undo.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from torch import fx
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Diagnostic, Label, LissomError, Span, fail
+from ..grammar.diagnostics import Label, LissomError, Span, fail
 from .aliasing import unseen
 from .binding import GUARDS, PLAN, STRUCTURE, Bindings, Miss, left_for
 from .bounds import weight_bounds
-from .call_text import call_text
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
 from .construct import Plan, Planned, construct
@@ -30,6 +29,7 @@ from .site import Site, examine, examine_cheaply, owners_miss
 from .state import State
 from .torch_internals import is_erased, order_of
 from .twins import FAULTY, Fault, told
+from .unsound import unsound
 from .verify import IN_OWN, IN_TYPES, check_shapes
 
 
@@ -124,7 +124,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
         return unfit
     shapes = check_shapes(site, plan)
     if not shapes.holds:
-        raise _unsound(site, shapes, "S001")
+        raise unsound(site, shapes, "S001")
     point = insertion_point(site, plan, plan.reads)
     if point is None:
         text = "a result is read before everything it needs exists"
@@ -139,7 +139,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     if wrong is not None and wrong.claim == IN_OTHER_SIZES and site.rule.source.all(t.Where):
         return _frozen(site, wrong)
     if wrong is not None and wrong.claim != IN_OWN:
-        raise _unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
+        raise unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
     if wrong is not None:
         return _too_coarse(site, wrong)
     claims = check_claims(state, site, plan) if state.verify else ()
@@ -201,46 +201,6 @@ def _broken(site: Site, verdict: Verdict) -> Miss:
     span = next(c.span for c in site.rule.claims if " ".join(c.span.text.split()) == verdict.claim)
     text = f"`{verdict.claim}` does not hold: {verdict.detail}"
     return Miss(PLAN, 0, lambda: text, span, site.calls[0].node, "B001")
-
-
-def _unsound(site: Site, verdict: Verdict, code: str) -> LissomError:
-    """The rule promised equality and broke it: the author must know at once, with the place and the
-    numbers.
-    """
-    numbers = (
-        ""
-        if verdict.worst is None
-        else f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}; "
-    )
-    matched = "; ".join(call_text(call) for call in site.calls)
-    labels = (
-        Label(site.rule.source.name.span, "this rule"),
-        Label(
-            None, where=f"{site.name} ({site.calls[0].node.meta.get('source') or 'no source line'})"
-        ),
-    )
-    measured = f"{verdict.claim}: {numbers}{verdict.detail}"
-    message, help_ = _UNSOUND.get(code) or _UNSOUND["V101", site.rule.kind == "approx"]
-    message = f"`{site.rule.name}` {message}"
-    notes = measured, f"matched: {matched}"
-    return LissomError(Diagnostic(code, message, labels, notes, (help_,)))
-
-
-_UNSOUND: Mapping[object, tuple[str, str]] = {
-    ("V101", True): (
-        "does not compute the same",
-        "the rewrite half of a rule must be exact; put what is approximate into `perturb`",
-    ),
-    ("V101", False): (
-        "does not compute the same",
-        "`lissom test FILE` draws such models and names the guard that is missing",
-    ),
-    "V107": (
-        "computes the same at the sizes of the example only",
-        "a size taken from a value is a number for good: write `runtime_size(x, axis)`, or -1",
-    ),
-}
-"""What a broken promise is called, and what to do about it."""
 
 
 _PLAIN = (int, float, str, bool, tuple)
