@@ -164,7 +164,10 @@ def judged(trial: Trial[Any]) -> tuple[Verdict, ...] | Miss:
     rule = trial.site.rule
     try:
         equal = trial.equality()
-    except RunFailed as error:  # a norm refuses to run over a single number
+    except RunFailed as error:
+        if error.model is not trial.reference:  # then the change itself is wrong
+            raise
+        # A norm refuses to run over a single number.
         return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
     if not equal.holds:
         faults = kernel_faults(lambda: trial.equality().holds)
