@@ -22,7 +22,7 @@ from lissom.rewrite.channels.atoms import Atoms
 from lissom.rewrite.channels.kept import Kept
 from lissom.rewrite.channels.work import Work
 from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import dim_mutants, dim_trial, prove
+from lissom.rewrite.proving import dim_mutants, dim_trial, prove, worker
 from lissom.rewrite.proving import dim_near as dim_near_module
 from lissom.rewrite.proving.dim_mutants import dim_score, dim_specimens
 from lissom.rewrite.proving.dim_near import READERS, dim_near
@@ -304,6 +304,7 @@ def test_one_model_in_four_is_in_single_precision(monkeypatch: pytest.MonkeyPatc
         return outcomes
 
     monkeypatch.setattr(dim_trial, "tried_dims", watched)
+    monkeypatch.setattr(worker, "forks", lambda: False)  # what is seen must be seen here
     assert explored(PRUNE, 40).failure is None
     single = [fired for dtype, fired in seen if dtype is torch.float32]
     double = [fired for dtype, fired in seen if dtype is torch.float64]
