@@ -203,7 +203,7 @@ def _settled(net: nn.Module, batches: Sequence[Any]) -> nn.Module:
         norm.momentum = None  # The plain mean over what passes.
         norm.train()
     with torch.no_grad():
-        for x, _ in first(batches, CALIBRATION):
+        for x, _ in first(batches, CALIBRATION, lambda batch: len(batch[0])):
             net(x)
     return net.eval()
 

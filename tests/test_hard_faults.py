@@ -203,10 +203,13 @@ def test_h28_a_process_that_dies(tmp_path: Path) -> None:
     assert elsewhere(tmp_path, "rule die", *arguments).returncode == 9
     assert contents(tmp_path / "out") == {}
     other = RULE.replace("copies", "others").replace("identity", "relu")
-    other = other.replace("y = l(", "g = l(").replace(" from l }", " from l\n  y = relu(g) }")
+    other = other.replace("y = l(", "g = l(").replace(
+        " from l }", " from l\n  y = clamp(g, min = 0) }"
+    )
     (tmp_path / "two.lissom").write_text(RULE + other.partition("pure\n")[2])
     options = ("--python", "model.py", "--models", "5", "--jobs", "2")
     done = elsewhere(tmp_path, "rule die", "test", "two.lissom", *options)
     assert done.returncode == 1, done.stderr
-    assert "the process that tested it died" in done.stderr
+    assert "each of its models ended the process that tried it" in done.stderr
+    assert "exit with code 9" in done.stderr
     assert "Traceback" not in done.stderr

@@ -375,8 +375,8 @@ def test_float16_raises_no_alarm(name: str, monkeypatch: Patch) -> None:
 def test_an_engine_that_is_wrong_in_float16(monkeypatch: Patch) -> None:
     rounded = commit._rounded
 
-    def coarse(state: Any, planned: Any, value: Any) -> Any:
-        weight = rounded(state, planned, value)
+    def coarse(state: Any, planned: Any, *rest: Any) -> Any:
+        weight = rounded(state, planned, *rest)
         return weight.trunc() if planned.dtype == torch.float16 and weight is not None else weight
 
     monkeypatch.setattr(commit, "_rounded", coarse)
@@ -394,7 +394,7 @@ exact rule flat {
     y = flatten(x, start_dim = 1, end_dim = -1)
     x : t[N, C, L]
   }
-  rewrite { y = reshape(x, shape = (N, -1)) }
+  rewrite { y = reshape(x, shape = (runtime_size(x, 0), -1)) }
 }
 """
 
@@ -511,7 +511,7 @@ def test_a_result_of_another_shape_is_told_and_no_crash() -> None:
     wrong = subject_of(f"{text} rewrite {{ y = reshape(x, shape = (1, -1)) }} }}")
     failure = explore(wrong, MODELS).failure
     assert failure is not None
-    assert failure.outcome.kind == "UNSOUND"
+    assert failure.outcome.kind in ("UNSOUND", "WRONG")  # at one sample it is right, there alone
 
 
 def test_operands_in_double_precision_beside_others_keep_it() -> None:

@@ -171,6 +171,8 @@ def _why_never(found: Explored, guards: Sequence[str]) -> str:
     """
     counters = (found.silent, found.refused, found.opaque, found.vacuous)
     places = sum(map(Counter.total, counters))
+    if not places and found.died:
+        return f"each of its models ended the process that tried it: {found.died[0].text}"
     if not places:
         drawn = found.undrawn.most_common(1)
         return "no model with its left side could be drawn" + (f": {drawn[0][0]}" if drawn else "")
