@@ -5,6 +5,7 @@ fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,7 +140,8 @@ def _insert(
     def node_of(value: Any) -> fx.Node:
         if not isinstance(value, RuntimeSize):
             return _node_of(value, new)
-        return _size_node(state, value, node_of, point, {**heirs, "site": home})
+        # Not `node_of`: a function that holds itself, and what it sees, waits for the collector.
+        return _size_node(state, value, partial(_node_of, new=new), point, {**heirs, "site": home})
 
     given = tuple(_with_nodes(value, node_of) for value in planned.inputs)
     emitted.inputs = given + (None,) * (len(emitted.inputs) - len(given))

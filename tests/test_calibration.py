@@ -114,22 +114,24 @@ def test_recording_ends_with_the_last_value_that_is_wanted() -> None:
 @pytest.mark.parametrize("step", ["once", "each"])
 def test_a_site_is_let_go_when_it_is_done(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """It holds its weights in float64: they cannot wait for the collector of cycles."""
-    scopes: list[weakref.ref[Any]] = []
-    prepare = engine.prepare
+    held: list[weakref.ref[Any]] = []
+    made = engine.construct
 
     def watched(state: Any, site: Any) -> Any:
-        scopes.append(weakref.ref(site.scope))
-        return prepare(state, site)
+        plan = made(state, site)
+        weights = (w for planned in plan.ops for w in planned.tensors.values())
+        held.extend(map(weakref.ref, [site.scope, *weights, *plan.moved.values()]))
+        return plan
 
-    monkeypatch.setattr(engine, "prepare", watched)
+    monkeypatch.setattr(engine, "construct", watched)
     gc.disable()
     try:
         x = torch.randn(2, 12)
         compiled(chain(12, 12, 12, 12), x, [x], step)
-        alive = [scope for scope in scopes if scope() is not None]
+        alive = [one for one in held if one() is not None]
     finally:
         gc.enable()
-    assert len(scopes) >= 3
+    assert len(held) >= 9
     assert alive == []
 
 
