@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..grammar.diagnostics import Label, LissomError, Span, did_you_mean, fail
-from .call_json import functions, methods
+from .allowed import functions, methods
 
 _ROOTS: dict[str, Any] = {
     "torch.nn.functional": nn.functional,

@@ -306,7 +306,9 @@ def contradicted(candidate: Candidate, case: Case) -> list[Guard]:
     """The guards that do not give their recorded value on `case`."""
     if not candidate.guards:
         return []
-    module = guards_module(candidate.model, candidate.graph, candidate.guards)
+    module = guards_module(
+        candidate.model, candidate.graph, (guard.node for guard in candidate.guards)
+    )
     try:
         values = case.run(module)
     except Exception:

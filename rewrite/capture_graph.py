@@ -9,7 +9,6 @@ from torch import fx, nn
 
 from .checkpoint import graph_module
 from .torch_internals import checked
-from .tracer import Guard
 from .writes import node_name, writes
 
 # Functions whose result is always memory of its own.
@@ -90,8 +89,8 @@ def copy_of(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return new, where
 
 
-def guards_module(root: nn.Module, graph: fx.Graph, guards: Iterable[Guard]) -> fx.GraphModule:
-    """A module that takes forward's arguments and returns the values that the guards depend on."""
+def guards_module(root: nn.Module, graph: fx.Graph, asked: Iterable[fx.Node]) -> fx.GraphModule:
+    """A module that takes forward's arguments and returns the values of these nodes."""
     new, where = copy_of(graph)
-    new.output_node().args = (tuple(where[guard.node] for guard in guards),)
+    new.output_node().args = (tuple(where[node] for node in asked),)
     return build(root, new)

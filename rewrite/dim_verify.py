@@ -19,13 +19,12 @@ from .claims import judge_claim
 from .cost import model_costs
 from .evaluate import Scope
 from .journal import Costs, Verdict
-from .latency import measure
-from .measures import TURNS, sample_count
+from .latency import TURNS, measure
 from .model_check import drift, equality_at
 from .rule import Rule
 from .runs import RunFailed
 from .samples import Example, numbers_in
-from .state import State
+from .state import State, sample_count
 from .twins import FAULTY, kernel_faults, told
 from .view import View
 

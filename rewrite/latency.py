@@ -16,6 +16,9 @@ from .runs import own_inputs, run
 
 Clock = Callable[[], float]
 
+TURNS = 0.5
+"""Seconds for which both models take turns when a condition asks for a latency."""
+
 
 @dataclass(frozen=True, slots=True)
 class Latency:

@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, fail
 from ..grammar.program import Program
@@ -16,13 +14,10 @@ from .checkpoint import finish
 from .cost import model_costs, said_of_uncounted
 from .evaluate import Scope, shown
 from .journal import Verdict
-from .latency import Latency, measure
+from .latency import TURNS, Latency, measure
 from .model_check import Metrics, drift
-from .state import State
+from .state import State, sample_count
 from .units import require_possible, require_unit
-
-TURNS = 0.5
-"""Seconds for which both models take turns when a condition asks for a latency."""
 
 
 class Measures:
@@ -179,14 +174,4 @@ def _is_share(condition: t.Binary, found: Any, allowed: Any) -> bool:
         and 0 < allowed <= 1
         and isinstance(condition.right, (t.Frac, t.Name))
         and isinstance(condition.left, t.Call)
-    )
-
-
-def sample_count(state: State) -> int:
-    """How many calibration samples sites are measured on."""
-    return sum(
-        int(a.shape[0])
-        for args in state.samples.calibration(state.module)
-        for a in args[:1]
-        if isinstance(a, torch.Tensor) and a.dim()
     )

@@ -22,13 +22,13 @@ from .digest import weights_at
 from .engine import Ready
 from .faulty_sites import stage_equality, undo
 from .journal import Applied, Costs, Note, StageEnd, Verdict
-from .measures import Measures, sample_count
+from .measures import Measures
 from .model_check import DRIFT, PROMISES, Metrics, checked, drift, runs_at, untouched
 from .ranging import RangedReady
 from .remarks import tell_of_costs, tell_of_silence
 from .rule import Rule, compile_rule
 from .stages import implicit_stages
-from .state import State
+from .state import State, sample_count
 from .strategy import Runner
 
 Progress = Callable[[str, int, int], None]

@@ -23,9 +23,10 @@ from .capture_inputs import Bound, Case, bind, environment
 from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Untraceable
 from .capture_values import tensors
+from .source_lines import is_model_file, place
 from .spec import spec_of
 from .torch_internals import tree_leaves, tree_map, tree_unflatten
-from .tracer import Recorder, Specialised, is_model_file, place, version_of
+from .tracer import Recorder, Specialised, version_of
 
 _ASSERTIONS = ("_assert", "sym_constrain", "_guards")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError
 from .capture_values import rebuild
-from .tracer import is_model_file, place
+from .source_lines import is_model_file, place
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from .channels.flow import Flow, analyse
@@ -84,3 +85,13 @@ class State:
         number = self.counters.get(key, 0)
         self.counters[key] = number + 1
         return number
+
+
+def sample_count(state: State) -> int:
+    """How many calibration samples sites are measured on."""
+    return sum(
+        int(a.shape[0])
+        for args in state.samples.calibration(state.module)
+        for a in args[:1]
+        if isinstance(a, torch.Tensor) and a.dim()
+    )

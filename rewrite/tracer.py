@@ -8,13 +8,11 @@ moved was written to, and its node says so in `meta["mutates"]`.
 
 from __future__ import annotations
 
-import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,7 @@ from .capture_ops import INTERNAL, NUMBERS, Call, canonical, getter_name, is_get
 from .capture_patches import recording
 from .capture_scalars import TEXT, plain, traced
 from .capture_values import Origin, children, is_structure, remake, tensors, without_traces
+from .source_lines import is_model_file, place
 from .spec import spec_of
 from .torch_internals import is_wrapped, silent, version_of
 from .writes import node_name
@@ -36,10 +35,6 @@ _LENGTH = len
 
 _SPLITS = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
 """Calls whose number of results may follow from a size."""
-
-_HERE = Path(__file__).parent
-_TORCH = Path(torch.__file__).parent
-_SKIPPED = (*(f"{folder}{os.sep}" for folder in (_HERE, _HERE.resolve(), _TORCH)), "<")
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,15 +325,6 @@ def _position(inputs: list[fx.Node], wanted: fx.Node) -> int:
 def _holds(node: fx.Node, wanted: fx.Node) -> bool:
     built = isinstance(node.target, type)
     return node is wanted or (built and any(_holds(n, wanted) for n in node.all_input_nodes))
-
-
-def is_model_file(name: str) -> bool:
-    """True for a source file outside of torch and of this package."""
-    return not name.startswith(_SKIPPED)
-
-
-def place(file: str, line: int) -> str:
-    return f"{Path(file).name}:{line}"
 
 
 def _storages(items: list[torch.Tensor]) -> set[int]:
