@@ -238,6 +238,43 @@ def test_a_mutant_that_is_the_rule_survives(monkeypatch: pytest.MonkeyPatch) -> 
     assert left >= {"masked: positions shifted by one", "kept: positions shifted by one"}
 
 
+# -- other inputs than the example's ---------------------------------------------------------------
+
+UNLIT = """
+extern fn lit(seen: any) -> any pure
+exact rule drop_unlit {
+  match dim D in channels
+  where { sliceable(D); not boundary(D) }
+  let { keep = lit(activations(D)) }
+  rewrite { D := keep }
+}
+"""
+
+
+def lit(seen: tuple[torch.Tensor, ...]) -> list[int]:
+    """The features that are not 0 throughout the example; the first where there are none."""
+    sizes = [rows.abs().sum(1) for rows in seen]
+    return torch.nonzero(sum(sizes)).flatten().tolist() if sizes else [0]
+
+
+def test_a_cut_that_is_right_on_the_example_alone_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove, "_smallest", lambda subject, failure, tried: failure)
+    program = program_of(UNLIT)
+    (rule,) = program.file.all(t.Rule)
+    functions = {**FUNCTIONS, "lit": lit}
+    chosen = Subject(rule, Vocabulary(program.declarations), functions)
+    found = explore(chosen, MODELS, 0, dim_outcomes, any).failure
+    assert found is not None
+    assert found.outcome.kind == "WRONG"
+    assert found.outcome.condition.startswith("right at [")
+
+
+def test_cut_models_are_compared_at_other_sizes() -> None:
+    tried = proof().explored
+    assert tried.elsewhere["other sizes"] > tried.fired / 2
+    assert report(PRUNE, proof()).elsewhere == dict(sorted(tried.elsewhere.items()))
+
+
 # -- mistakes of the engine ------------------------------------------------------------------------
 
 
@@ -271,6 +308,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "cat and stack couple nothing": (movement, "together", lambda *_: ()),
     "nothing must stay": (Atoms, "block", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),
+    "sizes of the example become numbers": (refit._Job, "_sizes", lambda job: job.wanted()[:1]),
 }
 
 
@@ -297,9 +335,9 @@ def test_one_model_in_four_is_in_single_precision(monkeypatch: pytest.MonkeyPatc
     seen: list[tuple[torch.dtype, bool]] = []
     made = dim_trial.tried_dims
 
-    def watched(state: Any, rule: Any) -> Any:
+    def watched(state: Any, rule: Any, seed: int) -> Any:
         kinds = {node.meta["val"].dtype for node in state.module.graph.nodes if node.op == "output"}
-        outcomes = made(state, rule)
+        outcomes = made(state, rule, seed)
         seen.append((kinds.pop(), any(outcome.kind == FIRED for outcome in outcomes)))
         return outcomes
 

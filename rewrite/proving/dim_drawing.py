@@ -48,7 +48,8 @@ class Drawing:
         self.wide: dict[fx.Node, int | None] = {}
         self.open: list[fx.Node] = []
         self.name, self.count = "", 0
-        self.generator = torch.Generator().manual_seed(source.integer(0, 1 << 16))
+        self.seed = source.integer(0, 1 << 16)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     # -- nodes -------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ together is decided by the wiring, so nothing of it comes from the text of a rul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,13 @@ assert moves  # its steps are among STEPS
 
 @dataclass(frozen=True)
 class Graph:
-    """A drawn model in eval mode, float64 at first, and inputs for it."""
+    """A drawn model in eval mode, float64 at first, and inputs for it. seed: what other inputs are
+    drawn from.
+    """
 
     module: fx.GraphModule
     args: tuple[Tensor, ...]
+    seed: int = 0
 
 
 def drawn(source: Source) -> Graph:
@@ -44,14 +47,14 @@ def drawn(source: Source) -> Graph:
     args = tuple(m.real[node] for node in m.graph.nodes if node.op == "placeholder")
     out = m.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
     out.meta.update(val=spec_of(m.value(ends[0])), step="")
-    return Graph(fx.GraphModule(m.root, m.graph), args)
+    return Graph(fx.GraphModule(m.root, m.graph), args, m.seed)
 
 
 def in_single(graph: Graph) -> Graph:
     """The model in float32, with inputs and recorded values to match."""
     for node in graph.module.graph.nodes:
         node.meta["val"] = tree_map(_single, node.meta.get("val"))
-    return Graph(graph.module.float(), tuple(tree_map(_single, graph.args)))
+    return replace(graph, module=graph.module.float(), args=tuple(tree_map(_single, graph.args)))
 
 
 def _single(value: Any) -> Any:

@@ -164,7 +164,7 @@ def _spoilt(subject: Subject, tape: Sequence[int], reader: Reader) -> Outcome | 
         changed = graph_state(subject, again)
         twins = (d for d in dim_candidates(changed, rule) if d.places[0] == dim.places[0])
         twin = next((d for d in twins if d.size == dim.size), None)
-        return None if twin is None else try_dim(changed, rule, twin)
+        return None if twin is None else try_dim(changed, rule, twin, again.seed)
     return None
 
 

@@ -47,6 +47,7 @@ from .trial import (
     arguments,
     blamed,
     condition,
+    elsewhere,
 )
 
 MOVES = 1e-9
@@ -62,7 +63,7 @@ def dim_outcomes(subject: Subject, source: Source) -> list[Outcome]:
     except Unsuitable:
         return []
     graph = in_single(graph) if source.chance(25) else graph
-    return tried_dims(graph_state(subject, graph), rule)
+    return tried_dims(graph_state(subject, graph), rule, graph.seed)
 
 
 def dim_model(subject: Subject, source: Source) -> tuple[Rule, Graph]:
@@ -85,21 +86,23 @@ def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -
     return State(graph.module, subject.vocabulary, functions, QUESTIONS, samples, Journal())
 
 
-def tried_dims(state: State, rule: Rule) -> list[Outcome]:
+def tried_dims(state: State, rule: Rule, seed: int) -> list[Outcome]:
     """The rule at every dimension that the model has now, one after another."""
     return [
-        try_dim(state, rule, left)
-        for dim in dim_candidates(state, rule)
+        try_dim(state, rule, left, seed + number)
+        for number, dim in enumerate(dim_candidates(state, rule))
         for left in alive_dims(state, [dim])
     ]
 
 
-def try_dim(state: State, rule: Rule, dim: DimClass) -> Outcome:
-    """What becomes of one dimension; it is cut where the rule applies."""
+def try_dim(state: State, rule: Rule, dim: DimClass, seed: int) -> Outcome:
+    """What becomes of one dimension; it is cut where the rule applies. `seed` chooses the other
+    inputs on which the cut is compared.
+    """
     try:
         found = dim_ready(state, rule, dim)
         if not isinstance(found, Miss):
-            return _applied(state, found)
+            return _applied(state, found, seed)
         if found.faults:
             return blamed(found.faults)
         if found.raised and found.code not in NOTHING_FITS:
@@ -160,7 +163,7 @@ def _reference(state: State, ready: DimReady) -> fx.GraphModule:
     return masked(flow, [leaf for place, leaf in enumerate(twin.leaves) if place not in kept])
 
 
-def _applied(state: State, ready: DimReady) -> Outcome:
+def _applied(state: State, ready: DimReady, seed: int) -> Outcome:
     """Commits, and compares the whole model with the one that the cut stands for."""
     if ready.site.dim.blocks:
         return Outcome(NOISY, "blocked", f"{ready.site.name}: {ready.site.dim.blocks[0]}")
@@ -183,9 +186,12 @@ def _applied(state: State, ready: DimReady) -> Outcome:
         return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
     if verdict.how == "not checked":
         return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
+    others = elsewhere(before.reference, state.module, inputs, seed)
+    if isinstance(others, Outcome):
+        return others
     if before.reference is not before.flow.view.root and not _moves(before.given, state):
         return Outcome(VACUOUS, "the cut moves no output", ready.site.name)
-    return Outcome(FIRED, ratio=_ratio(ready), kept=found)
+    return Outcome(FIRED, ratio=_ratio(ready), kept=found, elsewhere=others)
 
 
 def _ratio(ready: DimReady) -> float:

@@ -81,7 +81,7 @@ def _replay_dims(subject: Subject, choices: Sequence[int]) -> bool:
     """The same for a rule over dimensions: every dimension in turn."""
     rule, graph = dim_model(subject, Replayed(choices))
     _print_model(graph.module, graph.args)
-    return _print_outcomes(tried_dims(graph_state(subject, graph), rule))
+    return _print_outcomes(tried_dims(graph_state(subject, graph), rule, graph.seed))
 
 
 def _print_model(module: fx.GraphModule, inputs: Sequence[Any]) -> None:

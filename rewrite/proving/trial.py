@@ -207,16 +207,27 @@ def _applied(state: State, ready: Ready, seed: int) -> Outcome:
         return Outcome(WRONG, verdict.claim, numbers)
     if verdict.how == "not checked":
         return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
-    elsewhere = list(_elsewhere(before, state.module, inputs, seed))
-    if elsewhere and isinstance(elsewhere[-1], Outcome):
-        return elsewhere[-1]
-    fired = Outcome(FIRED, ratio=worst, elsewhere=Counter(map(str, elsewhere)))
+    others = elsewhere(before, state.module, inputs, seed)
+    if isinstance(others, Outcome):
+        return others
+    fired = Outcome(FIRED, ratio=worst, elsewhere=others)
     if not ready.plan.moved:
         return fired
     return budgeted(lambda: kept(original, before, ready, inputs), fired)
 
 
-def _elsewhere(
+def elsewhere(
+    before: fx.GraphModule, after: fx.GraphModule, inputs: tuple[Any, ...], seed: int
+) -> Counter[str] | Outcome:
+    """On which other inputs, by kind, two models were compared and agree, or their difference. They
+    agree on `inputs`; which others are tried comes from `seed`.
+    """
+    found = list(_compared(before, after, inputs, seed))
+    last = found[-1] if found else None
+    return last if isinstance(last, Outcome) else Counter(map(str, found))
+
+
+def _compared(
     before: fx.GraphModule, after: fx.GraphModule, inputs: tuple[Any, ...], seed: int
 ) -> Iterator[str | Outcome]:
     """What other inputs that the original takes were compared on; the first mistake ends it."""
