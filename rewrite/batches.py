@@ -25,12 +25,13 @@ Pairs = Sequence[tuple[tuple[Any, ...], Any]]
 @dataclass(frozen=True)
 class Taken:
     """What a graph takes: its inputs by name and in order, with the defaults of those that have
-    one, and an example of them.
+    one, and an example of them. `unplaced`: the input in front of those that go by name only.
     """
 
     names: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     example: tuple[Any, ...] = ()
+    unplaced: str = ""
 
     def pair(self, batch: Any) -> tuple[tuple[Any, ...], Any]:
         """Positional arguments and the target of a batch. Raises D007 where it does not fit."""
@@ -50,6 +51,9 @@ class Taken:
         """The inputs of a batch as positional arguments. Raises D007."""
         if isinstance(x, Mapping):
             return (dict(x),) if self._as_one(x) else self._named(x)
+        if self.unplaced:
+            known = ", ".join(self.names[self.names.index(self.unplaced) + 1 :])
+            raise _unfit(f"it gives inputs by position, and the example gives {known} by name")
         alone = isinstance(x, list) and self.example and isinstance(self.example[0], list)
         if alone and not isinstance(x[0] if x else None, list):
             return (x,)
@@ -67,7 +71,8 @@ class Taken:
         given = {**self.defaults, **x}
         wrong += [f"no {name!r}" for name in self.names[: last + 1] if name not in given]
         if wrong:
-            raise _unfit(f"it gives {', '.join(wrong)}; the model takes {', '.join(self.names)}")
+            known = ", ".join(name for name in self.names if name != self.unplaced)
+            raise _unfit(f"it gives {', '.join(wrong)}; the model takes {known}")
         return tuple(given[name] for name in self.names[: last + 1])
 
 

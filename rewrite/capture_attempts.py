@@ -280,7 +280,9 @@ def _finish(
 ) -> tuple[Condition, ...]:
     """Let the module itself check what it was captured for."""
     module, forward = candidate.module, candidate.model.forward
-    needed = list(demands(forward, case, ranked, numbers))
+    inputs = module.graph.find_nodes(op="placeholder")
+    optional = {str(node.target) for node in inputs if node.args == (None,)}
+    needed = list(demands(forward, case, optional, ranked, numbers))
     writer = Writer(module.graph)
     writer.structure(needed)
     writer.sizes(findings.held, findings)

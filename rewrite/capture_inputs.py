@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
@@ -17,6 +17,11 @@ from .capture_scalars import is_traced
 from .capture_values import Step, leaves, path_text, rebuild, tensors
 from .runs import copied
 from .tracer import Recorder, Specialised
+
+BY_POSITION = "by_position"
+"""The input in front of those that were captured by names which forward does not declare: a call by
+position would take them in the order of the example.
+"""
 
 PLAIN = (int, float, bool, str, type(None))
 _INPUTS = (*PLAIN, torch.Tensor, torch.dtype, torch.device, complex, enum.Enum)
@@ -141,9 +146,12 @@ def bind(recorder: Recorder, case: Case) -> Bound:
     for index, (name, parameter) in enumerate(signature.parameters.items()):
         value = given.get(name, _nothing(parameter))
         if parameter.kind is parameter.VAR_KEYWORD:
+            if value:
+                optional = True
+                recorder.placeholder(by_position(signature.parameters, value), (None,), None)
             for key, item in value.items():  # names of the call are names of the graph's inputs
                 fixed += _fixed(key, item, True)
-                kwargs[key] = recorder.placeholder(key, (None,) if optional else (), item)
+                kwargs[key] = recorder.placeholder(key, (None,), item)
             continue
         if parameter.kind is parameter.VAR_POSITIONAL and not value:
             continue
@@ -162,6 +170,20 @@ def bind(recorder: Recorder, case: Case) -> Bound:
         else:
             kwargs[name] = value
     return Bound(tuple(args), kwargs, defaults, tuple(fixed))
+
+
+def by_position(*known: Iterable[str]) -> str:
+    """`BY_POSITION`, or a name like it where an input has that name."""
+    name = BY_POSITION
+    while any(name in names for names in known):
+        name += "_"
+    return name
+
+
+def stand_in(inputs: Iterable[str], named: Container[str]) -> str:
+    """What `by_position` called an input of a graph captured with these names; "" for none."""
+    found = (name for name in inputs if name.rstrip("_") == BY_POSITION and name not in named)
+    return next(found, "")
 
 
 def _nothing(parameter: inspect.Parameter) -> Any:
@@ -186,7 +208,8 @@ def environment(graph: fx.Graph, forward: Callable[..., Any], case: Case) -> dic
     for name, parameter in signature.parameters.items():
         values |= values[name] if parameter.kind is parameter.VAR_KEYWORD else {}
     found = graph.find_nodes(op="placeholder")
-    return {node: values[str(node.target).lstrip("*")] for node in found}
+    # What takes inputs by position has no value: there are none.
+    return {node: values.get(str(node.target).lstrip("*")) for node in found}
 
 
 def check_bindable(model: nn.Module, case: Case) -> None:

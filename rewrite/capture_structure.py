@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .capture_conditions import Condition
-from .capture_inputs import PLAIN, Case
+from .capture_inputs import PLAIN, Case, by_position
 from .capture_sizes import named_values, parts_of
 from .capture_values import Step, children, is_structure, path_text
 
@@ -57,12 +57,17 @@ class Demand:
 
 
 def demands(
-    forward: Callable[..., Any], case: Case, ranked: Container[str], numbers: bool
+    forward: Callable[..., Any],
+    case: Case,
+    optional: Container[str],
+    ranked: Container[str],
+    numbers: bool,
 ) -> Iterator[Demand]:
     """Everything that a call must have in common with the example, but tensors: of those in
-    `ranked` the number of axes. `numbers`: those are fixed too.
+    `ranked` the number of axes. `optional`: the inputs that a graph takes for None where a call
+    does not give them. `numbers`: those are fixed too.
     """
-    yield from _structure(forward, case)
+    yield from _structure(forward, case, optional)
     for name, steps, leaf in parts_of(forward, case):
         if isinstance(leaf, torch.Tensor) and name + path_text(steps) in ranked:
             about = f"with {leaf.dim()} axes", "has %s axes", "dim", "dim"
@@ -71,14 +76,19 @@ def demands(
             yield Demand(name, steps, operator.eq, leaf, f"with {leaf}")
 
 
-def _structure(forward: Callable[..., Any], case: Case) -> Iterator[Demand]:
+def _structure(
+    forward: Callable[..., Any], case: Case, optional: Container[str]
+) -> Iterator[Demand]:
     parameters = inspect.signature(forward).parameters
     given = dict(named_values(forward, case))
     fixed = (n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     absent = {name: parameters[name].default for name in fixed if name not in given}
+    named = [name for name in given if name not in parameters]
+    if named:
+        said = f"with {', '.join(f'`{name}`' for name in named)} by name"
+        yield Demand(by_position(parameters, named), (), operator.is_, None, said, "is given")
     for name, value in given.items():
-        optional = name in parameters and parameters[name].default is None
-        if optional and isinstance(value, torch.Tensor):
+        if name in optional and value is not None:
             yield Demand(name, (), operator.is_not, None, "with it", "is missing")
         yield from _of(name, (), value)
     for name, default in absent.items():

@@ -19,7 +19,7 @@ from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
 from .batches import Taken
 from .capture import Captured, capture
-from .capture_inputs import Case
+from .capture_inputs import Case, stand_in
 from .capture_own import declared
 from .checkpoint import finish, snapshot
 from .collector import fewer_collections
@@ -233,7 +233,8 @@ def taken(captured: Captured, inputs: tuple[Any, ...]) -> Taken:
     """How batches become inputs of the captured graph."""
     places = [node for node in captured.module.graph.nodes if node.op == "placeholder"]
     defaults = {str(place.target): place.args[0] for place in places if place.args}
-    return Taken(tuple(str(place.target) for place in places), defaults, inputs)
+    names = tuple(str(place.target) for place in places)
+    return Taken(names, defaults, inputs, stand_in(names, captured.kwargs))
 
 
 def as_source(data: Source | Iterable[Any] | None) -> Source | None:

@@ -79,8 +79,46 @@ def test_inputs_by_name(kind: type[nn.Module], scaled: bool) -> None:
 
 def test_what_a_model_never_names_is_not_swallowed() -> None:
     module = capture(Passes().eval(), {"x": rows()}).module
-    with pytest.raises(TypeError):
+    with pytest.raises(AssertionError, match=r"`by_position` is given, .* with `x` by name"):
         module(rows(), scales())
+
+
+@pytest.mark.parametrize("kind", [Passes, Named])
+def test_names_that_no_declaration_orders_have_no_place(
+    kind: type[nn.Module], tmp_path: Any
+) -> None:
+    """In the example the names stand in another order than the model takes them by position."""
+    model, given = kind().eval(), {"scale": scales(), "x": rows()}
+    result = lissom.compile(model, FOLD, inputs=given)
+    result.save(tmp_path / "model")
+    for module in (result.model, lissom.load(tmp_path / "model")):
+        torch.testing.assert_close(
+            module(x=rows(7), scale=scales(7)), model(rows(7), scale=scales(7))
+        )
+        for call in ((scales(), rows()), (rows(), scales())):
+            with pytest.raises(AssertionError, match=r"`scale`.* by name"):
+                module(*call)
+        with pytest.raises(AssertionError, match="`scale` is missing"):
+            module(x=rows())
+
+
+def test_what_takes_the_place_of_positions_gives_way_to_an_input_of_its_name() -> None:
+    class Sum(nn.Module):
+        def forward(self, **values: Tensor) -> Tensor:
+            return values["by_position"] - values["other"]
+
+    module = capture(Sum().eval(), {"other": rows(), "by_position": scales()}).module
+    assert torch.equal(module(other=rows(), by_position=scales()), scales() - rows())
+    with pytest.raises(AssertionError, match="`by_position_` is given"):
+        module(rows(), scales())
+
+
+def test_a_batch_by_position_of_a_model_shown_by_name_is_told() -> None:
+    with pytest.raises(LissomError) as caught:
+        lissom.compile(Passes().eval(), FACTOR, inputs={"x": rows()}, data=[(rows(), None)])
+    (found,) = caught.value.diagnostics
+    assert found.code == "D007"
+    assert "by position, and the example gives x by name" in found.notes[0]
 
 
 def test_an_input_that_no_parameter_can_be_called_is_refused() -> None:
