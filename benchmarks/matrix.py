@@ -2,10 +2,11 @@
 
     python benchmarks/matrix.py 2.10.0 2.13.0 2.14.1 [--files test_capture.py ...] [--jobs 1]
 
-Environments lie in build/matrix/, and so do the results: one line for each file of tests, written
-as it ends, so that a run that was stopped goes on where it was. Files of another commit are run
-again. The table goes to the page docs/versions.md, and says how many of all files were run; rows of
-releases that are not named here stay.
+Environments lie in build/matrix/, and so do the results: one line for each file of tests. A few
+files share a process, since each process imports torch; the lines are written as it ends, so that a
+run that was stopped goes on where it was. Files of another commit are run again. The table goes to
+the page docs/versions.md, and says how many of all files were run; rows of releases that are not
+named here stay.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -33,6 +36,8 @@ HEADER = (
     "torch", "Python", "processor", "files run", "passed", "failed", "skipped", "seconds", "date",
     "commit",
 )  # fmt: skip
+SHARE = 6
+"""Files of tests to a process."""
 COUNTS = ("passed", "failed", "skipped")
 ABOUT = """
 import json, platform, torch
@@ -80,45 +85,71 @@ class Release:
         found = [json.loads(line) for line in lines]
         return {each["file"]: each for each in found if each["commit"] == commit}
 
-    def run(self, file: Path, commit: str) -> Result:
-        """The tests of one file. A process that dies is one failure more."""
-        written = self.folder / f"{file.stem}.xml"
+    def run(self, files: Sequence[Path], commit: str) -> list[Result]:
+        """The tests of these files in one process. Where it dies, each file has one of its own; a
+        file that ends its process is one failure more.
+        """
+        written = self.folder / f"{files[0].stem}.xml"
         written.unlink(missing_ok=True)
-        command = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+        command = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)]
         begun = time.perf_counter()
         done = subprocess.run(
             [*command, f"--junitxml={written}"], cwd=ROOT, capture_output=True, text=True
         )
-        found = counted(written) if done.returncode in (0, 1, 5) else died(file, done.returncode)
         took = round(time.perf_counter() - begun, 1)
-        return {"file": file.name, "commit": commit, "seconds": took, **found}
+        if done.returncode in (0, 1, 5):
+            found = counted(written, files)
+        elif len(files) > 1:
+            return [result for file in files for result in self.run([file], commit)]
+        else:
+            found = [died(files[0], done.returncode) | {"seconds": took}]
+        return [{"commit": commit, **each} for each in found]
 
     def keep(self, result: Result) -> None:
         with self.results.open("a") as out:
             out.write(json.dumps(result) + "\n")
 
 
-def counted(written: Path) -> Result:
-    """What pytest reports of one run."""
+def counted(written: Path, files: Sequence[Path]) -> list[Result]:
+    """What pytest reports of one run, by file."""
     cases = list(ElementTree.parse(written).getroot().iter("testcase"))
+    return [
+        {"file": file.name, **counts([case for case in cases if belongs(case, file)])}
+        for file in files
+    ]
+
+
+def belongs(case: Element, file: Path) -> bool:
+    """A file that cannot be imported is a case itself: it has no class."""
+    named = case.get("classname") or case.get("name") or ""
+    return file.stem in named.split(".")
+
+
+def counts(cases: Sequence[Element]) -> Result:
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c for c in cases if c.find("skipped") is not None]
     names = [f"{case.get('classname')}::{case.get('name')}" for case in failed]
     passed = len(cases) - len(failed) - len(skipped)
-    return {"passed": passed, "failed": len(failed), "skipped": len(skipped), "names": names}
+    took = round(sum(float(case.get("time", 0)) for case in cases), 1)
+    return {
+        "passed": passed, "failed": len(failed), "skipped": len(skipped), "names": names,
+        "seconds": took,
+    }  # fmt: skip
 
 
 def died(file: Path, code: int) -> Result:
     names = [f"{file.name}: the process ended with {code}"]
-    return {"passed": 0, "failed": 1, "skipped": 0, "names": names}
+    return {"file": file.name, "passed": 0, "failed": 1, "skipped": 0, "names": names}
 
 
 def tested(release: Release, files: Sequence[Path], commit: str, jobs: int) -> list[Result]:
     """The results of these files and of those that are known; only what is not known is run."""
     known = release.known(commit)
     missing = [file for file in files if file.name not in known]
+    shares = [missing[at : at + SHARE] for at in range(0, len(missing), SHARE)]
     with ThreadPoolExecutor(jobs) as pool:
-        for result in pool.map(lambda file: release.run(file, commit), missing):
+        runs = [pool.submit(release.run, share, commit) for share in shares]
+        for result in chain.from_iterable(run.result() for run in as_completed(runs)):
             release.keep(result)
             known[result["file"]] = result
             print(f"torch {release.version}  {told(result)}", flush=True)
@@ -165,7 +196,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     every = sorted((ROOT / "tests").glob("test_*.py"))
-    files = [file for file in every if not options.files or file.name in options.files]
+    files = [ROOT / "tests" / name for name in options.files or []] or every
     commit, rows, wrong = commit_of(), [], []
     for release in map(Release, options.versions):
         release.install()
