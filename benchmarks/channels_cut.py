@@ -29,9 +29,10 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.call import tensor_at
 from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.capture_inputs import as_case, doubled
+from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow, analyse
+from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
 from lissom.rewrite.checkpoint import finish
 from lissom.rewrite.journal import Journal

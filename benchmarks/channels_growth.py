@@ -35,8 +35,9 @@ from measure import Contestant, exponent, race
 from torch import Tensor, fx, nn
 
 from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow, analyse
+from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.view import View
 
 MODELS = ("resnet50", "vit_b_16", "densenet201")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from . import tree as t
 from .diagnostics import Label, Span
 from .instances import Fault, Instance
 from .terms import declared_shape, dimension_names
-from .unify import plain, show
+from .unify import Shape, Solver, plain, show
 
-if TYPE_CHECKING:
-    from .shapes import Model
+
+class Model(Protocol):
+    """What is asked of the equations of a rule."""
+
+    solver: Solver
+
+    def unify(self, left: Shape, right: Shape, fault: Fault) -> None: ...
 
 
 def check_weights(model: Model, inst: Instance) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,8 +21,16 @@ from .capture_scalars import definite, math_functions, traced_choices
 from .capture_values import leaves, without_traces
 from .torch_internals import silent
 
-if TYPE_CHECKING:
-    from .tracer import Recorder
+
+class Recorder(Protocol):
+    """What redirected calls ask of the trace that is running."""
+
+    root: nn.Module
+    open: bool
+
+    def module_call(self, module: nn.Module, eager: Any, args: Any, kwargs: Any) -> Any: ...
+
+    def record(self, call: Call, run: Callable[[], Any]) -> Any: ...
 
 
 @contextmanager

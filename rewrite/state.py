@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from .channels.flow import Flow, analyse
+from .channels.analyse import analyse
+from .channels.flow import Flow
 from .effects import mutations
 from .evaluate import Scope
 from .journal import Journal

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from lissom.grammar.diagnostics import LissomError
+from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.carry import cut_and_carry
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow, analyse
+from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
 from lissom.rewrite.model_check import distance
 from lissom.rewrite.proving.dim_models import Graph, drawn

@@ -9,10 +9,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from lissom.rewrite.capture import capture
+from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.carry import cut_and_carry
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow, analyse
+from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
 from lissom.rewrite.model_check import distance
 from lissom.rewrite.view import View

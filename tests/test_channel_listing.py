@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.capture import capture
+from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow, analyse
+from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.listing import Listed, dims_at, listing
 from lissom.rewrite.view import View
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx
 
@@ -20,12 +20,10 @@ from ..opspec import OpSpec
 from ..spec import TensorSpec
 from .atoms import Block
 from .declared import axis_exprs, factors, name_of, named, outputs
+from .flow import Flow
 from .movement import axes_in
 from .sizes import settings, shape_at, specs_of
 from .tracks import Tracks, Vectors, along, block, couple, joined, separated, spread
-
-if TYPE_CHECKING:
-    from .flow import Flow
 
 
 @dataclass

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import fx
 
 from ..call import Call
 from .atoms import Block
+from .flow import Flow
 from .sizes import shape_at
 from .tracks import Vectors, along, joined, together
-
-if TYPE_CHECKING:
-    from .flow import Flow
 
 
 def summed(flow: Flow, call: Call) -> None:

@@ -6,8 +6,7 @@ No table says what a view, a permutation, a shuffle or a window partition does t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +14,7 @@ from torch import Tensor, fx
 from ..call import Call, tensor_at
 from ..spec import TensorSpec
 from .atoms import Block
+from .flow import Flow, Region
 from .sizes import settings, shape_at, specs_of
 from .tracks import (
     Vectors,
@@ -29,23 +29,6 @@ from .tracks import (
     separated,
     together,
 )
-
-if TYPE_CHECKING:
-    from .flow import Flow
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Movements that do no more, together, than to choose positions along one axis: a channel
-    shuffle. What is left of that axis can be chosen by one `index_select`.
-
-    order: the position in `source` of each position of the last result. inside: the nodes between.
-    """
-
-    source: fx.Node
-    axis: int
-    order: Tensor
-    inside: tuple[fx.Node, ...]
 
 
 def moved(flow: Flow, call: Call) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator
 import torch
 
 from ..call import tensor_at
+from ..channels.analyse import analyse
 from ..channels.classes import DimClass, classes
-from ..channels.flow import Flow, analyse
+from ..channels.flow import Flow
 from ..ops import Vocabulary
 from ..view import View
 from .dim_models import Graph

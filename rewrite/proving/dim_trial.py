@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError
 from ..binding import Miss
+from ..channels.analyse import analyse
 from ..channels.classes import DimClass, classes
-from ..channels.flow import Flow, analyse
+from ..channels.flow import Flow
 from ..channels.masked import masked
 from ..checkpoint import finish
 from ..dim_site import DimReady, alive_dims, apply_dim, dim_candidates, dim_ready

@@ -1,0 +1,139 @@
+"""Which features the axes of every value and parameter carry.
+
+One walk through the graph, in its order. Ops that compute with weights make features and sum over
+them (`contraction`), ops that move numbers move features (`movement`), elementwise ops couple what
+they bring together. Everything else is a barrier: what reaches it must stay, and it says so.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..call import Call
+from ..capture_graph import assertions
+from ..view import View
+from . import contraction, einsum, movement
+from .atoms import Block
+from .flow import Flow
+from .sizes import shape_at, specs_of
+from .tracks import along, block, joined, together
+
+_PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
+"""Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
+
+SIZES = frozenset(
+    {"size", "dim", "numel", "ndimension", "nelement", "stride", "is_contiguous"}
+    | {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"}
+)
+"""Methods that ask about a tensor, not about its numbers: its sizes, its dtype."""
+
+
+def analyse(view: View) -> Flow:
+    """The features of a captured graph, whose nodes carry the specs of their values."""
+    flow, checks = Flow(view), assertions(view.root.graph)
+    for node in view.root.graph.nodes:
+        if node in checks:
+            flow.values[node] = [()]
+        else:
+            _visit(flow, node)
+    return flow
+
+
+def _visit(flow: Flow, node: fx.Node) -> None:
+    flow.values[node] = [() for _ in specs_of(node)] or [()]
+    if node.op in ("placeholder", "get_attr"):
+        return
+    if node.op == "output":
+        flow.block_inputs(node, "the model returns it")
+        return
+    part = flow.view.projection(node)
+    if part is not None:
+        source, index = part
+        if len(flow.values[node]) == 1:
+            flow.set(node, flow.values[source][index])
+        return
+    call = flow.view.call(node)
+    if call is None:
+        _opaque(flow, node)
+    else:
+        _op(flow, call)
+
+
+def _opaque(flow: Flow, node: fx.Node) -> None:
+    asks = node.op == "call_method" and node.target in SIZES
+    asks = asks or (node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"))
+    if not asks:
+        flow.block_inputs(node, flow.view.why_opaque(node))
+
+
+def _op(flow: Flow, call: Call) -> None:
+    traits = call.op.traits
+    if call.op.name in _OTHERS:
+        _OTHERS[call.op.name](flow, call)
+    elif "movement" in traits:
+        movement.moved(flow, call)
+    elif "reduction" in traits:
+        movement.reduced(flow, call)
+    elif "elementwise" in traits and not call.op.params:
+        _elementwise(flow, call)
+    elif call.op.mixes is not None or call.op.sums or traits & _PLAIN:
+        contraction.contracted(flow, call)
+    else:
+        flow.block_inputs(call.node, f"what {call.op.name} does along its axes is not declared")
+
+
+def _resized(flow: Flow, call: Call) -> None:
+    """`interpolate`: along all axes but the first two."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    axes = [along(tracks, axis) for axis in range(rank)]
+    why = Block(call.node.name, "it is resized along this axis")
+    block(flow.atoms, (vector for vectors in axes[2:] for vector in vectors), why)
+    flow.set(call.node, joined([*axes[:2], *[()] * (rank - 2)]))
+
+
+def _elementwise(flow: Flow, call: Call) -> None:
+    inputs = [v for v in call.inputs if isinstance(v, fx.Node) and shape_at(v)]
+    shapes = [shape_at(value) for value in inputs]
+    rank = max((len(shape) for shape in shapes), default=0)
+    tracks = [flow.separate(value) for value in inputs]
+    why = Block(call.node.name, f"{call.op.name} brings it together with what has no features")
+    axes = []
+    for axis in range(rank):
+        present = []
+        for own, shape in zip(tracks, shapes, strict=True):
+            at = axis - rank + len(shape)
+            if at >= 0 and shape[at] > 1:
+                present.append(along(own, at))
+        axes.append(together(flow.atoms, present, why))
+    flow.set(call.node, *[joined(axes)] * max(1, call.op.results))
+
+
+def _pooled(flow: Flow, call: Call) -> None:
+    """Adaptive pooling reads all of an axis, unless its new size is None: that one it leaves."""
+    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    axes = [along(tracks, axis) for axis in range(rank)]
+    wanted = call.attrs["output_size"]
+    sizes = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+    for axis, size in zip(range(rank - len(sizes), rank), sizes, strict=True):
+        if size is not None:
+            why = f"{call.op.name} reads all of axis {axis}"
+            block(flow.atoms, axes[axis], Block(call.node.name, why))
+            axes[axis] = ()
+    flow.set(call.node, joined(axes))
+
+
+_ADAPTIVE = [f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)]
+_OTHERS = {
+    **dict.fromkeys(_ADAPTIVE, _pooled),
+    "cat": movement.concatenated,
+    "stack": movement.concatenated,
+    "pad": movement.padded,
+    "glu": movement.gated,
+    "interpolate": _resized,
+    "prelu": contraction.sloped,
+    "index_select": movement.chosen,
+    "einsum": einsum.summed,
+    "reshape_as": movement.reshaped,
+    "expand_as": _elementwise,
+    "take": movement.taken,
+}
