@@ -15,7 +15,7 @@ from .capture_conditions import Findings, Held
 from .capture_sizes import Axis
 from .capture_structure import Demand
 from .capture_values import Step
-from .capture_watch import is_given, is_size, roots
+from .capture_watch import is_given, is_size, roots, through_tensors
 from .torch_internals import checked
 
 _REMEDY = "capture again with an example like this call"
@@ -67,10 +67,10 @@ class Writer:
 
     def _sizes_of(self, node: fx.Node, findings: Findings) -> dict[fx.Node, fx.Node] | None:
         """For each size that a number is computed from the same size of an input; None where there
-        is none for one of them.
+        is none for one of them, or where a tensor stands in between: those are not made twice.
         """
         sizes = {root: findings.axis_of(root) for root in roots(node) if is_size(root)}
-        if None in sizes.values():
+        if None in sizes.values() or through_tensors(node):
             return None
         return {root: self._size(axis) for root, axis in sizes.items() if axis is not None}
 

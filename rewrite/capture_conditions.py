@@ -109,15 +109,10 @@ class Held:
 
 
 def reads_data(guard: Guard) -> bool:
-    """True if a guard's value follows from what a tensor holds, not from its shape."""
-    todo = [guard.node]
-    while todo:
-        node = todo.pop()
-        if isinstance(node.meta["val"], TensorSpec):
-            return True
-        if not is_size(node):
-            todo += node.all_input_nodes
-    return False
+    """True if a guard's value follows from what a tensor among the inputs holds. What tensors hold
+    that are made of sizes and weights alone (`torch.arange(n)`) follows from shapes.
+    """
+    return any(isinstance(root.meta["val"], TensorSpec) for root in roots(guard.node))
 
 
 def blamed(row: Row, guards: Sequence[Guard]) -> list[Guard]:

@@ -40,6 +40,14 @@ def roots(node: fx.Node) -> list[fx.Node]:
     return list(found)
 
 
+def through_tensors(node: fx.Node) -> bool:
+    """Whether a number follows from what a tensor holds that the graph itself makes."""
+    if is_size(node) or is_given(node):
+        return False
+    made = isinstance(node.meta["val"], TensorSpec)
+    return made or any(map(through_tensors, node.all_input_nodes))
+
+
 class Watch:
     """Nodes in a graph that keep what others give; they are taken out again by `remove`."""
 

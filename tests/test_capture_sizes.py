@@ -85,6 +85,8 @@ NAMED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "repeated": (lambda self, y: y + sum([0.5] * y.shape[1]), "repeats a list"),
     "numpy": (lambda self, y: y * float(np.arange(y.shape[1]).sum()), "axis 1 of `x` is 7"),
     "bits": (lambda self, y: y * y.shape[1].bit_length(), "read by bit_length()"),
+    "made tensor": (lambda self, y: y * sum(torch.arange(y.shape[1]).tolist()), "tolist(arange("),
+    "made flag": (lambda self, y: -y if torch.tensor(y.shape[1]) > 8 else y, "is False: branch"),
 }
 
 
