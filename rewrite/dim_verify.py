@@ -18,6 +18,7 @@ from .checkpoint import finish
 from .claims import judge_claim
 from .cost import model_costs
 from .evaluate import Scope
+from .faulty_sites import run_both
 from .journal import Costs, Verdict
 from .latency import TURNS, measure
 from .model_check import drift, equality_at
@@ -116,6 +117,10 @@ class Trial(ABC, Generic[S]):
             found = equality_at(self.reference, self.after, examples[:1], nodes)
         return replace(found, claim=self.claim)
 
+    def run(self) -> None:
+        """Runs both models on what they are compared on."""
+        run_both(self.reference, self.after, self.examples())
+
     def examples(self) -> tuple[Example, ...]:
         """The example, and one of another size that is no larger: a stage has many cuts. When it
         ends, the model is run on all.
@@ -169,7 +174,7 @@ def judged(trial: Trial[Any]) -> tuple[Verdict, ...] | Miss:
         # A norm refuses to run over a single number.
         return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
     if not equal.holds:
-        faults = kernel_faults(lambda: trial.equality().holds)
+        faults = kernel_faults(lambda: trial.equality().holds, trial.run)
         if faults:
             return replace(miss(rule, PLAN, told(faults), FAULTY), faults=faults)
         raise _unsound(trial, equal)

@@ -5,15 +5,17 @@ left of the comparison.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from .checkpoint import snapshot
 from .journal import Applied, Verdict
-from .model_check import equality_at, model_equality
-from .runs import interpret
+from .model_check import equality_at, model_equality, outputs
+from .runs import RunFailed, interpret
+from .samples import Example
 from .state import State
 from .twins import Fault, Twins, kernel_faults, told
 
@@ -23,7 +25,19 @@ def model_faults(
 ) -> tuple[Fault, ...]:
     """The kernels without whose mistakes two models would compute the same."""
     nodes = len(after.graph.nodes)
-    return kernel_faults(lambda: model_equality(before, after, args, nodes).holds)
+    example = (Example("the example", args),)
+    return kernel_faults(
+        lambda: model_equality(before, after, args, nodes).holds,
+        lambda: run_both(before, after, example),
+    )
+
+
+def run_both(before: nn.Module, after: nn.Module, examples: Sequence[Example]) -> None:
+    """Runs two models on what they are compared on, as far as they take it."""
+    for example in examples:
+        with suppress(RunFailed):
+            outputs(before, example.args, example.label)
+            outputs(after, example.args, example.label)
 
 
 def stage_equality(state: State, entry: fx.GraphModule, applied: Sequence[Applied]) -> Verdict:
@@ -36,7 +50,10 @@ def stage_equality(state: State, entry: fx.GraphModule, applied: Sequence[Applie
     found = equality_at(entry, after, examples, nodes)
     if found.holds:
         return found
-    faults = kernel_faults(lambda: equality_at(entry, after, examples, nodes).holds)
+    faults = kernel_faults(
+        lambda: equality_at(entry, after, examples, nodes).holds,
+        lambda: run_both(entry, after, examples),
+    )
     if not faults:
         return found
     places = {place for m in (entry, after) for e in examples for place in _places(m, e.args)}

@@ -89,6 +89,14 @@ class View:
         """The ops that a node is if it can be read, by what it calls alone: costs one look-up."""
         return self._names.get(node, ())
 
+    def require_read(self, node: fx.Node) -> None:
+        """For who reads every node whatever op it is. Raises T008 where this torch hides the op of
+        a node, or any op at all where the node is opaque: it may be what is hidden.
+        """
+        call = self.call(node)
+        for name in self.vocabulary.names() if call is None else (call.op.name,):
+            self._check(name)
+
     # -- keeping up --------------------------------------------------------------------------------
 
     def add(self, node: fx.Node) -> None:

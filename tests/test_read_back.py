@@ -107,6 +107,26 @@ def test_a_rule_that_looks_for_a_hidden_op_ends_the_run(monkeypatch: pytest.Monk
     assert torch.__version__ in found.message
 
 
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_cut_asks_for_every_op_that_the_model_may_have(
+    opaque: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An op that is not read keeps features from being cut: it may be the one that is hidden."""
+    monkeypatch.setattr(Tensor, "cosh", unreported(Tensor.cosh))
+    layers = [nn.Linear(3, 8), Sorts() if opaque else nn.Tanh(), nn.Linear(8, 2)]
+    text = "pipeline p { budget drift(outputs) <= 200%; stage s { once prune_l1 } }"
+    if not opaque:
+        assert lissom.compile(nn.Sequential(*layers).eval(), text, inputs=torch.ones(1, 3)).applied
+        return
+    with pytest.raises(LissomError, match="T008"):
+        lissom.compile(nn.Sequential(*layers).eval(), text, inputs=torch.ones(1, 3))
+
+
+class Sorts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.msort(x)
+
+
 class Twice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import lissom
 from lissom.grammar import tree as t
 from lissom.grammar.parse import parse
 from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.artifact import read_probe, save_compiled, verify_artifact
+from lissom.rewrite.certificate import recheck
 from lissom.rewrite.journal import Refused, StageEnd
 from lissom.rewrite.model_check import EQUALITY, model_equality
 from lissom.rewrite.ops import Vocabulary
@@ -153,6 +157,31 @@ def test_a_wrong_kernel_does_not_pass_for_rounding() -> None:
         after[4].weight.mul_(1.4)
     with Lying("convolution", torch.float32):
         assert not model_equality(before, after, (images(),), 5).holds
+
+
+def test_a_wrong_kernel_is_no_damage_of_an_artifact(tmp_path: Path) -> None:
+    """Its outputs are those of a fresh process in which the kernel is right."""
+    result, out = compiled(), tmp_path / "out"
+    with Lying("convolution", torch.float32, changing=True):
+        _, (reloaded,) = save_compiled(result.compiled, out)
+    assert reloaded.holds
+    assert "kernel of conv2d in float32 differs from its float64" in reloaded.detail
+    assert all(verdict.holds for verdict in verify_artifact(out)[1])
+    with Lying("convolution", torch.float32):
+        *_, again = verify_artifact(out)[1]
+    assert again.holds
+    assert "with float64 in its place they agree: kernel of conv2d" in again.detail
+
+
+def test_a_wrong_kernel_excuses_no_other_difference(tmp_path: Path) -> None:
+    out = compiled().save(tmp_path / "out", check_reload=False)
+    found = verify_artifact(out)[0]
+    written = json.loads(found.documents["certificate.json"])
+    probes = read_probe(found.documents["probe.safetensors"], len(written["examples"]))
+    moved = [(inputs, [1.01 * value for value in outputs]) for inputs, outputs in probes]
+    with Lying("convolution", torch.float32):
+        *_, verdict = recheck(found.module, written, "", moved)
+    assert not verdict.holds
 
 
 # -- lissom test -----------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ SIZES = frozenset(
 
 
 def analyse(view: View) -> Flow:
-    """The features of a captured graph, whose nodes carry the specs of their values."""
+    """The features of a captured graph, whose nodes carry the specs of their values. Raises T008
+    where this torch hides an op that the graph has, or may have.
+    """
     flow, checks = Flow(view), assertions(view.root.graph)
     for node in view.root.graph.nodes:
         if node in checks:
@@ -53,6 +55,8 @@ def _visit(flow: Flow, node: fx.Node) -> None:
             flow.set(node, flow.values[source][index])
         return
     call = flow.view.call(node)
+    if call is not None or any(specs_of(node)):
+        flow.view.require_read(node)
     if call is None:
         _opaque(flow, node)
     else:
