@@ -40,9 +40,9 @@ class Miss:
         return (self.stage, self.step)
 
 
-OF_A_SITE = frozenset({"K001", "K002", "R010", "R011", "V106"})
+OF_A_SITE = frozenset({"K001", "K002", "R010", "R011", "R014", "V106"})
 """Errors that come from what is at a site: numbers that a function does not take, a movement that
-fits nothing, ops that cannot be checked.
+fits nothing, costs that nobody knows, ops that cannot be checked.
 """
 
 

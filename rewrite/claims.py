@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from torch import fx
 
 from ..grammar import tree as t
+from ..grammar.diagnostics import Label
 from .call import Call
 from .construct import Plan, Planned
-from .cost import calls_costs, plan_costs
+from .cost import SUPPOSED, calls_costs, not_counted, plan_costs
 from .evaluate import Scope, shown
-from .journal import Costs, Verdict
+from .journal import Costs, Opaque, Verdict
 from .local import Env, load, run_nodes, run_plan, weights_read
 from .site import Site
 from .state import State
@@ -60,10 +63,12 @@ def _kept(state: State, site: Site, plan: Plan) -> list[Call]:
 
 
 def judge_claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
-    """A comparison reports both sides; `within` bounds a measured difference."""
+    """A comparison reports both sides; `within` bounds a measured difference. Raises R014 where
+    multiply-accumulates that nobody counts could decide it.
+    """
     samples[0] = 0
     text = " ".join(claim.span.text.split())
-    found, allowed, holds = _judge(scope, claim)
+    found, allowed, holds = _decided(scope, claim)
     how = "tested" if samples[0] else "proved"
     return Verdict(
         text,
@@ -74,6 +79,53 @@ def judge_claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
         allowed,
         "" if holds else f"{shown(found)} against {shown(allowed)}",
     )
+
+
+# -- what nobody counts ----------------------------------------------------------------------------
+
+MOST_MACS = 10**18
+"""What an uncounted op costs at most, where a claim is judged for all that it may cost."""
+
+
+def _decided(scope: Scope, claim: t.Claim) -> tuple[Any, Any, bool]:
+    """A claim, judged with what is counted; the same must come out whatever the other ops cost.
+
+    An op that is there before and after, and reads the same, costs the same, so that it is no
+    matter to `macs(after) < macs(before)`. Sums and quotients of costs go one way as one of them
+    grows: where 0 and the most that there is agree, all between them do.
+    """
+    asked: list[Opaque] = []
+    judged = [_supposing(scope, claim, asked, 0, 0, 0)]
+    if asked:
+        most = (0, MOST_MACS)
+        corners = [corner for corner in product(most, most, most) if any(corner)]
+        judged += [_supposing(scope, claim, asked, *corner) for corner in corners]
+    if len({holds for *_, holds in judged}) > 1:
+        place = Label(claim.span, "a lower bound is all that is known")
+        raise not_counted(Costs(0, 0, 0, 0, tuple(dict.fromkeys(asked))), place)
+    return judged[0]
+
+
+def _supposing(
+    scope: Scope, claim: t.Claim, asked: list[Opaque], kept: int, gone: int, new: int
+) -> tuple[Any, Any, bool]:
+    """A claim, where each uncounted op costs `kept` if it is there before and after, `gone` if only
+    before, `new` if only after. `asked` is told of them.
+    """
+    before, after = (set(scope.facts[side].uncounted) for side in ("before", "after"))
+
+    def cost(op: Opaque) -> int:
+        return (kept if op in before else new) if op in after else gone
+
+    def supposed(ops: Sequence[Opaque]) -> int:
+        asked.extend(ops)
+        return sum(map(cost, ops))
+
+    scope.facts[SUPPOSED] = supposed
+    try:
+        return _judge(scope, claim)
+    finally:
+        del scope.facts[SUPPOSED]
 
 
 def _judge(scope: Scope, claim: t.Claim) -> tuple[Any, Any, bool]:

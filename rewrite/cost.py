@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from ..grammar.declared import BUFFERS
+from ..grammar.diagnostics import Label, LissomError, fail
 from .call import Call, tensor_at
 from .capture_graph import assertions
 from .construct import Plan, Planned
@@ -19,6 +20,11 @@ from .view import View
 
 NAMED = 3
 """Uncounted ops that one line names."""
+
+SUPPOSED = "supposed"
+"""Among the facts of a scope: a function that gives the multiply-accumulates of uncounted ops. It
+is there while a claim is judged (claims.py).
+"""
 
 SKIPPED = ("placeholder", "output", "get_attr")
 
@@ -46,6 +52,14 @@ def said_of_uncounted(costs: Costs) -> str:
     count = "1 op" if len(left) == 1 else f"{len(left)} ops"
     params = sum(node.params for node in left)
     return f"{count} uncounted: {names}{more}, {params:,} parameters"
+
+
+def not_counted(costs: Costs, place: Label) -> LissomError:
+    """R014: what is asked cannot be told from a lower bound."""
+    hint = "ask for `params`, `bytes` or `latency`, or declare the op with `cost macs`"
+    note = f"{said_of_uncounted(costs)}: {costs.uncounted[0].reason}"
+    message = "the model's multiply-accumulates are not known"
+    return fail("R014", message, place, note=note, help=hint)
 
 
 def calls_costs(module: fx.GraphModule, calls: Iterable[Call]) -> Costs:

@@ -30,6 +30,7 @@ class Verdict:
 class Opaque:
     """A node that no rule can see, and that holds parameters or may multiply: its place and line in
     the model, the reason, its parameters, and its multiply-accumulates; None where nobody knows.
+    reads: what its inputs are. Two that are equal cost the same.
     """
 
     site: str
@@ -37,6 +38,7 @@ class Opaque:
     reason: str
     params: int
     macs: int | None
+    reads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.site} ({self.source})" if self.source else self.site

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..grammar import tree as t
-from ..grammar.diagnostics import Label, fail
+from ..grammar.diagnostics import Label
 from ..grammar.program import Program
 from .checkpoint import finish
-from .cost import model_costs, said_of_uncounted
+from .cost import model_costs, not_counted
 from .evaluate import Scope, shown
 from .journal import Verdict
 from .latency import TURNS, Latency, measure
@@ -74,22 +74,13 @@ class Measures:
 
     def require_counted(self, asked: t.Node) -> None:
         """Raises R014 where `asked` speaks of multiply-accumulates, and some are not counted."""
-        left = said_of_uncounted(self.original)
         for node in t.walk(asked):
             called = node.function if isinstance(node, t.Call) else None
             ordered = node.order if isinstance(node, t.Each) else None
             names = (n for n in (called, ordered) if isinstance(n, t.Name) and n.text == "macs")
-            for name in names if left else ():
+            for name in names if self.original.uncounted else ():
                 place = Label(name.span, "a lower bound is all that is known")
-                hint = "ask for `params`, `bytes` or `latency`, or declare the op with `cost macs`"
-                note = f"{left}: {self.original.uncounted[0].reason}"
-                raise fail(
-                    "R014",
-                    "the model's multiply-accumulates are not known",
-                    place,
-                    note=note,
-                    help=hint,
-                )
+                raise not_counted(self.original, place)
 
     def _check_metrics(self, condition: t.Expr) -> None:
         """Raises D004 for `drop(name)` of a metric that the user did not give."""

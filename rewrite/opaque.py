@@ -47,6 +47,7 @@ def _told(module: fx.GraphModule, view: View, node: fx.Node, known: set[int]) ->
         view.why_opaque(node),
         sum(weight.numel() for weight in fresh.values()),
         _macs(module, node),
+        tuple(str(value.meta.get("val")) for value in node.all_input_nodes),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ..grammar.diagnostics import Label, fail
 from .call import Call
 from .construct import Planned
-from .cost import calls_costs, model_costs
+from .cost import SUPPOSED, calls_costs, model_costs, not_counted
 from .evaluate import ParamRef, Scope
 from .extent import DIM_QUESTIONS, Extent, thinned
 from .journal import Costs
@@ -165,6 +165,18 @@ def cost(field: str) -> Callable[..., Any]:
     return ask
 
 
+def macs(scope: Scope, what: Any) -> int:
+    """Multiply-accumulates of something. Raises R014 where some are not counted, unless a claim is
+    judged, which supposes what the others are (claims.py).
+    """
+    found = _costs(scope, what)
+    if not found.uncounted:
+        return found.macs
+    if SUPPOSED not in scope.facts:
+        raise not_counted(found, Label(None))
+    return found.macs + scope.facts[SUPPOSED](found.uncounted)
+
+
 def _costs(scope: Scope, what: Any) -> Costs:
     state = scope.state
     if isinstance(what, Call):
@@ -245,7 +257,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     **DIM_QUESTIONS,
     "params": params,
     "survivors": survivors,
-    "macs": cost("macs"),
+    "macs": macs,
     "bytes": cost("bytes"),
     "ops": cost("ops"),
 }

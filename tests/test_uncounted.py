@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lissom
 from lissom.__main__ import main
+from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
+from lissom.grammar.parse import parse
+from lissom.rewrite.claims import judge_claim
+from lissom.rewrite.evaluate import Scope
+from lissom.rewrite.journal import Costs, Opaque, Refused
+from lissom.rewrite.questions import QUESTIONS
+from lissom.rewrite.rule import compile_rule
 
 NOTHING = "pipeline p { stage s { once drop_dropout } }"
 
@@ -134,6 +141,84 @@ def test_what_is_known_is_judged(steps: str) -> None:
     model = nn.Sequential(nn.Linear(5, 5), nn.Dropout()).eval()
     result = compiled(model, torch.randn(2, 5), f"pipeline p {{ {steps} }}")
     assert result.before.macs == 50
+
+
+# -- claims of rules -------------------------------------------------------------------------------
+
+HALVED = """
+approx rule halved {
+  match dim D in channels
+  where { sliceable(D); not boundary(D) }
+  let { keep = top(l1_over(writers(D)), D // 2) }
+  perturb { zero(readers(D), outside = keep) }
+  rewrite { D := keep }
+  ensure { CLAIM }
+}
+pipeline p { budget drift(outputs) <= 500%; stage s { once halved } }
+"""
+
+
+class Beside(nn.Module):
+    """Two layers that can be cut, beside distances that nobody counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.held = nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.last(self.first(x)), torch.cdist(x, self.held)
+
+
+def halved(claim: str) -> lissom.Result:
+    torch.manual_seed(0)
+    return compiled(Beside(), torch.randn(2, 6), HALVED.replace("CLAIM", claim))
+
+
+def refused(claim: str) -> dict[str, str]:
+    result = halved(claim)
+    assert not result.applied
+    return {event.code: event.reason for event in result.journal.of(Refused)}
+
+
+def test_an_op_that_reads_the_same_is_no_matter_to_a_difference() -> None:
+    """Half of 8 features go: 4 * 6 + 4 * 3 multiplications a sample less."""
+    result = halved("macs(after) < macs(before); macs(before) - macs(after) == 72")
+    assert result.before.uncounted
+    (event,) = result.applied
+    assert [verdict.holds for verdict in event.verdicts[1:]] == [True, True]
+
+
+@pytest.mark.parametrize("claim", ["macs(after) <= 50% * macs(before)", "macs(after) <= 1000"])
+def test_what_an_uncounted_op_may_decide_is_refused(claim: str) -> None:
+    """What is counted says yes to both."""
+    assert "multiply-accumulates are not known" in refused(claim)["R014"]
+
+
+def test_a_claim_that_fails_whatever_it_costs_is_broken() -> None:
+    assert "does not hold" in refused("macs(after) > macs(before)")["B001"]
+
+
+LESS = """exact rule r {
+  match { h = linear(x)
+          y = relu(h) }
+  rewrite { y = linear(x) }
+  ensure { macs(after) < macs(before) }
+}"""
+
+
+def test_an_op_that_reads_less_may_cost_anything() -> None:
+    """The example in two sizes of one op: what it saved is not known, though less is counted."""
+    big, small = (Opaque("a", "", "", 4, None, (size,)) for size in ("[2, 8]", "[2, 4]"))
+    (claim,) = compile_rule(parse(LESS).all(t.Rule)[0], {}).claims
+    scope = Scope({}, {}, QUESTIONS, None)
+    for other, decided in ((big, True), (small, False)):
+        scope.facts.update(before=Costs(8, 32, 100, 2, (big,)), after=Costs(4, 16, 60, 2, (other,)))
+        if decided:
+            assert judge_claim(scope, claim, [0]).holds
+            continue
+        with pytest.raises(LissomError, match="R014"):
+            judge_claim(scope, claim, [0])
 
 
 MODEL = """
