@@ -64,6 +64,23 @@ def test_packed_sequences_are_stored(tmp_path: Path) -> None:
     assert torch.equal(lissom.load(tmp_path / "out")(*other), result.model(*other))
 
 
+class Logged(nn.Sequential):
+    """NaN wherever its layers give something negative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log()
+
+
+def test_outputs_with_nan_are_the_same_outputs(tmp_path: Path) -> None:
+    model, x = Logged(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 5, 5)
+    result = lissom.compile(model, PROGRAM, inputs=(x,))
+    assert result.model(x).isnan().any()
+    result.save(tmp_path / "out")
+    _, verdicts = verify_artifact(tmp_path / "out")
+    assert all(verdict.holds for verdict in verdicts)
+    assert verdicts[-1].detail.startswith("bit for bit")
+
+
 def test_inputs_with_gaps_and_numbers_are_kept(tmp_path: Path) -> None:
     result = compiled(x=torch.randn(2, 3, 8, 8), scale=2.0)
     result.save(tmp_path / "out")
