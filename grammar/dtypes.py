@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from . import tree as t
 from .declared import Known
-from .diagnostics import Label, did_you_mean
+from .diagnostics import Label, Span, did_you_mean
 from .kind import TENSORS
 from .report import Report
 from .sides import Sides, Step
@@ -19,6 +19,12 @@ DTYPES = (
     "complex64", "complex128",
 )  # fmt: skip
 CLASSES = "f (floating), i (whole), b (truth) and t (any)"
+
+
+def unquoted(word: str, span: Span, report: Report) -> None:
+    """T003 for a type of numbers that is written as a name."""
+    label, help = Label(span, "a name here"), f'write `"{word}"`'
+    report.error("T003", "a type of numbers is written in quotes", label, help=help)
 
 
 def check_dtypes(rule: t.Rule, both: Sides, known: Known, report: Report) -> None:
@@ -73,8 +79,7 @@ def _asks(expr: t.Expr) -> bool:
 
 def _dtype(value: t.Expr, report: Report) -> None:
     if isinstance(value, t.Name) and value.text in DTYPES:
-        label, help = Label(value.span, "a name here"), f'write `"{value.text}"`'
-        report.error("T003", "a type of numbers is written in quotes", label, help=help)
+        unquoted(value.text, value.span, report)
     elif isinstance(value, t.String) and value.value not in DTYPES:
         guess = next(iter(did_you_mean(value.value, DTYPES)), f"known: {', '.join(DTYPES)}")
         message = f"`{value.value}` is not a type of numbers"

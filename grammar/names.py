@@ -10,6 +10,7 @@ from .clauses import RESOLUTION, bindings, builds, names_in
 from .clauses import holes as open_guards
 from .declared import Known
 from .diagnostics import Label, Span, nearest
+from .dtypes import DTYPES, unquoted
 from .references import PREFIX, hole_expression, holes, references
 from .report import Report
 from .sides import Sides
@@ -298,6 +299,9 @@ class Names:
         self.report.error("N003", message, *places, help="give one of them another name")
 
     def _unbound(self, name: str, span: Span) -> None:
+        if name in DTYPES:
+            unquoted(name, span, self.report)
+            return
         known = set(self.scope.words) | set(self.later)
         case = "a size" if name[0].isupper() else "a value, weight or node"
         label = Label(span, f"{case} that no pattern, parameter or `let` binds")

@@ -37,6 +37,8 @@ def test_a_type_in_quotes_is_fine_everywhere() -> None:
     ("old", "new", "said", "help"),
     [
         ('x, dtype = "float64"', "x, dtype = float64", "in quotes", 'write `"float64"`'),
+        ('-1, dtype = "float64"', "-1, dtype = bfloat16", "in quotes", 'write `"bfloat16"`'),
+        ('== "float32"', "== float16", "in quotes", 'write `"float16"`'),
         ('== "float32"', '== "flaot32"', "`flaot32` is not a type", "did you mean `float32`?"),
         ('-1, dtype = "float64"', '-1, dtype = "double"', "`double` is not a type", "known: "),
         (
