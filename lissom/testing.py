@@ -165,7 +165,9 @@ def _tested(job: Job) -> Report | Proposal | str:
     subject = _subject(job.path, rule, job.python)
     report = report_of(proved(subject, job.models, job.seed), rule)
     differs = any(found.kind in (WRONG, UNSOUND) for found in report.failures)
-    return replace(report, because=because(subject)) if differs and not over_dims else report
+    return (
+        replace(report, because=because(subject, like=report.tape or None)) if differs else report
+    )
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Report | Proposal | str]]:

@@ -12,7 +12,11 @@ import lissom
 from lissom.grammar.program import program_of
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.proving import because as because_module
+from lissom.rewrite.proving import prove
 from lissom.rewrite.proving.because import because
+from lissom.rewrite.proving.dim_trial import dim_outcomes
+from lissom.rewrite.proving.prove import explore
 from lissom.rewrite.proving.trial import Subject
 from lissom.testing import diagnostics, jobs_of, run
 
@@ -54,6 +58,44 @@ def test_the_missing_guard_is_named(text: str, guard: str, model: str) -> None:
     assert model in smallest
     assert "the sides differ by" in smallest
     assert missing == f"a guard is missing: {guard}"
+
+
+EITHER = """exact rule r {
+  match { h = (relu | tanh)(x)
+          y = relu(h) }
+  rewrite { y = relu(x) }
+}"""
+
+
+def test_the_op_is_named_where_no_guard_tells() -> None:
+    counted, smallest = why(EITHER)
+    assert "at none without `tanh`" in counted
+    assert "tanh([" in smallest
+
+
+MEASURED = """exact rule r {
+  match dim D in channels
+  where { not boundary(D); sliceable(D); known(readers(D)) }
+  let { score = l1_over(readers(D))
+        N = max(nonzeros(score), 1) }
+  where { N < D }
+  let { keep = top(score, N) }
+  rewrite { D := keep }
+}"""
+
+
+def test_a_rule_over_dimensions_is_told_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no weight reads, a norm may: its statistics are over all features."""
+    monkeypatch.setattr(prove, "_smallest", lambda subject, failure, tried: failure)
+    monkeypatch.setattr(because_module, "MODELS", 30)
+    program = program_of(MEASURED)
+    subject = Subject(program.own_rules["r"], Vocabulary.library(), FUNCTIONS)
+    failure = explore(subject, 150, 0, dim_outcomes, any).failure
+    assert failure is not None
+    counted, smallest, missing = because(subject, like=failure.tape)
+    assert "at none where" in counted
+    assert "the cut model differs by" in smallest
+    assert missing == "a guard is missing: where { not known(gathers(D)) }"
 
 
 def test_a_rule_that_is_wrong_everywhere_is_told_so() -> None:

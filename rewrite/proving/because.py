@@ -12,20 +12,23 @@ from ...grammar.clauses import holes, patterns
 from ...grammar.parse import parse
 from .holes import opened
 from .propose import Sample, alike, legal
-from .separate import Conjunction
+from .separate import LEAST, Conjunction, Table
 from .trial import Subject
 
 MODELS = 60
 """Models whose sites are compared."""
 
 
-def because(subject: Subject, seed: int = 0) -> tuple[str, ...]:
+def because(
+    subject: Subject, seed: int = 0, like: tuple[int, ...] | None = None
+) -> tuple[str, ...]:
     """What tells failing sites from others, as a guard to write where there is one, and the
-    smallest failing model. Nothing where no site fails by itself.
+    smallest failing model. Nothing where no site fails by itself. `like`: the choices of a failing
+    model, so that more of them are drawn.
     """
     missing = replace(subject, source=with_hole(subject.source))
     sample = Sample(replace(subject, source=opened(missing.source)), holes(missing.source)[0])
-    sample.draw(MODELS, f"because/{seed}")
+    sample.draw(MODELS, f"because/{seed}", like)
     table, found = legal(missing, sample)
     if not table.bad:
         return ()
@@ -34,12 +37,31 @@ def because(subject: Subject, seed: int = 0) -> tuple[str, ...]:
     if not good:
         return f"the sides differ at all {bad} sites that were drawn", smallest
     counted = f"the sides differ at {bad} of {bad + good} sites"
+    ops = _told_by_ops(sample, table) if found is None else ""
+    if ops:
+        return f"{counted}, {ops}; no condition that a guard can ask tells which", smallest
     if found is None:
         similar = (f"but not at {site.told()}" for site in alike(sample, table) if site.agrees)
         return f"{counted}; no single condition tells which", smallest, *similar
     missing_guard = f"a guard is missing: where {{ {found.text} }}"
     named = _named(subject.source, missing.source, found)
     return f"{counted}, at none where `{found.text}`", smallest, missing_guard + named
+
+
+def _told_by_ops(sample: Sample, table: Table) -> str:
+    """The op that all failing sites have and many others lack, or the other way round."""
+    names = dict.fromkeys(call.op.name for site in sample.instances for call in site.calls)
+    found: list[tuple[int, str]] = []
+    for name in sorted(names):
+        have = sum(
+            any(call.op.name == name for call in site.calls) << number
+            for number, site in enumerate(sample.instances)
+        )
+        for word, fails in (("without", have), ("with", ~have)):
+            if not table.bad & ~fails:
+                found.append(((table.good & ~fails).bit_count(), f"at none {word} `{name}`"))
+    kept, said = max(found, default=(0, ""))
+    return said if kept >= max(1, LEAST * table.good.bit_count()) else ""
 
 
 def _named(rule: t.Rule, missing: t.Rule, found: Conjunction) -> str:
@@ -55,7 +77,7 @@ def with_hole(rule: t.Rule) -> t.Rule:
     that has none: a guard can speak of no other.
     """
     text, start = rule.span.source.text, rule.span.start
-    asked = [c for c in rule.clauses if isinstance(c, (t.Match, t.Unless, t.Where))]
+    asked = [c for c in rule.clauses if isinstance(c, (t.Match, t.MatchDim, t.Unless, t.Where))]
     added = {max(clause.span.end for clause in asked): "\n  where { ? }\n"}
     taken = {node.text for node in t.walk(rule) if isinstance(node, (t.Word, t.Name))}
     free = (name for name in map("n{}".format, count(1)) if name not in taken)

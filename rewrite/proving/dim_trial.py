@@ -60,11 +60,16 @@ def dim_outcomes(subject: Subject, source: Source) -> list[Outcome]:
     draws did not fit together. One model in four is in float32.
     """
     try:
-        rule, graph = dim_model(subject, source)
+        rule, graph = dim_case(subject, source)
     except Unsuitable:
         return []
-    graph = in_single(graph) if source.chance(25) else graph
     return tried_dims(graph_state(subject, graph), rule, graph.seed)
+
+
+def dim_case(subject: Subject, source: Source) -> tuple[Rule, Graph]:
+    """The same as `dim_model`, one model in four in float32."""
+    rule, graph = dim_model(subject, source)
+    return rule, in_single(graph) if source.chance(25) else graph
 
 
 def dim_model(subject: Subject, source: Source) -> tuple[Rule, Graph]:

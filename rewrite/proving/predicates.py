@@ -19,6 +19,7 @@ from ...grammar.fragment import parse_expression
 from ...grammar.references import references
 from ..call import Call
 from ..evaluate import ParamRef, Scope
+from ..extent import Extent
 
 MOST_PAIRED = 14
 """Settings or sizes that are compared with each other; a rule rarely names more."""
@@ -79,7 +80,7 @@ def predicates(rule: t.Rule, hole: t.Hole, scopes: Sequence[Scope]) -> list[Pred
     made = {
         word.text for op in patterns(rule) if isinstance(op, t.OpPattern) for word in op.targets
     }
-    found = [*_of_handles(scopes), *_of_values(made, scopes)]
+    found = [*_of_handles(scopes), *_of_values(made, scopes), *_of_dims(scopes)]
     found += [said for term in terms for said in _of_term(term)]
     found += _of_pairs(terms)
     cheapest: dict[str, int] = {}
@@ -174,6 +175,17 @@ def _of_handles(scopes: Sequence[Scope]) -> Iterator[Said]:
         params = dict.fromkeys(param for call in calls for param in call.params)
         if params:
             yield f"owned({', '.join(f'{name}.{param}' for param in params)})", 1
+
+
+def _of_dims(scopes: Sequence[Scope]) -> Iterator[Said]:
+    """What a dimension has: ops that read it without weights, which are mistaken most often, norms
+    with factors, weights that make or read it.
+    """
+    for name in _names(scopes, Extent):
+        for question in ("gathers", "scales", "writers", "readers", "riders"):
+            cost = 1 if question == "gathers" else 2
+            yield f"known({question}({name}))", cost
+            yield f"not known({question}({name}))", cost + 1
 
 
 def _of_values(made: set[str], scopes: Sequence[Scope]) -> Iterator[Said]:
@@ -274,7 +286,7 @@ def _kind(value: Any) -> str:
         return "pair" if value and isinstance(value[0], int) else ""
     if isinstance(value, bool):
         return ""
-    return {int: "whole", float: "real"}.get(type(value), "")
+    return "whole" if isinstance(value, int) else "real" if isinstance(value, float) else ""
 
 
 def _compared(first: str, second: str, group: str, pairs: bool) -> Iterator[Said]:

@@ -15,12 +15,13 @@ from typing import Any
 
 from ...grammar import tree as t
 from ...grammar.clauses import holes, patterns
+from .dim_instances import dim_instances
 from .holes import at_fault, before, opened, with_guard
 from .instances import Instance, instances_of
 from .predicates import predicates
 from .prove import Proof, explore, prove
 from .separate import Conjunction, Table, column_of
-from .source import Recorded, Replayed, Rolled, Source, Unsuitable
+from .source import Draw, Recorded, Replayed, Source, Unsuitable
 from .trial import Subject
 
 ROUNDS = 6
@@ -98,19 +99,21 @@ class Sample:
     instances: list[Instance] = field(default_factory=list)
     banned: set[str] = field(default_factory=set)
 
-    def draw(self, models: int, seed: str) -> None:
-        """Sites of so many more models."""
+    def draw(self, models: int, seed: str, like: tuple[int, ...] | None = None) -> None:
+        """Sites of so many more models, every other one like that of a tape if there is one."""
         left = models
         for number in range(SPARE * models):
-            left -= bool(self.learn(Rolled(f"{seed}/{number}")))
+            drawn = Draw(f"{seed}/{number}", like if number % 2 else None)
+            left -= bool(self.learn(drawn.source()))
             if left == 0:
                 break
 
     def learn(self, source: Source) -> list[Instance]:
         """The sites of one model; none where the draws did not fit together."""
         recorded = Recorded(source)
+        sites_of = dim_instances if self.subject.source.all(t.MatchDim) else instances_of
         try:
-            found = instances_of(recorded, self.subject, before(self.subject.source, self.hole))
+            found = sites_of(recorded, self.subject, before(self.subject.source, self.hole))
         except Unsuitable:
             return []
         self.instances += found

@@ -11,7 +11,7 @@ from ...grammar import tree as t
 from ...grammar.program import program_of
 from ..ops import Vocabulary
 from .apart import first_difference
-from .dim_trial import dim_model, graph_state, tried_dims
+from .dim_trial import dim_case, graph_state, tried_dims
 from .report import Report
 from .source import Replayed
 from .trial import BAD, Outcome, Subject, model, trial
@@ -79,7 +79,7 @@ def replay(
 
 def _replay_dims(subject: Subject, choices: Sequence[int]) -> bool:
     """The same for a rule over dimensions: every dimension in turn."""
-    rule, graph = dim_model(subject, Replayed(choices))
+    rule, graph = dim_case(subject, Replayed(choices))
     _print_model(graph.module, graph.args)
     return _print_outcomes(tried_dims(graph_state(subject, graph), rule, graph.seed))
 
