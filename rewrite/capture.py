@@ -21,7 +21,7 @@ from .capture_computed import store_computed
 from .capture_conditions import Condition
 from .capture_copy import own_copy, uncompiled, unwrapped
 from .capture_fused import REMEDY, fused_layers, told
-from .capture_inputs import Case, as_case, as_cases, batch_size, check_bindable, doubled
+from .capture_inputs import SECOND, Case, as_case, as_cases, batch_size, check_bindable, doubled
 from .capture_leaves import is_exported
 from .capture_sizes import Group, axes_of
 from .instruments import check_instruments
@@ -132,7 +132,8 @@ def _more_trials(
     trials += [batch] if isinstance(batch, Trial) else []
     warnings += [batch] if isinstance(batch, Diagnostic) and second is None else []
     size = batch_size(case) if isinstance(batch, Trial) else None
-    return trials + variations(model, case, size, seconds), warnings
+    varied, untried = variations(model, case, size, seconds)
+    return trials + varied, warnings + untried
 
 
 def _batch_trial(model: nn.Module, case: Case, required: bool) -> Trial | Diagnostic:
@@ -164,7 +165,7 @@ def _one_case(why: str) -> Diagnostic:
         "M009",
         "the capture could only be proven at one batch size",
         notes=(why,),
-        helps=("give inputs that the model accepts as `second=`",),
+        helps=(f"give inputs that the model accepts as {SECOND}",),
         severity="warning",
     )
 

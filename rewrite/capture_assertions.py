@@ -13,7 +13,7 @@ from torch import fx
 
 from .capture_conditions import Findings, Held
 from .capture_sizes import Axis
-from .capture_structure import Demand
+from .capture_structure import Demand, Reading
 from .capture_values import Step
 from .capture_watch import is_given, is_size, roots, through_tensors
 from .torch_internals import checked
@@ -37,9 +37,9 @@ class Writer:
     def structure(self, demands: Iterable[Demand]) -> None:
         for demand in demands:
             part = self._part(demand.parameter, demand.steps)
-            measured = part if demand.measure is None else self._call(demand.measure, (part,))
+            measured = self._read(demand.measure, part)
             met = self._call(demand.test, (measured, demand.operand), True)
-            shown = part if demand.shown is None else self._call(demand.shown, (part,))
+            shown = self._read(demand.shown, part)
             self._assert(met, demand.text, (shown,) if "%s" in demand.said else ())
 
     def sizes(self, held: Iterable[Held], findings: Findings) -> None:
@@ -85,6 +85,12 @@ class Writer:
 
     def _number(self, node: fx.Node) -> fx.Node:
         return self._copy(node, {}) if is_given(node) else node
+
+    def _read(self, reading: Reading, part: fx.Node) -> fx.Node:
+        if reading is None:
+            return part
+        target, args, kwargs = reading if isinstance(reading, tuple) else (reading, (), {})
+        return self._call(target, (part, *args), None, kwargs)
 
     def _part(self, parameter: str, steps: tuple[Step, ...]) -> fx.Node:
         node = self.inputs[parameter]

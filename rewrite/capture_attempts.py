@@ -5,7 +5,7 @@ says where.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,13 @@ from .capture_conditions import (
     reads_data,
     text_of,
 )
+from .capture_forms import Known, forms_of, mode_notes
 from .capture_graph import build, copy_of, eliminate_dead, guards_module, move_hooks
-from .capture_inputs import Case, bind
+from .capture_inputs import SECOND, Case, bind
 from .capture_lowering import Untraceable
 from .capture_names import free_names
 from .capture_padding import split_padding
+from .capture_questions import TYPE
 from .capture_sizes import Group, axes_of
 from .capture_structure import demands
 from .capture_watch import Watch, is_given, roots
@@ -120,6 +122,8 @@ def by_trace(
         return _broken_trace(recorder, error)
     whole, where = copy_of(graph)
     traced = tuple(recorder.guards.values())
+    known = Known(frozenset(_ranked(recorder)), forms_of(recorder.told))
+    asked_modes = tuple(mode_notes(recorder.told, recorder.modes))
     watch = Watch(graph, [node for guard in traced for node in (guard.node, *roots(guard.node))])
     module = build(model, graph)
     fold_constants(module)
@@ -133,14 +137,14 @@ def by_trace(
         return verdict.failure
     watch.remove()
     findings = Findings(axes_of(model, trials[0].case), traced, verdict.rows, candidate.asked)
-    held = _finish(candidate, trials[0].case, findings, _ranked(recorder))
+    held = _finish(candidate, trials[0].case, findings, known)
     return Attempt(
         module,
         "trace with opaque leaves" if opaque else "trace",
         candidate,
         (*bound.fixed, *findings.specialised),
         _opaque(module, opaque),
-        (*_data_notes(guards), *findings.notes),
+        (*_data_notes(guards), *asked_modes, *findings.notes),
         tuple(verdict.proved),
         held,
     )
@@ -195,7 +199,9 @@ def by_export(model: nn.Module, trials: Sequence[Trial]) -> Attempt | Failure:
         return verdict.failure
     axes = axes_of(model, trials[0].case)
     findings = Findings(axes, (), verdict.rows, ())
-    held = _finish(candidate, trials[0].case, findings, {axis.input for axis in axes}, True)
+    inputs = frozenset(axis.input for axis in axes)
+    known = Known(inputs, dict.fromkeys(((TYPE, name) for name in inputs), ""), True)
+    held = _finish(candidate, trials[0].case, findings, known)
     notes, proved = tuple(findings.notes), tuple(verdict.proved)
     return Attempt(module, "export", candidate, lifted.fixed, (), notes, proved, held)
 
@@ -275,14 +281,13 @@ def _finish(
     candidate: Candidate,
     case: Case,
     findings: Findings,
-    ranked: Container[str],
-    numbers: bool = False,
+    known: Known,
 ) -> tuple[Condition, ...]:
     """Let the module itself check what it was captured for."""
     module, forward = candidate.module, candidate.model.forward
     inputs = module.graph.find_nodes(op="placeholder")
     optional = {str(node.target) for node in inputs if node.args == (None,)}
-    needed = list(demands(forward, case, optional, ranked, numbers))
+    needed = list(demands(forward, case, optional, known))
     writer = Writer(module.graph)
     writer.structure(needed)
     writer.sizes(findings.held, findings)
@@ -338,6 +343,6 @@ def _failure(trial: Trial, difference: str, node: fx.Node | None, broken: list[G
 def _blame(code: str, message: str, notes: tuple[str, ...], site: str, source: str) -> Failure:
     remedy = (
         "compute it with tensor operations, or move it into a torch.nn leaf module; "
-        "`second=` names the inputs that the graph must hold for"
+        f"name the inputs that the graph must hold for as {SECOND}"
     )
     return Failure(site, Diagnostic(code, message, labels_of(site, source), notes, (remedy,)))

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..grammar.diagnostics import Diagnostic
 from .capture_attempts import Trial
-from .capture_inputs import Case, enlarged, images
+from .capture_inputs import SECOND, Case, enlarged, images
 from .capture_sizes import Axis, Group, axes_of, resized
 
 _ATTEMPTS = 60
@@ -25,8 +26,11 @@ _BLOCK = 32
 """Sizes from here on change by multiples of it, so that strides and patches still fit."""
 
 
-def variations(model: nn.Module, case: Case, batch: int | None, seconds: float) -> list[Trial]:
-    """Trials at other sizes than the example's, which the eager model accepts.
+def variations(
+    model: nn.Module, case: Case, batch: int | None, seconds: float
+) -> tuple[list[Trial], list[Diagnostic]]:
+    """Trials at other sizes than the example's, which the eager model accepts, and M014 for axes of
+    which that could not be found out.
 
     `batch` is the size of the batch axis, which is not varied here (None: there is none);
     `seconds` is what one run of the model takes. The axes that can vary are larger in one trial and
@@ -39,7 +43,22 @@ def variations(model: nn.Module, case: Case, batch: int | None, seconds: float) 
     known = {axis for group in free for axis in group.axes}
     more, fewer = probe.search([axis for axis in axes if axis not in known], axes)
     found += probe.together(more)
-    return found + probe.together([*(_fewer(g, g.axes[0].axis % 2) for g in free), *fewer])
+    found += probe.together([*(_fewer(g, g.axes[0].axis % 2) for g in free), *fewer])
+    return found, list(_untried(probe, found))
+
+
+def _untried(probe: _Probe, found: Sequence[Trial]) -> Iterator[Diagnostic]:
+    tried = {axis for trial in found for group in trial.groups for axis in group.axes}
+    left = [axis for axis in probe.left if axis not in tried]
+    if left:
+        spent = f"{len(probe.tried)} runs of the model took {probe.spent:.0f} s"
+        yield Diagnostic(
+            "M014",
+            f"{', '.join(map(str, left))} could not be tried at other sizes",
+            notes=(f"{spent}; {_ATTEMPTS} runs or {_SECONDS:.0f} s are the most",),
+            helps=(f"give inputs of sizes that matter as {SECOND}",),
+            severity="warning",
+        )
 
 
 def _more(size: int) -> int:
@@ -73,6 +92,7 @@ class _Probe:
     seconds: float
     spent: float = 0.0
     tried: dict[tuple[Group, ...], Trial | None] = field(default_factory=dict)
+    left: dict[Axis, None] = field(default_factory=dict)
 
     def image(self, axes: Sequence[Axis]) -> Iterator[Trial]:
         """A larger image, if the model takes one."""
@@ -126,8 +146,11 @@ class _Probe:
         return self.tried[groups]
 
     def _attempt(self, groups: tuple[Group, ...], case: Case | None) -> Trial | None:
+        if not all(group.size for group in groups):
+            return None
         late = self.spent > max(_SECONDS, _TIMES * self.seconds)
-        if late or len(self.tried) >= _ATTEMPTS or not all(group.size for group in groups):
+        if late or len(self.tried) >= _ATTEMPTS:
+            self.left |= dict.fromkeys(axis for group in groups for axis in group.axes)
             return None
         started = time.perf_counter()
         try:

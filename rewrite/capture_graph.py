@@ -41,6 +41,17 @@ def assertions(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def without_checks(module: nn.Module) -> nn.Module:
+    """The module itself, which from now on takes calls that it was not captured for."""
+    if isinstance(module, fx.GraphModule):
+        checks = assertions(module.graph)
+        for node in reversed(module.graph.nodes):
+            if node in checks:
+                module.graph.erase_node(node)
+        module.recompile()
+    return module
+
+
 def readers(node: fx.Node) -> list[fx.Node]:
     """The users of a node that are no part of a check."""
     checks = assertions(node.graph)

@@ -23,6 +23,9 @@ BY_POSITION = "by_position"
 position would take them in the order of the example.
 """
 
+SECOND = "`second=` of `lissom.compile`, or as `second` in the model file"
+"""Where further examples are given, from Python and on the command line."""
+
 PLAIN = (int, float, bool, str, type(None))
 _INPUTS = (*PLAIN, torch.Tensor, torch.dtype, torch.device, complex, enum.Enum)
 
@@ -82,7 +85,9 @@ def doubled(case: Case, varied: bool = True) -> Case | None:
 
     def double(leaf: Any) -> Any:
         batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == size
-        return torch.cat([leaf, leaf.flip(-1) if varied else leaf]) if batched else leaf
+        if not batched:
+            return leaf
+        return laid_out_as(leaf, torch.cat([leaf, leaf.flip(-1) if varied else leaf]))
 
     return case.map(double, f"batch {2 * size}")
 
@@ -117,7 +122,17 @@ def _tile(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     rows, columns = (
         -(-new // old) for new, old in zip((height, width), image.shape[-2:], strict=True)
     )
-    return image.repeat(1, 1, rows, columns)[..., :height, :width].contiguous()
+    tiled = image.repeat(1, 1, rows, columns)[..., :height, :width].contiguous()
+    return laid_out_as(image, tiled)
+
+
+def laid_out_as(example: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its axes in the order in memory that those of the example have."""
+    if example.is_contiguous() or 0 in example.stride():
+        return tensor
+    order = sorted(range(example.dim()), key=lambda axis: -example.stride(axis))
+    kind = {"dtype": tensor.dtype, "device": tensor.device}
+    return torch.empty_permuted(tensor.shape, order, **kind).copy_(tensor)
 
 
 @dataclass(frozen=True)

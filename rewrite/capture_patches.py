@@ -17,6 +17,7 @@ from torch import nn
 
 from .capture_ops import Call
 from .capture_own import named_functions
+from .capture_questions import MODES
 from .capture_scalars import definite, math_functions, traced_choices
 from .capture_values import leaves, without_traces
 from .torch_internals import silent
@@ -49,6 +50,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
         replaced(builtins, "len", lambda eager: _length(recorder, eager)),
         ExitStack() as own,
     ):
+        for name in (name for name in MODES if name in vars(torch)):
+            own.enter_context(replaced(torch, name, lambda eager: _mode(recorder, eager)))
         for owner, name in list(named_functions(recorder.root)):
             own.enter_context(replaced(owner, name, lambda eager: _function(recorder, eager)))
         yield
@@ -74,6 +77,16 @@ def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
         yield
     finally:
         setattr(owner, name, saved)
+
+
+def _mode(recorder: Recorder, eager: Any) -> Any:
+    """A function that says how torch runs."""
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        recorder.tell_mode(eager.__name__)
+        return eager(*args, **kwargs)
+
+    return asked
 
 
 def _module_call(recorder: Recorder, eager: Any) -> Any:

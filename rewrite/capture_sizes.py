@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture_inputs import Case
+from .capture_inputs import Case, laid_out_as
 from .capture_values import Step, leaves, path_text
 
 
@@ -86,8 +86,9 @@ def resized(case: Case, groups: Iterable[Group]) -> Case:
             wanted.setdefault(id(axis.tensor), []).append((axis.axis, group.size))
 
     def change(leaf: Any) -> Any:
+        changed = leaf
         for axis, size in wanted.get(id(leaf), ()):
-            leaf = leaf.index_select(axis, torch.arange(size) % leaf.shape[axis])
-        return leaf
+            changed = changed.index_select(axis, torch.arange(size) % leaf.shape[axis])
+        return leaf if changed is leaf else laid_out_as(leaf, changed)
 
     return case.map(change, "; ".join(map(str, groups)))

@@ -14,12 +14,18 @@ from typing import Any
 import torch
 
 from .capture_conditions import Condition
+from .capture_forms import Known
 from .capture_inputs import PLAIN, Case, by_position
+from .capture_questions import DEVICE, OFFSET, ORDER, PINNED, TYPE
 from .capture_sizes import named_values, parts_of
 from .capture_values import Step, children, is_structure, path_text
+from .runs import copied
 
 _LENGTH = len
 _WORDS = (str, torch.dtype, torch.device, complex, enum.Enum)
+
+
+Reading = Callable[..., Any] | str | tuple[Any, ...] | None
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class Demand:
     operand: Any
     captured: Any
     said: str = "is %s"
-    shown: Callable[..., Any] | str | None = None
-    measure: Callable[..., Any] | str | None = None
+    shown: Reading = None
+    measure: Reading = None
+    asked: str = ""
 
     @property
     def input(self) -> str:
@@ -47,33 +54,77 @@ class Demand:
     def condition(self) -> Condition:
         why = "the graph holds the one way that the model went"
         said = f"`{self.input}` was captured {self.captured}"
-        return Condition(self.input, None, self.operand, said, why)
+        return Condition(self.input, None, self.operand, said, why, self.asked)
 
     @property
     def text(self) -> str:
         """The message, for `%` with what is shown where `said` holds a `%s`."""
         name, captured = (str(t).replace("%", "%%") for t in (self.input, self.captured))
-        return f"argument `{name}` {self.said}, and the graph was captured {captured}"
+        where = f" (asked at {self.asked})" if self.asked else ""
+        return f"argument `{name}` {self.said}, and the graph was captured {captured}{where}"
 
 
 def demands(
     forward: Callable[..., Any],
     case: Case,
     optional: Container[str],
-    ranked: Container[str],
-    numbers: bool,
+    known: Known,
 ) -> Iterator[Demand]:
-    """Everything that a call must have in common with the example, but tensors: of those in
-    `ranked` the number of axes. `optional`: the inputs that a graph takes for None where a call
-    does not give them. `numbers`: those are fixed too.
+    """Everything that a call must have in common with the example; of tensors what is `known`.
+    `optional`: the inputs that a graph takes for None where a call does not give them.
     """
     yield from _structure(forward, case, optional)
     for name, steps, leaf in parts_of(forward, case):
-        if isinstance(leaf, torch.Tensor) and name + path_text(steps) in ranked:
-            about = f"with {leaf.dim()} axes", "has %s axes", "dim", "dim"
-            yield Demand(name, steps, operator.eq, leaf.dim(), *about)
-        elif numbers and isinstance(leaf, (int, float)) and not isinstance(leaf, (bool, enum.Enum)):
+        if isinstance(leaf, torch.Tensor):
+            yield from _tensor(name, steps, leaf, known)
+        elif (
+            known.numbers
+            and isinstance(leaf, (int, float))
+            and not isinstance(leaf, (bool, enum.Enum))
+        ):
             yield Demand(name, steps, operator.eq, leaf, f"with {leaf}")
+
+
+def _tensor(
+    name: str, steps: tuple[Step, ...], leaf: torch.Tensor, known: Known
+) -> Iterator[Demand]:
+    path = name + path_text(steps)
+    if path in known.ranked:
+        about = f"with {leaf.dim()} axes", "has %s axes", "dim", "dim"
+        yield Demand(name, steps, operator.eq, leaf.dim(), *about)
+    for kind, (read, value, *about) in _forms(copied(leaf)):
+        if (kind, path) in known.forms:
+            asked = known.forms[kind, path]
+            yield Demand(name, steps, operator.eq, value, *about, measure=read, asked=asked)
+
+
+def _forms(x: torch.Tensor) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """For each kind of question how a call is asked it, the answer, and both in words. `x` lies as
+    the capture had it.
+    """
+    kind, device = (getattr, ("dtype",), {}), (getattr, ("device",), {})
+    yield TYPE, (kind, x.dtype, f"with {x.dtype}", "is %s", kind)
+    orders = {2: torch.channels_last, 3: torch.channels_last_3d}
+    last = orders.get(x.dim() - 2, torch.contiguous_format)
+    if x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        words = ("contiguous", "not contiguous")
+        captured, said = words if x.is_contiguous() else words[::-1]
+        yield ORDER, ("is_contiguous", x.is_contiguous(), captured, f"is {said}")
+    else:
+        read = ("is_contiguous", (), {"memory_format": last})
+        yield ORDER, (read, True, f"in {last}", f"is not in {last}")
+    yield (
+        OFFSET,
+        (
+            "storage_offset",
+            x.storage_offset(),
+            "at the start of a memory",
+            "lies inside of a larger one",
+        ),
+    )
+    cpu = x.device.type == "cpu"
+    yield DEVICE, ((getattr, ("is_cpu",), {}), cpu, f"on {x.device}", "is on %s", device)
+    yield PINNED, ("is_pinned", x.is_pinned(), "as it was", "is pinned otherwise")
 
 
 def _structure(

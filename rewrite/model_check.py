@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from .batches import Batches
+from .capture_graph import without_checks
 from .capture_values import leaves
 from .journal import Verdict
 from .rounding import disturbed
@@ -158,7 +159,7 @@ def _own_rounding(
     ratio of both units: what amplifies one rounding error amplifies the other.
     """
     if double:
-        single = outputs(copy.deepcopy(model).float(), tree_map(_single_tensor, args))
+        single = outputs(_loose(model).float(), tree_map(_single_tensor, args))
         apart, _, _ = _compare(left, [_double_tensor(value) for value in single], nodes)
         scaled = apart * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         return scaled if math.isfinite(scaled) else 0.0
@@ -210,7 +211,12 @@ def distance(reference: Tensor, value: Tensor) -> float:
 
 
 def _double(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).double()
+    return _loose(model).double()
+
+
+def _loose(model: nn.Module) -> nn.Module:
+    """A copy that takes numbers of any type."""
+    return without_checks(copy.deepcopy(model))
 
 
 def _single_tensor(value: Any) -> Any:

@@ -23,9 +23,10 @@ from .capture_leaves import has_hooks, is_leaf
 from .capture_lowering import Lowering, Untraceable, formula
 from .capture_ops import INTERNAL, NUMBERS, Call, canonical, getter_name, is_getter, is_setter
 from .capture_patches import recording
+from .capture_questions import is_own, question
 from .capture_scalars import TEXT, plain, traced
 from .capture_values import Origin, children, is_structure, remake, tensors, without_traces
-from .source_lines import is_model_file, place
+from .source_lines import is_asked_by_model, line_above
 from .spec import spec_of
 from .torch_internals import is_wrapped, silent, version_of
 from .writes import node_name
@@ -64,7 +65,8 @@ class Recorder(TorchFunctionMode):
     `node.meta` holds `val` (TensorSpec or plain value), `site` (owning module), `source`
     (`file.py:line`), `mutates` (positions in `node.all_input_nodes` of what it wrote to), `aliases`
     (of what its value shares memory with) and, on modules with hooks, `effect`. `asked` are the
-    tensors and axes (None: the rank) that Python was told the size of, with the first source line.
+    tensors and axes (None: the rank) that Python was told the size of, with the first source line;
+    `told` what else it was told of tensors, `modes` of how torch runs.
     """
 
     def __init__(self, root: nn.Module, opaque: frozenset[str] = frozenset()) -> None:
@@ -75,6 +77,8 @@ class Recorder(TorchFunctionMode):
         self.guards: dict[tuple[object, str, bool], Guard] = {}
         self.varying: set[fx.Node] = set()
         self.asked: dict[tuple[fx.Node, int | None], str] = {}
+        self.told: dict[tuple[fx.Node, str], str] = {}
+        self.modes: dict[str, str] = {}
         self.stack: list[str] = [""]
         self.open = False
         self.last_source = ""
@@ -114,12 +118,7 @@ class Recorder(TorchFunctionMode):
 
     def source_line(self) -> str:
         """`file.py:line` of the innermost frame that belongs to the model, "" if there is none."""
-        frame = sys._getframe(2) if self._entry is not None else None
-        while frame is not None and frame is not self._entry:
-            if is_model_file(frame.f_code.co_filename):
-                return place(frame.f_code.co_filename, frame.f_lineno)
-            frame = frame.f_back
-        return ""
+        return line_above(sys._getframe(2), self._entry) if self._entry is not None else ""
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -130,6 +129,7 @@ class Recorder(TorchFunctionMode):
         result = run()
         written = [t for t, old in zip(inputs, before, strict=True) if version_of(t) != old]
         if not written and not self._worth_a_node(call, inputs, result):
+            self._tell(call, inputs)
             return result
         lowered = self._lower(call, inputs)
         if lowered is None:
@@ -142,6 +142,22 @@ class Recorder(TorchFunctionMode):
             parts = self.add_node("call_function", _LENGTH, (node,), {}, _LENGTH(result))
             self.guard("split into parts", parts, parts.meta["val"])
         return self._adopt(result, Origin(node), set(map(id, inputs)), set(map(id, written)))
+
+    def _tell(self, call: Call, inputs: list[torch.Tensor]) -> None:
+        """Note what the model's code is told of tensors by a call that the graph does not hold."""
+        name = question(call)
+        if not name or (is_own(name) and not is_asked_by_model(sys._getframe())):
+            return
+        origins = (self.lowering.origins.get(tensor) for tensor in inputs)
+        for origin in origins:
+            if origin is not None and origin.node in self.varying:
+                node = self.lowering.resolve(origin)
+                self.told.setdefault((node, name), self.source_line())
+
+    def tell_mode(self, name: str) -> None:
+        """Note that the model's code asks how torch runs."""
+        if self.open and is_asked_by_model(sys._getframe()):
+            self.modes.setdefault(name, self.source_line())
 
     def _positions(self, node: fx.Node, arguments: list[torch.Tensor]) -> tuple[int, ...]:
         nodes = (self.lowering.tensor_node(tensor) for tensor in arguments)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
+from lissom.rewrite import capture_axes
 from lissom.rewrite.capture import Captured, capture
 from lissom.rewrite.capture_graph import assertions
 
@@ -199,6 +200,21 @@ def test_several_further_examples_are_proven_besides() -> None:
     assert {size for _, size, _ in shapes[2:]} >= {7, 11}
     other = (torch.randn(2, 9, 4),)
     assert refusal(Rows(by_loop).eval(), torch.randn(EXAMPLE), second=other).code == "M006"
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_ATTEMPTS", 2), ("_SECONDS", -1.0)])
+def test_axes_that_the_limits_cut_off_are_named(
+    limit: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Flatten(2), nn.ReLU()).eval()
+    x = torch.randn(2, 6, 7, 8, 9)
+    assert capture(model, (x,)).notes == ()
+    monkeypatch.setattr(capture_axes, "_TIMES", -1.0)
+    monkeypatch.setattr(capture_axes, limit, value)
+    (note,) = capture(model, (x,)).notes
+    assert note.code == "M014"
+    assert "axis 4 of `input` could not be tried at other sizes" in note.message
+    assert "`second` in the model file" in note.helps[0]
 
 
 # -- the structure of a call ---------------------------------------------------------------------
