@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -134,7 +135,18 @@ class StageEnd:
 
 HELPS = {"W702": ("lissom why MODEL RULE --program PROGRAM",)}
 
+_TOGETHER = {"W702": "rules changed nothing"}
+"""What one remark says of several notes with the same code."""
+
 Event = Applied | Refused | Note | StageEnd
+
+
+def _remark(code: str, texts: Sequence[str], severity: Severity) -> Diagnostic:
+    said: str = texts[0]
+    notes: tuple[str, ...] = ()
+    if len(texts) > 1:
+        said, notes = f"{len(texts)} {_TOGETHER[code]}", tuple(texts)
+    return Diagnostic(code, said, (), notes, HELPS.get(code, ()), severity)
 
 
 @dataclass
@@ -159,11 +171,12 @@ class Journal:
         return Counter(event.reason for event in self.of(Refused) if event.rule == rule)
 
     def remarks(self, severity: Severity = "warning") -> list[Diagnostic]:
-        """What the run had to say as a whole: rules that did not fire, for one."""
-        return [
-            Diagnostic(note.code, note.text, helps=HELPS.get(note.code, ()), severity=severity)
-            for note in self.of(Note)
-        ]
+        """What the run had to say as a whole; rules that did not fire are told together."""
+        texts: dict[tuple[str, int | None], list[str]] = {}
+        for number, note in enumerate(self.of(Note)):
+            together = note.code in _TOGETHER
+            texts.setdefault((note.code, None if together else number), []).append(note.text)
+        return [_remark(code, said, severity) for (code, _), said in texts.items()]
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"event": type(event).__name__.lower(), **asdict(event)} for event in self.events]

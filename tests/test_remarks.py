@@ -24,6 +24,21 @@ def test_a_result_says_which_rules_changed_nothing() -> None:
     assert result.notes[0].helps == ("lissom why MODEL RULE --program PROGRAM",)
 
 
+def test_rules_that_changed_nothing_are_one_remark() -> None:
+    result = lissom.compile(
+        nn.Sequential(nn.Linear(3, 3)).eval(),
+        "pipeline p { stage s { once fold_bn } stage t { once drop_dropout, drop_identity } }",
+        inputs=(A,),
+    )
+    (note,) = result.notes
+    assert (note.code, note.message) == ("W702", "3 rules changed nothing")
+    assert [text.partition(" changed")[0] for text in note.notes] == [
+        "drop_dropout",
+        "drop_identity",
+        "fold_bn",
+    ]
+
+
 class Counting(nn.Module):
     """A number that no attribute of Python holds, once it is scripted."""
 
