@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .expr import Expr, Keyword, Node, Param, Type, Word
 
@@ -199,6 +199,7 @@ Clause = (
 )  # fmt: skip
 
 RuleKind = Literal["exact", "approx", "lossless", "observe"]
+RULE_KINDS: tuple[str, ...] = get_args(RuleKind)
 
 
 class Rule(Node):

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from .grammar.diagnostics import Diagnostic, LissomError
 from .grammar.program import Program, load_program, program_of
+from .grammar.rule_tree import RULE_KINDS
 from .passes.functions import FUNCTIONS
 from .rewrite import artifact, certificate
 from .rewrite.compile import Compiled, Options, as_source, compile_model
@@ -140,7 +141,7 @@ def compile(
     metrics: Mapping[str, Metric] | None = None,
     pipeline: str | None = None,
     args: Mapping[str, Any] | None = None,
-    allow: Iterable[str] = ("exact", "approx"),
+    allow: Iterable[str] = RULE_KINDS,
     functions: Mapping[str, Callable[..., Any]] | None = None,
     ops: Mapping[str, Any] | None = None,
     loss: Loss = loss_of_task,
@@ -157,9 +158,10 @@ def compile(
     them, too. data: `data(split)` yields batches, which the program's `sample("train", 512)` draws
     from; or a list or loader of batches, for every split. A batch is `(x, y)`, `x`, or a dict of
     inputs by name. metrics: name -> `f(model, batches) -> float`, higher is better; what
-    `drop(name)` measures. args: values for the pipeline's parameters. functions: implementations of
-    the program's own `extern fn`. ops: torch callables that the program's own `op` declarations
-    name. loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of.
+    `drop(name)` measures. args: values for the pipeline's parameters. allow: the kinds of rules
+    that are applied, ("exact",) to leave approximate ones out. functions: implementations of the
+    program's own `extern fn`. ops: torch callables that the program's own `op` declarations name.
+    loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of.
 
     Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do. An error
     that `lissom check` finds in the program is raised before the model is captured.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from .grammar.diagnostics import fail
 from .options import allow_option, pipeline_option, set_option, strict_option
@@ -85,12 +86,13 @@ def _by_program(out: Output, file: ModelFile, request: Request) -> Compiled:
 
 
 def _by_plan(out: Output, file: ModelFile, path: Path, allow: tuple[str, ...]) -> Compiled:
-    """A plan needs no permission again, but one given here must have been given to the plan."""
+    """A plan knows what it may do; a word about it that is given here must be the plan's."""
     from .compiling import read_plan, run_plan
 
     _, request = read_plan(path)
-    more = set(allow) - set(request.allow)
-    if more:
-        hint = f"make a new plan with --allow {' --allow '.join(sorted(more))}"
-        raise fail("U001", "the plan was made without approximate rules", help=hint)
+    source = click.get_current_context().get_parameter_source("allow")
+    if source is not ParameterSource.DEFAULT and allow != request.allow:
+        asked, made = ("approx", "without") if allow else ("exact", "with")
+        hint = f"make a new plan with --allow {asked}"
+        raise fail("U001", f"the plan was made {made} approximate rules", help=hint)
     return run_plan(file, path, out)[0]

@@ -43,7 +43,7 @@ exact rule {name} {{
 PIPELINE = """\
 # {name}: what is done to a model, in which order, and what must hold at the end.
 #
-#     lissom plan model.py:build {name}.lissom --allow approx
+#     lissom plan model.py:build {name}.lissom
 #
 # Rules are of this file, of files that `use` names, or of the library: `lissom explain` lists them.
 
@@ -95,7 +95,7 @@ def pipeline(out: Output, name: str, output: str | None) -> int:
     path = _started(out, name, output, PIPELINE, "pipeline")
     found = list(check_path(path))
     out.report(*found)
-    out.say(f"wrote {path}; next: lissom plan MODEL {path} --allow approx")
+    out.say(f"wrote {path}; next: lissom plan MODEL {path}")
     return exit_code(found)
 
 

@@ -40,7 +40,7 @@ def plan(
     without it all exact rules of the library are tried.
 
     Everything is computed and verified as `apply` does it, but nothing is written except the plan.
-    Approximate rules are left out unless they are allowed.
+    Approximate rules of a program are applied within their budgets; --allow exact leaves them out.
     """
     from . import planning
     from .compiling import Request, plan_document, read_program, remarks, run

@@ -16,6 +16,7 @@ from .grammar.fragment import parse_expression
 from .grammar.program import Program, load_program, program_of
 from .model_file import ModelFile
 from .named_program import every_exact, program_named
+from .options import APPROXIMATE
 from .output import Output
 from .passes.functions import FUNCTIONS
 from .rewrite.artifact import check_plan, plan_of
@@ -23,7 +24,7 @@ from .rewrite.compile import Compiled, Options, compile_model
 from .rewrite.journal import Journal, Note
 
 EXACT = ("exact", "lossless", "observe")
-"""Kinds of rules that change no output, and so need no permission."""
+"""Kinds of rules that change no output."""
 
 PLAN_FORMAT = 1
 
@@ -32,14 +33,15 @@ PLAN_FORMAT = 1
 class Request:
     """How a program is to be run; a plan keeps it, so that `apply` runs the same.
 
-    `settings` are the pipeline's arguments as they were written. `threads` is part of it because
-    sums are ordered by thread: it decides the last bits, hence the digest of the result.
+    `settings` are the pipeline's arguments as they were written, `allow` the kinds of rules beyond
+    the exact. `threads` is part of it because sums are ordered by thread: it decides the last bits,
+    hence the digest of the result.
     """
 
     program: str
     pipeline: str | None = None
     settings: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
+    allow: tuple[str, ...] = APPROXIMATE
     threads: int = field(default_factory=torch.get_num_threads)
 
 
@@ -206,6 +208,6 @@ def remarks(compiled: Compiled, strict: bool) -> list[Diagnostic]:
 
 
 def not_allowed(compiled: Compiled) -> list[str]:
-    """The rules that were not applied for want of `--allow`."""
+    """The rules that `--allow exact` left out."""
     notes = [note for note in compiled.journal.of(Note) if note.code == "W701"]
     return list(dict.fromkeys(note.text.partition(" is ")[0] for note in notes))

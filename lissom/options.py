@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import click
 
+APPROXIMATE = ("approx",)
+"""Kinds of rules that change outputs, each within the budget that it declares."""
+
 allow_option = click.option(
     "--allow",
-    multiple=True,
-    type=click.Choice(["approx"]),
-    help="Also apply approximate rules, within their budgets.",
+    default="approx",
+    type=click.Choice(["exact", "approx"]),
+    callback=lambda context, option, value: APPROXIMATE if value == "approx" else (),
+    help="`exact` leaves the approximate rules of a program out; the default applies them, within "
+    "their budgets.",
 )
 
 set_option = click.option(

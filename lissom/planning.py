@@ -32,7 +32,7 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
     left = not_allowed(compiled)
     if left:
         rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
-        out.say(f"{rules} not applied ({', '.join(left)}); enable with --allow approx")
+        out.say(f"{rules} left out by --allow exact ({', '.join(left)})")
     out.fields |= {
         "before": asdict(compiled.before),
         "after": asdict(compiled.after),

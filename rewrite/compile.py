@@ -17,6 +17,7 @@ from ..grammar import tree as t
 from ..grammar.check import require_sound
 from ..grammar.diagnostics import Diagnostic, Label, fail
 from ..grammar.program import Program
+from ..grammar.rule_tree import RULE_KINDS
 from .batches import Taken
 from .capture import Captured, capture
 from .capture_inputs import Case, stand_in
@@ -104,7 +105,7 @@ class Options:
 
     pipeline: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
-    allow: Iterable[str] = ("exact", "approx")
+    allow: Iterable[str] = RULE_KINDS
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     verify: bool = True

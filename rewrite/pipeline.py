@@ -15,6 +15,7 @@ from torch import fx
 from ..grammar import tree as t
 from ..grammar.diagnostics import Label, LissomError, fail
 from ..grammar.program import Program
+from ..grammar.rule_tree import RULE_KINDS
 from ..grammar.unsupported import unsupported_steps
 from .checkpoint import finish, snapshot
 from .cost import model_costs
@@ -44,7 +45,7 @@ class Pipeline:
     metrics: Metrics
     args: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None
-    allow: frozenset[str] = frozenset({"exact", "approx"})
+    allow: frozenset[str] = frozenset(RULE_KINDS)
 
     def run(self) -> None:
         """Runs every stage, then the checks of `verify`."""
@@ -267,7 +268,7 @@ class Pipeline:
                 found.append(rule)
             else:
                 text = f"{rule.label} is {rule.kind} and was not allowed"
-                hint = f"allow it with --allow {rule.kind}"
+                hint = "`allow` names the kinds that are applied"
                 self.state.journal.add(Note("", "W701", f"{text}; {hint}"))
         return found
 

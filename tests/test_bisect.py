@@ -124,7 +124,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     )
     program = tmp_path / "p.lissom"
     program.write_text(LOW_RANK.replace("LIMIT", "90%"))
-    named = [f"{model}:build", str(program), "--allow", "approx"]
+    named = [f"{model}:build", str(program)]
     found = CliRunner().invoke(cli, ["bisect", *named])
     assert found.exit_code == 1, found.output
     assert "breaks it: low_rank_linear" in found.stdout

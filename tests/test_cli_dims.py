@@ -185,9 +185,9 @@ def test_a_planned_cut_is_done_exactly_and_verified(
     case: Case, tmp_path: Path, capsys: Capture
 ) -> None:
     plan, one, two = (str(tmp_path / name) for name in ("plan.json", "one", "two"))
-    assert main(["plan", *case, "--allow", "approx", "-o", plan, "-q"]) == 0
+    assert main(["plan", *case, "-o", plan, "-q"]) == 0
     assert main(["apply", case[0], "--plan", plan, "-o", one, "-q"]) == 0
-    assert main(["apply", *case, "--allow", "approx", "-o", two, "-q"]) == 0
+    assert main(["apply", *case, "-o", two, "-q"]) == 0
     same = ("graph.json", "weights.safetensors", "manifest.json")
     assert all((Path(one) / n).read_bytes() == (Path(two) / n).read_bytes() for n in same)
     assert main(["verify", one, "-q"]) == 0
@@ -203,7 +203,7 @@ def test_a_planned_cut_is_done_exactly_and_verified(
 def test_a_tied_weight_is_cut_once_and_stays_tied(
     case: Case, tmp_path: Path, capsys: Capture
 ) -> None:
-    code, found = as_json(capsys, "apply", *case, "--allow", "approx", "-o", str(tmp_path / "o"))
+    code, found = as_json(capsys, "apply", *case, "-o", str(tmp_path / "o"))
     assert (code, [v["holds"] for v in found["reload"]]) == (0, [True])
     net = lissom.load(tmp_path / "o")
     assert net.one.b.weight is net.two.b.weight
@@ -216,24 +216,24 @@ def test_a_tied_weight_is_cut_once_and_stays_tied(
 
 def test_a_cut_file_that_was_changed_is_found(case: Case, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "o"
-    assert main(["apply", *case, "--allow", "approx", "-o", str(out), "-q"]) == 0
+    assert main(["apply", *case, "-o", str(out), "-q"]) == 0
     weights = bytearray((out / "weights.safetensors").read_bytes())
     weights[-3] ^= 1
     (out / "weights.safetensors").write_bytes(weights)
     assert main(["verify", str(out)]) == 1
 
 
-def test_cuts_need_permission(case: Case, capsys: Capture) -> None:
-    _, found = as_json(capsys, "plan", *case)
+def test_cuts_are_approximate_and_can_be_left_out(case: Case, capsys: Capture) -> None:
+    _, found = as_json(capsys, "plan", *case, "--allow", "exact")
     assert found["plan"]["applications"] == []
     assert found["not_allowed"] == ["prune_l1(ratio = 50%)"]
 
 
 def test_the_cut_that_breaks_a_promise_is_found(case: Case, capsys: Capture) -> None:
     Path(case[1]).write_text(THIN.rstrip()[:-1] + "  verify { params(model) >= 1100 }\n}\n")
-    _, found = as_json(capsys, "plan", *case, "--allow", "approx")
+    _, found = as_json(capsys, "plan", *case)
     left = found["before"]["params"] + found["plan"]["applications"][0]["params"]
     assert left > 1100 > left + found["plan"]["applications"][1]["params"]
-    code, found = as_json(capsys, "bisect", *case, "--allow", "approx")
+    code, found = as_json(capsys, "bisect", *case)
     assert (code, found["number"], found["event"]["site"]) == (1, 2, "one.a")
     assert "does not hold" in found["why"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 import lissom
 from lissom.__main__ import main
+from lissom.compiling import EXACT, Request
 from tests.cli_models import FAILING, MODEL, PROGRAM, SILENT, as_json, write_case
 
 Case = tuple[str, str]
@@ -28,17 +30,21 @@ def case(tmp_path: Path) -> Case:
 # -- plan ------------------------------------------------------------------------------------------
 
 
-def test_exact_rules_are_planned_and_the_others_are_counted(case: Case, capsys: Capture) -> None:
-    assert main(["plan", *case]) == 0
+def test_exact_rules_alone_are_planned_and_the_others_are_counted(
+    case: Case, capsys: Capture
+) -> None:
+    assert main(["plan", *case, "--allow", "exact"]) == 0
     text = capsys.readouterr().out
     assert "fold_bn" in text
     assert "2 rewrites: " in text
-    assert "1 approximate rule not applied (low_rank_linear(" in text
-    assert "enable with --allow approx" in text
+    assert "1 approximate rule left out by --allow exact (low_rank_linear(" in text
 
 
-def test_allowed_rules_are_planned_with_their_savings(case: Case, capsys: Capture) -> None:
-    code, found = as_json(capsys, "plan", *case, "--allow", "approx")
+def test_rules_of_a_program_are_planned_with_their_savings(case: Case, capsys: Capture) -> None:
+    """As in Python, whatever their kind."""
+    code, found = as_json(capsys, "plan", *case)
+    options = inspect.signature(lissom.compile).parameters["allow"].default
+    assert {*EXACT, *Request("").allow} == set(options)
     rows = {row["rule"].partition("(")[0]: row for row in found["rules"]}
     low = rows["low_rank_linear"]
     assert (code, found["not_allowed"]) == (0, [])
@@ -51,11 +57,11 @@ def test_allowed_rules_are_planned_with_their_savings(case: Case, capsys: Captur
 def test_reasons_of_guards_are_news_and_other_ops_are_not(case: Case, capsys: Capture) -> None:
     program = Path(case[1])
     program.write_text(PROGRAM.replace("least = 4", "least = 30"))
-    assert main(["plan", *case, "--allow", "approx"]) == 0
+    assert main(["plan", *case]) == 0
     text = capsys.readouterr().out
     assert "1 x not: 4x8 is too small" in text
     assert "expected, found" not in text
-    assert main(["plan", *case, "--allow", "approx", "-v"]) == 0
+    assert main(["plan", *case, "-v"]) == 0
     assert "1 x no match: batch_norm expected, found relu" in capsys.readouterr().out
 
 
@@ -81,7 +87,7 @@ def test_quiet_says_nothing_but_errors(case: Case, capsys: Capture) -> None:
 
 
 def test_settings_reach_the_pipeline(case: Case, capsys: Capture) -> None:
-    arguments = ["plan", *case, "--allow", "approx"]
+    arguments = ["plan", *case]
     _, found = as_json(capsys, *arguments, "--set", "energy=98%")
     assert "low_rank_linear(energy = 98%, least = 4)" in [row["rule"] for row in found["rules"]]
 
@@ -116,7 +122,7 @@ def test_a_model_that_fails_is_exit_code_three(tmp_path: Path, capsys: Capture) 
 
 def test_apply_writes_what_it_verified(case: Case, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
-    arguments = ["apply", *case, "-o", str(out), "--allow", "approx", "--measure", "test"]
+    arguments = ["apply", *case, "-o", str(out), "--measure", "test"]
     code, found = as_json(capsys, *arguments)
     rows = {row["name"]: row for row in found["compared"]}
     assert code == 0
@@ -132,7 +138,7 @@ def test_apply_writes_what_it_verified(case: Case, tmp_path: Path, capsys: Captu
 
 def test_a_plan_is_done_exactly(case: Case, tmp_path: Path, capsys: Capture) -> None:
     plan, one, two = (str(tmp_path / name) for name in ("plan.json", "one", "two"))
-    assert main(["plan", *case, "--allow", "approx", "--set", "energy=98%", "-o", plan]) == 0
+    assert main(["plan", *case, "--set", "energy=98%", "-o", plan]) == 0
     # The program may be gone or changed: the plan holds its text.
     Path(case[1]).write_text("pipeline other {\n}\n")
     for folder in (one, two):
@@ -174,14 +180,18 @@ def test_damaged_plans_are_refused(
     assert "error[U006]" in capsys.readouterr().err
 
 
-def test_a_plan_gives_no_permission_that_it_has_not(
-    case: Case, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize(
+    ("planned", "asked", "said"), [("exact", "approx", "without"), ("approx", "exact", "with")]
+)
+def test_a_plan_keeps_its_kinds(
+    planned: str, asked: str, said: str, case: Case, tmp_path: Path, capsys: Capture
 ) -> None:
     plan = str(tmp_path / "plan.json")
-    assert main(["plan", *case, "-o", plan]) == 0
+    assert main(["plan", *case, "--allow", planned, "-o", plan]) == 0
     arguments = ["apply", case[0], "--plan", plan, "-o", str(tmp_path / "out")]
-    assert main([*arguments, "--allow", "approx"]) == 2
-    assert "the plan was made without approximate rules" in capsys.readouterr().err
+    assert main([*arguments, "--allow", asked]) == 2
+    assert f"the plan was made {said} approximate rules" in capsys.readouterr().err
+    assert main(arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -331,7 +341,7 @@ def test_warnings_of_check_are_passed_on(case: Case, capsys: Capture, tmp_path: 
         " ensure { error(y) <= 100% } }"
     )
     told = as_json(capsys, "check", str(path))[1]["diagnostics"]
-    code, planned = as_json(capsys, "plan", case[0], str(path), "--allow", "approx")
+    code, planned = as_json(capsys, "plan", case[0], str(path))
     assert code == 0
     assert [found["code"] for found in told] == ["X003"]
     assert told[0] in planned["diagnostics"]

@@ -69,5 +69,5 @@ functions = {"spread_over": spread_over}
 def test_a_score_of_the_model_file(folder: Path) -> None:
     (folder / "own.py").write_text((folder / "net.py").read_text() + SPREAD)
     (folder / "own.lissom").write_text(OWN)
-    command = [sys.executable, "-m", "lissom", "plan", "own.py", "own.lissom", "--allow", "approx"]
+    command = [sys.executable, "-m", "lissom", "plan", "own.py", "own.lissom"]
     assert "own 1 " in " ".join(_run(command, folder).split())

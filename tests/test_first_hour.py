@@ -71,7 +71,7 @@ def test_a_rule_is_planned_by_its_name(model: str, capsys: pytest.CaptureFixture
 def test_its_parameters_are_set_on_the_command_line(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--set", "ratio=25%", "--set", "drift=90%", "--allow", "approx")
+    given = ("--set", "ratio=25%", "--set", "drift=90%")
     (row,) = answer(capsys, "plan", model, "prune_l1", *given)["rules"]
     assert row["rule"].startswith("prune_l1(ratio = 25%")
     assert row["params"] < 0
@@ -171,7 +171,7 @@ def test_a_new_pipeline_checks_is_formatted_and_runs(
 ) -> None:
     assert main(["new", "pipeline", "mine"]) == 0
     assert main(["fmt", "--check", "mine.lissom"]) == 0
-    assert main(["plan", model, "mine.lissom", "--allow", "approx"]) == 0
+    assert main(["plan", model, "mine.lissom"]) == 0
     assert main(["new", "pipeline", "mine"]) == 2
 
 
