@@ -33,6 +33,8 @@ class Recorder(Protocol):
 
     def record(self, call: Call, run: Callable[[], Any]) -> Any: ...
 
+    def tell_mode(self, name: str) -> None: ...
+
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
