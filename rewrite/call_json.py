@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import operator
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from .allowed import ATTRIBUTES, functions, methods, names, overload
 from .containers import container_line, container_of
 from .torch_internals import OpOverload
-from .value_json import malformed, require_local, require_path
+from .value_json import is_name, malformed, require_local, require_path
 
 
 def encode_target(node: Node) -> str:
@@ -50,8 +52,8 @@ def decode_function(name: str, where: str) -> Callable[..., Any]:
 
 
 def check_call(node: Node) -> None:
-    """Refuse attribute access beyond `ATTRIBUTES` (A015) and methods of anything but a value
-    (A014).
+    """Refuse attribute access beyond `ATTRIBUTES` and fields of inputs (A015), and methods of
+    anything but a value (A014).
     """
     where = f"node {node.name}"
     if node.op == "call_method" and not (node.args and isinstance(node.args[0], Node)):
@@ -62,15 +64,24 @@ def check_call(node: Node) -> None:
         node.kwargs
         or len(node.args) != 2
         or not isinstance(node.args[0], Node)
-        or node.args[1] not in ATTRIBUTES
+        or not (node.args[1] in ATTRIBUTES or _is_field(node.args[0], node.args[1]))
     ):
         raise fail(
             "A015",
             f"reads the attribute {node.args[1:]!r}, which cannot be stored",
             Label(None, where=where),
-            note="stored are " + ", ".join(sorted(ATTRIBUTES)),
-            help="read the attribute inside the model's code, before compression",
+            note="stored are fields of inputs, and of tensors " + ", ".join(sorted(ATTRIBUTES)),
+            help="read the attribute inside the model's code, before compression; rename a field "
+            "that is called like an attribute of tensors",
         )
+
+
+def _is_field(owner: Node, name: object) -> bool:
+    """Whether this may be a field of a dataclass among the inputs: no tensor has the attribute."""
+    while owner.target in (builtins.getattr, operator.getitem) and isinstance(owner.args[0], Node):
+        owner = owner.args[0]
+    plain = isinstance(name, str) and is_name(name) and not hasattr(Tensor, name)
+    return owner.op == "placeholder" and plain and not str(name).startswith("_")
 
 
 def _function_name(node: Node) -> str:

@@ -139,7 +139,7 @@ def _structure(
         said = f"with {', '.join(f'`{name}`' for name in named)} by name"
         yield Demand(by_position(parameters, named), (), operator.is_, None, said, "is given")
     for name, value in given.items():
-        if name in optional and value is not None:
+        if name in optional and value is not None and not is_structure(value):
             yield Demand(name, (), operator.is_not, None, "with it", "is missing")
         yield from _of(name, (), value)
     for name, default in absent.items():
@@ -155,6 +155,7 @@ def _of(name: str, steps: tuple[Step, ...], value: Any) -> Iterator[Demand]:
     elif isinstance(value, _WORDS):
         yield Demand(name, steps, operator.eq, value, f"with {value!r}")
     elif is_structure(value):
+        yield Demand(name, steps, operator.is_not, None, "with it", "is missing")
         yield from _items(name, steps, value)
         for step, part in children(value):
             yield from _of(name, (*steps, step), part)

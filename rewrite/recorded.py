@@ -3,7 +3,8 @@ it.
 
 A tensor is `{"tensor": number}`, with `stride` where it is not row-major; a plain value is
 `{"value": value}`; a list, tuple or dict is `{"list": [..]}`, `{"tuple": [..]}`, `{"dict": [[key,
-value], ..]}`.
+value], ..]}`; a dataclass, a named tuple or a kind of dict is `{"made": [line, [[field, value],
+..]]}`, with the line that `containers.py` has for its class.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .capture_values import children
+from .containers import container_line, container_of
 from .samples import Example, bytes_in
 from .value_json import malformed
 
@@ -60,7 +63,12 @@ def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
         return {kind.__name__: [_described(item, tensors) for item in value]}
     if kind is dict and all(type(key) in (str, int) for key in value):
         return {"dict": [[key, _described(item, tensors)] for key, item in value.items()]}
-    raise TypeError(kind.__name__)
+    line = container_line(kind)
+    parts = [(step.key, part) for step, part in children(value)]
+    known = line is not None and container_of(line) is not None
+    if not known or any(type(key) not in (str, int) for key, _ in parts):
+        raise TypeError(kind.__name__)
+    return {"made": [line, [[key, _described(part, tensors)] for key, part in parts]]}
 
 
 def _fits(value: Tensor) -> bool:
@@ -96,7 +104,20 @@ def _restored(written: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
         return content
     if kind == "dict":
         return {key: _restored(item, tensors) for key, item in content}
+    if kind == "made":
+        return _made(content[0], {key: _restored(item, tensors) for key, item in content[1]})
     return {"list": list, "tuple": tuple}[kind](_restored(item, tensors) for item in content)
+
+
+def _made(line: str, parts: dict[Any, Any]) -> Any:
+    kind = container_of(line)
+    if not isinstance(kind, type):
+        raise ValueError(f"the class `{line}`")
+    if issubclass(kind, dict):
+        return kind(parts.items())
+    if issubclass(kind, tuple):
+        return kind(*parts.values()) if hasattr(kind, "_fields") else kind(parts.values())
+    return kind(parts.values()) if issubclass(kind, list) else kind(**parts)
 
 
 def _strided(tensor: Tensor, stride: list[int] | None) -> Tensor:

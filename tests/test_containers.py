@@ -1,4 +1,4 @@
-"""What a model returns keeps its fields, in memory and in an artifact."""
+"""What a model returns or takes keeps its fields, in memory and in an artifact."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import lissom
+from lissom.grammar.diagnostics import LissomError
+from lissom.rewrite.artifact import verify_artifact
 from lissom.rewrite.containers import Record, container_line, container_of
 from lissom.rewrite.store import load, save
 
@@ -176,3 +178,61 @@ def test_how_a_container_is_stored(kind: Any, line: str | None) -> None:
         again = container_of(line)
         assert container_line(again) == line
         assert container_of(line) is again
+
+
+# -- inputs ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    table: Tensor
+    scales: Any = None
+
+
+class Takes(Returns):
+    def forward(self, x: Any) -> Tensor:
+        y = self.norm(self.layer(x.table))
+        return y if x.scales is None else y * x.scales["first"]
+
+
+class Named(NamedTuple):
+    table: Tensor
+    scales: Any = None
+
+
+@pytest.mark.parametrize("kind", [Words, Named])
+@pytest.mark.parametrize("scaled", [False, True], ids=["one field", "nested"])
+def test_inputs_of_a_class_of_its_own_are_read_and_recorded_by_field(
+    kind: type, scaled: bool, tmp_path: Path
+) -> None:
+    def given(count: int) -> Any:
+        scales = OrderedDict(first=torch.rand(count, 1)) if scaled else None
+        return kind(torch.randn(count, 4), scales)
+
+    model = Takes(lambda y: y).eval()
+    result = lissom.compile(model, FOLD, inputs=(given(3),))
+    assert len(result.applied) == 1
+    result.save(tmp_path / "model")
+    x = given(5)
+    for module in (result.model, lissom.load(tmp_path / "model")):
+        torch.testing.assert_close(module(x), model(x))
+        with pytest.raises(AssertionError, match=r"`x(\.scales|\[1\])` is (given|missing)"):
+            module(kind(x.table, None if scaled else {"first": x.table}))
+    reloaded = verify_artifact(tmp_path / "model")[1]
+    assert all(verdict.holds and verdict.how != "not checked" for verdict in reloaded)
+
+
+@pytest.mark.parametrize("name", ["__class__", "_fields", "backward", "register_hook"])
+def test_no_other_attribute_of_an_input_is_stored(name: str, tmp_path: Path) -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(getattr, (graph.placeholder("x"), name)))
+    with pytest.raises(LissomError, match="A015"):
+        save(torch.fx.GraphModule(nn.Module(), graph), tmp_path / "a")
+
+
+def test_no_attribute_of_a_result_is_stored(tmp_path: Path) -> None:
+    graph = torch.fx.Graph()
+    made = graph.call_function(torch.relu, (graph.placeholder("x"),))
+    graph.output(graph.call_function(getattr, (made, "table")))
+    with pytest.raises(LissomError, match="A015"):
+        save(torch.fx.GraphModule(nn.Module(), graph), tmp_path / "a")
