@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH ?= 2.10.0 2.13.0 2.14.1
+TORCH ?= 2.10.0 2.13.0 2.14.1 2.15.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: venv demo test check bench matrix release-check pages fmt clean

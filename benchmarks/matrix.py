@@ -1,6 +1,6 @@
 """The whole suite on several releases of torch, each in an environment of its own.
 
-    python benchmarks/matrix.py 2.10.0 2.13.0 2.14.1 [--files test_capture.py ...] [--jobs 1]
+    python benchmarks/matrix.py 2.10.0 2.15.0 [--files test_capture.py ...] [--jobs 1]
 
 Environments lie in build/matrix/, and so do the results: one line for each file of tests. A few
 files share a process, since each process imports torch; the lines are written as it ends, so that a
