@@ -37,6 +37,16 @@ UNBIASED = """exact rule r {
 NOISY = "exact rule r { match { y = dropout(x) } rewrite { y = x } }"
 NEVER = "exact rule r { match { y = sigmoid(x) } rewrite { y = tanh(x) } }"
 
+PINNED = """
+exact rule rows {
+  match {
+    y = flatten(x, start_dim = 1)
+    x : f[N, C, L]
+  }
+  rewrite { y = reshape(x, shape = (-1, C * L)) }
+}
+"""
+
 
 def why(text: str) -> tuple[str, ...]:
     program = program_of(text)
@@ -115,6 +125,17 @@ def test_a_failed_test_says_why(tmp_path: Path) -> None:
     (found,) = diagnostics(job, run(job))
     assert found.code == "V110"
     assert any("mode(n1) == eval" in note for note in found.notes)
+
+
+def test_no_guard_is_asked_for_where_other_inputs_show_the_mistake(tmp_path: Path) -> None:
+    """A guard would leave some sites; those that are left would hold sizes as numbers still."""
+    path = tmp_path / "r.lissom"
+    path.write_text(PINNED)
+    (job,) = jobs_of([path], [], 20, 0, None)
+    (found,) = diagnostics(job, run(job))
+    assert found.code == "V110"
+    assert "wrong at [" in found.message
+    assert not any("guard" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("kind", ["exact", "approx"])
