@@ -14,6 +14,7 @@ from .capture_inputs import Case, environment
 from .capture_values import children, is_structure, path_text, tensors
 from .runs import Watch, innermost, one_line
 from .torch_internals import version_of
+from .unsteady import Unsteady, told
 
 _BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training"}
 
@@ -93,11 +94,14 @@ def eager_output(
     difference = first_difference(first, second)
     if difference:
         _require_open(model, case)
+        with Unsteady() as seen:
+            run_eager(model, case)
+        why, remedy = told(seen)
         raise fail(
             "M002",
             "the model is not deterministic: two calls on the same input disagree",
-            note=f"in the second call {difference}",
-            help=_AGAIN if exported else _SETTLED,
+            note=f"in the second call {difference}" + (f"; {why}" if why else ""),
+            help=remedy or (_AGAIN if exported else _SETTLED),
         )
     return first, [_cache(path, name) for path, name in _changed(start, settled)]
 

@@ -210,6 +210,15 @@ def _off_one(value: Tensor, twin: Tensor, slack: Tensor) -> float:
     return ratio if math.isfinite(ratio) else math.inf
 
 
+def is_alike(value: Any, other: Any) -> bool:
+    """Whether two results hold the same numbers, bit for bit."""
+    return all(
+        bool(((a == b) | ((a != a) & (b != b))).all())
+        for a, b in zip(tree_leaves(value), tree_leaves(other), strict=True)
+        if isinstance(a, Tensor)
+    )
+
+
 def _same(value: Any, other: Any) -> bool:
     pairs = zip(tree_leaves(value), tree_leaves(other), strict=True)
     return all(bool(((a == b) | ((a != a) & (b != b))).all()) for a, b in pairs if _is_narrow(a))
@@ -227,14 +236,26 @@ def _replaced(value: Any, twin: Any) -> Any:
 
 
 def _fault(func: Any, given: tuple[Any, Any], off: float, changes: bool) -> Fault:
+    narrow = (v.dtype for v in tree_leaves(given) if _is_narrow(v))
+    dtype = str(min(narrow, key=lambda d: torch.finfo(d).bits)).removeprefix("torch.")
+    name, settings = _call(func, given)
+    return Fault(name, dtype, off, changes, settings, described())
+
+
+def call_text(func: Any, given: tuple[Any, Any]) -> str:
+    """An op with the types, shapes and arguments of a call."""
+    tensors = (value for value in tree_leaves(given) if isinstance(value, Tensor))
+    dtypes = dict.fromkeys(str(value.dtype).removeprefix("torch.") for value in tensors)
+    name, settings = _call(func, given)
+    return f"{name} in {', '.join(dtypes)}; {settings};"
+
+
+def _call(func: Any, given: tuple[Any, Any]) -> tuple[str, str]:
+    """The op as people call it, and its settings."""
     named = dict(_arguments(func, given))
-    tensors = [v for v in tree_leaves(given) if isinstance(v, Tensor)]
-    narrow = min((v.dtype for v in tensors if _is_narrow(v)), key=lambda d: torch.finfo(d).bits)
-    shapes = ", ".join(str(list(value.shape)) for value in tensors)
+    shapes = ", ".join(str(list(v.shape)) for v in tree_leaves(given) if isinstance(v, Tensor))
     plain = [f"{k}={v}" for k, v in named.items() if not _holds_tensor(v) and v is not None]
-    settings = ", ".join([f"shapes {shapes}", *plain])
-    dtype = str(narrow).removeprefix("torch.")
-    return Fault(_name(func, named), dtype, off, changes, settings, described())
+    return _name(func, named), ", ".join([f"shapes {shapes}", *plain])
 
 
 def _arguments(func: Any, given: tuple[Any, Any]) -> Iterator[tuple[str, Any]]:
