@@ -145,10 +145,17 @@ class Findings:
         self.notes: list[Diagnostic] = []
         for row in self.rows:
             self._judge(row)
+        self._keep_uncontradicted()
+
+    def _keep_uncontradicted(self) -> None:
+        """Hold what no trial contradicts but a call could; told where its sizes do vary."""
+        told: list[Held] = []
         for guard in self.sized:
             broken = any(row.breaks(guard) for row in self.rows)
             if not broken and not is_text(guard) and self._may_break(guard):
-                self._hold([self._condition(guard)])
+                new = self._hold([self._condition(guard)])
+                told += new if self._moves(guard) else []
+        self.notes += [_one_side(told)] if told else []
 
     @property
     def specialised(self) -> tuple[Specialised, ...]:
@@ -321,6 +328,19 @@ def _limited(row: Row, held: Sequence[Held]) -> Diagnostic:
         tuple(label for source in sources for label in labels_of("", source)),
         (*lines, f"on {row.label} {row.difference}"),
         ("capture again for each size you need, or compute it with tensor operations",),
+        "warning",
+    )
+
+
+def _one_side(held: Sequence[Held]) -> Diagnostic:
+    """What holds at every size that was tried, and need not at others."""
+    sources = dict.fromkeys(each.condition.source for each in held)
+    return Diagnostic(
+        "M006",
+        "the graph holds on one side of what the model decides by sizes; a call beyond it raises",
+        tuple(label for source in sources for label in labels_of("", source)),
+        tuple(f"it holds where {e.condition.relation}: {e.condition.why}" for e in held),
+        ("capture again with an example on the other side, if you need it",),
         "warning",
     )
 

@@ -268,9 +268,11 @@ def _spelling(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
 
 
 def _fixed(name: str, value: Any, given: bool) -> Iterator[Specialised]:
-    """Flags, names and absent inputs decide what forward does; a graph can hold only one
-    decision.
+    """Flags, names and absent inputs decide what forward does, parts of inputs too; a graph can
+    hold only one decision.
     """
-    if isinstance(value, (bool, str, type(None))):
-        why = f"argument `{name}` is {'fixed to' if given else 'left at'} {value!r}"
-        yield Specialised(why, name, "", value)
+    for steps, leaf in leaves(value):
+        if isinstance(leaf, (bool, str, type(None))):
+            at = f"`{name}{path_text(steps)}`"
+            why = f"argument {at} is {'fixed to' if given else 'left at'} {leaf!r}"
+            yield Specialised(why, name, "", leaf)

@@ -115,6 +115,15 @@ def test_a_contradicted_size_is_a_warning_with_its_line(kind: str) -> None:
     assert "axis 1 of `x` is 7" in captured.notes[0].notes[0]
 
 
+def test_a_decision_that_no_tried_size_contradicts_is_told() -> None:
+    _, captured = rows(NAMED["far branch"][0])
+    (note,) = captured.notes
+    assert note.code == "M006"
+    assert "on one side" in note.message
+    assert "30) is False: branch" in note.notes[0]
+    assert note.labels[0].where.startswith("test_capture_sizes.py:")
+
+
 def test_the_batch_stays_what_the_graph_must_hold_for() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -265,6 +274,21 @@ def test_a_call_of_another_structure_raises(kind: str) -> None:
     captured.module(**copy.deepcopy(example))
     with pytest.raises(AssertionError, match=text):
         captured.module(**call)
+
+
+def test_words_inside_of_an_input_are_fixed_and_listed() -> None:
+    class Batch(nn.Module):
+        def forward(self, batch: dict[str, Any]) -> Tensor:
+            return -batch["x"] if batch["names"][0] == "a" else batch["x"]
+
+    found = capture(Batch().eval(), ({"x": ROW, "names": ["a", "b"], "none": None},))
+    assert [about.why for about in found.specialised] == [
+        "argument `batch['names'][0]` is fixed to 'a'",
+        "argument `batch['names'][1]` is fixed to 'b'",
+        "argument `batch['none']` is fixed to None",
+    ]
+    with pytest.raises(AssertionError, match=r"`batch\['names'\]\[0\]` is c, .* with 'a'"):
+        found.module({"x": ROW, "names": ["c", "b"], "none": None})
 
 
 def test_numbers_among_the_arguments_stay_free_until_a_branch() -> None:
