@@ -87,7 +87,7 @@ def check_on(
     wide = both.wide
     with one_thread() if small else nullcontext():
         inputs = free_inputs(site, plan)
-        drawn = probes(state, inputs, small=small, special=_elementwise(site, plan))
+        drawn = probes(state, inputs, small=small, special=_defined_for_all(site, plan))
         tries, left = both.accepted(drawn)
         runs = [both.compare(tries[0], left, wide)]
         runs += [both.compare(probe, both.left(probe, wide), wide) for probe in tries[1:]]
@@ -114,16 +114,21 @@ def _require_numbers(site: Site, left: Env) -> None:
         raise fail("V106", "nothing of the matched ops can be compared", place, note=note)
 
 
-def _elementwise(site: Site, plan: Plan) -> bool:
-    """Whether one strange value of an input stays one strange value, so that both sides must agree
-    on it.
+LEAVES = frozenset({"elementwise", "movement", "reduction", "pooling"})
+"""Traits of ops that give nan or an infinity for one of their own, and for no other number."""
+
+
+def _defined_for_all(site: Site, plan: Plan) -> bool:
+    """Whether both sides must agree on nan and infinities: what an op computes element by element,
+    or over an axis, is defined for them. A product with weights is not judged: sums of infinities
+    may be merged away.
     """
     kinds = [item.op.traits for item in (*site.calls, *plan.ops)]
     values = [call.node.meta.get("val") for call in site.calls]
     kept = [v.dtype for v in values if isinstance(v, TensorSpec) and v.dtype != torch.bool]
     if not all(dtype.is_floating_point for dtype in kept):
         return False  # nan is no whole number: what stands for it is not defined
-    return all("elementwise" in traits or "movement" in traits for traits in kinds)
+    return all(traits & LEAVES for traits in kinds)
 
 
 def named_weights(site: Site, plan: Plan) -> list[fx.Node]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -11,8 +13,11 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops import Vocabulary
 from lissom.rewrite.proving import trial
 from lissom.rewrite.proving.prove import Explored, explore
-from lissom.rewrite.proving.trial import Outcome, Subject
+from lissom.rewrite.proving.source import Rolled, Unsuitable
+from lissom.rewrite.proving.trial import Outcome, Subject, model
 from lissom.rewrite.proving.variants import LARGEST, variants
+
+from .support import library
 
 
 def explored(text: str, models: int = 40) -> Explored:
@@ -155,3 +160,44 @@ def test_a_model_that_cannot_run_says_nothing_about_the_rule(
     assert found.failure is None
     assert found.fired == 0
     assert set(found.vacuous) == {"the model itself cannot run"}
+
+
+SUMMED = """exact rule r {
+  match { y = sum(x, dim = d, keepdim = k, dtype = none)
+          x : f[...] }
+  rewrite { y = OTHER(x, dim = d, keepdim = k) }
+}"""
+LARGEST_FIRST = """exact rule r {
+  match { h = relu(x)
+          y = amax(h, dim = d, keepdim = k) }
+  rewrite { y = relu(amax(x, dim = d, keepdim = k)) }
+}"""
+
+
+def test_what_a_reduction_makes_of_nan_is_compared() -> None:
+    found = mistake(SUMMED.replace("OTHER", "nansum"))
+    assert (found.kind, found.condition) == ("UNSOUND", "V101")
+    assert "is NaN at other places" in found.detail
+
+
+@pytest.mark.parametrize("text", [SUMMED.replace("OTHER", "sum"), LARGEST_FIRST])
+def test_reductions_that_take_nan_alike_are_right(text: str) -> None:
+    found = explored(text)
+    assert found.failure is None
+    assert found.fired > 0
+
+
+def test_two_ops_may_have_one_weight() -> None:
+    rule = parse(library("merge")).all(t.Rule)
+    (merge,) = [one for one in rule if one.name.text == "merge_linear"]
+    subject = Subject(merge, Vocabulary.library(), FUNCTIONS)
+    tied = fired = 0
+    for seed in range(60):
+        with suppress(Unsuitable):
+            grown = model(Rolled(seed), subject)
+            named = dict(grown.module.named_parameters(remove_duplicate=False))
+            if len(set(map(id, named.values()))) < len(named):
+                tied += 1
+                fired += any(outcome.kind == "fired" for outcome in trial.trial(subject, grown))
+    assert tied > 1
+    assert fired > 0

@@ -63,7 +63,7 @@ def _siblings(node: t.Call, roles: Roles) -> Iterator[Change]:
 
 
 SAME_ON_NUMBERS = {"sum": "nansum", "nansum": "sum", "mean": "nanmean", "nanmean": "mean"}
-"""Ops that differ where a value is nan alone; none of them goes element by element."""
+"""Ops that differ where a value is nan alone: beside products with weights that is not compared."""
 
 
 def _form(spec: OpSpec) -> Any:

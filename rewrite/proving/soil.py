@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import LissomError
 from ..emit import emit
@@ -18,7 +18,7 @@ from ..rule import Rule
 from ..spec import spec_of
 from .places import inside
 from .settings import laid_out, sample
-from .source import Source, Unsuitable
+from .source import Rolled, Source, Unsuitable
 
 CONTEXT = ("relu", "tanh", "neg", "sigmoid")
 """What may stand before and behind a planted instance."""
@@ -54,7 +54,8 @@ class Soil:
     ) -> None:
         self.source, self.vocabulary, self.module, self.end = source, vocabulary, module, end
         self.real: dict[fx.Node, Any] = {}
-        self.generator = torch.Generator().manual_seed(source.integer(0, 1 << 16))
+        seed = source.integer(0, 1 << 16)
+        self.generator, self.ties = torch.Generator().manual_seed(seed), Rolled(seed)
         self.count = 0
         self.offers: list[fx.Node] = []
         self.floating = False
@@ -103,6 +104,8 @@ class Soil:
         place: str = "",
     ) -> fx.Node:
         """A new op at the end; its result is computed on the way. `place` is a module path."""
+        tied = self._tied(params)
+        params = {**params, **{name: weight.detach() for name, weight in tied.items()}}
         try:
             made = emit(op, inputs, params, attrs)
             if made.layer is not None and not op.writer.is_module and self.source.chance(20):
@@ -113,6 +116,9 @@ class Soil:
             raise Unsuitable(f"{op.name}: {e}") from e
         path = place or self.name()
         node = made.insert(self.module, self.end, path)
+        for name, weight in tied.items():
+            held = self.module.get_submodule(path)._parameters
+            held.update({name: weight} if name in held else {})
         site = path if made.layer is not None else place
         node.meta.update(site=site, source="generated")
         for held in node.all_input_nodes:
@@ -122,6 +128,23 @@ class Soil:
                     getattr(self.module.get_submodule(path), str(held.target)[len(path) + 1 :]),
                 )
         return self._hold(node, value)
+
+    def _tied(self, params: Mapping[str, Tensor | None]) -> dict[str, nn.Parameter]:
+        """Seldom, the weight of another op in the place of one of the same name and shape."""
+        known = list(self.module.named_parameters())
+        found = {}
+        for name, drawn in params.items():
+            alike = [
+                weight
+                for path, weight in known
+                if drawn is not None
+                and path.rpartition(".")[2] == name
+                and weight.shape == drawn.shape
+                and weight.dtype == drawn.dtype
+            ]
+            if alike and self.ties.chance(TIED):
+                found[name] = self.ties.choice(alike)
+        return found
 
     def part(self, node: fx.Node, index: int) -> fx.Node:
         with self.module.graph.inserting_before(self.end):
@@ -191,6 +214,9 @@ class Soil:
         with self.module.graph.inserting_before(self.end):
             return self._hold(self.module.graph.call_method("view", (node, -1)), flat)
 
+
+TIED = 10
+"""Percent of the weights that another op could have, which are one with that of the other."""
 
 LAYOUT = frozenset({"contiguous", "clone"})
 """Ops that are there for the order of numbers in memory: what they give is read by a `view`. What
