@@ -26,7 +26,7 @@ from .capture_conditions import (
 )
 from .capture_forms import Known, forms_of, mode_notes
 from .capture_graph import build, copy_of, eliminate_dead, guards_module, move_hooks
-from .capture_inputs import SECOND, Case, bind
+from .capture_inputs import SECOND, Case, bind, other_values
 from .capture_lowering import Untraceable
 from .capture_names import free_names
 from .capture_padding import split_padding
@@ -132,7 +132,9 @@ def by_trace(
     move_hooks(model, module)
     guards = tuple(Guard(where[g.node], g.about) for g in traced if not is_text(g))
     candidate = Candidate(model, module, whole, guards, _asked(recorder))
-    verdict = judge(candidate, trials, watch, traced)
+    others = other_values(model, trials[0].case) if any(map(reads_data, traced)) else ()
+    told = [*trials, *(Trial(case, output, False) for case, output in others)]
+    verdict = judge(candidate, told, watch, traced)
     if verdict.failure:
         return verdict.failure
     watch.remove()

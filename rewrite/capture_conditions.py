@@ -8,6 +8,7 @@ guard says why, the axis itself is the condition.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ class Held:
         names = [(str(axis), axis.size) for axis in self.axes]
         names += [(f"`{said_of(node)}`", node.meta["val"]) for node in self.numbers]
         sizes = [f"{name} is %s, and was {value} in the example" for name, value in names]
+        sizes = sizes or [f"`{about.input}` holds other values than in the example"]
         line = f" ({about.source})" if about.source else ""
         said = f"; the graph holds where {about.relation}: {about.why}{line}"
         return " and ".join(sizes) + said.replace("%", "%%")
@@ -173,10 +175,9 @@ class Findings:
             strong = [guard for guard in broken if not is_text(guard)]
             self.notes += [] if effective else [_harmless(row, guard) for guard in strong[:1]]
             return
-        sized = [guard for guard in broken if guard in self.sized]
-        found = [self._condition(guard) for guard in sized]
+        found = [self._condition(guard) for guard in broken]
         new = self._hold(found if broken else list(self._by_axis(row)))
-        if new or not sized:
+        if new or not broken:
             self.notes.append(_limited(row, new))
 
     def _hold(self, found: Sequence[Held]) -> list[Held]:
@@ -260,16 +261,19 @@ class Findings:
         moving = moving or roots(guard.node)
         behind = {root: list(self._behind(root)) for root in moving}
         axes = tuple(dict.fromkeys(axis for found in behind.values() for axis in found))
-        numbers = tuple(root for root in moving if not behind[root])
+        tensors = [root for root in moving if isinstance(root.meta["val"], TensorSpec)]
+        numbers = tuple(root for root in moving if not behind[root] and root not in tensors)
         plain = len(axes) == 1 and self.axis_of(guard.node) is not None
         said = str(axes[0]) if plain else said_of(guard.node)
         name, place, value = (
             (axes[0].input, axes[0].axis, axes[0].size)
             if axes
             else (said_of(numbers[0]), None, numbers[0].meta["val"])
+            if numbers
+            else (said_of(tensors[0]), None, about.value)
         )
-        why = about.why.partition(":")[0]
-        condition = Condition(name, place, value, f"{said} is {about.value!r}", why, about.source)
+        why, relation = about.why.partition(":")[0], f"{said} is {reprlib.repr(about.value)}"
+        condition = Condition(name, place, value, relation, why, about.source)
         return Held(condition, axes, guard.node, about.value, numbers)
 
     def _behind(self, root: fx.Node) -> Iterator[Axis]:
@@ -321,10 +325,11 @@ def _harmless(row: Row, guard: Guard) -> Diagnostic:
 def _limited(row: Row, held: Sequence[Held]) -> Diagnostic:
     """What a graph cannot do at the sizes of a trial, one line for each condition."""
     sources = dict.fromkeys(each.condition.source for each in held)
+    limit = "size" if row.groups else "values"
     lines = (f"it holds where {each.condition.relation}: {each.condition.why}" for each in held)
     return Diagnostic(
         "M006",
-        f"the graph holds for the example's size only, not for {row.label}",
+        f"the graph holds for the example's {limit} only, not for {row.label}",
         tuple(label for source in sources for label in labels_of("", source)),
         (*lines, f"on {row.label} {row.difference}"),
         ("capture again for each size you need, or compute it with tensor operations",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
@@ -90,6 +91,29 @@ def doubled(case: Case, varied: bool = True) -> Case | None:
         return laid_out_as(leaf, torch.cat([leaf, leaf.flip(-1) if varied else leaf]))
 
     return case.map(double, f"batch {2 * size}")
+
+
+def other_values(model: nn.Module, case: Case) -> Iterator[tuple[Case, Any]]:
+    """What the model makes of other numbers in the same shapes, whose sums, means and extremes are
+    others as well: in floating tensors, then in the others. Nothing where it does not run.
+    """
+
+    def halved(leaf: Any) -> Any:
+        floating = isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        return leaf * 0.5 if floating else leaf
+
+    def smallest(leaf: Any) -> Any:
+        whole = isinstance(leaf, torch.Tensor) and not leaf.is_floating_point() and leaf.numel()
+        return leaf.min().expand_as(leaf).clone() if whole else leaf
+
+    def none(leaf: Any) -> Any:
+        whole = isinstance(leaf, torch.Tensor) and not leaf.is_floating_point()
+        return torch.zeros_like(leaf) if whole else leaf
+
+    names = {"halved values": halved, "the smallest value everywhere": smallest, "zeros": none}
+    for other in (case.map(change, name) for name, change in names.items()):
+        with suppress(Exception):
+            yield other, other.run(model)
 
 
 def batch_size(case: Case) -> int | None:

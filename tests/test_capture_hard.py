@@ -174,7 +174,10 @@ def test_a_branch_on_data_that_no_second_example_contradicts_is_reported() -> No
         return x if mask.all() else x.masked_fill(~mask, 0.0)
 
     captured = capture(Lambda(forward).eval(), (torch.rand(2, 3), torch.ones(2, 3).bool()))
-    assert codes(captured) == ["M006"]
+    assert codes(captured) == ["M006", "M006"]
+    assert "not for zeros" in captured.notes[1].message
+    with pytest.raises(AssertionError, match="holds other values than in the example"):
+        captured.module(torch.rand(2, 3), torch.tensor([[True, True, False]] * 2))
     assert "bool(all(getitem(_inputs, 1))) is True" in captured.notes[0].notes[0]
     assert captured.notes[0].labels[0].where.startswith("test_capture_hard.py:")
 

@@ -365,3 +365,41 @@ def test_a_captured_module_exports_and_is_captured_again() -> None:
     assert again.module(torch.ones(2, 3, 8)).shape == (2, 4, 8)
     with pytest.raises(AssertionError, match="axis 2 of `x` is 12"):
         again.module(torch.randn(2, 3, 12))
+
+
+class Reads(nn.Module):
+    """What Python is told of the numbers in its inputs."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x: Tensor, marks: Tensor) -> Tensor:
+        return self.function(self.layer(x), marks)
+
+
+READ: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "longest": lambda y, marks: y[:, : int(marks.max())],
+    "none missing": lambda y, marks: y if bool((marks > 0).all()) else y * marks[:, None, None],
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_was_read_from_data_is_checked_in_every_call(kind: str) -> None:
+    """Both are the same for the example in another order."""
+    torch.manual_seed(0)
+    model, x = Reads(READ[kind]).eval(), torch.randn(2, 5, 4)
+    captured = capture(model, (x, torch.tensor([3, 4])))
+    for marks in ([4, 3], [4, 1]):
+        given = (torch.randn(2, 5, 4), torch.tensor(marks))
+        assert torch.equal(captured.module(*given), model(*given))
+    with pytest.raises(AssertionError, match="`marks` holds other values than in the example"):
+        captured.module(x, torch.tensor([0, 2]))
+
+
+def test_a_mean_that_was_read_is_checked() -> None:
+    """It is the same for the doubled batch, whose second half holds the same numbers again."""
+    model, x = Reads(lambda y, marks: y * float(marks.float().mean())).eval(), torch.randn(2, 5, 4)
+    captured = capture(model, (x, torch.tensor([3, 5])))
+    with pytest.raises(AssertionError, match=r"float\(mean\(float\(marks\)\)\) is 4.0"):
+        captured.module(x, torch.tensor([3, 4]))
