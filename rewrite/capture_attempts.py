@@ -22,7 +22,6 @@ from .capture_conditions import (
     is_text,
     labels_of,
     reads_data,
-    text_of,
 )
 from .capture_forms import Known, forms_of, mode_notes
 from .capture_graph import build, copy_of, eliminate_dead, guards_module, move_hooks
@@ -33,7 +32,7 @@ from .capture_padding import split_padding
 from .capture_questions import TYPE
 from .capture_sizes import Group, axes_of
 from .capture_structure import demands
-from .capture_watch import Watch, is_given, roots
+from .capture_watch import Watch, is_given, roots, text_of
 from .checkpoint import finish
 from .constants import drop_unused_state, fold_constants
 from .proof import diverging_node, failing_node, first_difference

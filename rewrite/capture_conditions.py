@@ -19,8 +19,7 @@ from ..grammar.diagnostics import Diagnostic, Label
 from .capture_lowering import formula
 from .capture_scalars import TEXT
 from .capture_sizes import Axis, Group
-from .capture_values import Step, path_text
-from .capture_watch import is_given, is_size, roots
+from .capture_watch import is_given, is_size, roots, text_of
 from .proof import first_difference
 from .spec import TensorSpec
 from .tracer import Guard, Specialised
@@ -301,14 +300,6 @@ def _follows(axis: Axis, root: fx.Node, rows: Sequence[Row]) -> bool:
 def said_of(node: fx.Node) -> str:
     """A number of the graph for messages."""
     return text_of(node) if is_given(node) else formula(node)
-
-
-def text_of(node: fx.Node) -> str:
-    """An input, or a part of one, as the model's forward names it."""
-    if node.op == "placeholder":
-        return str(node.target).lstrip("*")
-    step = Step(node.args[1], node.target is getattr)
-    return text_of(node.all_input_nodes[0]) + path_text((step,))
 
 
 def _harmless(row: Row, guard: Guard) -> Diagnostic:

@@ -14,9 +14,9 @@ from typing import Any
 from torch import fx
 
 from ..grammar.diagnostics import Diagnostic
-from .capture_conditions import labels_of, text_of
+from .capture_conditions import labels_of
 from .capture_questions import KINDS, OFFSET, ORDER, TOLD, TYPE, is_own
-from .capture_watch import is_given
+from .capture_watch import is_given, text_of
 from .spec import TensorSpec
 
 Told = Mapping[tuple[fx.Node, str], str]

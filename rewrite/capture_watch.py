@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from .capture_values import Step, path_text
 from .spec import TensorSpec, spec_of
 from .writes import node_name
 
@@ -25,6 +26,14 @@ def is_given(node: fx.Node) -> bool:
         if isinstance(node.meta["val"], TensorSpec):
             return False
     return node.op == "placeholder"
+
+
+def text_of(node: fx.Node) -> str:
+    """An input, or a part of one, as the model's forward names it."""
+    if node.op == "placeholder":
+        return str(node.target).lstrip("*")
+    step = Step(node.args[1], node.target is getattr)
+    return text_of(node.all_input_nodes[0]) + path_text((step,))
 
 
 def roots(node: fx.Node) -> list[fx.Node]:
