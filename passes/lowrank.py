@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .tensors import finite, pivot_sign, require, svd, wide
+from .tensors import finite, halves, pivot_sign, require, wide
 
 RIDGE = 1e-12
 """Share of the mean input power added to every direction: unseen ones are ranked by the weights."""
@@ -63,9 +63,7 @@ def channel_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     `last[:, :r]` after `first[:r]` is the best weight of rank r, up to R = min(O, I * taps); the
     root of each singular value goes to either side. dtype of `w`. Raises K002 unless `w` is finite.
     """
-    u, s, v = svd(finite("channel_svd", w).flatten(1))
-    root = s.sqrt()
-    return _factors(w, u * root, s, root[:, None] * v)
+    return _factors(w, *halves(finite("channel_svd", w)))
 
 
 def _factors(w: Tensor, last: Tensor, s: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,11 +141,10 @@ def spatial_svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     unless `w` is finite.
     """
     outputs, inputs, height, width = w.shape
-    matrix = finite("spatial_svd", w).permute(1, 2, 0, 3).reshape(inputs * height, outputs * width)
-    u, s, v = svd(matrix)
-    root = s.sqrt()
-    first = (u * root).T.reshape(-1, inputs, height, 1)
-    last = (root[:, None] * v).reshape(-1, outputs, 1, width).transpose(0, 1)
+    pairs = finite("spatial_svd", w).permute(1, 2, 0, 3)
+    left, s, right = halves(pairs, 2)
+    first = left.T.reshape(-1, inputs, height, 1)
+    last = right.reshape(-1, outputs, 1, width).transpose(0, 1)
     return last.contiguous().to(w.dtype), s.to(w.dtype), first.to(w.dtype)
 
 

@@ -6,6 +6,7 @@ writes to it; whoever stores one makes the copy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -53,6 +54,49 @@ def svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, s, v = torch.linalg.svd(finite("svd", w), full_matrices=False)
     sign = pivot_sign(u)
     return u.mul_(sign).to(w.dtype), s.to(w.dtype), v.mul_(sign.mT).to(w.dtype)
+
+
+def halves(w: Tensor, rows: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """`left [M, R] @ right [R, N]` is the matrix `[M, N]` of `w`, whose first `rows` axes are its
+    rows; R = min(M, N). `s [R]` are its singular values, falling, with the root of each on either
+    side. All in float64.
+
+    The vectors of the shorter side are those of the Gram matrix, which takes half the time and half
+    the memory of an SVD. The product is right to the last places all the same, because they are
+    orthonormal, and a value is the length of what its vector gives. Only the order of directions
+    below some 1e-8 of the largest value is lost by squaring. Signs as in `svd`.
+    """
+    unit, wide_one = _unit(w), w.shape[:rows].numel() < w.shape[rows:].numel()
+
+    def tall() -> Tensor:  # made twice: it would stand beside what LAPACK works with
+        matrix = (w / unit).flatten(rows).flatten(0, rows - 1)
+        return matrix.T if wide_one else matrix
+
+    vectors = _eigenvectors(_products(tall()))
+    given = tall() @ vectors
+    s, order = torch.linalg.vector_norm(given, dim=0).sort(descending=True, stable=True)
+    root = s.sqrt()
+    vectors = vectors[:, order].mul_(root)
+    given = given[:, order].div_(root.clamp_min(torch.finfo(root.dtype).tiny))
+    left, right = (vectors, given.T) if wide_one else (given, vectors.T)
+    sign = pivot_sign(left) * unit**0.5
+    return left.mul_(sign), s * unit, right.mul_(sign.T)
+
+
+def _products(matrix: Tensor) -> Tensor:
+    return matrix.T @ matrix
+
+
+def _eigenvectors(gram: Tensor) -> Tensor:
+    """Those of a symmetric matrix `[N, N]`, in its memory: LAPACK works in place."""
+    columns, values = gram.T, gram.new_empty(len(gram))
+    return torch.linalg.eigh(columns, out=(values, columns))[1]
+
+
+def _unit(matrix: Tensor) -> float:
+    """A power of 4 near the largest magnitude: squares of what is divided by it stay in range."""
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    return 4.0 ** (math.frexp(largest)[1] // 2)
 
 
 def pivot_sign(columns: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def _of_call(call: Call, plan: Plan) -> Iterator[Verdict]:
         return  # a bias that moves too is no part of the product
     weight, moved = call.tensor("weight"), plan.moved[path]
     assert weight is not None
-    apart, kind = norm(moved.double() - weight.double(), call)
+    apart, kind = norm(weight.detach().to(torch.float64, copy=True).sub_(moved), call)
     whole, _ = norm(weight, call)
     where = call.node.meta.get("site") or call.node.name
     said = f"`{where}` reads v: its result moves by at most {apart:.4g} |v| ({kind} norm)"

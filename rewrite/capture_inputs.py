@@ -16,6 +16,7 @@ from torch import fx, nn
 from ..grammar.diagnostics import Label, LissomError, fail
 from .capture_scalars import is_traced
 from .capture_values import Step, leaves, path_text, rebuild, tensors
+from .large_blocks import giving_back
 from .runs import copied
 from .tracer import Recorder, Specialised
 
@@ -51,7 +52,7 @@ class Case:
     def run(self, model: nn.Module) -> Any:
         """Call a model on a copy of this case, without gradients."""
         fresh = self.fresh()
-        with torch.no_grad():
+        with torch.no_grad(), giving_back():
             # Not `model(...)`: a GraphModule's own call prints a traceback for errors that are
             # expected here.
             return nn.Module.__call__(model, *fresh.args, **fresh.kwargs)

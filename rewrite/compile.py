@@ -27,6 +27,7 @@ from .collector import fewer_collections
 from .cost import model_costs
 from .digest import model_digest
 from .journal import Applied, Costs, Journal, StageEnd, Verdict
+from .large_blocks import large_blocks_mapped
 from .model_check import Metric, Metrics
 from .ops import Vocabulary
 from .pipeline import Pipeline, Progress
@@ -174,7 +175,8 @@ def compile_checked(
         options.progress,
         frozenset(options.allow),
     )
-    run.run()
+    with large_blocks_mapped():
+        run.run()
     finish(state.module)
     state.module.eval()  # containers that rewrites made begin in training mode
     after = model_costs(state.module, state.view)

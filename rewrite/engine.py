@@ -22,6 +22,7 @@ from .emit import Emitted
 from .evaluate import shown
 from .exactness import IN_OTHER_SIZES, check_exact, own_faults
 from .journal import Applied, Costs, Refused, Verdict
+from .let_go import forget, let_go_of_parts
 from .match import Search, rarest
 from .pattern import PatternOp
 from .rule import Rule
@@ -119,6 +120,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
     if barred is not None:
         return _kernels(site, barred)
     plan = construct(state, site)
+    let_go_of_parts(site, plan)
     unfit = _lost(site, plan) or owners_miss(state, site) or unseen(state, site, plan)
     if unfit is not None:
         return unfit
@@ -131,6 +133,7 @@ def prepare(state: State, site: Site) -> Ready | Miss:
         return Miss(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "R005")
     emitted = emit_plan(state, site, plan)
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
+    site.scope.doubles.clear()  # where claims need one of them, it is made again
     wrong = next((verdict for verdict in exact if not verdict.holds), None)
     owned = wrong is not None and wrong.claim in (IN_OWN, IN_TYPES)
     faults = own_faults(state, site, plan, emitted) if owned else ()
@@ -244,13 +247,6 @@ def apply(state: State, stage: str, ready: Ready, seconds: float) -> list[fx.Nod
     state.journal.add(event)
     forget(site)
     return alive([*new, *around])
-
-
-def forget(site: Site) -> None:
-    """Lets a site go: what was measured at it holds it, and it holds weights in float64, which
-    would otherwise wait for the collector.
-    """
-    site.scope.facts.clear()
 
 
 def ready_at(

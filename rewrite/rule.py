@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..grammar import tree as t
-from ..grammar.clauses import claims, over_images
+from ..grammar.clauses import claims, names_in, over_images
 from ..grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ..grammar.discipline import is_budget
 from ..grammar.fragment import parse_expression
@@ -91,6 +91,16 @@ class Rule:
     def claims(self) -> tuple[t.Claim, ...]:
         found = tuple(claims(self.source))
         return tuple(c for c in found if not is_budget(c)) if self.unlimited else found
+
+    @cached_property
+    def measures(self) -> bool:
+        """Whether a claim is about what sites see: `error(y) <= 5%`."""
+        return self.kind == "approx" and not self.claimed.isdisjoint(("error", "equal"))
+
+    @cached_property
+    def claimed(self) -> frozenset[str]:
+        """The names that its claims mention."""
+        return frozenset(name.text for claim in self.claims for name in names_in(claim))
 
     @cached_property
     def digest(self) -> str:

@@ -91,7 +91,7 @@ def examine_cheaply(state: State, rule: Rule, bindings: Bindings) -> Miss | None
     """Why a structural match is no site, as far as that can be said before the first `let`."""
     site = _site(state, rule, bindings)
     asked = _uses(site) or _effects(state, site) or _named(state, site)
-    return asked or _guards_hold(site, before_let=True)
+    return asked or _guards_hold(state, site, before_let=True)
 
 
 def _site(state: State, rule: Rule, bindings: Bindings) -> Site:
@@ -270,16 +270,19 @@ def _unless(state: State, site: Site) -> Miss | None:
 
 
 def _clauses(state: State, site: Site) -> Miss | None:
-    return _guards_hold(site) or owners_miss(state, site)
+    return _guards_hold(state, site) or owners_miss(state, site)
 
 
-def _guards_hold(site: Site, *, before_let: bool = False) -> Miss | None:
+def _guards_hold(state: State, site: Site, *, before_let: bool = False) -> Miss | None:
     """Guards and bindings in textual order, so that cheap questions come before an SVD."""
     step = 0
     for clause in site.rule.source.all(t.Where, t.Let):
         if isinstance(clause, t.Let):
             if before_let:
                 return None
+            if state.verify and site.rule.measures:
+                # Now: what `let` computes is large, and so is what running the model takes.
+                state.samples.seen(state.module, site.inputs)
             bind_all(site.scope, clause.bindings)
             continue
         for guard in clause.guards:

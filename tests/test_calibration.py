@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import weakref
 from itertools import pairwise
 from typing import Any
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import lissom
-from lissom.rewrite import engine, samples
+from lissom.passes import tensors
+from lissom.rewrite import engine, large_blocks, samples
 from lissom.rewrite.journal import Applied, Refused
 
 from .support import library
@@ -133,6 +136,76 @@ def test_a_site_is_let_go_when_it_is_done(monkeypatch: pytest.MonkeyPatch, step:
         gc.enable()
     assert len(held) >= 9
     assert alive == []
+
+
+def test_samples_are_recorded_before_weights_are_taken_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both take memory, and neither needs the other's; what a guard keeps out needs neither."""
+    done: list[str] = []
+    run = samples.record
+
+    def record(module: fx.GraphModule, nodes: Any, args: Any) -> Any:
+        done.append("record")
+        return run(module, nodes, args)
+
+    def svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        done.append("svd")
+        return tensors.svd(w)
+
+    monkeypatch.setattr(samples, "record", record)
+    x = torch.randn(2, 12)
+    text = library("lowrank") + PROGRAM.replace("STEP", "once").replace("LEAST", "8")
+    data = [(x, torch.zeros(2))]
+    model = chain(12, 4, 12, 12)
+    result = lissom.compile(model, text, inputs=(x,), data=data, functions={"svd": svd})
+    assert [event.site for event in result.applied] == ["4"]
+    assert done[:2] == ["record", "svd"]
+
+
+def test_weights_of_a_plan_keep_nothing_that_they_were_cut_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of factors of full rank the first columns are taken."""
+    kept: list[tuple[int, int]] = []
+    check = engine.check_exact
+
+    def watched(state: Any, site: Any, plan: Any, emitted: Any) -> Any:
+        weights = [w for planned in plan.ops for w in planned.tensors.values()]
+        kept.extend((w.nbytes, w.untyped_storage().nbytes()) for w in weights)
+        held = [v for v in site.scope.names.values() if isinstance(v, Tensor)]
+        assert [*held, *site.scope.doubles.keys() & plan.moved.keys()] == []
+        return check(state, site, plan, emitted)
+
+    monkeypatch.setattr(engine, "check_exact", watched)
+    x = torch.randn(2, 12)
+    compiled(chain(12, 12, 12), x, [x], "once")
+    assert len(kept) == 4
+    assert all(size == storage for size, storage in kept)
+
+
+@pytest.mark.skipif(
+    large_blocks._glibc() is None or bool(os.environ.keys() & set(large_blocks.OWN)),
+    reason="another allocator than glibc's, or settings of its own",
+)
+def test_large_blocks_go_back_when_they_are_free() -> None:
+    """Behind a block of 32 MB the allocator takes the next ones from its heap, which a small block
+    at its end keeps from shrinking.
+    """
+
+    def resident() -> int:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+
+    torch.ones(1 << 23)
+    with large_blocks.large_blocks_mapped():
+        begun = resident()
+        blocks = [torch.ones(1 << 20) for _ in range(12)]
+        last = torch.ones(1 << 14)
+        assert resident() - begun > 40e6
+        blocks.clear()
+        assert resident() - begun < 4e6
+    assert last.all()
 
 
 class Folded(nn.Module):

@@ -75,6 +75,44 @@ def test_svd_sign_does_not_depend_on_the_library() -> None:
     assert bool((u.gather(0, u.abs().argmax(0, keepdim=True)) > 0).all())
 
 
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((9, 4), 1), ((4, 9), 1), ((5, 2, 3, 2), 2), ((1, 1), 1)]
+)
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200])
+def test_halves_multiply_back_at_every_size(shape: tuple[int, ...], rows: int, size: float) -> None:
+    """Squares of such numbers are infinite or zero."""
+    w = randn(*shape)
+    left, s, right = tensors.halves(w * size, rows)
+    matrix = w.flatten(rows).flatten(0, rows - 1)
+    assert relative((left / size**0.5) @ (right / size**0.5), matrix) < 1e-14
+    assert relative(s / size, torch.linalg.svdvals(matrix)) < 1e-13
+    assert torch.equal(tensors.pivot_sign(left), torch.ones_like(left[:1]))
+
+
+def test_halves_tell_what_is_zero_from_what_is_small() -> None:
+    """The roots of eigenvalues would leave 1e-8 of the largest value where there is nothing."""
+    w = randn(30, 3) @ randn(3, 20, seed=1)
+    left, s, right = tensors.halves(w)
+    assert float(s[3:].max() / s[0]) < 1e-14
+    assert relative(left[:, :3] @ right[:3], w) < 1e-14
+    assert all(torch.equal(part, torch.zeros_like(part)) for part in tensors.halves(0 * w))
+
+
+def test_halves_work_in_the_memory_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[tuple[Tensor, Tensor]] = []
+    solve = torch.linalg.eigh
+
+    def watched(matrix: Tensor, **given: tuple[Tensor, Tensor]) -> object:
+        expected, found = solve(matrix.clone()), solve(matrix, **given)
+        assert found[1].data_ptr() == matrix.data_ptr()
+        held.append((expected[1], found[1].clone()))
+        return found
+
+    monkeypatch.setattr(torch.linalg, "eigh", watched)
+    tensors.halves(randn(40, 24))
+    assert [torch.equal(*pair) for pair in held] == [True]
+
+
 def test_same_input_same_bytes() -> None:
     w = randn(24, 16, 3, 3, dtype=torch.float32)
     for name, call in {
