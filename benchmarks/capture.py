@@ -35,10 +35,10 @@ import capture_models
 import capture_transformers
 import torchvision_cpu
 
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.capture_inputs import as_case, doubled
-from lissom.rewrite.capture_values import tensors
-from lissom.rewrite.proof import first_difference
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.capture.equality import first_difference
+from lissom.rewrite.capture.inputs import as_case, doubled
+from lissom.rewrite.graph.values import tensors
 
 _SETS = {
     "torchvision": capture_models.torchvision_entries,

@@ -24,26 +24,26 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.call import tensor_at
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.capture_inputs import as_case, doubled
+from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.capture.inputs import as_case, doubled
 from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
-from lissom.rewrite.checkpoint import finish
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.graph.snapshot import finish
 from lissom.rewrite.journal import Journal
-from lissom.rewrite.model_check import distance
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.rule import compile_rule
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.state import State
-from lissom.rewrite.store import load, save
-from lissom.rewrite.strategy import Runner
-from lissom.rewrite.view import View
+from lissom.rewrite.measure.compare import distance
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.ops.call import tensor_at
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.rules.state import State
+from lissom.rewrite.store.folder import load, save
 
 OPEN = Path(__file__).resolve().parents[1] / "passes" / "attention.lissom"
 
@@ -126,11 +126,11 @@ def analysed(captured: Captured) -> Prepared:
     return Prepared(captured, flow, tuple(classes(flow)))
 
 
-def opened(captured: Captured) -> View:
+def opened(captured: Captured) -> GraphView:
     """The graph with `torch.nn.MultiheadAttention` as the ops that it consists of: its heads are
     locked up. Each application is verified.
     """
-    view = View(captured.module)
+    view = GraphView(captured.module)
     if not view.calls_of("multihead_attention"):
         return view
     (rule,) = program_of(OPEN.read_text()).own_rules.values()

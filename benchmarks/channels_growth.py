@@ -34,11 +34,11 @@ from channels_models import enliven
 from measure import Contestant, exponent, race
 from torch import Tensor, fx, nn
 
-from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.capture.capture import Captured, capture
 from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
 
 MODELS = ("resnet50", "vit_b_16", "densenet201")
 WIDTH, GROWTH = 16, 4
@@ -167,7 +167,7 @@ def growth(build: Callable[[int], nn.Module], most: int, rounds: int) -> str:
         enliven(model)
         captured = capture(model, (torch.randn(1, 3, 4, 4),), prove=False)
         count = len(captured.module.graph.nodes)
-        sizes[count] = count + labels(analyse(View(captured.module)))
+        sizes[count] = count + labels(analyse(GraphView(captured.module)))
         runner = Contestant("cut", lambda made=captured: made, half)
         by_nodes[count] = min(race([runner], rounds).seconds["cut"])
     lines = [

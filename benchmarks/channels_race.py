@@ -15,12 +15,12 @@ from channels_models import Measure, Row, alive
 from measure import Contestant, race
 from torch import Tensor, fx, nn
 
-from lissom.rewrite.call import tensor_at
-from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.apply.cost import model_costs
+from lissom.rewrite.capture.capture import Captured, capture
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
-from lissom.rewrite.cost import model_costs
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.call import tensor_at
 
 SPEED = ("resnet50", "densenet121", "densenet201", "vit_b_16")
 LATENCY = ("resnet50", "mobilenet_v2", "vit_b_16")
@@ -152,7 +152,7 @@ def _latency(build: Any) -> Measure:
             before = prepared.captured.module
             after = cut(prepared.flow, random_half(prepared.free))
             row["stage"] = "race"
-            row["macs"] = [model_costs(each, View(each)).macs for each in (before, after)]
+            row["macs"] = [model_costs(each, GraphView(each)).macs for each in (before, after)]
             row["seconds"] = _medians(before, after, inputs)
             row["stage"] = "done"
 

@@ -36,13 +36,13 @@ import torch
 from diversity_judge import judge
 
 from lissom import LissomError, Result
-from lissom.grammar import tree as t
-from lissom.grammar.check import require_sound
-from lissom.grammar.parse import parse
-from lissom.grammar.program import Program, program_of
+from lissom.grammar.checks.check import require_sound
+from lissom.grammar.library.program import Program, program_of
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.compile import Options, compile_checked
-from lissom.rewrite.model_check import model_equality
+from lissom.rewrite.measure.compare import model_equality
+from lissom.rewrite.pipeline.compile import Options, compile_checked
 
 if TYPE_CHECKING:
     from diversity_models import Drawn

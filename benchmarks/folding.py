@@ -30,17 +30,17 @@ import report
 from measure import Contestant, Times, race
 
 import lissom
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.capture import capture
-from lissom.rewrite.checkpoint import snapshot
+from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.snapshot import snapshot
 from lissom.rewrite.journal import Journal
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.rule import Rule, compile_rule
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.state import State
-from lissom.rewrite.strategy import Runner
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import CompiledRule, compile_rule
+from lissom.rewrite.rules.state import State
 
 PROGRAM = "pipeline p { stage s { fixpoint { fold_bn } } }"
 FUSE = "torch.fx fuse"
@@ -59,7 +59,7 @@ def by_compile(model: nn.Module, verify: bool) -> nn.Module:
     return lissom.compile(model, PROGRAM, inputs=(_images(model),), verify=verify).model
 
 
-def by_rewriting(module: fx.GraphModule, verify: bool, rule: Rule) -> fx.GraphModule:
+def by_rewriting(module: fx.GraphModule, verify: bool, rule: CompiledRule) -> fx.GraphModule:
     """What is left of a compilation without capture, parsing and the check of the whole model."""
     samples, vocabulary = Samples((_images(module),)), Vocabulary.library()
     state = State(module, vocabulary, FUNCTIONS, QUESTIONS, samples, Journal(), verify=verify)
@@ -73,7 +73,7 @@ def _images(model: nn.Module) -> Tensor:
 
 
 @functools.cache
-def _rule() -> Rule:
+def _rule() -> CompiledRule:
     source = program_of(PROGRAM).shelf.get("fold_bn")
     if source is None:
         raise LookupError("the library has no rule fold_bn")

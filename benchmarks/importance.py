@@ -39,8 +39,8 @@ import importance_show as show
 import lissom
 from lissom.model_file import load_module
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.batches import first
 from lissom.rewrite.journal import StageEnd
+from lissom.rewrite.measure.batches import first
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]

@@ -41,7 +41,7 @@ SHARE = 6
 COUNTS = ("passed", "failed", "skipped")
 ABOUT = """
 import json, platform, torch
-from lissom.rewrite.processor import described
+from lissom.rewrite.measure.processor import described
 print(json.dumps([torch.__version__, platform.python_version(), described()]))
 """
 

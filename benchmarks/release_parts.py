@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from lissom.rewrite.proving.together import Company
-from lissom.testing import Job, jobs_of, run
+from lissom.jobs.testing import Job, jobs_of, prove_job
+from lissom.rewrite.proving.compose import Company
 from tests import channel_graphs
 from tests import test_hostile_text as hostile
 from tests import test_proving_together as together
@@ -69,7 +69,7 @@ class Part:
 
     title: str
     units: Callable[[float, int], list[Unit]]
-    run: Callable[[Unit], Found]
+    prove_job: Callable[[Unit], Found]
 
 
 def _least(number: float) -> int:
@@ -96,7 +96,7 @@ def _rule_units(share: float, seed: int) -> list[Unit]:
 
 def _rule(unit: Unit) -> Found:
     job = next(job for job in _jobs(unit.number, unit.seed) if job.rule == unit.name)
-    report = run(job)
+    report = prove_job(job)
     if isinstance(report, str):
         return Found(wrong=[f"{unit.name}: {report}"])
     found = Found(report.models, [f"{unit.name}: {f}" for f in report.failures])
@@ -215,7 +215,7 @@ def _texts(unit: Unit) -> Found:
 def _artifacts(unit: Unit) -> Found:
     """Random changes of the files of an artifact: bytes changed, cut out, put in, files cut."""
     from lissom.grammar.diagnostics import LissomError
-    from lissom.rewrite.store import load
+    from lissom.rewrite.store.folder import load
 
     found = Found(unit.number)
     generator = random.Random(unit.seed)

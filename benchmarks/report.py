@@ -38,7 +38,7 @@ def machine() -> str:
     """Processor, cores, Python, torch and its threads, in one line."""
     import torch
 
-    from lissom.rewrite.processor import processor
+    from lissom.rewrite.measure.processor import processor
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [processor()["cpu"], f"{cores} cores", f"Python {platform.python_version()}"]

@@ -30,18 +30,18 @@ import models
 import report
 from measure import Contestant, Times, exponent, race
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
-from lissom.rewrite.capture import capture
-from lissom.rewrite.checkpoint import snapshot
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
+from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.snapshot import snapshot
 from lissom.rewrite.journal import Journal
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.rule import compile_rule
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.spec import TensorSpec
-from lissom.rewrite.state import State
-from lissom.rewrite.strategy import Runner
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.ops.spec import TensorSpec
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.rules.state import State
 
 OURS, VERIFIED = "lissom", "lissom, verified"
 FX, ONNX = "torch.fx replace_pattern", "onnxscript rewriter"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import report
 
-from lissom.grammar.vocabulary import library_sources
+from lissom.grammar.library.vocabulary import library_sources
 
 LINES = 300
 _RULE = re.compile(r"^exact rule (\w+).*?^}\n", re.M | re.S)

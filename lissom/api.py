@@ -12,17 +12,17 @@ from typing import Any, ParamSpec, TypeVar
 from torch import fx, nn
 
 from .grammar.diagnostics import Diagnostic, LissomError
-from .grammar.program import Program, load_program, program_of
-from .grammar.rule_tree import RULE_KINDS
+from .grammar.library.program import Program, load_program, program_of
+from .grammar.tree.rules import RULE_KINDS
 from .passes.functions import FUNCTIONS
-from .rewrite import artifact, certificate
-from .rewrite.compile import Compiled, Options, as_source, compile_model
-from .rewrite.cost import said_of_uncounted
+from .rewrite.apply.cost import said_of_uncounted
+from .rewrite.evidence import artifact, certificate
 from .rewrite.journal import Applied, Costs, Journal, Verdict
-from .rewrite.model_check import Metric
-from .rewrite.samples import Source
-from .rewrite.slopes import Loss, loss_of_task
-from .rewrite.store import load as load_artifact
+from .rewrite.measure.compare import Metric
+from .rewrite.measure.gradients import Loss, loss_of_task
+from .rewrite.measure.samples import Source
+from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
+from .rewrite.store.folder import load as load_artifact
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 class Lazy(click.Group):
-    """Finds command `x` as the function `x` of the module `cmd_x`."""
+    """Finds command `x` as the function `x` of the module `commands/x.py`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -38,7 +38,7 @@ class Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".cmd_{cmd_name}", __package__)
+        module = importlib.import_module(f".commands.{cmd_name}", __package__)
         found = getattr(module, cmd_name)
         assert isinstance(found, click.Command)
         return found

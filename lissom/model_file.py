@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from .grammar.diagnostics import Label, LissomError, did_you_mean, fail
-from .rewrite.slopes import Loss, loss_of_task
+from .rewrite.measure.gradients import Loss, loss_of_task
 
 DEFAULT = "build"
 

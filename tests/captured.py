@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import Diagnostic, LissomError
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.proof import first_difference
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.capture.equality import first_difference
 
 
 def refusal(model: nn.Module, *inputs: Any, **options: Any) -> Diagnostic:

@@ -10,15 +10,15 @@ from torch import fx
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.channels.analyse import analyse
-from lissom.rewrite.channels.carry import cut_and_carry
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
-from lissom.rewrite.model_check import distance
-from lissom.rewrite.proving.dim_models import Graph, drawn
-from lissom.rewrite.proving.dim_trial import Real, unties
-from lissom.rewrite.proving.source import Recorded, Rolled, Source
-from lissom.rewrite.view import View
+from lissom.rewrite.channels.update_after_cut import cut_and_carry
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.measure.compare import distance
+from lissom.rewrite.proving.choices.source import ChoiceSource, Recorded, Rolled
+from lissom.rewrite.proving.dims.models import Graph, drawn
+from lissom.rewrite.proving.dims.trial import Real, unties
 
 from .cutting import free, results
 
@@ -41,7 +41,7 @@ class Tried:
 # -- judging ---------------------------------------------------------------------------------------
 
 
-def some(source: Source, flow: Flow) -> list[int]:
+def some(source: ChoiceSource, flow: Flow) -> list[int]:
     """Leaves to remove: about half of each of some classes, one of each stays at least."""
     dims = free(flow)
     chosen = [dim for dim in dims if source.chance(60)] or dims
@@ -53,7 +53,9 @@ def some(source: Source, flow: Flow) -> list[int]:
     return removed
 
 
-def try_cut(graph: Graph, flow: Flow, source: Source, tried: Tried, again: bool = True) -> None:
+def try_cut(
+    graph: Graph, flow: Flow, source: ChoiceSource, tried: Tried, again: bool = True
+) -> None:
     """One random cut, and one of its result, analysed anew or with what is known of the first."""
     removed = some(source, flow)
     tried.counts["nothing to cut"] += not removed
@@ -73,7 +75,7 @@ def try_cut(graph: Graph, flow: Flow, source: Source, tried: Tried, again: bool 
     if again and not tried.wrong:
         tried.wrong += _idle(Graph(module, graph.args))
         anew = source.chance(50)
-        later = analyse(View(module)) if anew else cut_and_carry(flow, removed)
+        later = analyse(GraphView(module)) if anew else cut_and_carry(flow, removed)
         assert isinstance(later.view.root, fx.GraphModule)
         try_cut(Graph(later.view.root, graph.args), later, source, tried, again=False)
 
@@ -118,7 +120,7 @@ def _touched(old: fx.GraphModule, new: fx.GraphModule) -> set[str]:
 
 def _idle(graph: Graph) -> list[str]:
     """A cut of nothing changes nothing."""
-    flow = analyse(View(graph.module))
+    flow = analyse(GraphView(graph.module))
     module = cut(flow, [])
     with torch.no_grad():
         pairs = zip(results(graph.module(*graph.args)), results(module(*graph.args)), strict=True)
@@ -126,13 +128,13 @@ def _idle(graph: Graph) -> list[str]:
     return [] if same and module.code == graph.module.code else ["an empty cut changes it"]
 
 
-def tried(source: Source) -> Tried:
+def tried(source: ChoiceSource) -> Tried:
     """A model and two random cuts of it."""
     found = Tried()
     graph = drawn(source)
     for _ in range(2):
         try:
-            try_cut(graph, analyse(View(graph.module)), source, found)
+            try_cut(graph, analyse(GraphView(graph.module)), source, found)
         except Exception as error:  # whatever escapes is the finding
             found.wrong.append(f"{type(error).__name__}: {error}")
         if found.wrong or not found.counts["cuts"]:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.channels.analyse import analyse
-from lissom.rewrite.channels.carry import cut_and_carry
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.masked import masked
-from lissom.rewrite.model_check import distance
-from lissom.rewrite.view import View
+from lissom.rewrite.channels.update_after_cut import cut_and_carry
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.measure.compare import distance
 
 Args = tuple[Any, ...]
 
@@ -35,7 +35,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def flow_of(model: nn.Module, *args: Any) -> Flow:
     captured = capture(model, args, prove=False)
-    return analyse(View(captured.module))
+    return analyse(GraphView(captured.module))
 
 
 def free(flow: Flow) -> list[DimClass]:
@@ -94,7 +94,7 @@ def again(flow: Flow, removed: list[int], module: fx.GraphModule, args: Args) ->
     """What is carried over the cut is what an analysis of the result finds, and can be cut."""
     carried = cut_and_carry(flow, removed)
     assert shapes(carried.view.root) == shapes(module)
-    fresh = analyse(View(module))
+    fresh = analyse(GraphView(module))
     assert sorted(d.size for d in free(carried)) == sorted(d.size for d in free(fresh))
     for known in (carried, fresh):
         more = halves(free(known), 7)

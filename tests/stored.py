@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.store import load
+from lissom.rewrite.store.folder import load
 
 
 class Small(nn.Module):

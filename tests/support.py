@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, fx, nn
 
 import lissom.passes
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.binding import Miss
-from lissom.rewrite.capture import capture
-from lissom.rewrite.engine import candidates, find
+from lissom.rewrite.apply.engine import candidates, find
+from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.journal import Applied, Journal, Refused
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.rule import Rule, compile_rule
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.site import Site
-from lissom.rewrite.state import State
-from lissom.rewrite.strategy import Runner
+from lissom.rewrite.match.site import Site
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.binding import NoMatch
+from lissom.rewrite.rules.rule import CompiledRule, compile_rule
+from lissom.rewrite.rules.state import State
 
 LIBRARY = Path(lissom.passes.__path__[0])
 
@@ -38,7 +38,7 @@ def library(*names: str) -> str:
     return "\n".join((LIBRARY / f"{name}.lissom").read_text() for name in names)
 
 
-def rules_of(text: str, **args: Any) -> list[Rule]:
+def rules_of(text: str, **args: Any) -> list[CompiledRule]:
     """Every rule of a text, with the arguments it declares among `args`."""
     sources = _parsed(text).all(t.Rule)
     return [_with_arguments(source, args, order) for order, source in enumerate(sources)]
@@ -49,13 +49,13 @@ def _parsed(text: str) -> t.File:
     return parse(text, "test.lissom")
 
 
-def _with_arguments(source: t.Rule, args: Mapping[str, Any], order: int) -> Rule:
+def _with_arguments(source: t.Rule, args: Mapping[str, Any], order: int) -> CompiledRule:
     declared = {param.name.text for param in source.params}
     mine = {key: value for key, value in args.items() if key in declared}
     return compile_rule(source, mine, order=order)
 
 
-def the_rule(text: str, name: str = "", **args: Any) -> Rule:
+def the_rule(text: str, name: str = "", **args: Any) -> CompiledRule:
     """The only rule of a text, or the one called `name`."""
     return next(rule for rule in rules_of(text, **args) if name in ("", rule.name))
 
@@ -142,7 +142,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 def run(
     model: nn.Module,
     inputs: Any,
-    rules: str | Sequence[Rule],
+    rules: str | Sequence[CompiledRule],
     how: str = "fixpoint",
     functions: Mapping[str, Callable[..., Any]] | None = None,
     **args: Any,
@@ -156,7 +156,7 @@ def run(
     return Driven(model, inputs, state, applied)
 
 
-def found(model: nn.Module, inputs: Any, text: str, **args: Any) -> list[Site | Miss]:
+def found(model: nn.Module, inputs: Any, text: str, **args: Any) -> list[Site | NoMatch]:
     """What one rule finds at each of its candidates; nothing is applied."""
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     state = state_of(capture(model, inputs).module, inputs)
@@ -168,8 +168,8 @@ def sites(model: nn.Module, inputs: Any, text: str, **args: Any) -> list[Site]:
     return [site for site in found(model, inputs, text, **args) if isinstance(site, Site)]
 
 
-def misses(model: nn.Module, inputs: Any, text: str, **args: Any) -> list[Miss]:
-    return [miss for miss in found(model, inputs, text, **args) if isinstance(miss, Miss)]
+def misses(model: nn.Module, inputs: Any, text: str, **args: Any) -> list[NoMatch]:
+    return [miss for miss in found(model, inputs, text, **args) if isinstance(miss, NoMatch)]
 
 
 class Fn(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.artifact import CERTIFICATE, check_plan, verify_artifact
+from lissom.rewrite.evidence.artifact import CERTIFICATE, check_plan, verify_artifact
 
 PROGRAM = "pipeline clean { stage fold { fixpoint { fold_bn; drop_dropout } } }"
 
@@ -121,7 +121,7 @@ def test_a_plan_fits_its_own_model_only() -> None:
 
 def test_a_forged_certificate_is_found(tmp_path: Path) -> None:
     """The manifest guards against accidents; the certificate is checked against the model."""
-    from lissom.rewrite.store import load, save
+    from lissom.rewrite.store.folder import load, save
 
     folder = compiled().save(tmp_path / "out", check_reload=False)
     loaded = load(folder)

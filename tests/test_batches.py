@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.batches import Taken, batch_size, part
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.measure.batches import Taken, batch_size, part
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn_linear } } }"
 FACTOR = """pipeline p {

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import lissom
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
+from lissom.jobs.testing import diagnostics, jobs_of, prove_job
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving import because as because_module
 from lissom.rewrite.proving import prove
 from lissom.rewrite.proving.because import because
-from lissom.rewrite.proving.dim_trial import dim_outcomes
+from lissom.rewrite.proving.dims.trial import dim_outcomes
 from lissom.rewrite.proving.prove import explore
 from lissom.rewrite.proving.trial import Subject
-from lissom.testing import diagnostics, jobs_of, run
 
 torch.set_num_threads(1)
 
@@ -122,7 +122,7 @@ def test_a_failed_test_says_why(tmp_path: Path) -> None:
     path = tmp_path / "r.lissom"
     path.write_text(NOISY)
     (job,) = jobs_of([path], [], 20, 0, None)
-    (found,) = diagnostics(job, run(job))
+    (found,) = diagnostics(job, prove_job(job))
     assert found.code == "V110"
     assert any("mode(n1) == eval" in note for note in found.notes)
 
@@ -132,7 +132,7 @@ def test_no_guard_is_asked_for_where_other_inputs_show_the_mistake(tmp_path: Pat
     path = tmp_path / "r.lissom"
     path.write_text(PINNED)
     (job,) = jobs_of([path], [], 20, 0, None)
-    (found,) = diagnostics(job, run(job))
+    (found,) = diagnostics(job, prove_job(job))
     assert found.code == "V110"
     assert "wrong at [" in found.message
     assert not any("guard" in note for note in found.notes)

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from torch import nn
 
 from lissom.cli import cli
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import engine
-from lissom.rewrite.bisect import Run, bisect
-from lissom.rewrite.commit import commit
-from lissom.rewrite.compile import Options, compile_model
+from lissom.rewrite.apply import engine
+from lissom.rewrite.apply.commit import commit
+from lissom.rewrite.explain.bisect import Run, bisect
 from lissom.rewrite.journal import Applied, Journal, StageEnd
+from lissom.rewrite.pipeline.compile import Options, compile_model
 
 from .support import random_norms
 

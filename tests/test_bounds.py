@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lissom.rewrite import bounds
-from lissom.rewrite.call import Call
+from lissom.rewrite.apply import bounds
 from lissom.rewrite.journal import Applied
+from lissom.rewrite.ops.call import OpCall
 
 from .support import Fn, library, random_norms, rules_of, run
 
@@ -22,7 +22,7 @@ LAYERS = {
 }
 
 
-def call_of(layer: nn.Module, x: Tensor) -> Call:
+def call_of(layer: nn.Module, x: Tensor) -> OpCall:
     driven = run(Fn(lambda m, x: m.layer(x), layer=layer), x, library("tidy"))
     (call,) = [c for n in driven.state.module.graph.nodes if (c := driven.state.view.call(n))]
     return call

@@ -15,8 +15,9 @@ from torch import Tensor, fx, nn
 
 import lissom
 from lissom.passes import tensors
-from lissom.rewrite import engine, large_blocks, samples
+from lissom.rewrite.apply import engine
 from lissom.rewrite.journal import Applied, Refused
+from lissom.rewrite.measure import large_blocks, samples
 
 from .support import library
 

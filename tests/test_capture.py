@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.capture_graph import assertions
-from lissom.rewrite.proof import first_difference
-from lissom.rewrite.spec import TensorSpec
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.capture.equality import first_difference
+from lissom.rewrite.graph.building import assertions
+from lissom.rewrite.ops.spec import TensorSpec
 
 
 @pytest.fixture(autouse=True)

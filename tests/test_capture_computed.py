@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.capture.capture import Captured, capture
 
 from .captured import codes, same
 

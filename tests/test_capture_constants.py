@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lissom.rewrite.capture import capture
-from lissom.rewrite.constants import fold_constants
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.capture.constants import fold_constants
 
 
 @pytest.fixture(autouse=True)

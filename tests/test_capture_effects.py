@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lissom.rewrite.capture import capture
-from lissom.rewrite.capture_graph import assertions
-from lissom.rewrite.writes import written
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.building import assertions
+from lissom.rewrite.graph.writes import written
 
 from .captured import Lambda, codes, same
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
-from lissom.rewrite.proof import first_difference
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.capture.equality import first_difference
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.capture import Captured, capture
+from lissom.rewrite.capture.capture import Captured, capture
 
 from .captured import codes, same
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 
 from .captured import Lambda, codes, refusal, same
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.proof import first_difference
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.capture.equality import first_difference
 
 from .support import library, run
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 
 from .captured import refusal
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lissom.rewrite.capture import capture
-from lissom.rewrite.view import View
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.index import GraphView
 
 from .captured import Lambda, same
 from .support import library, random_norms, run
@@ -46,7 +46,7 @@ def test_the_odd_zero_is_a_node_of_its_own(name: str) -> None:
     torch.manual_seed(0)
     model = build().eval()
     captured = capture(model, (x,))
-    view = View(captured.module)
+    view = GraphView(captured.module)
     found = [call for node in captured.module.graph.nodes if (call := view.call(node))]
     assert [call.op.name for call in found] == ["pad", f"conv{x.dim() - 2}d"]
     assert list(found[0].attrs["pad"]) == ends

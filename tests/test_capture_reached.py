@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn } } }"
 

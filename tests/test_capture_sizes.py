@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite import capture_axes
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.capture_graph import assertions
+from lissom.rewrite.capture import axes
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.graph.building import assertions
 
 from .captured import codes, refusal, same
 
@@ -218,8 +218,8 @@ def test_axes_that_the_limits_cut_off_are_named(
     model = nn.Sequential(nn.Flatten(2), nn.ReLU()).eval()
     x = torch.randn(2, 6, 7, 8, 9)
     assert capture(model, (x,)).notes == ()
-    monkeypatch.setattr(capture_axes, "_TIMES", -1.0)
-    monkeypatch.setattr(capture_axes, limit, value)
+    monkeypatch.setattr(axes, "_TIMES", -1.0)
+    monkeypatch.setattr(axes, limit, value)
     (note,) = capture(model, (x,)).notes
     assert note.code == "M014"
     assert "axis 4 of `input` could not be tried at other sizes" in note.message

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.view import View
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.graph.index import GraphView
 from tests.captured import codes, same
 from tests.support import run
 
@@ -41,7 +41,7 @@ def encoder(layers: int = 2, **more: Any) -> nn.TransformerEncoder:
 
 def ops(captured: Captured) -> list[str]:
     """The ops of the graph that have weights."""
-    view = View(captured.module)
+    view = GraphView(captured.module)
     calls = [call for node in captured.module.graph.nodes if (call := view.call(node)) is not None]
     return [call.op.name for call in calls if call.op.params]
 

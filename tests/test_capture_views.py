@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.view import View
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.graph.index import GraphView
 
 from .captured import Lambda, same
 from .support import library, run
@@ -27,7 +27,7 @@ def model_of(forward: Forward) -> nn.Module:
 
 def readable(captured: Captured) -> int:
     """How many contractions rules can read."""
-    view = View(captured.module)
+    view = GraphView(captured.module)
     return len(view.calls_of("linear")) + len(view.calls_of("conv1d"))
 
 

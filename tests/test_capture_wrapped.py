@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from lissom.rewrite.capture import Captured, capture
-from lissom.rewrite.capture_graph import assertions
-from lissom.rewrite.view import View
+from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.graph.building import assertions
+from lissom.rewrite.graph.index import GraphView
 
 from .captured import Lambda, codes, refusal, same
 
@@ -44,7 +44,7 @@ def never(graph: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
 
 
 def ops(captured: Captured) -> list[str]:
-    view = View(captured.module)
+    view = GraphView(captured.module)
     skipped = ("placeholder", "get_attr", "output")
     graph, left = captured.module.graph, assertions(captured.module.graph)
     found = [node for node in graph.nodes if node.op not in skipped and node not in left]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.channels.listing import Listed, dims_at, listing
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
 
 from .cutting import size
 
@@ -44,7 +44,7 @@ class Heads(nn.Module):
 def flow() -> Flow:
     torch.manual_seed(0)
     captured = capture(Heads().eval(), (torch.rand(2, 4, 5),), prove=False)
-    return analyse(View(captured.module))
+    return analyse(GraphView(captured.module))
 
 
 def pairs(flow: Flow) -> list[tuple[DimClass, Listed]]:
@@ -71,7 +71,7 @@ def test_what_carries_a_dimension_is_what_all_but_one_feature_take(flow: Flow) -
 def test_a_square_weight_counts_once() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False)).eval()
     captured = capture(net, (torch.rand(2, 3),), prove=False)
-    first, last = listing(analyse(View(captured.module))).dims
+    first, last = listing(analyse(GraphView(captured.module))).dims
     assert (first.parameters, first.least) == (3 * 4 + 4 + 4 * 2, 3 + 1 + 2)
     assert (last.parameters, last.least) == (4 * 2, 4)
 
@@ -111,7 +111,7 @@ def test_a_reason_names_node_place_and_line(flow: Flow) -> None:
             return self.b(torch.cumsum(self.a(x), 1))
 
     captured = capture(Sums().eval(), (torch.rand(2, 3),), prove=False)
-    (reason,) = listing(analyse(View(captured.module))).dims[0].reasons
+    (reason,) = listing(analyse(GraphView(captured.module))).dims[0].reasons
     line = Sums.forward.__code__.co_firstlineno + 1
     assert (reason.node, reason.source) == ("cumsum", f"test_channel_listing.py:{line}")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.channels.classes import classes
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.kept import Kept
+from lissom.rewrite.channels.selection import Selection
 
 from .cutting import apart, flow_of, free, halves, named, randomised, require_exact, shapes
 
@@ -506,13 +506,13 @@ def test_the_masked_model_notices_a_wrong_slice(monkeypatch: pytest.MonkeyPatch)
     flow = flow_of(net, image())
     removed = halves(free(flow))
     good = cut(flow, removed)
-    axes = Kept.axes
+    axes = Selection.axes
 
-    def shifted(self: Kept, tracks: Any, rank: int) -> Any:
+    def shifted(self: Selection, tracks: Any, rank: int) -> Any:
         return {axis: (kept + 1) % 8 if axis == 1 and rank == 4 else kept
                 for axis, kept in axes(self, tracks, rank).items()}  # fmt: skip
 
-    monkeypatch.setattr(Kept, "axes", shifted)
+    monkeypatch.setattr(Selection, "axes", shifted)
     bad = cut(flow, removed)
     monkeypatch.undo()
     assert apart(flow, good, removed, (image(),)) < 1e-12

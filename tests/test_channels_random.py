@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import fx
 
-from lissom.rewrite.channels import contraction, cut, flow, movement, refit
-from lissom.rewrite.channels.atoms import Atoms
-from lissom.rewrite.channels.kept import Kept
-from lissom.rewrite.channels.tracks import Tracks, Vectors, chained, joined
-from lissom.rewrite.channels.work import Work
-from lissom.rewrite.proving.dim_models import drawn
-from lissom.rewrite.proving.dim_steps import STEPS
-from lissom.rewrite.proving.source import Replayed, Rolled
+from lissom.rewrite.channels import contraction, cut, fit_sizes, flow, movement
+from lissom.rewrite.channels.cut_builder import Work
+from lissom.rewrite.channels.labels import Labels, Vectors, chained, joined
+from lissom.rewrite.channels.selection import Selection
+from lissom.rewrite.channels.units import Units
+from lissom.rewrite.proving.choices.source import Replayed, Rolled
+from lissom.rewrite.proving.dims.models import drawn
+from lissom.rewrite.proving.dims.steps import STEPS
 
 from .channel_graphs import Tried, tape_of, tried, try_graph
 
@@ -73,7 +73,7 @@ def test_a_seed_and_its_tape_are_one_model() -> None:
 # -- planted mistakes ------------------------------------------------------------------------------
 
 
-def apart(atoms: Atoms, present: Any, why: Any) -> Vectors:
+def apart(atoms: Units, present: Any, why: Any) -> Vectors:
     return next((vectors for vectors in present if vectors), ())
 
 
@@ -89,7 +89,7 @@ def no_sizes(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def shifted(kept: Kept, tracks: Tracks, axis: int) -> Any:
+def shifted(kept: Selection, tracks: Labels, axis: int) -> Any:
     found = AXIS(kept, tracks, axis)
     return found if found is None or axis != 2 else found.flip(0)
 
@@ -103,23 +103,23 @@ def unordered(work: Work, node: fx.Node, region: Any) -> None:
     SELECT(work, node, replace(region, order=region.order.sort().values))
 
 
-AXIS, SELECT = Kept.axis, refit._select
+AXIS, SELECT = Selection.axis, fit_sizes._select
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "elementwise ops couple nothing": (flow, "together", apart),
     "cat swaps the features of its parts": (movement, "chained", swapped),
     "cat and stack couple nothing": (movement, "together", apart),
     "groups stay what they were": (cut, "_sized", no_sizes),
-    "movements keep their old sizes": (refit._Job, "fits", lambda *_: True),
+    "movements keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
     "mixing ops are no barriers": (contraction, "_mixed", nothing),
-    "nothing must stay": (Atoms, "block", nothing),
+    "nothing must stay": (Units, "block", nothing),
     "the scale of fused attention is made anew": (cut, "_implied", nothing),
     "numbers follow the sizes": (cut, "_old_numbers", nothing),
     "layers with shared parameters part": (cut, "_pass_on", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),
-    "positions of one axis change their order": (Kept, "axis", shifted),
+    "positions of one axis change their order": (Selection, "axis", shifted),
     "one layer is cut for its first call only": (flow.Flow, "give", last_only),
-    "shuffles lose their order": (refit, "_select", unordered),
+    "shuffles lose their order": (fit_sizes, "_select", unordered),
     "glu gates nothing": (movement, "couple", nothing),
     "what is returned may go": (flow.Flow, "block_inputs", nothing),
 }  # fmt: skip

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lissom.grammar import tree as t
-from lissom.grammar.check import MAX_FILE, check, check_program, methods
+from lissom.grammar.checks.check import MAX_FILE, check, check_program, methods
 from lissom.grammar.codes import codes, explain
 from lissom.grammar.diagnostics import Diagnostic, LissomError, Source
-from lissom.grammar.parse import parse, parse_file
-from lissom.grammar.program import load_program
-from lissom.grammar.vocabulary import Declarations, library, library_sources
+from lissom.grammar.library.program import load_program
+from lissom.grammar.library.vocabulary import Declarations, library, library_sources
+from lissom.grammar.text.parse import parse, parse_file
+from lissom.grammar.tree import tree as t
 
 HERE = Path(__file__).parent
 PROGRAMS = sorted(p for p in (HERE / "programs").glob("*.lissom") if p.stem != "declarations")
@@ -405,7 +405,7 @@ def test_every_code_is_explained() -> None:
 
 
 def test_every_code_of_the_grammar_has_a_page() -> None:
-    folder = Path(sys.modules["lissom.grammar.check"].__file__ or "").resolve().parent
+    folder = Path(sys.modules["lissom.grammar.checks.check"].__file__ or "").resolve().parent
     used = {c for p in folder.glob("*.py") for c in re.findall(r'"([A-Z]\d{3})"', p.read_text())}
     assert used - set(codes()) == set()
 
@@ -460,9 +460,9 @@ def test_a_long_file_is_checked_in_part_and_says_so(small: Declarations) -> None
 
 def test_checking_needs_no_torch() -> None:
     code = (
-        "import sys; from lissom.grammar.check import check;"
-        "from lissom.grammar.parse import parse;"
-        "from lissom.grammar.vocabulary import library;"
+        "import sys; from lissom.grammar.checks.check import check;"
+        "from lissom.grammar.text.parse import parse;"
+        "from lissom.grammar.library.vocabulary import library;"
         "check(parse('exact rule a { match { y = relu(x) } rewrite { y = x } }'), library());"
         "assert not {'torch', 'sympy'} & set(sys.modules)"
     )

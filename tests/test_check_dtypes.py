@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lissom.grammar.check import check
+from lissom.grammar.checks.check import check
 from lissom.grammar.diagnostics import Diagnostic
-from lissom.grammar.parse import parse
-from lissom.rewrite.ops import Vocabulary
+from lissom.grammar.text.parse import parse
+from lissom.rewrite.ops.vocabulary import Vocabulary
 
 RULE = """
 exact rule sums {

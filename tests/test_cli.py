@@ -79,7 +79,7 @@ def test_new_never_loads_torch(tmp_path: Path) -> None:
 def test_help_imports_no_command_and_no_table_library() -> None:
     call = "__import__('lissom.__main__').__main__.main(['--help'])\n"
     loaded = python(f"{QUIET}{call}print(*sys.modules, sep='\\n')").splitlines()
-    assert not [name for name in loaded if name.startswith("lissom.cmd_")]
+    assert not [name for name in loaded if name.startswith("lissom.commands.")]
     assert "rich" not in loaded
     assert "lark" not in loaded
 

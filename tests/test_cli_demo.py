@@ -10,8 +10,8 @@ import pytest
 
 import lissom
 from lissom.__main__ import main
-from lissom.grammar.program import load_program
-from lissom.grammar.tree import Ref, walk
+from lissom.grammar.library.program import load_program
+from lissom.grammar.tree.tree import Ref, walk
 
 HOME = Path(lissom.__path__[0]) / "demo"
 

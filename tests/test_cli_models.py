@@ -13,7 +13,7 @@ import torch
 
 import lissom
 from lissom.__main__ import main
-from lissom.compiling import EXACT, Request
+from lissom.jobs.compiling import EXACT, Request
 from tests.cli_models import FAILING, MODEL, PROGRAM, SILENT, as_json, write_case
 
 Case = tuple[str, str]

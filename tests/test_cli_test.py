@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lissom.cli import cli
-from lissom.cmd_test import COLUMNS
+from lissom.commands.test import COLUMNS
 
 GOOD = """
 exact rule halves {

@@ -10,7 +10,7 @@ from torch import nn
 
 import lissom
 from lissom.__main__ import main
-from lissom.cmd_check import check_path
+from lissom.commands.check import check_path
 
 HERE = Path(__file__).parent
 BROKEN = [

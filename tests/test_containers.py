@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.artifact import verify_artifact
-from lissom.rewrite.containers import Record, container_line, container_of
-from lissom.rewrite.store import load, save
+from lissom.rewrite.evidence.artifact import verify_artifact
+from lissom.rewrite.store.containers import FieldRecord, container_line, container_of
+from lissom.rewrite.store.folder import load, save
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn_linear } } }"
 
@@ -107,7 +107,7 @@ def test_a_dataclass_comes_back_with_its_fields(tmp_path: Path) -> None:
 def test_a_mapping_with_attributes_comes_back_as_one(tmp_path: Path) -> None:
     eager, inside, loaded = compiled(lambda y: Output(logits=y), tmp_path / "out")
     assert type(inside) is Output
-    assert isinstance(loaded, Record)
+    assert isinstance(loaded, FieldRecord)
     assert list(loaded) == list(eager) == ["logits"]
     assert loaded.loss is None
     assert torch.equal(loaded.logits, inside.logits)

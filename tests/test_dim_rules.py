@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import dim_site
 from lissom.rewrite.channels import masked as masked_module
-from lissom.rewrite.dim_site import EXACT_CUT
 from lissom.rewrite.journal import Applied, Refused
-from lissom.rewrite.store import load
+from lissom.rewrite.store.folder import load
+from lissom.rewrite.targets import features
+from lissom.rewrite.targets.features import EXACT_CUT
 
 from .cutting import flow_of, randomised, shapes
 from .support import library
@@ -219,7 +219,7 @@ def test_a_wrong_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             del flow.contracted[node]
         return masked(flow, removed)
 
-    monkeypatch.setattr(dim_site, "masked", forgetful)
+    monkeypatch.setattr(features, "masked", forgetful)
     with pytest.raises(LissomError, match="V101"):
         compiled(PRUNE + pipeline("once prune_l1(ratio = 50%)"))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import lissom
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.journal import Verdict
-from lissom.rewrite.model_check import EQUALITY
+from lissom.rewrite.measure.compare import EQUALITY
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lissom.grammar.check import check
-from lissom.grammar.parse import parse
-from lissom.grammar.program import Shelf
-from lissom.grammar.vocabulary import Declarations, library_sources
+from lissom.grammar.checks.check import check
+from lissom.grammar.library.program import RuleLibrary
+from lissom.grammar.library.vocabulary import Declarations, library_sources
+from lissom.grammar.text.parse import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -32,7 +32,7 @@ TEXTS = [(page.name, text) for page in PAGES for text in blocks(page, "lissom")]
 @pytest.mark.parametrize(("page", "text"), TEXTS)
 def test_rule_texts_check(page: str, text: str) -> None:
     file = parse(text, page)
-    shelf = Shelf(library_sources())
+    shelf = RuleLibrary(library_sources())
     rules = [rule for name in shelf.names if (rule := shelf.get(name)) is not None]
     found = check(file, Declarations(library_sources(), [file]), rules)
     assert [str(d) for d in found if d.severity == "error"] == []

@@ -12,9 +12,9 @@ import torch
 from torch import fx, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.emit import Emitted, emit
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.emit import Emitted, emit
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from tests.traced import Recorder
 
 LIBRARY = Vocabulary.library()
@@ -112,7 +112,7 @@ def test_without_a_known_rank_a_batch_norm_is_a_function_with_held_buffers() -> 
     node = inserted(new, root, "bn")
     assert node.op == "call_function"
     assert torch.equal(root(X), nn.functional.batch_norm(X, **params))
-    call = View(root).call(node)
+    call = GraphView(root).call(node)
     assert call is not None
     assert call.params["running_mean"] == "bn.running_mean"
 
@@ -124,7 +124,7 @@ def test_batch_norm_in_all_its_spellings() -> None:
         model = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=tracked)).train(training)
         root = fx.symbolic_trace(model)
         Recorder(root).run(X)
-        call = View(root).call(list(root.graph.nodes)[1])
+        call = GraphView(root).call(list(root.graph.nodes)[1])
         assert call is not None
         assert call.attrs["training"] is (training or not tracked)
         assert call.attrs["track_running_stats"] is tracked
@@ -194,7 +194,7 @@ def test_attention_is_written_as_its_layer() -> None:
     root = fx.GraphModule(model, attention_graph())
     Recorder(root).run(x)
     node = next(n for n in root.graph.nodes if n.op == "call_module")
-    call = View(root).call(node)
+    call = GraphView(root).call(node)
     assert call is not None
     new = emit(call.op, call.inputs, tensors(call), call.attrs)
     expected = like(x, x, x, need_weights=False)[0]
@@ -203,7 +203,7 @@ def test_attention_is_written_as_its_layer() -> None:
     node.replace_all_uses_with(written)
     root.recompile()
     torch.testing.assert_close(root(x), expected)
-    assert View(root).call(written).attrs == call.attrs  # type: ignore[union-attr]
+    assert GraphView(root).call(written).attrs == call.attrs  # type: ignore[union-attr]
 
 
 def attention_graph() -> fx.Graph:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lissom.grammar.check import check
+from lissom.grammar.checks.check import check
 from lissom.grammar.codes import codes
 from lissom.grammar.diagnostics import Diagnostic, LissomError, Source, render
-from lissom.grammar.parse import parse
-from lissom.grammar.vocabulary import Declarations, library_sources
+from lissom.grammar.library.vocabulary import Declarations, library_sources
+from lissom.grammar.text.parse import parse
 
 FOLDER = Path(__file__).parent / "errors"
 FILES = sorted(FOLDER.glob("*.lissom"))

@@ -15,13 +15,13 @@ from torch import nn
 
 import lissom
 from lissom.__main__ import main
-from lissom.grammar.program import program_of
-from lissom.grammar.vocabulary import library_sources
+from lissom.grammar.library.program import program_of
+from lissom.grammar.library.vocabulary import library_sources
 from lissom.grammar.words import words
-from lissom.named_program import every_exact, program_named
+from lissom.jobs.named_program import every_exact, program_named
 from lissom.passes.functions import FUNCTIONS
-from lissom.reference import entries, page
-from lissom.rewrite.compile import Options, compile_model
+from lissom.report.reference import entries, page
+from lissom.rewrite.pipeline.compile import Options, compile_model
 
 MODEL = """
 import torch

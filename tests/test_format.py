@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError, Source, Span
-from lissom.grammar.format import format_file, format_text
-from lissom.grammar.format_expr import PLACES
-from lissom.grammar.format_item import item
-from lissom.grammar.layout import WIDTH
-from lissom.grammar.parse import parse
+from lissom.grammar.fmt.expr import PLACES
+from lissom.grammar.fmt.format import format_file, format_text
+from lissom.grammar.fmt.item import item
+from lissom.grammar.fmt.layout import WIDTH
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 
 SPAN = Span(Source("<made>", ""), 0, 0)
 SOFT = [

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
-from lissom.rewrite.checkpoint import snapshot
-from lissom.rewrite.formats import in_format_of, is_channels_last
-from lissom.rewrite.proof import first_difference
-from lissom.rewrite.recorded import described, restored
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.capture.equality import first_difference
+from lissom.rewrite.evidence.recorded import recorded_inputs, restored
+from lissom.rewrite.graph.formats import in_format_of, is_channels_last
+from lissom.rewrite.graph.snapshot import snapshot
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn } } }"
 CUT = "pipeline p { budget drift(outputs) <= 1% \n stage cut { once prune_l1(ratio = 50%) } }"
@@ -106,7 +106,7 @@ class Viewed(nn.Module):
     ids=["transposed", "gaps", "expanded", "windows", "nested", "text"],
 )
 def test_inputs_are_read_back_as_they_were_written(value: object) -> None:
-    described_, tensors = described((value, 3))
+    described_, tensors = recorded_inputs((value, 3))
     again = restored(json.loads(json.dumps(described_)), [t.contiguous() for t in tensors])
     assert again is not None
     assert first_difference((value, 3), again) is None

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.program import program_of
-from lissom.grammar.tree import Rule as Source
+from lissom.grammar.library.program import program_of
+from lissom.grammar.tree.tree import Rule as Source
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.capture import capture
-from lissom.rewrite.compile import Options, working_state
-from lissom.rewrite.funnel import Funnel, funnel, opaque_at
-from lissom.rewrite.rule import compile_rule
-from lissom.rewrite.state import State
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.explain.funnel import Funnel, funnel, opaque_at
+from lissom.rewrite.pipeline.compile import Options, working_state
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.rules.state import State
 
 
 class Net(nn.Module):

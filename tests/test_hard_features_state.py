@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.journal import Refused
-from lissom.rewrite.spec import spec_of
-from lissom.rewrite.strategy import Runner
+from lissom.rewrite.ops.spec import spec_of
+from lissom.rewrite.pipeline.strategy import Runner
 
 from .support import Driven, Fn, digests, library, random_norms, rules_of, run, state_of
 

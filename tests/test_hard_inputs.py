@@ -18,9 +18,9 @@ from torch import fx, nn
 import lissom
 from lissom.__main__ import main
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.program import load_program
-from lissom.rewrite.files import write_file
-from lissom.rewrite.store import load, save
+from lissom.grammar.library.program import load_program
+from lissom.rewrite.store.files import write_file
+from lissom.rewrite.store.folder import load, save
 
 from .stored import Small, forge, refused
 from .support import random_norms, run

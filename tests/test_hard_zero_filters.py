@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import explore, prove
 from lissom.rewrite.proving.trial import Subject
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.format import format_file, format_text
-from lissom.grammar.parse import MAX_BYTES, parse, parse_file
+from lissom.grammar.fmt.format import format_file, format_text
+from lissom.grammar.text.parse import MAX_BYTES, parse, parse_file
 
 SECOND = 1.0
 PROGRAMS = [

@@ -1,19 +1,32 @@
-"""How the code stands: floors, imports that point down only, short functions, files of one page."""
+"""How the code stands: floors and rooms, imports that point down only, what is short."""
 
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 """From the ground up. Where an import names no floor, it names another package."""
+
+ROOMS = {
+    "grammar": "diagnostics codes words algebra tree text library fmt checks",
+    "rewrite": "torch_internals journal ops store graph measure capture channels rules match apply "
+    "targets pipeline explain evidence proving",
+    "lissom": "output options model_file jobs report commands cli api __init__ __main__",
+}
+"""The folders of a floor, and files that are a room of their own, from the ground up: what each is
+for stands in docs/architecture.md.
+"""
 
 MOST_LINES = 350
 LONGEST = 50
@@ -36,7 +49,7 @@ FILES = [path for floor in FLOORS for path in files_of(floor)]
 
 
 def module_of(path: Path) -> list[str]:
-    """`grammar/parse.py` is `lissom.grammar.parse`; `lissom/api.py` is `lissom.api`."""
+    """`grammar/text/parse.py` is `lissom.grammar.text.parse`; `lissom/api.py` is `lissom.api`."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return list(parts if parts[0] == "lissom" else ("lissom", *parts))
 
@@ -98,13 +111,13 @@ def test_imports_point_down_only() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("grammar/parse.py", "from ..rewrite.match import match"),
-        ("grammar/parse.py", "from .. import rewrite"),
-        ("grammar/parse.py", "from lissom import api"),
-        ("grammar/parse.py", "import lissom.passes.lowrank"),
-        ("rewrite/match.py", "def f():\n    from ..passes import functions"),
-        ("rewrite/match.py", "from .. import __main__"),
-        ("rewrite/match.py", "import passes"),
+        ("grammar/text/parse.py", "from ...rewrite.match.match import match"),
+        ("grammar/codes.py", "from .. import rewrite"),
+        ("grammar/text/parse.py", "from lissom import api"),
+        ("grammar/text/parse.py", "import lissom.passes.lowrank"),
+        ("rewrite/match/match.py", "def f():\n    from ...passes import functions"),
+        ("rewrite/match/match.py", "from ... import __main__"),
+        ("rewrite/match/match.py", "import passes"),
         ("passes/lowrank.py", "from ..api import compile"),
     ],
 )
@@ -115,13 +128,111 @@ def test_an_arrow_up_would_be_seen(file: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("grammar/parse.py", "from .tree import File\nfrom . import tree\nimport lark"),
+        (
+            "grammar/text/parse.py",
+            "from ..tree.tree import File\nfrom ..tree import tree\nimport lark",
+        ),
         ("passes/lowrank.py", "from ..rewrite.match import match\nfrom lissom.grammar import tree"),
         ("lissom/api.py", "from .passes import lowrank\nfrom . import rewrite"),
     ],
 )
 def test_an_arrow_down_is_welcome(file: str, line: str) -> None:
     assert arrows_up(ROOT / file, line) == []
+
+
+# -- rooms -----------------------------------------------------------------------------------------
+
+
+def room_of(name: str) -> tuple[str, str] | None:
+    """Floor and room of a module: `lissom.rewrite.ops.call` is in `rewrite`, `ops`."""
+    floor = floor_of(name)
+    if floor not in ROOMS:
+        return None
+    inside = name.removeprefix("lissom.").removeprefix(f"{floor}.").split(".")
+    room = inside[0] if inside[0] in ROOMS[floor].split() else "__init__"
+    return floor, room
+
+
+def stairs_up(path: Path, text: str) -> list[str]:
+    """Imports of a room that stands higher on the same floor."""
+    own = room_of(".".join(module_of(path)))
+    if own is None:
+        return []
+    order = ROOMS[own[0]].split()
+    found = ((line, name, room_of(name)) for line, name in imports_of(path, text))
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for line, name, room in found
+        if room is not None and room[0] == own[0] and room[1] in order
+        if order.index(room[1]) > order.index(own[1])
+    ]
+
+
+@pytest.mark.parametrize("floor", ROOMS)
+def test_every_file_is_in_a_room(floor: str) -> None:
+    inside = [path.relative_to(ROOT / floor) for path in files_of(floor)]
+    rooms = {path.parts[0].removesuffix(".py") for path in inside} - {"__init__"}
+    assert rooms == set(ROOMS[floor].split()) - {"__init__"}
+
+
+def test_rooms_look_down_only() -> None:
+    assert [up for path in FILES for up in stairs_up(path, path.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("rewrite/ops/call.py", "from ..graph.index import View"),
+        ("rewrite/journal.py", "from .ops.call import Call"),
+        ("rewrite/match/match.py", "from lissom.rewrite.proving.trial import Trial"),
+        ("grammar/tree/tree.py", "def f():\n    from ..text.parse import parse"),
+        ("lissom/jobs/testing.py", "from ..report import tables"),
+    ],
+)
+def test_a_room_that_looks_up_would_be_seen(file: str, line: str) -> None:
+    assert len(stairs_up(ROOT / file, line)) == 1
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    graph = nx.DiGraph([(a, b) for a, ends in arrows.items() for b in ends if b in arrows])
+    return [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1]
+
+
+def test_no_modules_import_each_other() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        names = {name for _, name in imports_of(path, path.read_text("utf-8"))}
+        ends = names | {name.rpartition(".")[0] for name in names}
+        arrows[".".join(module_of(path))] = ends - {".".join(module_of(path))}
+    assert circles(arrows) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_every_room_is_packaged() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    folders = {path.parent for path in FILES if path.name == "__init__.py"}
+    rooms = {".".join(module_of(folder / "__init__.py")[:-1]) for folder in folders}
+    assert set(listed["packages"]) == rooms | {"lissom.demo"}
+
+
+def test_every_room_is_described() -> None:
+    """The tables of docs/architecture.md have the rooms in their order."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    own = [room for rooms in ROOMS.values() for room in rooms.split() if room[0] != "_"]
+    assert [row for row in rows if "/" not in row] == own
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    named = re.findall(
+        r"`((?:grammar|rewrite|lissom|passes|tests|benchmarks)/[\w/.]+)`", page.read_text("utf-8")
+    )
+    gone = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert gone == []
+
+
+# -- torch -----------------------------------------------------------------------------------------
 
 
 def test_the_language_never_names_torch() -> None:
@@ -166,10 +277,12 @@ def test_one_file_holds_what_torch_does_not_promise() -> None:
     ],
 )
 def test_a_name_that_torch_does_not_promise_would_be_seen(line: str, name: str) -> None:
-    assert private_names(ROOT / "rewrite/match.py", line) == [name]
+    assert private_names(ROOT / "rewrite/match/match.py", line) == [name]
 
 
-@pytest.mark.parametrize("module", ["lissom.grammar.check", "lissom.grammar.format", "lissom"])
+@pytest.mark.parametrize(
+    "module", ["lissom.grammar.checks.check", "lissom.grammar.fmt.format", "lissom"]
+)
 def test_the_language_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

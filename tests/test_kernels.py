@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lissom.grammar import tree
+from lissom.grammar.checks.unsupported import is_later
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.parse import parse
-from lissom.grammar.unsupported import is_later
-from lissom.grammar.vocabulary import library
+from lissom.grammar.library.vocabulary import library
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree
 from lissom.passes import channels, lowrank, separable, tensors
 from lissom.passes.functions import FUNCTIONS, MODULES
-from lissom.rewrite.questions import QUESTIONS
+from lissom.rewrite.apply.queries import QUESTIONS
 
 torch.set_num_threads(1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lissom
-from lissom.rewrite.magnitude import tolerance
+from lissom.rewrite.measure.rounding_model import tolerance
 
 FOLD = "pipeline p { stage s { once fold_bn } }"
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
-from lissom.rewrite.binding import Bindings
-from lissom.rewrite.match import Search
-from lissom.rewrite.pattern import Pattern, compile_pattern
-from lissom.rewrite.spec import TensorSpec
-from lissom.rewrite.view import View
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.match.match import Search
+from lissom.rewrite.ops.spec import TensorSpec
+from lissom.rewrite.rules.binding import Bindings
+from lissom.rewrite.rules.pattern import Pattern, compile_pattern
 
 FUNCTIONS = {
     "relu": (torch.relu, 1),
@@ -173,7 +173,7 @@ def _key(pattern: Pattern, runs: Sequence[tuple[fx.Node, ...]], names: dict[str,
 
 def matched(pattern: Pattern, module: fx.GraphModule, number: int) -> set[Any]:
     """All matches that a search finds from one of the anchors."""
-    view = View(module)
+    view = GraphView(module)
     anchor = pattern.anchors()[number % len(pattern.anchors())]
     nodes = [node for node in module.graph.nodes if view.call(node) is not None]
     found = set()

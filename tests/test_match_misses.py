@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.parse import parse
-from lissom.rewrite.rule import compile_rule
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
+from lissom.rewrite.rules.rule import compile_rule
 
 from .support import Fn, Fn2, misses, run, sites, the_rule
 

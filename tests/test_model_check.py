@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from lissom.rewrite import rounding
-from lissom.rewrite.digest import weights_at
-from lissom.rewrite.model_check import distance, drift, model_equality, untouched
+from lissom.rewrite.graph.digest import weights_at
+from lissom.rewrite.measure import rounding
+from lissom.rewrite.measure.compare import distance, drift, model_equality, untouched
 
 
 class Amplifier(nn.Module):

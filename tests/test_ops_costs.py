@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.ops import OpSpec, Vocabulary
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.vocabulary import OpSpec, Vocabulary
 from tests.traced import Recorder
 
 LIBRARY = Vocabulary.library()
@@ -23,12 +23,12 @@ CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 
 
-def recorded(model: nn.Module, *inputs: torch.Tensor) -> tuple[View, fx.Node]:
+def recorded(model: nn.Module, *inputs: torch.Tensor) -> tuple[GraphView, fx.Node]:
     """The view of a traced model with shapes, and the node that the output reads."""
     root = fx.symbolic_trace(model)
     Recorder(root).run(*inputs)
     output = next(iter(reversed(root.graph.nodes)))
-    return View(root), output.args[0]
+    return GraphView(root), output.args[0]
 
 
 def counted(model: nn.Module, *inputs: torch.Tensor) -> int:
@@ -168,7 +168,7 @@ def test_attention_as_a_layer(batch_first: bool) -> None:
     root = fx.symbolic_trace(model)
     inputs = torch.randn(3, 5, 8), torch.randn(3, 7, 8) if batch_first else torch.randn(7, 5, 8)
     Recorder(root).run(*inputs)
-    view = View(root)
+    view = GraphView(root)
     node = view.calls_of("multihead_attention")[0]
     call = view.call(node)
     assert call is not None

@@ -6,7 +6,7 @@ import doctest
 import re
 from pathlib import Path
 
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 
 PAGE = Path(__file__).parent.parent / "docs" / "ops.md"
 

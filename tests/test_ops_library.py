@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lissom.rewrite.emit import emit
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.emit import emit
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from tests.spelled_functions import FUNCTIONS
 from tests.spelled_layers import LAYERS
 from tests.traced import canonical, traced
@@ -25,8 +25,8 @@ def test_every_spelling_is_one_call(case: tuple[Any, ...]) -> None:
     first = None
     for spelling in spellings:
         root, node, _ = traced(spelling, inputs)
-        call = View(root).call(node)
-        assert call is not None, View(root).why_opaque(node)
+        call = GraphView(root).call(node)
+        assert call is not None, GraphView(root).why_opaque(node)
         assert call.op.name == op
         assert canonical(call) == (first := first or canonical(call))
 
@@ -41,7 +41,7 @@ def test_shapes_and_meaning_agree_with_torch(case: tuple[Any, ...]) -> None:
 def check_result(spelling: Any, inputs: tuple[Any, ...]) -> None:
     """Declared result, run before inserting, and run after inserting: all as the traced model."""
     root, node, expected = traced(spelling, inputs)
-    call = View(root).call(node)
+    call = GraphView(root).call(node)
     assert call is not None
     specs = call.op.result_specs(call)
     assert specs == (
@@ -56,7 +56,7 @@ def check_result(spelling: Any, inputs: tuple[Any, ...]) -> None:
     root.recompile()
     torch.manual_seed(0)
     torch.testing.assert_close(root(*inputs), expected, rtol=0, atol=0)
-    again = View(root).call(inserted)
+    again = GraphView(root).call(inserted)
     assert again is not None
     assert canonical(again) == canonical(call)
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lissom.grammar import tree as t
-from lissom.grammar.check import check
+from lissom.grammar.checks.check import check
 from lissom.grammar.diagnostics import Diagnostic, LissomError
-from lissom.grammar.format import format_text
-from lissom.grammar.parse import parse
-from lissom.grammar.vocabulary import library
-from lissom.rewrite.declaration import op_spec
-from lissom.rewrite.dims import ShapeSpec
-from lissom.rewrite.ops import OpSpec, Vocabulary
+from lissom.grammar.fmt.format import format_text
+from lissom.grammar.library.vocabulary import library
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
+from lissom.rewrite.ops.declaration import op_spec
+from lissom.rewrite.ops.dims import ShapeSpec
+from lissom.rewrite.ops.vocabulary import OpSpec, Vocabulary
 
 LIBRARY = Vocabulary.library()
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import fx, nn
 
-from lissom.rewrite.call import Call
-from lissom.rewrite.capture import capture
-from lissom.rewrite.view import View
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.call import OpCall
 from tests.support import Fn
 
 MATRIX, CUBE = torch.randn(3, 4), torch.randn(2, 3, 4)
 
 
-def read(model: nn.Module, *inputs: torch.Tensor) -> tuple[Call | None, str]:
+def read(model: nn.Module, *inputs: torch.Tensor) -> tuple[OpCall | None, str]:
     """The first computation of a captured model, and why it is opaque."""
     module = capture(model, inputs).module
-    view = View(module)
+    view = GraphView(module)
     node = next(n for n in module.graph.nodes if n.op not in ("placeholder", "get_attr"))
     return view.call(node), view.why_opaque(node)
 
@@ -45,7 +45,7 @@ def test_spellings_of_a_transpose(function: Any, x: torch.Tensor, dims: tuple[in
 
 def test_a_property_is_found_by_its_op() -> None:
     module = capture(Fn(lambda m, x: x.T @ x), (MATRIX,)).module
-    assert len(View(module).calls_of("transpose")) == 1
+    assert len(GraphView(module).calls_of("transpose")) == 1
 
 
 def test_other_properties_are_opaque() -> None:
@@ -57,7 +57,7 @@ def test_other_properties_are_opaque() -> None:
 def test_turning_all_axes_around_is_no_transpose() -> None:
     root = fx.symbolic_trace(lambda x: x.T + 1)
     node = next(n for n in root.graph.nodes if n.target is getattr)
-    assert "rank is not recorded" in View(root).why_opaque(node)
+    assert "rank is not recorded" in GraphView(root).why_opaque(node)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_state_that_is_passed_is_not_lost() -> None:
     model = Fn(lambda m, x: m.layer(x, x[:1, :, :6])[0], layer=nn.GRU(8, 6))
     module = capture(model, (torch.randn(5, 2, 8),)).module
     node = next(n for n in module.graph.nodes if n.op == "call_module")
-    assert "passes more than input" in View(module).why_opaque(node)
+    assert "passes more than input" in GraphView(module).why_opaque(node)
 
 
 def test_results_of_a_captured_layer() -> None:
     """The state of `lstm` is a pair: its parts are results of a result."""
     model = Fn(lambda m, x: m.layer(x)[0] + m.layer(x)[1][0], layer=nn.LSTM(4, 6))
     module = capture(model, (torch.randn(5, 2, 4),)).module
-    view = View(module)
+    view = GraphView(module)
     (first, second) = view.calls_of("lstm")
     call = view.call(first)
     assert call is not None

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import fx, nn
 
-from lissom.grammar import vocabulary
 from lissom.grammar.diagnostics import LissomError, Source
-from lissom.grammar.parse import parse, parse_part
-from lissom.grammar.vocabulary import Declarations, library, library_sources
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.view import View
+from lissom.grammar.library import vocabulary
+from lissom.grammar.library.vocabulary import Declarations, library, library_sources
+from lissom.grammar.text.parse import parse, parse_part
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.ops.vocabulary import Vocabulary
 
 SWISH = """op swish(x: f[...]) -> f[...] {
   attr beta: float = 1.0
@@ -81,7 +81,7 @@ def test_the_index_finds_exactly_what_parsing_finds() -> None:
 
 def test_the_grammar_side_does_not_import_torch() -> None:
     code = (
-        "import sys; from lissom.grammar.vocabulary import library; "
+        "import sys; from lissom.grammar.library.vocabulary import library; "
         "assert library().op('conv2d'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -117,7 +117,7 @@ def test_an_error_inside_a_statement_has_its_line_in_the_file() -> None:
 def test_functions_and_layers_of_the_host_program() -> None:
     vocabulary = Vocabulary.from_files([parse(SWISH, "swish.lissom")], OWN)
     model = nn.Sequential(Swish(2.0))
-    view = View(fx.GraphModule(model, Whole().trace(model)), vocabulary)
+    view = GraphView(fx.GraphModule(model, Whole().trace(model)), vocabulary)
     call = view.call(view.calls_of("swish")[0])
     assert call is not None
     assert call.attrs == {"beta": 2.0}

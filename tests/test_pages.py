@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lissom.cli import cli
-from lissom.evidence import digest
-from lissom.grammar import clauses
-from lissom.grammar import tree as t
-from lissom.grammar.declared import Known
-from lissom.grammar.program import Program, load_program, program_of
-from lissom.page_text import block, code, comment_markdown, prose, reason
-from lissom.rewrite.rule import compile_rule
-from lissom.rule_picture import picture
+from lissom.grammar.checks.declared import SymbolTable
+from lissom.grammar.library.program import Program, load_program, program_of
+from lissom.grammar.tree import clauses
+from lissom.grammar.tree import tree as t
+from lissom.report.evidence import digest
+from lissom.report.page_text import code, code_block, comment_markdown, prose, reason
+from lissom.report.rule_picture import picture
+from lissom.rewrite.rules.rule import compile_rule
 
 ROOT = Path(__file__).parent.parent
 CHECKED_IN = ROOT / "docs" / "rules"
@@ -150,7 +150,7 @@ def test_nothing_is_taken_for_markup(page: str) -> None:
         (prose("running_var _so_ `a_b`"), "running_var \\_so\\_ `a_b`"),
         (prose("[a](b) and &lt; $x$"), "\\[a](b) and \\&lt; \\$x\\$"),
         (code("a `b`"), "`` a `b` ``"),
-        (block("```\nx\n```"), "````\n```\nx\n```\n````"),
+        (code_block("```\nx\n```"), "````\n```\nx\n```\n````"),
         (reason("{c} has {n[0]}*"), "`c` has `n[0]`\\*"),
         (comment_markdown(["a", "b", "", "- c", "  d", "- e"]), "a b\n\n- c d\n- e"),
         (comment_markdown(["a:", "    x < y", "    ", "b"]), "a:\n\n```text\nx < y\n```\n\nb"),
@@ -165,7 +165,7 @@ def test_text_stays_text(shown: str, wanted: str) -> None:
 
 def chart(text: str, name: str) -> str:
     program = program_of(text)
-    return picture(program.own_rules[name], Known(program.file, program.declarations))
+    return picture(program.own_rules[name], SymbolTable(program.file, program.declarations))
 
 
 def test_the_picture_of_a_small_rule() -> None:
@@ -229,7 +229,7 @@ LIBRARY_RULES = [
 @pytest.mark.parametrize(("path", "rule"), LIBRARY_RULES)
 def test_the_picture_names_every_op(path: Path, rule: t.Rule) -> None:
     """Every op of each side stands in that side; every arrow leads from a node to a node."""
-    shown = picture(rule, Known(program(path).file, program(path).declarations))
+    shown = picture(rule, SymbolTable(program(path).file, program(path).declarations))
     before, after = shown.split("  subgraph after")
     matched = {p.handle: p for p in clauses.patterns(rule) if isinstance(p, t.OpPattern)}
     for pattern in clauses.patterns(rule):

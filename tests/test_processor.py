@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lissom.__main__ import main
-from lissom.rewrite import processor as processor_module
-from lissom.rewrite.certificate import environment
-from lissom.rewrite.processor import LIMITS, described, processor
+from lissom.rewrite.evidence.certificate import environment
+from lissom.rewrite.measure import processor as processor_module
+from lissom.rewrite.measure.processor import LIMITS, processor, processor_name
 
 LISTED = (
     "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 7\nmodel name\t: Some Maker 9000\n"
@@ -52,7 +52,7 @@ def test_what_torch_does_not_tell_is_read_from_the_machine(
     listed(monkeypatch, tmp_path, LISTED.replace("amx_tile", flags))
     found = processor()
     assert (found["cpu"], found["amx"]) == ("Some Maker 9000 (family 6, model 7)", amx)
-    assert ("AMX" in described()) == (amx == "yes")
+    assert ("AMX" in processor_name()) == (amx == "yes")
 
 
 def test_a_machine_that_lists_nothing_is_named_by_its_kind(
@@ -68,7 +68,7 @@ def test_forbidden_instructions_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[Any]
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert described().endswith("ONEDNN_MAX_CPU_ISA=AVX2")
+    assert processor_name().endswith("ONEDNN_MAX_CPU_ISA=AVX2")
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "ONEDNN_MAX_CPU_ISA=AVX2" in text

@@ -14,16 +14,16 @@ from torch import nn
 import lissom
 from lissom import LissomError
 from lissom.cli import cli
-from lissom.grammar.check import check_program
-from lissom.grammar.clauses import guards
-from lissom.grammar.program import program_of
+from lissom.grammar.checks.check import check_program
+from lissom.grammar.library.program import program_of
+from lissom.grammar.tree.clauses import guards
+from lissom.jobs.proposing import lines
 from lissom.passes.functions import FUNCTIONS
-from lissom.proposing import lines
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.holes import filled
-from lissom.rewrite.proving.predicates import predicate
-from lissom.rewrite.proving.propose import Proposal, propose
-from lissom.rewrite.proving.separate import Column, Table
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.guards.holes import filled
+from lissom.rewrite.proving.guards.predicates import predicate
+from lissom.rewrite.proving.guards.propose import Proposal, propose
+from lissom.rewrite.proving.guards.separate import ConditionColumn, SiteTable
 from lissom.rewrite.proving.trial import Subject
 
 PASSES = Path(__file__).parent.parent / "passes"
@@ -229,20 +229,20 @@ def test_settings_of_an_op_without_a_name_are_pointed_out() -> None:
 # -- the search ------------------------------------------------------------------------------------
 
 
-def table(good: str, bad: str, **columns: str) -> Table:
+def table(good: str, bad: str, **columns: str) -> SiteTable:
     """Sites from the right: `1` holds, `0` does not, `-` has no value."""
 
     def bits(text: str, mark: str) -> int:
         return int("".join("1" if letter == mark else "0" for letter in text), 2)
 
     asked = [
-        Column(predicate(name, 1), bits(text, "1"), bits(text, "0"), bits(text, "-"))
+        ConditionColumn(predicate(name, 1), bits(text, "1"), bits(text, "0"), bits(text, "-"))
         for name, text in columns.items()
     ]
-    return Table(asked, int(good, 2), int(bad, 2), (1 << len(good)) - 1)
+    return SiteTable(asked, int(good, 2), int(bad, 2), (1 << len(good)) - 1)
 
 
-def best(found: Table) -> str | None:
+def best(found: SiteTable) -> str | None:
     chosen = found.best()
     return None if chosen is None else chosen.text
 

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import engine, shape_match, site
-from lissom.rewrite.construct import Constructor
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.near import examine_near, near_misses
+from lissom.rewrite.apply import engine
+from lissom.rewrite.apply.plan import Constructor
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.match import shapes, site
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
+from lissom.rewrite.proving.near_miss import examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, Proof, explore, prove
-from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.stages import again
 from lissom.rewrite.proving.trial import BAD, Subject, model, trial
-from lissom.rewrite.rule import compile_rule
-from lissom.rewrite.view import View
+from lissom.rewrite.rules.rule import compile_rule
 
 from .support import library
 
@@ -202,7 +203,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def blind_to_hooks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(View, "_is_altered", lambda self, node: False)
+    patch.setattr(GraphView, "_is_altered", lambda self, node: False)
 
 
 def blind_to_readers(patch: pytest.MonkeyPatch) -> None:
@@ -215,7 +216,7 @@ def blind_to_mutation(patch: pytest.MonkeyPatch) -> None:
 
 
 def blind_to_settings(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(shape_match, "_compare", lambda scope, keyword, call: None)
+    patch.setattr(shapes, "_compare", lambda scope, keyword, call: None)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def too_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_result_kept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(View, "replace", lambda self, old, new: None)
+    patch.setattr(GraphView, "replace", lambda self, old, new: None)
 
 
 def settings_lost(patch: pytest.MonkeyPatch) -> None:

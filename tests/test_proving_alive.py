@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lissom.cli import cli
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import near, prove
-from lissom.rewrite.proving.grow import Grown
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving import near_miss, prove
+from lissom.rewrite.proving.models.generate import Grown
 from lissom.rewrite.proving.trial import Subject
 
 RIGHT = """
@@ -79,7 +79,7 @@ def test_a_failure_of_the_tester_is_no_mistake_of_the_rule(
     def broken(*args: Any) -> Grown:
         raise ZeroDivisionError("of the tester")
 
-    monkeypatch.setattr(near, "near_misses", broken)
+    monkeypatch.setattr(near_miss, "near_misses", broken)
     monkeypatch.setattr(prove, "near_misses", broken)
     found = run(tmp_path, RIGHT)
     assert found.exit_code == 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.apart import first_difference
-from lissom.rewrite.proving.source import Rolled, Unsuitable
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
+from lissom.rewrite.proving.distance import first_difference
 from lissom.rewrite.proving.trial import Subject, model
 
 RULE = """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.cases import CaseResult, run_test
 from lissom.rewrite.proving.trial import Subject
 

@@ -12,28 +12,29 @@ from typing import Any
 import pytest
 import torch
 
-from lissom.grammar import tree as t
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import dim_site
-from lissom.rewrite.channels import cut, flow, movement, refit
+from lissom.rewrite.channels import cut, fit_sizes, flow, movement
 from lissom.rewrite.channels import masked as masked_module
-from lissom.rewrite.channels.atoms import Atoms
-from lissom.rewrite.channels.kept import Kept
-from lissom.rewrite.channels.work import Work
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import dim_mutants, dim_trial, prove, worker
-from lissom.rewrite.proving import dim_near as dim_near_module
-from lissom.rewrite.proving.dim_mutants import dim_score, dim_specimens
-from lissom.rewrite.proving.dim_near import READERS, dim_near
-from lissom.rewrite.proving.dim_proof import prove_dims
-from lissom.rewrite.proving.dim_trial import dim_outcomes
+from lissom.rewrite.channels.cut_builder import Work
+from lissom.rewrite.channels.selection import Selection
+from lissom.rewrite.channels.units import Units
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving import prove, worker
+from lissom.rewrite.proving.choices.source import Rolled
+from lissom.rewrite.proving.dims import mutants, trial
+from lissom.rewrite.proving.dims import near as dim_near_module
+from lissom.rewrite.proving.dims.mutants import dim_score, dim_specimens
+from lissom.rewrite.proving.dims.near import READERS, dim_near
+from lissom.rewrite.proving.dims.proof import prove_dims
+from lissom.rewrite.proving.dims.trial import dim_outcomes
 from lissom.rewrite.proving.prove import Explored, Proof, explore, guards_of
-from lissom.rewrite.proving.report import Report, report_of
+from lissom.rewrite.proving.report import RuleReport, report_of
 from lissom.rewrite.proving.reproduce import replay
-from lissom.rewrite.proving.source import Rolled
 from lissom.rewrite.proving.trial import BAD, FIRED, Subject
-from lissom.rewrite.rule import compile_rule
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.targets import features
 
 from .support import library
 
@@ -67,7 +68,7 @@ def proof() -> Proof:
     return prove_dims(subject_of(PRUNE), MODELS)
 
 
-def report(text: str, found: Proof) -> Report:
+def report(text: str, found: Proof) -> RuleReport:
     return report_of(found, subject_of(text).source)
 
 
@@ -123,7 +124,7 @@ def test_mutants_do_not_depend_on_the_names_in_a_rule() -> None:
     text = changed(("keep", "left"), ("match dim D", "match dim K"), ("(D)", "(K)"))
     text = text.replace("D >=", "K >=").replace("{D}", "{K}").replace("* D", "* K")
     text = text.replace("< D", "< K").replace("D :=", "K :=")
-    names = [mutant.name for mutant in dim_mutants.dim_mutants(subject_of(text).source)]
+    names = [mutant.name for mutant in mutants.dim_mutants(subject_of(text).source)]
     assert names == [fate.mutant.name for fate in proof().mutants.fates]
 
 
@@ -231,7 +232,7 @@ def test_masking_other_parameters_would_be_noticed() -> None:
 
 
 def test_a_mutant_that_is_the_rule_survives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dim_mutants.FUNCTIONS, "_shifted", lambda keep, size: keep)
+    monkeypatch.setitem(mutants.FUNCTIONS, "_shifted", lambda keep, size: keep)
     chosen = subject_of(PRUNE)
     found = dim_score(chosen, dim_specimens(chosen, proof().explored.tapes[:4]))
     left = {fate.mutant.name for fate in found.survivors}
@@ -292,23 +293,23 @@ def nothing(*_: Any) -> None:
     pass
 
 
-def shifted(kept: Kept, tracks: Any, axis: int) -> Any:
+def shifted(kept: Selection, tracks: Any, axis: int) -> Any:
     found = AXIS(kept, tracks, axis)
     return found if found is None or axis != 2 else found.flip(0)
 
 
-AXIS = Kept.axis
+AXIS = Selection.axis
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "the mask forgets an op": (dim_site, "masked", forgetful),
+    "the mask forgets an op": (features, "masked", forgetful),
     "groups stay what they were": (cut, "_sized", lambda *_: {}),
-    "splits keep their old sizes": (refit._Job, "fits", lambda *_: True),
-    "positions of one axis change their order": (Kept, "axis", shifted),
+    "splits keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
+    "positions of one axis change their order": (Selection, "axis", shifted),
     "elementwise ops couple nothing": (flow, "together", lambda *_: ()),
     "cat and stack couple nothing": (movement, "together", lambda *_: ()),
-    "nothing must stay": (Atoms, "block", nothing),
+    "nothing must stay": (Units, "block", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),
-    "sizes of the example become numbers": (refit._Job, "_sizes", lambda job: job.wanted()[:1]),
+    "sizes of the example become numbers": (fit_sizes._Job, "_sizes", lambda job: job.wanted()[:1]),
 }
 
 
@@ -326,14 +327,14 @@ def test_a_blocked_dimension_that_is_cut_is_a_finding(monkeypatch: pytest.Monkey
     text = changed(("not boundary(D)", "D > 0"), ("sliceable(D)", "D > 0"))
     chosen, tapes = subject_of(text), proof().explored.tapes[:4]
     assert not any(result.wrong for result in dim_near(chosen, tapes, 0))
-    monkeypatch.setattr(Atoms, "block", nothing)
+    monkeypatch.setattr(Units, "block", nothing)
     assert any(result.wrong for result in dim_near(chosen, tapes, 0))
 
 
 def test_one_model_in_four_is_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule fires in both precisions, and recorded values say which it is."""
     seen: list[tuple[torch.dtype, bool]] = []
-    made = dim_trial.tried_dims
+    made = trial.tried_dims
 
     def watched(state: Any, rule: Any, seed: int) -> Any:
         kinds = {node.meta["val"].dtype for node in state.module.graph.nodes if node.op == "output"}
@@ -341,7 +342,7 @@ def test_one_model_in_four_is_in_single_precision(monkeypatch: pytest.MonkeyPatc
         seen.append((kinds.pop(), any(outcome.kind == FIRED for outcome in outcomes)))
         return outcomes
 
-    monkeypatch.setattr(dim_trial, "tried_dims", watched)
+    monkeypatch.setattr(trial, "tried_dims", watched)
     monkeypatch.setattr(worker, "forks", lambda: False)  # what is seen must be seen here
     assert explored(PRUNE, 40).failure is None
     single = [fired for dtype, fired in seen if dtype is torch.float32]

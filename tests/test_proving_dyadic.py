@@ -8,12 +8,12 @@ from functools import cache
 import pytest
 import torch
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import dyadic as module
-from lissom.rewrite.proving.dyadic import (
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.bits import dyadic as module
+from lissom.rewrite.proving.bits.dyadic import (
     BIT_EQUAL,
     DIFFERS,
     NOT_APPLICABLE,
@@ -22,8 +22,8 @@ from lissom.rewrite.proving.dyadic import (
     check_dyadic,
     dyadic,
 )
-from lissom.rewrite.proving.grow import Grown
-from lissom.rewrite.proving.source import Rolled, Unsuitable
+from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
+from lissom.rewrite.proving.models.generate import Grown
 from lissom.rewrite.proving.trial import Subject, model
 
 from .support import library

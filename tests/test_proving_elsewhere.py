@@ -7,15 +7,15 @@ from contextlib import suppress
 import pytest
 import torch
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving import trial
+from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
+from lissom.rewrite.proving.models.variants import LARGEST, variants
 from lissom.rewrite.proving.prove import Explored, explore
-from lissom.rewrite.proving.source import Rolled, Unsuitable
 from lissom.rewrite.proving.trial import Outcome, Subject, model
-from lissom.rewrite.proving.variants import LARGEST, variants
 
 from .support import library
 

@@ -12,20 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.capture import capture
-from lissom.rewrite.engine import candidates, find
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.field import PROVED, UNDECIDED, WHOLE, WRONG, FieldResult, check_field
-from lissom.rewrite.proving.field_ops import EXACT
-from lissom.rewrite.proving.field_tensor import Field, World
-from lissom.rewrite.proving.residues import PRIME, Track, Unexpressible, survival
-from lissom.rewrite.proving.source import Rolled, Unsuitable
+from lissom.rewrite.apply.engine import candidates, find
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.match.site import Site, examine
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.algebra.field import (
+    PROVED,
+    UNDECIDED,
+    WHOLE,
+    WRONG,
+    FieldResult,
+    check_field,
+)
+from lissom.rewrite.proving.algebra.field_ops import EXACT
+from lissom.rewrite.proving.algebra.field_tensor import Field, World
+from lissom.rewrite.proving.algebra.residues import PRIME, Track, Unexpressible, survival
+from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
 from lissom.rewrite.proving.trial import Subject, bound, model, state_of
-from lissom.rewrite.site import Site, examine
 
 from .support import Fn, digests, library, the_rule
 from .support import state_of as driven_state

@@ -10,13 +10,13 @@ from typing import TypeVar
 import pytest
 import torch
 
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.mutants import LEAST, Mutant, mutants
-from lissom.rewrite.proving.mutate import (
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.mutants.mutants import LEAST, Mutant, mutants
+from lissom.rewrite.proving.mutants.mutate import (
     CHECKER,
     ENGINE,
     MODEL,

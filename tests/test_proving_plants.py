@@ -10,23 +10,26 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes import channels
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import binding, commit, engine, shape_match, site
-from lissom.rewrite.engine import Miss
-from lissom.rewrite.match import Search
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import filling, grow, settings, sizes
-from lissom.rewrite.proving.grow import Grown
-from lissom.rewrite.proving.near import NearResult, examine_near, near_misses
-from lissom.rewrite.proving.places import inside, lies_at, outside
+from lissom.rewrite.apply import commit, engine
+from lissom.rewrite.apply.engine import NoMatch
+from lissom.rewrite.match import shapes as shape_match
+from lissom.rewrite.match import site
+from lissom.rewrite.match.match import Search
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
+from lissom.rewrite.proving.models import filling, generate, settings, sizes
+from lissom.rewrite.proving.models.generate import Grown
+from lissom.rewrite.proving.models.places import inside, lies_at, outside
+from lissom.rewrite.proving.near_miss import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, explore, prove
-from lissom.rewrite.proving.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.stages import algebra
 from lissom.rewrite.proving.trial import BAD, REFUSED, VACUOUS, Subject, model, trial
-from lissom.rewrite.rule import compile_rule
+from lissom.rewrite.rules import binding
+from lissom.rewrite.rules.rule import compile_rule
 
 from .support import library
 
@@ -170,7 +173,7 @@ def test_the_library_has_such_a_rule() -> None:
 
 
 def test_a_rule_that_is_always_kept_from_firing_is_not_verified(monkeypatch: Patch) -> None:
-    always = Miss(0, 0, lambda: "never", None, None)
+    always = NoMatch(0, 0, lambda: "never", None, None)
     monkeypatch.setattr(site, "_unless", lambda state, site: always)
     explored = explore(unless("behind"), 10)
     assert explored.models >= 10
@@ -355,7 +358,7 @@ def test_a_setting_of_type_any_that_a_rule_leaves_open() -> None:
 
 
 def only_half(patch: Patch) -> None:
-    patch.setattr(grow, "DTYPES", (torch.float16,))
+    patch.setattr(generate, "DTYPES", (torch.float16,))
 
 
 def test_models_in_float16_are_drawn() -> None:
@@ -382,7 +385,7 @@ def test_an_engine_that_is_wrong_in_float16(monkeypatch: Patch) -> None:
     monkeypatch.setattr(commit, "_rounded", coarse)
     monkeypatch.setattr(engine, "check_exact", lambda *given: ())
     assert found(explore(shipped("fold_bn_linear"), MODELS)) == "WRONG"
-    monkeypatch.setattr(grow, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(generate, "DTYPES", (torch.float32,))
     assert found(explore(shipped("fold_bn_linear"), MODELS)) == ""
 
 
@@ -483,7 +486,7 @@ def test_two_names_are_now_and_then_one_value() -> None:
 
 
 def test_a_matcher_that_wants_different_values(monkeypatch: Patch) -> None:
-    unify = binding.unify
+    unify = binding.unify_value
 
     def distinct(bound: Any, name: str, value: Any) -> bool:
         others = [known for other, known in bound.values.items() if other != name]
@@ -491,7 +494,7 @@ def test_a_matcher_that_wants_different_values(monkeypatch: Patch) -> None:
         return not same and unify(bound, name, value)
 
     assert found(explore(subject_of(DIFFERENCE), 2 * MODELS)) == ""
-    monkeypatch.setattr(binding, "unify", distinct)
+    monkeypatch.setattr(binding, "unify_value", distinct)
     assert found(explore(subject_of(DIFFERENCE), 2 * MODELS)) == "MISSING"
 
 
@@ -540,5 +543,5 @@ exact rule drop_neg_pair {
 """
     chosen = subject_of(text)
     assert not [reason for reason in prove(chosen, 60).weak if "violates" in reason]
-    monkeypatch.setattr("lissom.rewrite.proving.near.ATTEMPTS", 0)
+    monkeypatch.setattr("lissom.rewrite.proving.near_miss.ATTEMPTS", 0)
     assert 'no model violates `in y : "encoder.*"`' in prove(chosen, 60).weak

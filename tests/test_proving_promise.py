@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite import claims
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving.promise import Kept, confidence
+from lissom.rewrite.apply import claims
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving.budget_check import Kept, confidence
 from lissom.rewrite.proving.prove import explore
 from lissom.rewrite.proving.trial import WRONG, Subject
 

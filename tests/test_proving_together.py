@@ -10,18 +10,18 @@ from functools import cache
 import pytest
 import torch
 
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
+from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.journal import Verdict
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.proving import together as proving_together
-from lissom.rewrite.proving.grow import Grown
-from lissom.rewrite.proving.source import Rolled, Unsuitable
-from lissom.rewrite.proving.together import Company, company, isolated, try_together
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving import compose as proving_together
+from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
+from lissom.rewrite.proving.compose import Company, company, isolated, try_together
+from lissom.rewrite.proving.models.generate import Grown
 from lissom.rewrite.proving.trial import Subject
 from lissom.rewrite.proving.worker import Worker, survived
-from lissom.rewrite.view import View
 
 from .support import library
 
@@ -151,14 +151,14 @@ def commutes(seed: int) -> None:
 
 def test_a_pair_that_is_wrong_together_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that gives readers another value breaks what the next rule builds on."""
-    replace = View.replace
+    replace = GraphView.replace
 
-    def forgetful(self: View, old: torch.fx.Node, new: torch.fx.Node) -> None:
+    def forgetful(self: GraphView, old: torch.fx.Node, new: torch.fx.Node) -> None:
         readers = list(old.users)
         replace(self, old, new)
         if len(readers) == 1 and readers[0].op != "output" and old.op == "call_module":
             readers[0].replace_input_with(new, next(iter(new.graph.nodes)))
 
-    monkeypatch.setattr(View, "replace", forgetful)
+    monkeypatch.setattr(GraphView, "replace", forgetful)
     wrong = [tried(f"fold_bn/{name}", ("fold_bn", name)) for name in subjects()]
     assert any(found is not None and found.wrong for found in wrong)

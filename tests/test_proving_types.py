@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import lissom
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import explore, prove
 from lissom.rewrite.proving.trial import Subject
 

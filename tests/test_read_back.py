@@ -13,12 +13,12 @@ from torch import Tensor, nn
 import lissom
 from lissom.__main__ import main
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import read_back
-from lissom.rewrite.capture import capture
-from lissom.rewrite.example_calls import examples
-from lissom.rewrite.instruments import check_instruments
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.read_back import hidden_ops, lost_spellings
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.capture.instruments import check_instruments
+from lissom.rewrite.ops import read_back
+from lissom.rewrite.ops.example_calls import examples
+from lissom.rewrite.ops.read_back import hidden_ops, lost_spellings
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.torch_internals import FUSED_ENCODER, silent
 
 LIBRARY = Vocabulary.library()
@@ -89,7 +89,9 @@ def test_a_setting_of_a_layer_under_another_name_is_named(monkeypatch: pytest.Mo
             super().__init__()
             del self.negative_slope
 
-    monkeypatch.setattr("lissom.rewrite.example_calls._Maker._layer", lambda self, kind: Renamed())
+    monkeypatch.setattr(
+        "lissom.rewrite.ops.example_calls._Maker._layer", lambda self, kind: Renamed()
+    )
     lost = lost_spellings(LIBRARY["leaky_relu"], LIBRARY)
     assert lost == {"torch.nn.LeakyReLU": "the module has no `negative_slope`"}
 
@@ -147,7 +149,7 @@ def test_a_capture_that_cannot_hear_says_so(broken: str, monkeypatch: pytest.Mon
             raise AttributeError("no such entry point")
         return silent()
 
-    monkeypatch.setattr("lissom.rewrite.tracer.recording", recording)
+    monkeypatch.setattr("lissom.rewrite.capture.tracer.recording", recording)
     with pytest.raises(LissomError) as caught:
         capture(Applies().eval(), (torch.ones(2),))
     (found,) = caught.value.diagnostics

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import Source, Span
+from lissom.grammar.tree import tree as t
 
 HERE, THERE = Span(Source("a", "x y"), 0, 1), Span(Source("a", "x y"), 2, 3)
 

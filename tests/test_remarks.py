@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.grammar.check import check_program
+from lissom.grammar.checks.check import check_program
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
 
 A = torch.ones(2, 3)
 

@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
 
 import lissom
-from lissom import testing
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import resolution_site
-from lissom.rewrite.capture import capture
-from lissom.rewrite.funnel import Funnel, funnel
+from lissom.jobs import testing
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.explain.funnel import Funnel, funnel
 from lissom.rewrite.journal import Applied, Note, Refused
-from lissom.rewrite.resolution_site import EXACT_RESIZE
-from lissom.rewrite.store import load
+from lissom.rewrite.store.folder import load
+from lissom.rewrite.targets import images
+from lissom.rewrite.targets.images import EXACT_RESIZE
 
 from .support import LIBRARY, library, state_of, the_rule
 
@@ -415,7 +415,7 @@ def test_each_takes_back_what_breaks_a_budget() -> None:
 
 def test_a_reader_that_keeps_the_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planned model is compared: with a reader forgotten it is another one."""
-    insert = resolution_site._insert
+    insert = images._insert
 
     def forgetful(state: Any, site: Any, module: fx.GraphModule) -> fx.Node:
         resize = insert(state, site, module)
@@ -426,7 +426,7 @@ def test_a_reader_that_keeps_the_large_image(monkeypatch: pytest.MonkeyPatch) ->
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + super().forward(x * 2)
 
-    monkeypatch.setattr(resolution_site, "_insert", forgetful)
+    monkeypatch.setattr(images, "_insert", forgetful)
     with pytest.raises(LissomError, match="V101"):
         compiled(net(Twice))
 
@@ -478,6 +478,6 @@ def test_why_at_no_image() -> None:
 
 def test_it_is_said_that_no_models_are_drawn() -> None:
     (job,) = testing.jobs_of([LIBRARY / "slim.lissom"], ["resolution"], 10, 0, None)
-    assert testing.run(job) == (
+    assert testing.prove_job(job) == (
         "no models with images of several sizes are drawn; nothing was shown or refuted"
     )

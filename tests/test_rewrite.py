@@ -10,7 +10,7 @@ from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.journal import Applied
-from lissom.rewrite.spec import spec_of
+from lissom.rewrite.ops.spec import spec_of
 
 from .support import Driven, Fn, digests, library, random_norms, run
 

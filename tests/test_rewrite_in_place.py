@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from lissom.rewrite.writes import writes, written
+from lissom.rewrite.graph.writes import writes, written
 
 from .support import Fn, Fn2, library, run
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.runs import RunFailed, copied, on_copies, own_inputs, run_model
 from lissom.rewrite.journal import StageEnd
-from lissom.rewrite.latency import measure
-from lissom.rewrite.runs import RunFailed, copied, on_copies, own_inputs, run
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.slopes import loss_of_task, slopes
+from lissom.rewrite.measure.gradients import loss_of_task, slopes
+from lissom.rewrite.measure.latency import measure_latency
+from lissom.rewrite.measure.samples import Samples
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn } } }"
 CUT = """pipeline p {
@@ -108,7 +108,7 @@ def test_gradients_times_and_recorded_values_write_to_nothing() -> None:
     x, y = images(4), torch.zeros(4, 3, 5, 4)
     for squared in (False, True):
         slopes(module, [((x,), y)], loss_of_task, squared=squared)
-    measure(module, module, (x,), seconds=0)
+    measure_latency(module, module, (x,), seconds=0)
     inner = next(node for node in module.graph.nodes if node.target == "norm")
     Samples((x,)).values(module, [inner])
     assert torch.equal(x, images(4))
@@ -161,7 +161,7 @@ class Views(nn.Module):
 def test_a_run_that_fails_names_run_place_and_reason() -> None:
     module = capture(Views().eval(), (torch.rand(2, 4, 6),)).module
     with pytest.raises(RunFailed) as caught:
-        run(module, (torch.rand(2, 5, 7),), what="a batch of the data")
+        run_model(module, (torch.rand(2, 5, 7),), what="a batch of the data")
     (found,) = caught.value.diagnostics
     assert found.code == "V108"
     assert "a batch of the data" in found.message
@@ -173,7 +173,7 @@ def test_a_run_that_fails_names_run_place_and_reason() -> None:
 
 def test_a_run_of_a_plain_module_names_the_line() -> None:
     with pytest.raises(RunFailed) as caught:
-        run(Views(), (torch.rand(2, 5),))
+        run_model(Views(), (torch.rand(2, 5),))
     assert "test_runs.py:" in str(caught.value)
 
 

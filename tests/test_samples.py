@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 import lissom
-from lissom.rewrite.samples import SITE_SAMPLES, Samples
+from lissom.rewrite.measure.samples import SITE_SAMPLES, Samples
 
 PROGRAM = """
 pipeline p {

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import dim_verify, measures, slopes
 from lissom.rewrite.journal import Applied, Refused, StageEnd
-from lissom.rewrite.latency import Latency
+from lissom.rewrite.measure import gradients as slopes
+from lissom.rewrite.measure.latency import Latency
+from lissom.rewrite.pipeline import budgets
+from lissom.rewrite.targets import check
 
 from .support import library
 
@@ -219,7 +221,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
         times = [seconds[model.get_submodule("hidden").out_features] for model in (before, after)]
         return Latency(*times, (0.0, 0.0), 5, 2, 1)
 
-    for module in (measures, dim_verify):
+    for module in (budgets, check):
         monkeypatch.setattr(module, "measure", measure)
 
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import lissom
 from lissom.__main__ import main
+from lissom.jobs.sensitivity import Question, measure_sensitivity
 from lissom.rewrite.journal import Applied
-from lissom.sensitivity import Question, measure
 from tests.cli_models import as_json
 from tests.dim_models import write_case
 
@@ -54,7 +54,7 @@ def drifts(model: str, rule: str, program: str, ratio: str) -> dict[str, float]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_each_cell_is_the_rule_at_one_place_alone(case: tuple[str, str]) -> None:
-    found = measure(Question(case[0], "prune_l1"), "ratio", VALUES)
+    found = measure_sensitivity(Question(case[0], "prune_l1"), "ratio", VALUES)
     assert [column.value for column in found.columns] == VALUES
     for column in found.columns:
         cells = {effect.site: effect for effect in column.effects}
@@ -73,7 +73,7 @@ def test_a_metric_is_measured_on_its_split(case: tuple[str, str]) -> None:
     from lissom.model_file import load_model
 
     question = Question(case[0], "prune_l1", metric="share", split="test")
-    (column,) = measure(question, "ratio", ["50%"]).columns
+    (column,) = measure_sensitivity(question, "ratio", ["50%"]).columns
     wide = next(effect for effect in column.effects if effect.site == "wide")
     file = load_model(case[0])
     step = 'once prune_l1(ratio = 50%) at "wide"'
@@ -95,7 +95,7 @@ def test_rules_over_ops_are_measured_too(tmp_path: Path) -> None:
         "def inputs():\n    return (torch.ones(3, 40),)\n"
     )
     question = Question(str(tmp_path / "net.py"), "low_rank_linear", settings=("budget=1%",))
-    columns = measure(question, "rank", ["4", "16"]).columns
+    columns = measure_sensitivity(question, "rank", ["4", "16"]).columns
     for column, rank in zip(columns, (4, 16), strict=True):
         assert [effect.site for effect in column.effects] == ["0", "2", "4"]
         assert {effect.params for effect in column.effects} == {1600 - 80 * rank}
@@ -125,7 +125,7 @@ def test_the_order_of_each_is_that_of_the_table() -> None:
 
 def test_two_processes_find_what_one_finds(case: tuple[str, str]) -> None:
     question = Question(case[0], "prune_l1", case[1])
-    alone, together = (measure(question, "ratio", VALUES, jobs=jobs) for jobs in (1, 2))
+    alone, together = (measure_sensitivity(question, "ratio", VALUES, jobs=jobs) for jobs in (1, 2))
     assert (alone.processes, together.processes) == (1, 2)
     for one, two in zip(alone.columns, together.columns, strict=True):
         assert one.effects == two.effects
@@ -138,9 +138,9 @@ def test_a_dask_cluster_of_two_workers_finds_what_one_process_finds(case: tuple[
     question = Question(case[0], "prune_l1", case[1])
     settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True}
     with distributed.LocalCluster(**settings, dashboard_address=None) as cluster:
-        found = measure(question, "ratio", VALUES, cluster=cluster.scheduler_address)
+        found = measure_sensitivity(question, "ratio", VALUES, cluster=cluster.scheduler_address)
         workers = {worker.pid for worker in cluster.workers.values()}
-    assert found.columns == measure(question, "ratio", VALUES).columns
+    assert found.columns == measure_sensitivity(question, "ratio", VALUES).columns
     assert len(workers - {os.getpid()}) == 2
     assert found.processes == 2
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.capture import capture
+from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.explain.sensitivity import effects
 from lissom.rewrite.journal import Applied, Journal, Refused
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.samples import Samples
-from lissom.rewrite.sensitivity import effects
-from lissom.rewrite.state import State
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.rules.state import State
 
 from .support import library, the_rule
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.grammar.check import check_program
-from lissom.grammar.program import program_of
-from lissom.rewrite.artifact import verify_artifact
-from lissom.rewrite.certificate import _outputs_again
-from lissom.rewrite.exactness import IN_OTHER_SIZES
+from lissom.grammar.checks.check import check_program
+from lissom.grammar.library.program import program_of
+from lissom.rewrite.apply.exactness import IN_OTHER_SIZES
+from lissom.rewrite.evidence.artifact import verify_artifact
+from lissom.rewrite.evidence.certificate import _outputs_again
+from lissom.rewrite.evidence.recorded import recorded_inputs
 from lissom.rewrite.journal import Refused, StageEnd
-from lissom.rewrite.model_check import EQUALITY, SHAPES_KEPT, equality_at, runs_at
-from lissom.rewrite.recorded import described
-from lissom.rewrite.samples import Example
+from lissom.rewrite.measure.compare import EQUALITY, SHAPES_KEPT, equality_at, runs_at
+from lissom.rewrite.measure.samples import Example
 
 from .support import Fn, library
 
@@ -246,7 +246,7 @@ def test_a_cut_is_compared_at_another_size_that_costs_no_more(
         seen.append([tuple(example.args[0].shape) for example in examples])
         return equality_at(before, after, examples, nodes)
 
-    monkeypatch.setattr("lissom.rewrite.dim_verify.equality_at", spied)
+    monkeypatch.setattr("lissom.rewrite.targets.check.equality_at", spied)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     text = (
         library("prune")
@@ -275,7 +275,7 @@ def test_verify_runs_every_recorded_example_again(tmp_path: Path) -> None:
 
 def test_an_output_of_another_size_that_differs_is_told() -> None:
     examples = [
-        {"label": label, "inputs": described((x,))[0]}
+        {"label": label, "inputs": recorded_inputs((x,))[0]}
         for label, x in (("the example", torch.ones(2, 3)), ("batch 4", torch.ones(4, 3)))
     ]
     probes = [([torch.ones(n, 3)], [torch.ones(n, 3)]) for n in (2, 4)]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom import testing
 from lissom.grammar.diagnostics import LissomError
+from lissom.jobs import testing
 from lissom.passes.sparsity import largest_of_each, without_smallest
 from lissom.rewrite.journal import Applied, Refused
-from lissom.rewrite.proving.report import Report
-from lissom.rewrite.store import load
+from lissom.rewrite.proving.report import RuleReport
+from lissom.rewrite.store.folder import load
 
 from .support import LIBRARY, library
 
@@ -121,8 +121,8 @@ def test_arguments_that_make_no_sense() -> None:
 def test_models_are_grown_around_the_pattern() -> None:
     """`c.weight : [O, I, ...]` is one clause for layers of every rank."""
     (job,) = testing.jobs_of([LIBRARY / "sparse.lissom"], ["prune_n_of_m"], 40, 0, None)
-    report = testing.run(job)
-    assert isinstance(report, Report)
+    report = testing.prove_job(job)
+    assert isinstance(report, RuleReport)
     assert not report.failures
     assert report.fired > 20
 

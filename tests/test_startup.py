@@ -47,8 +47,8 @@ def test_check_loads_no_other_command_and_only_the_language(tmp_path: Path) -> N
     path = tmp_path / "own.lissom"
     path.write_text(RULES)
     _, modules = loaded_by("check", str(path))
-    commands = {name for name in modules if name.startswith("lissom.cmd_")}
-    assert commands == {"lissom.cmd_check"}
+    commands = {name for name in modules if name.startswith("lissom.commands.")}
+    assert commands == {"lissom.commands.check"}
     assert not any(name.startswith(("lissom.rewrite", "lissom.passes.")) for name in modules)
 
 

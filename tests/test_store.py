@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.store import file_bytes, load, save
+from lissom.rewrite.store.folder import file_bytes, load, save
 
 
 class Convolutional(nn.Module):
@@ -142,7 +142,7 @@ def test_fresh_process_gives_identical_outputs(model, inputs, tmp_path: Path) ->
     program = (
         "import sys, torch, safetensors.torch as st\n"
         "from torch.utils import _pytree as pytree\n"
-        "from lissom.rewrite.store import load\n"
+        "from lissom.rewrite.store.folder import load\n"
         "torch.set_num_threads(1)\n"
         "seen = []\n"
         "def watch(event, _):\n"

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.store import load, save
+from lissom.rewrite.store.folder import load, save
 
 from .stored import Small, forge, refused, sign
 

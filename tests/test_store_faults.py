@@ -18,9 +18,9 @@ import torch
 from torch import fx, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite import files
-from lissom.rewrite.files import write_file, write_folder
-from lissom.rewrite.store import load, save
+from lissom.rewrite.store import files
+from lissom.rewrite.store.files import write_file, write_folder
+from lissom.rewrite.store.folder import load, save
 
 
 def model(value: float, width: int = 8) -> fx.GraphModule:
@@ -251,7 +251,7 @@ sys.modules["lissom"] = package
 floor = types.ModuleType("lissom.rewrite"); floor.__path__ = [sys.argv[1] + "/rewrite"]
 sys.modules["lissom.rewrite"] = floor
 from pathlib import Path
-from lissom.rewrite.files import write_folder
+from lissom.rewrite.store.files import write_folder
 print("ready", flush=True)
 for number in range(int(sys.argv[3]), 10**9, 2):
     data = b"%d" % number

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.store import load, save
+from lissom.rewrite.store.folder import load, save
 
 from .stored import Small, canonical, forge, refused
 

@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.layer_json import build_layer, encode_layer
-from lissom.rewrite.store import load, save
+from lissom.rewrite.store.folder import load, save
+from lissom.rewrite.store.layers import encode_layer, layer_from_json
 
 # -- layers ----------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ LAYERS: list[nn.Module] = [
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_layer_is_rebuilt_from_its_arguments(layer: nn.Module) -> None:
     name, arguments = encode_layer(layer, "layer")
-    twin = build_layer(name, json.loads(json.dumps(arguments)), "layer")
+    twin = layer_from_json(name, json.loads(json.dumps(arguments)), "layer")
     assert type(twin) is type(layer)
     assert repr(twin) == repr(layer)
     shapes = {key: value.shape for key, value in layer.state_dict().items()}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.journal import Applied, Refused
-from lissom.rewrite.rule import Rule
-from lissom.rewrite.strategy import Runner
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import CompiledRule
 
 from .support import Driven, Fn, library, rules_of, run, state_of, the_rule
 
@@ -33,7 +33,7 @@ def runner(model: nn.Module, x: torch.Tensor = X) -> Runner:
     return Runner(state_of(capture(model, (x,)).module, (x,)), "stage")
 
 
-def stepped(model: nn.Module, rules: Sequence[Rule], limit: int | None = None) -> Driven:
+def stepped(model: nn.Module, rules: Sequence[CompiledRule], limit: int | None = None) -> Driven:
     work = runner(model)
     return Driven(model, (X,), work.state, work.fixpoint(rules, limit))
 
@@ -72,8 +72,8 @@ def test_a_limit_ends_a_fixpoint_quietly() -> None:
 
 
 def test_the_cap_counts_one_fixpoint_not_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lissom.rewrite.strategy.CAP_LEAST", 6)
-    monkeypatch.setattr("lissom.rewrite.strategy.CAP_PER_NODE", 0)
+    monkeypatch.setattr("lissom.rewrite.pipeline.strategy.CAP_LEAST", 6)
+    monkeypatch.setattr("lissom.rewrite.pipeline.strategy.CAP_PER_NODE", 0)
     work = runner(chain(5))
     work.applied = 1000
     assert work.fixpoint([the_rule(library("tidy"), "drop_identity")]) == 5

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lissom.grammar.substitution import evaluate, substitute
-from lissom.grammar.symbolic import (
+from lissom.grammar.algebra.substitution import evaluate, substitute
+from lissom.grammar.algebra.symbolic import (
     Poly,
     TooLarge,
     common,

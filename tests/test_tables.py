@@ -14,11 +14,11 @@ import lark
 import pytest
 from lark.exceptions import GrammarError
 
-from lissom.grammar import tables
 from lissom.grammar.diagnostics import Source
-from lissom.grammar.lalr import BadCharacter, BadToken, Parser, Token
-from lissom.grammar.lex import statements
-from lissom.grammar.vocabulary import library_sources
+from lissom.grammar.library.vocabulary import library_sources
+from lissom.grammar.text import tables
+from lissom.grammar.text.lalr import BadCharacter, BadToken, Parser, Token
+from lissom.grammar.text.lex import statements
 
 ROOT = Path(__file__).parent.parent
 TEXTS = [
@@ -50,8 +50,8 @@ def test_strict_mode_would_refuse_an_ambiguous_grammar() -> None:
 
 
 def test_the_stored_tables_are_up_to_date(computed: tables.Tables) -> None:
-    """After a change of the grammar: python -m lissom.grammar.tables."""
-    assert as_data(tables.load()) == as_data(computed)
+    """After a change of the grammar: python -m lissom.grammar.text.tables."""
+    assert as_data(tables.load_tables()) == as_data(computed)
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
@@ -59,7 +59,7 @@ def test_the_tables_do_not_depend_on_the_order_of_sets(seed: str, tmp_path: Path
     path = tmp_path / "tables.json"
     code = f"""if True:
         from pathlib import Path
-        from lissom.grammar import tables
+        from lissom.grammar.text import tables
         tables.write(Path({str(path)!r}))"""
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": seed}, cwd=ROOT)
     assert path.read_bytes() == (ROOT / "grammar" / tables.TABLES).read_bytes()
@@ -67,7 +67,8 @@ def test_the_tables_do_not_depend_on_the_order_of_sets(seed: str, tmp_path: Path
 
 def test_stored_tables_are_read_without_lark() -> None:
     code = (
-        "import sys; from lissom.grammar import tables; tables.load(); print('lark' in sys.modules)"
+        "import sys; from lissom.grammar.text import tables; tables.load_tables();"
+        "print('lark' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.stdout.strip() == "False", run.stderr
@@ -81,7 +82,7 @@ def test_absent_or_stale_tables_are_not_used(
     monkeypatch.setattr(
         tables, "_read", lambda name: stored if name == tables.TABLES else read(name)
     )
-    assert as_data(tables.load()) == as_data(computed)
+    assert as_data(tables.load_tables()) == as_data(computed)
 
 
 def test_the_stamp_depends_on_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lissom
-from lissom.rewrite.dim_site import EXACT_CUT
 from lissom.rewrite.journal import Applied, Refused
+from lissom.rewrite.targets.features import EXACT_CUT
 
 from .support import leaves, library
 from .test_trained_models import trained

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import lissom
-from lissom.grammar.program import program_of
+from lissom.grammar.library.program import program_of
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.compile import Options, compile_checked
-from lissom.rewrite.digest import model_digest
+from lissom.rewrite.graph.digest import model_digest
 from lissom.rewrite.journal import Applied, Note, Refused, StageEnd
+from lissom.rewrite.pipeline.compile import Options, compile_checked
 
 from .examples import example
 from .support import apart, digests, leaves, library

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.artifact import read_probe, save_compiled, verify_artifact
-from lissom.rewrite.certificate import recheck
+from lissom.rewrite.evidence.artifact import read_probe, save_compiled, verify_artifact
+from lissom.rewrite.evidence.certificate import recheck
 from lissom.rewrite.journal import Refused, StageEnd
-from lissom.rewrite.model_check import EQUALITY, model_equality
-from lissom.rewrite.ops import Vocabulary
-from lissom.rewrite.processor import described
+from lissom.rewrite.measure.compare import EQUALITY, model_equality
+from lissom.rewrite.measure.processor import processor_name
+from lissom.rewrite.measure.twins import Twins, kernel_faults
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import Explored, explore
 from lissom.rewrite.proving.trial import Subject
-from lissom.rewrite.twins import Twins, kernel_faults
 
 from .lying import Lying, Where
 from .support import library
@@ -78,7 +78,7 @@ def test_a_fault_names_op_settings_precision_and_processor() -> None:
     (fault,) = twins.faults.values()
     assert (fault.op, fault.dtype, fault.changes) == ("conv2d", "bfloat16", False)
     assert "[2, 3, 12, 12], [8, 3, 3, 1], [8], stride=[2, 1]" in fault.text
-    assert f"on this CPU ({described()})" in fault.text
+    assert f"on this CPU ({processor_name()})" in fault.text
     assert 0.5 < fault.off < 2
     exact = conv.double()(images().bfloat16().double())
     assert torch.allclose(sound.double(), exact, atol=0.05)

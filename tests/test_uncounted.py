@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lissom
 from lissom.__main__ import main
-from lissom.grammar import tree as t
 from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.parse import parse
-from lissom.rewrite.claims import judge_claim
-from lissom.rewrite.evaluate import Scope
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
+from lissom.rewrite.apply.claims import judge_claim
+from lissom.rewrite.apply.queries import QUESTIONS
 from lissom.rewrite.journal import Costs, Opaque, Refused
-from lissom.rewrite.questions import QUESTIONS
-from lissom.rewrite.rule import compile_rule
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.rules.scope import Scope
 
 NOTHING = "pipeline p { stage s { once drop_dropout } }"
 

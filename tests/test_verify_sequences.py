@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.capture import capture
-from lissom.rewrite.local import run_nodes
-from lissom.rewrite.probe import probes
+from lissom.rewrite.apply.inputs import probes
+from lissom.rewrite.apply.run import run_nodes
+from lissom.rewrite.capture.capture import capture
 
 from .support import Fn, library, run, state_of
 
@@ -51,7 +51,7 @@ def test_attention_is_opened_on_short_sequences(monkeypatch: pytest.MonkeyPatch)
         seen.extend(v.shape[1] for n, v in env.items() if n.op == "placeholder")
         return run_nodes(module, nodes, env, *rest)
 
-    monkeypatch.setattr("lissom.rewrite.verify.run_nodes", spy)
+    monkeypatch.setattr("lissom.rewrite.apply.verify.run_nodes", spy)
     driven = run(attention(), LONG, OPEN, how="once").check()
     assert driven.applied == 1
     assert set(seen) == {5}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
 from tests.traced import Recorder
 
 
@@ -44,7 +44,7 @@ def names(pairs: Any) -> set[tuple[str, str]]:
 
 def test_owners_are_counted_by_storage() -> None:
     """H02."""
-    view = View(fx.symbolic_trace(Tied()))
+    view = GraphView(fx.symbolic_trace(Tied()))
     everyone = {
         ("first", "first.weight"),
         ("first_1", "first.weight"),
@@ -58,7 +58,7 @@ def test_owners_are_counted_by_storage() -> None:
 
 def test_owners_follow_the_graph() -> None:
     root = fx.symbolic_trace(Tied())
-    view = View(root)
+    view = GraphView(root)
     assert len(view.owners("first.weight")) == 4
     last = next(n for n in root.graph.nodes if n.name == "first_1")
     last.replace_all_uses_with(last.args[0])
@@ -69,13 +69,13 @@ def test_owners_follow_the_graph() -> None:
 
 def test_a_parameter_of_an_opaque_layer_has_that_layer_as_owner() -> None:
     root = fx.symbolic_trace(nn.Sequential(nn.LSTM(4, 4, num_layers=2)))
-    view = View(root)
+    view = GraphView(root)
     assert names(view.owners("0.weight_ih_l0")) == {("_0", "0.weight_ih_l0")}
 
 
 def test_calls_are_listed_in_graph_order_after_insertions() -> None:
     root = chain(8)
-    view = View(root)
+    view = GraphView(root)
     before = view.calls_of("relu")
     with root.graph.inserting_before(before[1]):
         new = root.graph.call_function(torch.relu, (before[0],))
@@ -87,7 +87,7 @@ def test_calls_are_listed_in_graph_order_after_insertions() -> None:
 
 def test_a_call_is_read_again_when_its_arguments_change() -> None:
     root = fx.symbolic_trace(lambda x: torch.relu(x + 1))
-    view = View(root)
+    view = GraphView(root)
     x, add, relu = list(root.graph.nodes)[:3]
     assert view.call(relu).inputs == (add,)  # type: ignore[union-attr]
     add.replace_all_uses_with(x)
@@ -100,14 +100,14 @@ def test_a_call_is_read_again_when_its_arguments_change() -> None:
 
 def test_an_unchanged_call_is_read_once() -> None:
     root = chain(4)
-    view = View(root)
+    view = GraphView(root)
     node = view.calls_of("add")[0]
     assert view.call(node) is view.call(node)
 
 
 def test_forgetting_a_node_twice_or_an_unknown_one_is_harmless() -> None:
     root = chain(4)
-    view = View(root)
+    view = GraphView(root)
     node = view.calls_of("add")[1]
     view.forget(node)
     view.forget(node)
@@ -117,7 +117,7 @@ def test_forgetting_a_node_twice_or_an_unknown_one_is_harmless() -> None:
 def test_results_of_a_many_valued_op_are_projections() -> None:
     root = fx.symbolic_trace(lambda x: torch.chunk(x, 2)[1] + x[0])
     Recorder(root).run(torch.randn(4, 3))
-    view = View(root)
+    view = GraphView(root)
     part, slice_ = [n for n in root.graph.nodes if n.target is operator.getitem]
     assert view.projection(part) == (next(n for n in root.graph.nodes if n.name == "chunk"), 1)
     assert view.call(part) is None
@@ -128,7 +128,7 @@ def test_results_of_a_many_valued_op_are_projections() -> None:
 def test_a_size_from_the_graph_stays_a_node_in_data_movement() -> None:
     root = fx.symbolic_trace(lambda x: x.view(x.size(0), 2, -1))
     Recorder(root).run(torch.randn(2, 3, 4))
-    view = View(root)
+    view = GraphView(root)
     size = next(n for n in root.graph.nodes if n.target == "size")
     call = view.call(view.calls_of("reshape")[0])
     assert call is not None
@@ -151,7 +151,7 @@ def test_a_size_from_the_graph_stays_a_node_in_data_movement() -> None:
 def test_keeping_the_leading_sizes_is_flatten(function: Any, start: int | None) -> None:
     root = fx.symbolic_trace(function)
     expected = Recorder(root).run(torch.randn(2, 3, 2, 3))
-    view = View(root)
+    view = GraphView(root)
     found = [view.call(node) for node in view.calls_of("flatten")]
     assert [call.attrs["start_dim"] for call in found if call] == ([start] if start else [])
     assert len(view.calls_of("reshape")) == (start is None)
@@ -160,7 +160,7 @@ def test_keeping_the_leading_sizes_is_flatten(function: Any, start: int | None) 
 
 def test_a_size_whose_value_is_unknown_is_opaque() -> None:
     root = fx.symbolic_trace(lambda x: x.view(x.size(0), -1))
-    assert View(root).calls_of("reshape") == ()
+    assert GraphView(root).calls_of("reshape") == ()
 
 
 def seconds(function: Any) -> float:
@@ -175,7 +175,7 @@ def seconds(function: Any) -> float:
 
 def test_building_and_reading_grow_linearly() -> None:
     def read(root: fx.GraphModule) -> None:
-        view = View(root)
+        view = GraphView(root)
         assert len(view.calls_of("relu")) + len(view.calls_of("add")) == len(root.graph.nodes) - 2
 
     small, large = chain(2_000), chain(16_000)
@@ -184,7 +184,7 @@ def test_building_and_reading_grow_linearly() -> None:
 
 def test_adding_and_forgetting_do_not_depend_on_the_size_of_the_graph() -> None:
     def cycle(root: fx.GraphModule) -> float:
-        view = View(root)
+        view = GraphView(root)
         node = view.calls_of("relu")[-1]
         return seconds(lambda: [(view.forget(node), view.add(node)) for _ in range(2_000)])
 

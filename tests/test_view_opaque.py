@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils import parametrizations
 
-from lissom.rewrite.view import View
+from lissom.rewrite.graph.index import GraphView
 from tests.traced import Held, Recorder
 
 X = torch.randn(2, 4, 6, 6)
@@ -37,13 +37,13 @@ class Leaves(fx.Tracer):
         return not isinstance(module, (nn.Sequential, Held))
 
 
-def last(model: Any, *inputs: torch.Tensor, recorded: bool = True) -> tuple[View, fx.Node]:
+def last(model: Any, *inputs: torch.Tensor, recorded: bool = True) -> tuple[GraphView, fx.Node]:
     tracer = Leaves()
     graph = tracer.trace(model)
     root = fx.GraphModule(tracer.root, graph)
     if recorded:
         Recorder(root).run(*inputs)
-    return View(root), next(iter(reversed(root.graph.nodes))).args[0]
+    return GraphView(root), next(iter(reversed(root.graph.nodes))).args[0]
 
 
 def hooked() -> nn.Module:
@@ -101,7 +101,7 @@ def test_calls_that_are_not_the_op(function: Callable[..., Any], reason: str) ->
     assert_reason(view, node, reason)
 
 
-def assert_reason(view: View, node: fx.Node, reason: str) -> None:
+def assert_reason(view: GraphView, node: fx.Node, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(view.why_opaque(node))
 
@@ -121,8 +121,8 @@ def test_a_transposed_convolution_with_output_size() -> None:
             return self.layer(x, output_size=(13, 13))
 
     root = fx.symbolic_trace(Sized())
-    assert View(root).calls_of("conv_transpose2d") == ()
-    assert_reason(View(root), list(root.graph.nodes)[1], "`output_size` is not part of the op")
+    assert GraphView(root).calls_of("conv_transpose2d") == ()
+    assert_reason(GraphView(root), list(root.graph.nodes)[1], "`output_size` is not part of the op")
 
 
 def test_a_wrong_rank_is_named() -> None:
@@ -149,7 +149,7 @@ def test_a_function_with_its_own_forward_is_seen_through() -> None:
     tracer = fx.Tracer()
     tracer.is_leaf_module = lambda module, path: False  # type: ignore[method-assign]
     root = fx.GraphModule(model, tracer.trace(model))
-    view = View(root)
+    view = GraphView(root)
     call = view.call(view.calls_of("conv2d")[0])
     assert call is not None
     assert call.params == {"weight": "0.weight", "bias": "0.bias"}
@@ -198,7 +198,7 @@ def test_in_place_is_canonical_only_where_nobody_can_tell(
     shapes = fx.symbolic_trace(function)
     if "fft" not in shapes.code:
         Recorder(root).run(X.clone())
-    view = View(root)
+    view = GraphView(root)
     node = next(n for n in root.graph.nodes if n.target == method)
     assert (view.call(node) is None) == bool(reason)
     assert_reason(view, node, reason) if reason else None
@@ -206,7 +206,7 @@ def test_in_place_is_canonical_only_where_nobody_can_tell(
 
 def test_in_place_is_judged_anew_when_readers_change() -> None:
     root = fx.symbolic_trace(lambda x: (x * 2).relu_())
-    view = View(root)
+    view = GraphView(root)
     times, relu = list(root.graph.nodes)[1:3]
     assert view.call(relu) is not None
     with root.graph.inserting_after(relu):

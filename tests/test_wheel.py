@@ -66,7 +66,7 @@ def test_the_wheel_holds_one_package_and_all_of_its_data(wheel: Path) -> None:
 
 def test_the_installed_package_is_used_from_elsewhere(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, lissom.grammar.parse as p, lissom.passes, lissom.demo\n"
+        "import sys, lissom.grammar.text.parse as p, lissom.passes, lissom.demo\n"
         "p.parse('use a')\n"
         "modules = (p, lissom.passes, lissom.demo)\n"
         "print('lark' in sys.modules, *(module.__file__ for module in modules), sep='\\n')"

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lissom.cli import cli
-from lissom.grammar import tree as t
-from lissom.grammar.parse import parse
+from lissom.grammar.text.parse import parse
+from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.ops import Vocabulary
+from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import Proof, explore, prove
 from lissom.rewrite.proving.trial import Subject
 from lissom.rewrite.proving.worker import Died, Worker

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from lissom.rewrite.spec import spec_of
-from lissom.rewrite.view import Call
+from lissom.rewrite.graph.index import OpCall
+from lissom.rewrite.ops.spec import spec_of
 
 
 class Held(nn.Module):
@@ -51,7 +51,7 @@ def traced(spelling: Any, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, fx.N
     return root, output.args[0], result
 
 
-def canonical(call: Call) -> tuple[Any, ...]:
+def canonical(call: OpCall) -> tuple[Any, ...]:
     shapes = {name: spec and spec.shape for name, spec in call.param_specs().items()}
     operands = [v if isinstance(v, (int, float)) else type(v).__name__ for v in call.inputs]
     return call.op.name, operands, shapes, call.attrs

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..call import Call
-from ..capture_graph import assertions
-from ..view import View
+from ..graph.building import assertions
+from ..graph.index import GraphView
+from ..ops.call import OpCall
 from . import contraction, einsum, movement
-from .atoms import Block
 from .flow import Flow
+from .labels import along, joined, keep_all, together
 from .sizes import shape_at, specs_of
-from .tracks import along, block, joined, together
+from .units import KeepReason
 
 _PLAIN = frozenset({"linear_in_x", "linear_in_weight", "pooling"})
 """Traits of ops that leave axes alone unless their declared dimensions say otherwise."""
@@ -28,7 +28,7 @@ SIZES = frozenset(
 """Methods that ask about a tensor, not about its numbers: its sizes, its dtype."""
 
 
-def analyse(view: View) -> Flow:
+def analyse(view: GraphView) -> Flow:
     """The features of a captured graph, whose nodes carry the specs of their values. Raises T008
     where this torch hides an op that the graph has, or may have.
     """
@@ -70,7 +70,7 @@ def _opaque(flow: Flow, node: fx.Node) -> None:
         flow.block_inputs(node, flow.view.why_opaque(node))
 
 
-def _op(flow: Flow, call: Call) -> None:
+def _op(flow: Flow, call: OpCall) -> None:
     traits = call.op.traits
     if call.op.name in _OTHERS:
         _OTHERS[call.op.name](flow, call)
@@ -86,21 +86,21 @@ def _op(flow: Flow, call: Call) -> None:
         flow.block_inputs(call.node, f"what {call.op.name} does along its axes is not declared")
 
 
-def _resized(flow: Flow, call: Call) -> None:
+def _resized(flow: Flow, call: OpCall) -> None:
     """`interpolate`: along all axes but the first two."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     axes = [along(tracks, axis) for axis in range(rank)]
-    why = Block(call.node.name, "it is resized along this axis")
-    block(flow.atoms, (vector for vectors in axes[2:] for vector in vectors), why)
+    why = KeepReason(call.node.name, "it is resized along this axis")
+    keep_all(flow.atoms, (vector for vectors in axes[2:] for vector in vectors), why)
     flow.set(call.node, joined([*axes[:2], *[()] * (rank - 2)]))
 
 
-def _elementwise(flow: Flow, call: Call) -> None:
+def _elementwise(flow: Flow, call: OpCall) -> None:
     inputs = [v for v in call.inputs if isinstance(v, fx.Node) and shape_at(v)]
     shapes = [shape_at(value) for value in inputs]
     rank = max((len(shape) for shape in shapes), default=0)
     tracks = [flow.separate(value) for value in inputs]
-    why = Block(call.node.name, f"{call.op.name} brings it together with what has no features")
+    why = KeepReason(call.node.name, f"{call.op.name} brings it together with what has no features")
     axes = []
     for axis in range(rank):
         present = []
@@ -112,7 +112,7 @@ def _elementwise(flow: Flow, call: Call) -> None:
     flow.set(call.node, *[joined(axes)] * max(1, call.op.results))
 
 
-def _pooled(flow: Flow, call: Call) -> None:
+def _pooled(flow: Flow, call: OpCall) -> None:
     """Adaptive pooling reads all of an axis, unless its new size is None: that one it leaves."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     axes = [along(tracks, axis) for axis in range(rank)]
@@ -121,7 +121,7 @@ def _pooled(flow: Flow, call: Call) -> None:
     for axis, size in zip(range(rank - len(sizes), rank), sizes, strict=True):
         if size is not None:
             why = f"{call.op.name} reads all of axis {axis}"
-            block(flow.atoms, axes[axis], Block(call.node.name, why))
+            keep_all(flow.atoms, axes[axis], KeepReason(call.node.name, why))
             axes[axis] = ()
     flow.set(call.node, joined(axes))
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .atoms import NONE, Block
 from .flow import Flow, Key, Place
-from .tracks import axes_of
+from .labels import axes_of
+from .units import NONE, KeepReason
 
 Role = tuple[Place, int]
 """A place, and which factor of a product the feature is there: heads are the first, their widths
@@ -33,7 +33,7 @@ class DimClass:
     name: str
     leaves: tuple[int, ...]
     roles: tuple[Role, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[KeepReason, ...]
 
     @property
     def places(self) -> tuple[Place, ...]:

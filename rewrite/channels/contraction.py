@@ -13,17 +13,17 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ...grammar import tree as t
-from ..call import Call
-from ..dims import ShapeSpec, compiled, names_of
-from ..opspec import OpSpec
-from ..spec import TensorSpec
-from .atoms import Block
+from ...grammar.tree import tree as t
+from ..ops.call import OpCall
+from ..ops.dims import ShapeSpec, compiled, names_of
+from ..ops.opspec import OpSpec
+from ..ops.spec import TensorSpec
 from .declared import axis_exprs, factors, name_of, named, outputs
 from .flow import Flow
+from .labels import Labels, Vectors, along, couple, joined, keep_all, separated, spread
 from .movement import axes_in
 from .sizes import settings, shape_at, specs_of
-from .tracks import Tracks, Vectors, along, block, couple, joined, separated, spread
+from .units import KeepReason
 
 
 @dataclass
@@ -31,14 +31,14 @@ class _Dims:
     """What one call says of its dimensions."""
 
     flow: Flow
-    call: Call
+    call: OpCall
     env: Mapping[str, Any]
     known: dict[str, Vectors] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
 
-    def why(self, reason: str) -> Block:
-        return Block(self.call.node.name, f"{self.call.op.name} {reason}")
+    def why(self, reason: str) -> KeepReason:
+        return KeepReason(self.call.node.name, f"{self.call.op.name} {reason}")
 
     def meet(self, name: str, vectors: Vectors) -> None:
         """An axis of an input is this dimension."""
@@ -53,7 +53,7 @@ class _Dims:
         couple(self.flow.atoms, self.known.get(name, ()), vectors, why)
 
 
-def contracted(flow: Flow, call: Call) -> None:
+def contracted(flow: Flow, call: OpCall) -> None:
     """Couples what the declaration names alike, makes new features, and labels parameters and
     results.
     """
@@ -83,7 +83,7 @@ def contracted(flow: Flow, call: Call) -> None:
     }
 
 
-def sloped(flow: Flow, call: Call) -> None:
+def sloped(flow: Flow, call: OpCall) -> None:
     """`prelu`: one slope for all, or one for each position of the second axis."""
     tracks, slopes = flow.separate(call.inputs[0]), call.tensor("weight")
     if slopes is not None:
@@ -101,18 +101,18 @@ def _sizes(dims: _Dims, terms: list[t.Expr | str], extent: int) -> list[int]:
     return [int(size) for size in found]
 
 
-def _read(dims: _Dims, spec: ShapeSpec, tracks: Tracks, shape: tuple[int, ...], name: str) -> None:
+def _read(dims: _Dims, spec: ShapeSpec, tracks: Labels, shape: tuple[int, ...], name: str) -> None:
     for axis, expr in enumerate(axis_exprs(spec, len(shape))):
         vectors, terms = along(tracks, axis), factors(expr)
         if terms is None:
-            block(dims.flow.atoms, vectors, dims.why(f"computes with the size of `{name}`"))
+            keep_all(dims.flow.atoms, vectors, dims.why(f"computes with the size of `{name}`"))
             continue
         sizes = _sizes(dims, terms, shape[axis])
         parts = _parts(dims, vectors, sizes)
         for term, size, part in zip(terms, sizes, parts, strict=True):
             text = name_of(term)
             if text is None:
-                block(dims.flow.atoms, part, dims.why(f"reads `{name}` in {size} parts"))
+                keep_all(dims.flow.atoms, part, dims.why(f"reads `{name}` in {size} parts"))
             elif size > 1:
                 dims.meet(text, part)
 
@@ -144,7 +144,7 @@ def _mixed(dims: _Dims, attrs: Mapping[str, Any]) -> None:
             continue
         for key, vectors in dims.known.items():
             if key in hit or (name == "..." and key.startswith("...")):
-                block(dims.flow.atoms, vectors, dims.why("mixes it"))
+                keep_all(dims.flow.atoms, vectors, dims.why("mixes it"))
 
 
 def _of_params(dims: _Dims) -> set[str]:
@@ -170,13 +170,13 @@ def _beside(dims: _Dims, name: str, value: fx.Node) -> None:
     apart = _ADDED.get(dims.call.op.name)
     why = dims.why(f"has no dimensions for `{name}`")
     if apart is None or len(shape) > rank:
-        block(flow.atoms, (*tracks, *made), why)
+        keep_all(flow.atoms, (*tracks, *made), why)
         return
     for axis, extent in enumerate(shape):
         if extent > 1 and axis < len(shape) - apart:
             couple(flow.atoms, along(tracks, axis), along(made, axis + rank - len(shape)), why)
         elif extent > 1:
-            block(flow.atoms, along(tracks, axis), why)
+            keep_all(flow.atoms, along(tracks, axis), why)
 
 
 def _tell_inputs(dims: _Dims) -> None:
@@ -198,11 +198,11 @@ def _summed(dims: _Dims) -> None:
     running = {name for name in dims.known if name == "N" or name.startswith("...")}
     for name, vectors in dims.known.items():
         if name in computed:
-            block(dims.flow.atoms, vectors, dims.why(f"reads windows of it, as its axis {name}"))
+            keep_all(dims.flow.atoms, vectors, dims.why(f"reads windows of it, as its axis {name}"))
         elif name in running and dims.call.attrs.get("training"):
-            block(dims.flow.atoms, vectors, dims.why("takes statistics of the batch over it"))
+            keep_all(dims.flow.atoms, vectors, dims.why("takes statistics of the batch over it"))
         elif name not in kept and not _sums(dims.call.op, name):
-            block(dims.flow.atoms, vectors, dims.why(f"reads all of {name}"))
+            keep_all(dims.flow.atoms, vectors, dims.why(f"reads all of {name}"))
         elif name not in kept:
             dims.flow.contracted[dims.call.node] = None
 
@@ -250,14 +250,14 @@ def _reads_itself(spec: ShapeSpec, rank: int) -> bool:
     return any(name_of(term) in made for term in factors(last) or () if name_of(term) is not None)
 
 
-def _result(dims: _Dims, index: int, found: TensorSpec | None) -> Tracks:
+def _result(dims: _Dims, index: int, found: TensorSpec | None) -> Labels:
     """The tracks of a result. Where its declaration has no dimensions, all features must stay."""
     declared = dims.call.op.outputs[index]
     if found is not None and declared is not None:
         return joined(_labelled(dims, declared, found.shape, set()))
     if _is_read(dims.call.node, index):
         for vectors in dims.known.values():
-            block(dims.flow.atoms, vectors, dims.why(f"has no dimensions for result {index}"))
+            keep_all(dims.flow.atoms, vectors, dims.why(f"has no dimensions for result {index}"))
     return ()
 
 

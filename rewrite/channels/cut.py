@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, fail
-from ..call import Call, tensor_at
-from ..capture_graph import assertions
-from ..checkpoint import finish, snapshot
-from ..formats import in_format_of
-from ..layers import build_layer
-from ..spec import TensorSpec
+from ..graph.building import assertions
+from ..graph.formats import in_format_of
+from ..graph.snapshot import finish, snapshot
+from ..ops.call import OpCall, tensor_at
+from ..ops.layers import build_layer
+from ..ops.spec import TensorSpec
+from .cut_builder import Work
+from .fit_sizes import rearrange
 from .flow import Flow
-from .kept import Kept, selected
-from .refit import rearrange
+from .labels import joined
+from .selection import Selection, selected
 from .sizes import settings, shape_at, specs_of
-from .tracks import joined
-from .work import Work
 
 
 def cut(flow: Flow, removed: Iterable[int]) -> fx.GraphModule:
@@ -44,7 +44,7 @@ def cutting(flow: Flow, removed: Iterable[int]) -> Work:
     root = flow.view.root
     module = snapshot(root)
     new = dict(zip(root.graph.nodes, module.graph.nodes, strict=True))
-    work = Work(flow, Kept(flow.atoms, set(removed)), module, new)
+    work = Work(flow, Selection(flow.atoms, set(removed)), module, new)
     for path in flow.paths:
         _slice(work, path)
     skipped = _skipped(work)
@@ -79,12 +79,12 @@ def _node(work: Work, node: fx.Node) -> None:
         _state(work, call)
 
 
-def _moves(work: Work, call: Call) -> bool:
+def _moves(work: Work, call: OpCall) -> bool:
     plain = "movement" in call.op.traits and not call.op.inputs[0].variadic
     return plain or call.node in work.flow.regions
 
 
-def _computed(work: Work, node: fx.Node, call: Call | None) -> None:
+def _computed(work: Work, node: fx.Node, call: OpCall | None) -> None:
     if call is not None and _is_changed(work, call):
         _layer(work, call)
     elif call is not None and call.op.name in _IMPLIED:
@@ -93,7 +93,7 @@ def _computed(work: Work, node: fx.Node, call: Call | None) -> None:
         _old_numbers(work, node)
 
 
-def _is_changed(work: Work, call: Call) -> bool:
+def _is_changed(work: Work, call: OpCall) -> bool:
     """Whether its parameters were sliced, or a setting is another size now."""
     paths = [path for path in call.params.values() if path]
     return any(work.sliced(path) is not None for path in paths) or bool(_sized(work, call))
@@ -107,7 +107,7 @@ _IMPLIED = {
 """Settings that torch takes from the last axis of the first input where they are none."""
 
 
-def _implied(work: Work, call: Call) -> None:
+def _implied(work: Work, call: OpCall) -> None:
     """The number that a size stood for stays what it was."""
     name, number = _IMPLIED[call.op.name]
     old, new = shape_at(call.inputs[0])[-1], work.shape(call.inputs[0])[-1]
@@ -162,7 +162,7 @@ def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
     root.get_submodule(owner).add_module(name, layer)
 
 
-def _layer(work: Work, call: Call) -> None:
+def _layer(work: Work, call: OpCall) -> None:
     """An op whose parameters were sliced."""
     attrs = {**call.attrs, **_sized(work, call)}
     target = str(call.node.target)
@@ -175,7 +175,7 @@ def _layer(work: Work, call: Call) -> None:
         work.respell(call, call.op, attrs)
 
 
-def _build(work: Work, call: Call, target: str, attrs: dict[str, Any]) -> None:
+def _build(work: Work, call: OpCall, target: str, attrs: dict[str, Any]) -> None:
     """A layer of the new size. Of a user's own only the declaration says how to make one: its
     parameters are kept as they are, and the op's meaning reads them.
     """
@@ -195,7 +195,7 @@ def _build(work: Work, call: Call, target: str, attrs: dict[str, Any]) -> None:
         _held(work, path)
 
 
-def _state(work: Work, call: Call) -> None:
+def _state(work: Work, call: OpCall) -> None:
     """The last state of a recurrent layer is not declared; its last axis is the hidden size."""
     width = _sized(work, call).get("hidden_size")
     if width is not None:
@@ -209,7 +209,7 @@ def _as_wide(spec: Any, width: int) -> Any:
     return tuple(_as_wide(one, width) for one in spec)
 
 
-def _sized(work: Work, call: Call) -> dict[str, Any]:
+def _sized(work: Work, call: OpCall) -> dict[str, Any]:
     """Settings that are the size of a dimension."""
     found = {}
     for name, vectors in work.flow.sized.get(call.node, {}).items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from ...grammar import tree as t
-from ..call import Call
-from ..dims import ShapeSpec
+from ...grammar.tree import tree as t
+from ..ops.call import OpCall
+from ..ops.dims import ShapeSpec
 from . import einsum
 from .movement import axes_in
 from .sizes import settings, shape_at, specs_of
@@ -35,7 +35,7 @@ def name_of(term: t.Expr | str) -> str | None:
     return term.text if isinstance(term, t.Name) else None
 
 
-def names(expr: t.Expr | str) -> set[str]:
+def dims_in(expr: t.Expr | str) -> set[str]:
     """The dimensions that an axis is a product of."""
     return {name for term in factors(expr) or () if (name := name_of(term)) is not None}
 
@@ -47,13 +47,13 @@ def named(spec: ShapeSpec | None, rank: int) -> set[str]:
     return {name for name in map(name_of, terms) if name is not None}
 
 
-def outputs(call: Call) -> set[str]:
+def outputs(call: OpCall) -> set[str]:
     """The dimensions of the results."""
     pairs = zip(call.op.outputs, specs_of(call.node), strict=False)
     return set().union(*(named(s, len(v.shape)) for s, v in pairs if v is not None))
 
 
-def summed_axes(call: Call) -> dict[fx.Node, set[int]]:
+def summed_axes(call: OpCall) -> dict[fx.Node, set[int]]:
     """The axes of each input that the op sums over: the result lacks one of their dimensions."""
     if call.op.name == "einsum":
         return einsum.summed_axes(call)
@@ -62,12 +62,12 @@ def summed_axes(call: Call) -> dict[fx.Node, set[int]]:
     for spec, value in zip(call.op.inputs, call.inputs, strict=True):
         if isinstance(value, fx.Node) and spec.shape is not None:
             exprs = enumerate(axis_exprs(spec.shape, len(shape_at(value))))
-            axes = {axis for axis, expr in exprs if names(expr) - left}
+            axes = {axis for axis, expr in exprs if dims_in(expr) - left}
             found.setdefault(value, set()).update(axes)
     return found
 
 
-def statistic_axes(call: Call) -> set[int]:
+def statistic_axes(call: OpCall) -> set[int]:
     """The axes of its first input that the op takes statistics over."""
     rank, attrs = len(shape_at(call.inputs[0])), settings(call.attrs)
     if "reduction" in call.op.traits:
@@ -81,4 +81,4 @@ def statistic_axes(call: Call) -> set[int]:
 
 def _is_word(expr: t.Expr | str, words: set[str]) -> bool:
     """Whether a word of `mixes` means this axis."""
-    return bool(names(expr) & words) or ("..." in words and isinstance(expr, str))
+    return bool(dims_in(expr) & words) or ("..." in words and isinstance(expr, str))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..call import Call
-from .atoms import Block
+from ..ops.call import OpCall
 from .flow import Flow
+from .labels import Vectors, along, joined, together
 from .sizes import shape_at
-from .tracks import Vectors, along, joined, together
+from .units import KeepReason
 
 
-def summed(flow: Flow, call: Call) -> None:
+def summed(flow: Flow, call: OpCall) -> None:
     """Axes with one letter are one; letters that the result lacks are summed over."""
     values = call.inputs[0]
     terms, result = _letters(call.attrs["equation"])
@@ -29,14 +29,14 @@ def summed(flow: Flow, call: Call) -> None:
             for axis, letter in enumerate(term):
                 role = "writes" if letter in result else "reads"
                 flow.roles.setdefault((str(value.target), axis), role)
-    why = Block(call.node.name, "einsum reads it like what has no features")
+    why = KeepReason(call.node.name, "einsum reads it like what has no features")
     one = {letter: together(flow.atoms, found, why) for letter, found in known.items()}
     if any(vectors for letter, vectors in one.items() if letter not in result):
         flow.contracted[call.node] = None
     flow.set(call.node, joined([one.get(letter, ()) for letter in result]))
 
 
-def summed_axes(call: Call) -> dict[fx.Node, set[int]]:
+def summed_axes(call: OpCall) -> dict[fx.Node, set[int]]:
     """The axes of each operand whose letter the result lacks."""
     terms, result = _letters(call.attrs["equation"])
     found: dict[fx.Node, set[int]] = {}

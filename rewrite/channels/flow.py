@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..call import tensor_at
-from ..sharing import storage_key
-from ..spec import TensorSpec
-from ..view import View
-from .atoms import Atoms, Block
-from .tracks import Tracks, Vectors, along, axes_of, block, couple, joined, separated
+from ..graph.index import GraphView
+from ..graph.ties import storage_key
+from ..ops.call import tensor_at
+from ..ops.spec import TensorSpec
+from .labels import Labels, Vectors, along, axes_of, couple, joined, keep_all, separated
+from .units import KeepReason, Units
 
 Key = tuple[Any, ...]
 Place = tuple[str, int]
@@ -46,10 +46,10 @@ class Flow:
     regions: shuffles, by their last node.
     """
 
-    view: View
-    atoms: Atoms = field(default_factory=Atoms)
-    values: dict[fx.Node, list[Tracks]] = field(default_factory=dict)
-    params: dict[Key, Tracks] = field(default_factory=dict)
+    view: GraphView
+    atoms: Units = field(default_factory=Units)
+    values: dict[fx.Node, list[Labels]] = field(default_factory=dict)
+    params: dict[Key, Labels] = field(default_factory=dict)
     paths: dict[str, Key] = field(default_factory=dict)
     contracted: dict[fx.Node, None] = field(default_factory=dict)
     statistics: dict[fx.Node, None] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Flow:
     roles: dict[Place, str] = field(default_factory=dict)
     regions: dict[fx.Node, Region] = field(default_factory=dict)
 
-    def of(self, value: Any) -> Tracks:
+    def of(self, value: Any) -> Labels:
         """The tracks of what an op reads."""
         if not isinstance(value, fx.Node):
             return ()
@@ -70,20 +70,20 @@ class Flow:
         """Whether a feature of the value needs several of its axes to be told."""
         return any(len(axes_of(track)) > 1 for track in self.of(value))
 
-    def set(self, node: fx.Node, *results: Tracks) -> None:
+    def set(self, node: fx.Node, *results: Labels) -> None:
         self.values[node] = list(results)
 
-    def separate(self, value: Any) -> Tracks:
+    def separate(self, value: Any) -> Labels:
         """The tracks of a value, one axis each: something other than a movement reads it."""
         if not isinstance(value, fx.Node):
             return ()
-        why = Block(value.name, "its features are spread over several axes")
+        why = KeepReason(value.name, "its features are spread over several axes")
         tracks = separated(self.atoms, self.of(value), why)
         if value.op != "get_attr":
             self.values[value][0] = tracks
         return tracks
 
-    def weight(self, path: str) -> Tracks:
+    def weight(self, path: str) -> Labels:
         """The tracks of a parameter; features of its own along each axis, if it had none yet."""
         key = self.key(path)
         if key not in self.params:
@@ -102,7 +102,7 @@ class Flow:
             self.params[key] = joined(axes)
             return
         for axis, vectors in enumerate(axes):
-            why = Block(path, "several calls read it, with features that do not fit together")
+            why = KeepReason(path, "several calls read it, with features that do not fit together")
             if tensor_at(self.view.root, path).shape[axis] > 1:
                 couple(self.atoms, along(known, axis), vectors, why)
 
@@ -116,9 +116,9 @@ class Flow:
 
     def block_inputs(self, node: fx.Node, reason: str) -> None:
         """Every feature that reaches the node must stay."""
-        why = Block(node.name, reason, node.op == "output")
+        why = KeepReason(node.name, reason, node.op == "output")
         for value in node.all_input_nodes:
             if value.op == "get_attr" and isinstance(value.meta.get("val"), TensorSpec):
-                block(self.atoms, self.weight(str(value.target)), why)
+                keep_all(self.atoms, self.weight(str(value.target)), why)
             for tracks in self.values[value]:
-                block(self.atoms, tracks, why)
+                keep_all(self.atoms, tracks, why)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, did_you_mean, fail
-from ..call import tensor_at
+from ..graph.opaque import opaque_costs
 from ..journal import Opaque
-from ..opaque import opaque_costs
-from .atoms import NONE, Block
+from ..ops.call import tensor_at
 from .classes import DimClass, Role, classes
 from .flow import Flow, Key
-from .tracks import axes_of
+from .labels import axes_of
+from .units import NONE, KeepReason
 
 ROLES = ("writes", "rides", "reads")
 """In the order in which a feature comes by: made, passed on, summed over."""
@@ -149,7 +149,7 @@ def _carrier(flow: Flow, counts: _Counts, role: Role) -> Carrier:
 # -- reasons ---------------------------------------------------------------------------------------
 
 
-def reason_of(flow: Flow, block: Block) -> Reason:
+def reason_of(flow: Flow, block: KeepReason) -> Reason:
     """A block with its place in the user's model. It may name a parameter instead of a node."""
     node = next((n for n in flow.view.root.graph.nodes if n.name == block.node), None)
     if node is None and block.node in flow.paths:

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..call import Call
-from ..checkpoint import finish, snapshot
-from ..layers import build_layer
-from ..opspec import OpSpec
+from ..graph.snapshot import finish, snapshot
+from ..ops.call import OpCall
+from ..ops.layers import build_layer
+from ..ops.opspec import OpSpec
+from .cut_builder import free_name
 from .declared import statistic_axes, summed_axes
 from .flow import Flow
-from .kept import Axes, Kept, selected
+from .labels import joined, on_axis
+from .selection import Axes, Selection, selected
 from .sizes import settings, shape_at
-from .tracks import joined, on_axis
-from .work import free_name
 
 
 def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     """A copy of the model, sharing its parameters, in which these leaves add nothing to any sum."""
     module = snapshot(flow.view.root)
     new = dict(zip(flow.view.root.graph.nodes, module.graph.nodes, strict=True))
-    kept = Kept(flow.atoms, removed)
+    kept = Selection(flow.atoms, removed)
     for node in flow.contracted:
         for value, summed in summed_axes(_call(flow, node)).items():
             axes = _among(kept.axes(flow.of(value), len(shape_at(value))), summed)
@@ -44,7 +44,7 @@ def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     return module
 
 
-def _call(flow: Flow, node: fx.Node) -> Call:
+def _call(flow: Flow, node: fx.Node) -> OpCall:
     call = flow.view.call(node)
     assert call is not None
     return call
@@ -76,7 +76,7 @@ def _mask(module: fx.GraphModule, reader: fx.Node, value: fx.Node, gone: Tensor)
 
 
 def _forget(
-    module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, names: Collection[str]
+    module: fx.GraphModule, flow: Flow, kept: Selection, call: OpCall, names: Collection[str]
 ) -> None:
     """Steps of time leave out what was removed: the last axis of these weights is 0 there."""
     params = {name: call.tensor(name) for name in call.params}
@@ -123,7 +123,9 @@ class _OnWhatIsLeft(nn.Module):
         return found
 
 
-def _renew(module: fx.GraphModule, flow: Flow, kept: Kept, call: Call, node: fx.Node) -> None:
+def _renew(
+    module: fx.GraphModule, flow: Flow, kept: Selection, call: OpCall, node: fx.Node
+) -> None:
     """The op sees what is left, and nothing else."""
     source = call.inputs[0]
     over = statistic_axes(call)

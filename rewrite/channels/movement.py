@@ -11,43 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..call import Call, tensor_at
-from ..spec import TensorSpec
-from .atoms import Block
+from ..ops.call import OpCall, tensor_at
+from ..ops.spec import TensorSpec
 from .flow import Flow, Region
-from .sizes import settings, shape_at, specs_of
-from .tracks import (
+from .labels import (
     Vectors,
     along,
     axes_of,
-    block,
     chained,
     compressed,
     couple,
     joined,
+    keep_all,
     on_axis,
     separated,
     together,
 )
+from .sizes import settings, shape_at, specs_of
+from .units import KeepReason
 
 
-def moved(flow: Flow, call: Call) -> None:
+def moved(flow: Flow, call: OpCall) -> None:
     """One tensor in, one or several out."""
     found: list[list[Tensor]] = [[] for _ in specs_of(call.node)]
     for track in flow.of(call.inputs[0]):
-        parts = run(call, track)
+        parts = run_on_labels(call, track)
         if axes_of(track) and not all(axes_of(part) for part in parts if part.numel()):
-            block(flow.atoms, (track,), Block(call.node.name, "it picks single positions"))
+            keep_all(flow.atoms, (track,), KeepReason(call.node.name, "it picks single positions"))
         for own, part in zip(found, parts, strict=True):
             own += [part] if part.numel() and axes_of(part) else []
     spread = any(len(axes_of(track)) > 1 for own in found for track in own)
     if spread and not _in_region(flow, call):
-        why = Block(call.node.name, "it spreads features over several axes")
+        why = KeepReason(call.node.name, "it spreads features over several axes")
         found = [list(separated(flow.atoms, tuple(own), why)) for own in found]
     flow.set(call.node, *map(tuple, found))
 
 
-def run(call: Call, track: Tensor) -> list[Tensor]:
+def run_on_labels(call: OpCall, track: Tensor) -> list[Tensor]:
     """The op on a track."""
     full = track.expand(shape_at(call.inputs[0]))
     found = call.op.run(given(call, full), {}, settings(call.attrs))
@@ -56,7 +56,7 @@ def run(call: Call, track: Tensor) -> list[Tensor]:
 
 
 def given(
-    call: Call, value: Tensor, shape: Callable[[Any], tuple[int, ...]] = shape_at
+    call: OpCall, value: Tensor, shape: Callable[[Any], tuple[int, ...]] = shape_at
 ) -> dict[str, Tensor]:
     """What a movement reads: a value, and others of which only sizes and dtype matter."""
     first, *others = call.op.inputs
@@ -65,16 +65,16 @@ def given(
     return {first.name: value, **like}
 
 
-def reshaped(flow: Flow, call: Call) -> None:
+def reshaped(flow: Flow, call: OpCall) -> None:
     """`x.reshape_as(like)`: what each axis loses, that of `like` loses."""
     moved(flow, call)
     like, made = flow.separate(call.inputs[1]), flow.separate(call.node)
-    why = Block(call.node.name, "it takes its sizes from what has no such features")
+    why = KeepReason(call.node.name, "it takes its sizes from what has no such features")
     for axis in range(len(shape_at(call.node))):
         couple(flow.atoms, along(made, axis), along(like, axis), why)
 
 
-def padded(flow: Flow, call: Call) -> None:
+def padded(flow: Flow, call: OpCall) -> None:
     """`pad`: constants beside features; nothing else may be put there, nor anything cut off."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     attrs = settings(call.attrs)
@@ -83,7 +83,9 @@ def padded(flow: Flow, call: Call) -> None:
     for axis in range(rank):
         first, last = ends[2 * (rank - axis) - 2 : 2 * (rank - axis)]
         if (first, last) != (0, 0) and (attrs["mode"] != "constant" or min(first, last) < 0):
-            block(flow.atoms, axes[axis], Block(call.node.name, "it repeats or drops features"))
+            keep_all(
+                flow.atoms, axes[axis], KeepReason(call.node.name, "it repeats or drops features")
+            )
             axes[axis] = ()
         axes[axis] = tuple(torch.nn.functional.pad(v, (first, last)) for v in axes[axis])
     flow.set(call.node, joined(axes))
@@ -92,17 +94,17 @@ def padded(flow: Flow, call: Call) -> None:
 # -- shuffles --------------------------------------------------------------------------------------
 
 
-def reordered(call: Call, axis: int) -> Region | None:
+def reordered(call: OpCall, axis: int) -> Region | None:
     """A movement that alone chooses positions along one axis."""
     shape = shape_at(call.inputs[0])
-    places = [run(call, place) for place in _places(shape)]
+    places = [run_on_labels(call, place) for place in _places(shape)]
     if any(len(parts) != 1 for parts in places):
         return None
     order = _order(shape, shape_at(call.node), [parts[0] for parts in places], axis)
     return None if order is None else Region(call.inputs[0], axis, order, ())
 
 
-def _in_region(flow: Flow, call: Call) -> bool:
+def _in_region(flow: Flow, call: OpCall) -> bool:
     """Whether the movements that begin here end in a choice of positions along one axis."""
     if any(call.node in region.inside for region in flow.regions.values()):
         return True
@@ -113,7 +115,7 @@ def _in_region(flow: Flow, call: Call) -> bool:
     (axis,), shape, inside = axes, shape_at(source), []
     places, following = _places(shape), call
     while following is not None:
-        moved = [run(following, place) for place in places]
+        moved = [run_on_labels(following, place) for place in places]
         if any(len(parts) != 1 for parts in moved):
             return False
         places = [parts[0] for parts in moved]
@@ -146,7 +148,7 @@ def _order(
     return places[axis].reshape(-1)
 
 
-def _next(flow: Flow, node: fx.Node) -> Call | None:
+def _next(flow: Flow, node: fx.Node) -> OpCall | None:
     """The movement that alone reads a value."""
     readers = [user for user in node.users if any(specs_of(user))]
     call = flow.view.call(readers[0]) if len(readers) == 1 else None
@@ -155,13 +157,13 @@ def _next(flow: Flow, node: fx.Node) -> Call | None:
     return call
 
 
-def chosen(flow: Flow, call: Call) -> None:
+def chosen(flow: Flow, call: OpCall) -> None:
     """`index_select`."""
     source, index = call.inputs
     _chosen(flow, call, call.attrs["dim"] % len(shape_at(source)), index)
 
 
-def taken(flow: Flow, call: Call) -> None:
+def taken(flow: Flow, call: OpCall) -> None:
     """`x[index]`: the axes of the index take the place of the first one."""
     index = call.inputs[1]
     spec = index.meta.get("val") if isinstance(index, fx.Node) else None
@@ -171,7 +173,7 @@ def taken(flow: Flow, call: Call) -> None:
     _chosen(flow, call, 0, index)
 
 
-def _chosen(flow: Flow, call: Call, axis: int, index: fx.Node) -> None:
+def _chosen(flow: Flow, call: OpCall, axis: int, index: fx.Node) -> None:
     """Some positions along one axis, which stays unless the model keeps them, in one row."""
     source, places = call.inputs[0], constant(flow.view.root, index)
     tracks = flow.separate(source)
@@ -181,8 +183,8 @@ def _chosen(flow: Flow, call: Call, axis: int, index: fx.Node) -> None:
         new = [tuple(vector[places] for vector in axes[axis])]
         flow.regions[call.node] = Region(source, axis, places, ())
     else:
-        why = Block(call.node.name, _why_kept(places))
-        block(flow.atoms, (*axes[axis], *flow.values[index][0]), why)
+        why = KeepReason(call.node.name, _why_kept(places))
+        keep_all(flow.atoms, (*axes[axis], *flow.values[index][0]), why)
     flow.set(call.node, joined([*axes[:axis], *new, *axes[axis + 1 :]]))
 
 
@@ -203,14 +205,14 @@ def constant(root: fx.GraphModule, value: Any) -> Tensor | None:
 # -- several tensors -------------------------------------------------------------------------------
 
 
-def concatenated(flow: Flow, call: Call) -> None:
+def concatenated(flow: Flow, call: OpCall) -> None:
     """`cat` and `stack`."""
     stacks = call.op.name == "stack"
     values = [v for v in call.inputs[0] if stacks or shape_at(v) != (0,)]
     shapes = [shape_at(value) for value in values]
     tracks = [flow.separate(value) for value in values]
     dim = call.attrs["dim"] % (len(shapes[0]) + stacks)
-    why = Block(call.node.name, f"{call.op.name} puts it beside what has no features")
+    why = KeepReason(call.node.name, f"{call.op.name} puts it beside what has no features")
     axes: list[Vectors] = []
     for axis in range(len(shapes[0])):
         present = [along(own, axis) for own in tracks]
@@ -223,7 +225,7 @@ def concatenated(flow: Flow, call: Call) -> None:
     flow.set(call.node, joined(axes))
 
 
-def gated(flow: Flow, call: Call) -> None:
+def gated(flow: Flow, call: OpCall) -> None:
     """`glu`: the second half of an axis gates the first."""
     tracks, shape = flow.separate(call.inputs[0]), shape_at(call.inputs[0])
     dim = call.attrs["dim"] % len(shape)
@@ -231,9 +233,11 @@ def gated(flow: Flow, call: Call) -> None:
     half = shape[dim] // 2
     left, right = (tuple(v[part] for v in axes[dim]) for part in (slice(half), slice(half, None)))
     if left and half == 1:
-        block(flow.atoms, left + right, Block(call.node.name, "it picks single positions"))
+        keep_all(flow.atoms, left + right, KeepReason(call.node.name, "it picks single positions"))
     elif left:
-        couple(flow.atoms, left, right, Block(call.node.name, "its halves do not fit together"))
+        couple(
+            flow.atoms, left, right, KeepReason(call.node.name, "its halves do not fit together")
+        )
     axes[dim] = left
     flow.set(call.node, joined(axes))
 
@@ -244,7 +248,7 @@ _OVER_WHAT_IS_LEFT = frozenset(
 """Reductions that make sense over some of the features; not those that give positions."""
 
 
-def reduced(flow: Flow, call: Call) -> None:
+def reduced(flow: Flow, call: OpCall) -> None:
     """Reductions; those that give positions need all of them."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     attrs = settings(call.attrs)
@@ -252,8 +256,8 @@ def reduced(flow: Flow, call: Call) -> None:
     if call.op.name in _OVER_WHAT_IS_LEFT:
         flow.statistics[call.node] = None
     else:
-        why = Block(call.node.name, f"{call.op.name} reduces over it")
-        block(flow.atoms, (v for axis in gone for v in along(tracks, axis)), why)
+        why = KeepReason(call.node.name, f"{call.op.name} reduces over it")
+        keep_all(flow.atoms, (v for axis in gone for v in along(tracks, axis)), why)
     kept = [() if axis in gone else along(tracks, axis) for axis in range(rank)]
     if not attrs.get("keepdim"):
         kept = [vectors for axis, vectors in enumerate(kept) if axis not in gone]

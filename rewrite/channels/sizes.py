@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from ..spec import TensorSpec
+from ..ops.spec import TensorSpec
 
 
 def known(value: Any) -> Any:

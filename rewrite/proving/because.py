@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import count
 
-from ...grammar import tree as t
-from ...grammar.clauses import holes, patterns
-from ...grammar.parse import parse
-from .holes import opened
-from .propose import Sample, alike, legal
-from .separate import LEAST, Conjunction, Table
+from ...grammar.text.parse import parse
+from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import guard_holes, patterns
+from .guards.holes import opened
+from .guards.propose import Sample, alike, legal
+from .guards.separate import LEAST, Conjunction, SiteTable
 from .trial import Subject
 
 MODELS = 60
@@ -27,7 +27,7 @@ def because(
     model, so that more of them are drawn.
     """
     missing = replace(subject, source=with_hole(subject.source))
-    sample = Sample(replace(subject, source=opened(missing.source)), holes(missing.source)[0])
+    sample = Sample(replace(subject, source=opened(missing.source)), guard_holes(missing.source)[0])
     sample.draw(MODELS, f"because/{seed}", like)
     table, found = legal(missing, sample)
     if not table.bad:
@@ -48,7 +48,7 @@ def because(
     return f"{counted}, at none where `{found.text}`", smallest, missing_guard + named
 
 
-def _told_by_ops(sample: Sample, table: Table) -> str:
+def _told_by_ops(sample: Sample, table: SiteTable) -> str:
     """The op that all failing sites have and many others lack, or the other way round."""
     names = dict.fromkeys(call.op.name for site in sample.instances for call in site.calls)
     found: list[tuple[int, str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..twins import Fault
+from ..measure.twins import KernelFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Blamed:
     """One kernel, how many sites were left for it, and the call that was furthest off."""
 
     sites: int
-    worst: Fault
+    worst: KernelFault
 
     @property
     def text(self) -> str:
@@ -21,7 +21,7 @@ class Blamed:
         return f"{count}: {self.worst.text}"
 
 
-def counted(faults: Iterable[Fault]) -> tuple[Blamed, ...]:
+def counted(faults: Iterable[KernelFault]) -> tuple[Blamed, ...]:
     """One entry for each kernel, in the order in which they were met."""
     found: dict[str, Blamed] = {}
     for fault in faults:

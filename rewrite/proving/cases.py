@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ...grammar import tree as t
 from ...grammar.diagnostics import Label, LissomError, fail
-from ..evaluate import Scope
+from ...grammar.tree import tree as t
+from ..apply.queries import QUESTIONS
 from ..journal import Refused
-from ..ops import Vocabulary
-from ..questions import QUESTIONS
-from ..rule import Rule, compile_rule
-from ..strategy import Runner
-from .grow import grow
-from .source import Rolled, Unsuitable
+from ..ops.vocabulary import Vocabulary
+from ..pipeline.strategy import Runner
+from ..rules.rule import CompiledRule, compile_rule
+from ..rules.scope import Scope
+from .choices.source import Rolled, Unsuitable
+from .models.generate import grow
 from .trial import Functions, Subject, state_of
 
 MODELS = 20
@@ -83,7 +83,7 @@ def _tried(case: t.Fires | t.Silent, subject: Subject) -> tuple[bool, str]:
 
 
 def _one(
-    seed: int, subject: Subject, rule: Rule, family: Rule
+    seed: int, subject: Subject, rule: CompiledRule, family: CompiledRule
 ) -> tuple[bool, set[tuple[str, str]]] | None:
     """Whether the rule fired on one model, else why not; None where the draws did not fit."""
     try:

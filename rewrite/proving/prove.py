@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from ...grammar import tree as t
-from ..rule import Rule, compile_rule
-from ..twins import Fault
+from ...grammar.tree import tree as t
+from ..measure.twins import KernelFault
+from ..rules.rule import CompiledRule, compile_rule
+from .algebra.field import FieldResult
+from .bits.dyadic import DIFFERS, DyadicResult
 from .blamed import Blamed, counted
-from .dyadic import DIFFERS, DyadicResult
-from .field import FieldResult
-from .mutants import mutants
-from .mutate import Score
-from .near import NearResult, near_misses
-from .promise import Kept
-from .shrink import shrunk
-from .source import Draw, Recorded, Replayed, Rolled, Source, Unsuitable
+from .budget_check import Kept
+from .choices.shrink import shrunk
+from .choices.source import ChoiceSource, Draw, Recorded, Replayed, Rolled, Unsuitable
+from .mutants.mutants import mutants
+from .mutants.mutate import Score
+from .near_miss import NearResult, near_misses
 from .stages import Bench, tried_exactly, tried_mutants, tried_near
 from .trial import (
     BAD,
@@ -47,7 +47,7 @@ LEAST_KEPT, MOST_KEPT = 0.75, 3_000
 3,000 to 0.1%.
 """
 
-Outcomes = Callable[[Subject, Source], list[Outcome]]
+Outcomes = Callable[[Subject, ChoiceSource], list[Outcome]]
 """What becomes of one drawn model."""
 
 NOT_TESTED = "NOT TESTED"
@@ -84,7 +84,7 @@ class Explored:
     tapes: list[tuple[int, ...]] = field(default_factory=list)
     failure: Failure | None = None
     kept: list[Kept] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[KernelFault] = field(default_factory=list)
     died: list[Death] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -206,7 +206,7 @@ def prove(subject: Subject, models: int, start: int = 0) -> Proof:
     return proof
 
 
-def guards_of(rule: Rule) -> tuple[str, ...]:
+def guards_of(rule: CompiledRule) -> tuple[str, ...]:
     """The text of each guard, place and `unless`, as misses name it."""
     guards = [g for w in rule.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
     asked = [*guards, *rule.pattern.sites, *rule.source.all(t.Unless)]
@@ -296,7 +296,7 @@ def _draw(found: Explored, seed: str) -> Draw:
     return Draw(seed, picked.choice(found.tapes))
 
 
-def _outcomes(subject: Subject, source: Source) -> list[Outcome]:
+def _outcomes(subject: Subject, source: ChoiceSource) -> list[Outcome]:
     """What became of one model. Raises `Unsuitable` where the draws do not fit together."""
     return trial(subject, model(source, subject))
 

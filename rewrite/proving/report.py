@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...grammar import tree as t
-from ..certificate import environment
+from ...grammar.tree import tree as t
+from ..evidence.certificate import environment
+from .algebra.field import PROVED, UNDECIDED
 from .blamed import Blamed
-from .field import PROVED, UNDECIDED
-from .promise import Confidence, confidence
+from .budget_check import Confidence, confidence
 from .prove import Proof
 from .worker import Death
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
+class NearMissReport:
     """One near-miss: how often it was built, how often the rule was silent for the right reason,
     and how often it fired with an equal result.
     """
@@ -50,7 +50,7 @@ class Algebra:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RuleReport:
     """Evidence about one rule. `vacuous`: applications that show nothing, by reason.
     `ratio`: the largest difference seen, over the one allowed.
     `confidence`: how well an approximate rule keeps its budget. `because`: what tells models at
@@ -70,7 +70,7 @@ class Report:
     silent: dict[str, int]
     refused: dict[str, int]
     vacuous: dict[str, int]
-    near: tuple[Near, ...]
+    near: tuple[NearMissReport, ...]
     mutants: int
     killed: int
     survivors: tuple[str, ...]
@@ -93,12 +93,12 @@ class Report:
         return {name: value for name, value in asdict(self).items() if name not in hidden}
 
 
-def report_of(proof: Proof, source: t.Rule) -> Report:
+def report_of(proof: Proof, source: t.Rule) -> RuleReport:
     """The plain values of a proof."""
     explored, failure = proof.explored, proof.explored.failure
     decided = [result for result in proof.bits if result.verdict == "bit_equal"]
     applicable = [result for result in proof.bits if result.verdict != "not applicable"]
-    return Report(
+    return RuleReport(
         proof.rule,
         proof.kind,
         str(source.name.span),
@@ -109,7 +109,7 @@ def report_of(proof: Proof, source: t.Rule) -> Report:
         dict(explored.silent),
         dict(explored.refused),
         dict(explored.vacuous),
-        tuple(Near(r.near.name, r.silent, r.equal) for r in proof.near),
+        tuple(NearMissReport(r.near.name, r.silent, r.equal) for r in proof.near),
         len(proof.mutants.fates),
         proof.mutants.killed,
         tuple(f"{fate.mutant.name}: {fate.mutant.text}" for fate in proof.mutants.survivors),
@@ -156,12 +156,12 @@ CLAIMS = (
 )
 
 
-def _timeless(report: Report) -> dict[str, Any]:
+def _timeless(report: RuleReport) -> dict[str, Any]:
     """A report without its duration: equal work gives equal certificates."""
     return {name: value for name, value in report.as_json().items() if name != "seconds"}
 
 
-def certificate(reports: Sequence[Report], seed: int) -> dict[str, Any]:
+def rule_certificate(reports: Sequence[RuleReport], seed: int) -> dict[str, Any]:
     """What was tried and found, rule by rule; rules are named by the SHA-256 of their text."""
     return {
         "format": 1,

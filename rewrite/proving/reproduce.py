@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import fx
 
-from ...grammar import tree as t
-from ...grammar.program import program_of
-from ..ops import Vocabulary
-from .apart import first_difference
-from .dim_trial import dim_case, graph_state, tried_dims
-from .report import Report
-from .source import Replayed
+from ...grammar.library.program import program_of
+from ...grammar.tree import tree as t
+from ..ops.vocabulary import Vocabulary
+from .choices.source import Replayed
+from .dims.trial import dim_case, graph_state, tried_dims
+from .distance import first_difference
+from .report import RuleReport
 from .trial import BAD, Outcome, Subject, model, trial
 
 _SCRIPT = '''\
@@ -36,7 +36,7 @@ replay(PROGRAM, {rule!r}, CHOICES, FUNCTIONS)
 '''
 
 
-def script(report: Report, program: str, file: str, version: str) -> str:
+def script(report: RuleReport, program: str, file: str, version: str) -> str:
     """The text of a script for the first mistake of a report."""
     first = report.failures[0]
     return _SCRIPT.format(

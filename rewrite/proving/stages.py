@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from ..binding import Bindings
-from ..site import Site, examine
-from .dyadic import DyadicResult, check_dyadic
-from .field import WHOLE, FieldResult, check_field
-from .grow import Grown
-from .mutants import Mutant
-from .mutate import Fate, Score, Specimen, kill, specimens
-from .near import Near, NearResult, examine_near
-from .source import Replayed
+from ..match.site import Site, examine
+from ..rules.binding import Bindings
+from .algebra.field import WHOLE, FieldResult, check_field
+from .bits.dyadic import DyadicResult, check_dyadic
+from .choices.source import Replayed
+from .models.generate import Grown
+from .mutants.mutants import Mutant
+from .mutants.mutate import Fate, Score, Specimen, kill, specimens
+from .near_miss import NearMiss, NearResult, examine_near
 from .trial import Subject, bound, model, state_of
 from .worker import Death, Worker, survived
 
@@ -38,7 +38,7 @@ class Bench:
         self,
         subject: Subject,
         drawn: Callable[..., Any],
-        nears: Sequence[Near] = (),
+        nears: Sequence[NearMiss] = (),
         wrong: Sequence[Mutant] = (),
     ) -> None:
         self.subject, self.drawn, self.nears, self.wrong = subject, drawn, nears, wrong
@@ -83,7 +83,7 @@ def algebra(subject: Subject, tape: Sequence[int]) -> Iterator[FieldResult]:
 
 
 def tried_near(
-    worker: Worker, nears: Sequence[Near], tapes: Tapes, died: list[Death]
+    worker: Worker, nears: Sequence[NearMiss], tapes: Tapes, died: list[Death]
 ) -> list[NearResult]:
     """Every kind of near-miss."""
     results = []

@@ -13,12 +13,12 @@ from typing import Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from .grow import Grown
-from .source import Source, Unsuitable
+from .choices.source import ChoiceSource, Unsuitable
+from .models.generate import Grown
 from .trial import Subject, model
 
 
-class Drawn(Source):
+class Drawn(ChoiceSource):
     """Choices made by Hypothesis, through the `draw` of a composite strategy."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:

@@ -14,28 +14,28 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...grammar import tree as t
 from ...grammar.diagnostics import LissomError, Span
-from ..binding import OWNERS, PLAN, Bindings, Miss, literal
-from ..checkpoint import finish, snapshot
-from ..engine import Ready, anchor, apply, ready_at
-from ..faulty_sites import model_faults
+from ...grammar.tree import tree as t
+from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
+from ..apply.faulty_sites import model_faults
+from ..apply.queries import QUESTIONS
+from ..apply.verify import EXACT
+from ..graph.snapshot import finish, snapshot
 from ..journal import Journal
-from ..model_check import distance, model_equality
-from ..ops import Vocabulary
-from ..questions import QUESTIONS
-from ..rule import Rule, compile_rule
-from ..samples import Samples
-from ..site import Site, examine
-from ..state import State
+from ..match.site import Site, examine
+from ..measure.compare import distance, model_equality
+from ..measure.samples import Samples
+from ..measure.twins import KernelFault, faults_text, kernel_faults
+from ..ops.vocabulary import Vocabulary
+from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch, literal
+from ..rules.rule import CompiledRule, compile_rule
+from ..rules.state import State
 from ..torch_internals import tree_leaves
-from ..twins import Fault, kernel_faults, told
-from ..verify import EXACT
-from .grow import Grown, grow
-from .promise import Kept, kept
-from .soil import ILLEGAL, Planted
-from .source import Source
-from .variants import variants
+from .budget_check import Kept, kept
+from .choices.source import ChoiceSource
+from .models.builder import ILLEGAL, Planted
+from .models.generate import Grown, grow
+from .models.variants import variants
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -67,7 +67,7 @@ class Outcome:
     ratio: float = 0.0
     kept: Kept | None = None
     elsewhere: Counter[str] = field(default_factory=Counter)
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[KernelFault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Subject:
     functions: Functions
 
 
-def model(source: Source, subject: Subject, spoil: t.Node | None = None) -> Grown:
+def model(source: ChoiceSource, subject: Subject, spoil: t.Node | None = None) -> Grown:
     """A model around the rule, with drawn arguments. Raises `Unsuitable`.
 
     `spoil`: the one condition of the rule's pattern that the model is to violate.
@@ -93,7 +93,7 @@ def model(source: Source, subject: Subject, spoil: t.Node | None = None) -> Grow
 _SHARES = (1.0, 0.5, 0.9, 0.25, 0.02)
 
 
-def arguments(source: Source, rule: t.Rule) -> dict[str, Any]:
+def arguments(source: ChoiceSource, rule: t.Rule) -> dict[str, Any]:
     """Values for the rule's parameters: mostly the declared ones, and others of their type."""
     given: dict[str, Any] = {}
     for param in rule.params:
@@ -144,7 +144,7 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         start = anchor(state, rule)
         fits = not spoiled and isinstance(examine(state, rule, bindings), Site)
         found = ready_at(state, rule, planted.nodes[start.index], start)
-        if isinstance(found, Ready):
+        if isinstance(found, VerifiedRewrite):
             return _applied(state, found, grown.seed)
         if found.faults:
             return blamed(found.faults)
@@ -160,7 +160,7 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         return Outcome(CRASH, type(error).__name__, traceback.format_exc())
 
 
-def bound(state: State, rule: Rule, planted: Planted) -> Bindings | str:
+def bound(state: State, rule: CompiledRule, planted: Planted) -> Bindings | str:
     """What a matcher should find for a planted instance; or why an op of it cannot be read."""
     nodes = [*planted.nodes.values(), *(n for chain in planted.chains.values() for n in chain)]
     for node in nodes:
@@ -171,7 +171,7 @@ def bound(state: State, rule: Rule, planted: Planted) -> Bindings | str:
     return Bindings(dict(planted.values), ops, chains, dict(rule.args))  # type: ignore[arg-type]
 
 
-def condition(miss: Miss) -> str:
+def condition(miss: NoMatch) -> str:
     """Names a condition of the rule: its place in the text, or the code of the engine's own."""
     return miss.code or _place(miss.span) or f"stage {miss.stage}"
 
@@ -180,7 +180,7 @@ def _place(span: Span | None) -> str:
     return "" if span is None else " ".join(span.text.split())
 
 
-def _applied(state: State, ready: Ready, seed: int) -> Outcome:
+def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     """Commits, and compares the whole model with the (perturbed) one before."""
     original = before = snapshot(state.module)
     if ready.plan.moved:
@@ -288,9 +288,11 @@ def _sizes(inputs: tuple[Any, ...]) -> str:
     return ", ".join(str(list(value.shape)) for value in inputs)
 
 
-def blamed(faults: tuple[Fault, ...]) -> Outcome:
+def blamed(faults: tuple[KernelFault, ...]) -> Outcome:
     """The site is left for the kernels' sake."""
-    return Outcome(KERNEL, " and ".join(f.kernel for f in faults), told(faults), faults=faults)
+    return Outcome(
+        KERNEL, " and ".join(f.kernel for f in faults), faults_text(faults), faults=faults
+    )
 
 
 def budgeted(measure: Callable[[], Kept | None], fired: Outcome) -> Outcome:

@@ -1,0 +1,191 @@
+"""What the language has and this version cannot run: one list for the checker, which warns of it,
+and for the engine, which refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from ..diagnostics import Diagnostic, Label, Span
+from ..library.vocabulary import library
+from ..tree import tree as t
+from ..tree.clauses import builds, guard_holes, moves, over_images
+from .report import Findings
+
+DECLARED = "passes/later.lissom"
+"""The library's functions that nothing implements yet; everything else that it declares runs."""
+
+SHOWN = 4
+"""Places that the checker shows of one rule."""
+
+_LATER: Sequence[tuple[type, str]] = (
+    (t.MatchParam, "matching parameters"),
+    (t.MatchValue, "matching values by site"),
+    (t.Store, "storing parameters in another form"),
+    (t.Attach, "observers"),
+    (t.Exit, "exits"),
+    (t.Train, "training"),
+)
+
+
+def unsupported(rule: t.Rule, functions: Container[str] | None) -> Iterator[Diagnostic]:
+    """Why no engine can apply a rule: V004 for an open guard, R002 for all else.
+
+    functions: the names that can be computed beside those of the library, None if it is not asked.
+    """
+    for hole in guard_holes(rule):
+        message = f"a guard of `{rule.name}` is left open"
+        help = f"`lissom test {hole.span.source.name}` proposes a condition; write it here"
+        yield Diagnostic("V004", message, (Label(hole.span, "when?"),), helps=(help,))
+    yield from _parts(rule)
+    if functions is not None:
+        yield from _functions(rule, functions)
+    if rule.all(t.MatchDim):
+        yield from _more_than_a_cut(rule)
+    elif not any(rule.all(t.MatchParam, t.MatchValue)):
+        yield from _moves(rule)
+        yield from _builds(rule)
+
+
+def _parts(rule: t.Rule) -> Iterator[Diagnostic]:
+    for node in t.walk(rule):
+        for kind, what in _LATER:
+            if isinstance(node, kind):
+                message = f"rule `{rule.name}` needs {what}, which this version cannot apply"
+                yield _refusal(message, node.span, "needed by this")
+
+
+def _functions(rule: t.Rule, functions: Container[str]) -> Iterator[Diagnostic]:
+    built = {id(call) for build in builds(rule) for call in _ops(build.value)}
+    calls = [n for n in t.walk(rule) if isinstance(n, t.Call) and id(n) not in built]
+    for name in (c.function for c in calls if isinstance(c.function, t.Name)):
+        if name.text not in functions and is_later(name.text):
+            message = f"rule `{rule.name}` needs `{name.text}`, which is not in this version"
+            help = f'give one in the model file: functions = {{"{name.text}": ...}}'
+            yield _refusal(message, name.span, "not in this version", help)
+
+
+def _ops(value: t.Expr) -> Iterator[t.Call]:
+    """`flatten(quantize(x, s))` of a rewrite makes two ops; its keywords hold functions."""
+    if isinstance(value, t.Call):
+        yield value
+        for arg in value.args:
+            yield from _ops(arg)
+
+
+def is_later(name: str) -> bool:
+    """Whether the library declares a function of this name for a later version."""
+    found = library().extern(name)
+    return found is not None and found.span.source.name == DECLARED
+
+
+def _more_than_a_cut(rule: t.Rule) -> Iterator[Diagnostic]:
+    """What a rule over dimensions cannot hold."""
+    (clause,) = rule.all(t.MatchDim)
+    dim, images = clause.dim.text, bool(over_images(rule))
+    steps = [step for r in rule.all(t.Rewrite) for step in r.steps]
+    odd: list[t.Node] = [s for s in steps if not resizes(s, dim)]
+    odd += [m for m in moves(rule) if images or not _masks(m, dim)]
+    odd += [call for call in _asked_about(rule, dim) if images]
+    odd += list(rule.all(t.Match, t.Unless))
+    if not odd and len(steps) == 1:
+        return
+    hint = "perturb { zero(readers(D), outside = keep) }  rewrite { D := keep }"
+    hint = "images have a size and no features: rewrite { R := N }" if images else hint
+    place = (odd or [rule.name])[0].span
+    message = f"rule `{rule.name}` is more than one cut"
+    yield _refusal(message, place, "a rule over dimensions has no place for it", hint)
+
+
+def resizes(step: object, dim: str) -> bool:
+    """`D := keep`."""
+    return isinstance(step, t.Assign) and str(step.path) == dim
+
+
+def _masks(move: object, dim: str) -> bool:
+    """`zero(readers(D), outside = keep)`: nothing else is what a cut leaves out."""
+    call = move.call if isinstance(move, t.Effect) else None
+    if not isinstance(call, t.Call) or not isinstance(call.function, t.Name):
+        return False
+    asked = " ".join(arg.span.text.replace(" ", "") for arg in call.args)
+    named = [keyword.name.text for keyword in call.keywords]
+    return (call.function.text, asked, named) == ("zero", f"readers({dim})", ["outside"])
+
+
+def _asked_about(rule: t.Rule, dim: str) -> list[t.Call]:
+    """Questions about the features of the dimension: `writers(D)`, `params(D)`."""
+    calls = [node for node in t.walk(rule) if isinstance(node, t.Call) and len(node.args) == 1]
+    about = [call for call in calls if call.args[0].span.text == dim]
+    return [call for call in about if _takes_features(call.function.span.text)]
+
+
+def _takes_features(name: str) -> bool:
+    found = library().extern(name)
+    return name == "params" or (found is not None and found.params[0].type.name == "dim")
+
+
+def _moves(rule: t.Rule) -> Iterator[Diagnostic]:
+    """Only weights of matched ops are moved."""
+    for move in moves(rule):
+        if not isinstance(move, t.Assign) or len(move.path.parts) != 2:
+            message = "this version can only move the weights of matched ops"
+            yield _refusal(message, move.span, "moved here", "write `c.weight := ...`")
+
+
+def _builds(rule: t.Rule) -> Iterator[Diagnostic]:
+    for step in (s for r in rule.all(t.Rewrite) for s in r.steps):
+        later = isinstance(step, (t.Store, t.Attach, t.Exit))  # said already
+        if not later and not (isinstance(step, t.Build) and len(step.targets) == 1):
+            message = "this version can only build single values"
+            yield _refusal(message, step.span, "built here", "build each with an op of its own")
+
+
+def unsupported_steps(
+    pipeline: t.Pipeline, dims: Container[str], ops: Container[str]
+) -> Iterator[Diagnostic]:
+    """The parts of a pipeline that have no engine. `dims` and `ops` are names of rules."""
+    for recover in pipeline.all(t.Recover):
+        message = "this version cannot train: `recover` has no engine yet"
+        yield _refusal(message, recover.span, "needs training")
+    for step in (s for stage in pipeline.all(t.Stage) for s in t.walk(stage)):
+        if isinstance(step, t.Calibrate):
+            message = "this version has no observers to calibrate"
+            yield _refusal(message, step.span, "calibrates here")
+        elif isinstance(step, t.Fixpoint) and any(r.rule.text in dims for r in step.refs):
+            yield from _mixed(step, ops)
+
+
+def _mixed(step: t.Fixpoint, ops: Container[str]) -> Iterator[Diagnostic]:
+    odd = next((ref for ref in step.refs if ref.rule.text in ops), None)
+    if odd is not None:
+        message = "rules over dimensions repeat by themselves"
+        help = "give it a `fixpoint` of its own"
+        yield _refusal(message, odd.rule.span, "this rule matches ops", help)
+
+
+def check_unsupported(rule: t.Rule, functions: Container[str], report: Findings) -> None:
+    """Warns of what the engine is going to refuse; open guards are said elsewhere.
+
+    functions: what the host program gives, or has to: the file declares it itself.
+    """
+    _warn((d for d in unsupported(rule, functions) if d.code == "R002"), report)
+
+
+def check_unsupported_steps(
+    pipeline: t.Pipeline, rules: Mapping[str, t.Rule], report: Findings
+) -> None:
+    dims = {name for name, rule in rules.items() if rule.all(t.MatchDim)}
+    _warn(unsupported_steps(pipeline, dims, rules.keys() - dims), report)
+
+
+def _warn(refusals: Iterable[Diagnostic], report: Findings) -> None:
+    """One warning for a rule or pipeline, with the first places that stand in the way."""
+    found = list(refusals)
+    if found:
+        places = tuple(label for refused in found[:SHOWN] for label in refused.labels)
+        report.found[replace(found[0], labels=places, severity="warning")] = None
+
+
+def _refusal(message: str, place: Span, label: str, help: str = "") -> Diagnostic:
+    return Diagnostic("R002", message, (Label(place, label),), helps=(help,) if help else ())

@@ -1,0 +1,123 @@
+"""The one cost model: parameters, bytes and multiply-accumulates, from declarations and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
+
+from ...grammar.checks.declared import BUFFERS
+from ...grammar.diagnostics import Label, LissomError, fail
+from ..graph.building import assertions
+from ..graph.index import GraphView
+from ..graph.opaque import opaque_costs
+from ..journal import Costs
+from ..ops.call import OpCall, tensor_at
+from ..ops.opspec import OpSpec
+from ..rules.scope import ParamRef
+from .plan import Plan, Planned
+
+NAMED = 3
+"""Uncounted ops that one line names."""
+
+SUPPOSED = "supposed"
+"""Among the facts of a scope: a function that gives the multiply-accumulates of uncounted ops. It
+is there while a claim is judged (claims.py).
+"""
+
+SKIPPED = ("placeholder", "output", "get_attr")
+
+
+def model_costs(module: fx.GraphModule, view: GraphView) -> Costs:
+    """Costs of a whole model at its example inputs; tied parameters count once. Nodes that are no
+    op are told: the multiply-accumulates are a lower bound where one of them has no known cost.
+    """
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    checks = assertions(module.graph)
+    nodes = [n for n in module.graph.nodes if n.op not in SKIPPED and n not in checks]
+    macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
+    opaque = opaque_costs(module, view)
+    macs += sum(node.macs or 0 for node in opaque)
+    return replace(_sum(tensors.values(), macs, len(nodes)), opaque=opaque)
+
+
+def said_of_uncounted(costs: Costs) -> str:
+    """`1 op uncounted: lstm, 1,357,824 parameters`; "" where everything counts."""
+    left = costs.uncounted
+    if not left:
+        return ""
+    names = ", ".join(map(str, left[:NAMED]))
+    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+    count = "1 op" if len(left) == 1 else f"{len(left)} ops"
+    params = sum(node.params for node in left)
+    return f"{count} uncounted: {names}{more}, {params:,} parameters"
+
+
+def not_counted(costs: Costs, place: Label) -> LissomError:
+    """R014: what is asked cannot be told from a lower bound."""
+    hint = "ask for `params`, `bytes` or `latency`, or declare the op with `cost macs`"
+    note = f"{said_of_uncounted(costs)}: {costs.uncounted[0].reason}"
+    message = "the model's multiply-accumulates are not known"
+    return fail("R014", message, place, note=note, help=hint)
+
+
+def calls_costs(module: fx.GraphModule, calls: Iterable[OpCall]) -> Costs:
+    """Costs of matched ops."""
+    calls = list(calls)
+    if not any(_weighs(call.op) for call in calls):
+        return Costs(0, 0, 0, len(calls))
+    paths = dict.fromkeys(
+        path for call in calls for path in call.params.values() if path is not None
+    )
+    tensors = [tensor_at(module, path) for path in paths]
+    return _sum(tensors, sum(map(call_macs, calls)), len(calls))
+
+
+def plan_costs(plan: Plan) -> Costs:
+    """Costs of the ops that a plan would build."""
+    if not any(_weighs(planned.op) for planned in plan.ops):
+        return Costs(0, 0, 0, len(plan.ops))
+    weights = [
+        (name, *_in_precision(planned, value))
+        for planned in plan.ops
+        for name, value in planned.params.items()
+        if value is not None
+    ]
+    return Costs(
+        sum(size for name, size, trained, _ in weights if trained and name not in BUFFERS),
+        sum(count for *_, count in weights),
+        sum(map(_planned_macs, plan.ops)),
+        len(plan.ops),
+    )
+
+
+def _weighs(op: OpSpec) -> bool:
+    """Whether the op can have weights or multiply: most ops of a graph only move and add."""
+    return bool(op.params) or "macs" in op._costs
+
+
+def call_macs(call: OpCall) -> int:
+    """Multiply-accumulates of one call at its recorded shapes; 0 where the op declares none."""
+    return call.op.macs(call.op.bind(call.shapes(), call.attrs)) if "macs" in call.op._costs else 0
+
+
+def _planned_macs(planned: Planned) -> int:
+    if "macs" not in planned.op._costs:
+        return 0
+    return planned.op.macs(planned.op.bind(planned.shapes, planned.attrs))
+
+
+def _in_precision(planned: Planned, value: Tensor | ParamRef) -> tuple[int, bool, int]:
+    """Numbers, whether they are floating, and bytes of a planned weight once it is stored."""
+    if isinstance(value, ParamRef):
+        tensor = value.tensor
+        return tensor.numel(), tensor.is_floating_point(), tensor.numel() * tensor.element_size()
+    size = planned.dtype.itemsize if value.is_floating_point() else value.element_size()
+    return value.numel(), value.is_floating_point(), value.numel() * size
+
+
+def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:
+    tensors = list(tensors)
+    params = sum(t.numel() for t in tensors if isinstance(t, nn.Parameter))
+    return Costs(params, sum(t.numel() * t.element_size() for t in tensors), macs, ops)

@@ -1,0 +1,352 @@
+"""A rule's right side at one site: the ops to build and the weights to move, as values. Nothing is
+changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Diagnostic, Label, fail
+from ...grammar.tree import tree as t
+from ..match.site import Site
+from ..ops.attributes import read_attr
+from ..ops.call import OpCall
+from ..ops.opspec import OpSpec
+from ..ops.runtime_size import RuntimeSize, known, read_by, settable
+from ..ops.spec import TensorSpec
+from ..rules.no_value import NoValue
+from ..rules.scope import ParamRef, read_weight
+from ..rules.state import State
+
+_ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul"}
+
+
+@dataclass(eq=False, slots=True)
+class Planned:
+    """One op to build. Parameters are float64 results of the rule, or references that pass a weight
+    on unchanged.
+    """
+
+    op: OpSpec
+    inputs: tuple[Any, ...]
+    params: dict[str, Tensor | ParamRef | None]
+    attrs: dict[str, Any]
+    origin: OpCall | None
+    source: t.Node
+    dtype: torch.dtype
+    specs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes of inputs and parameters by declared name."""
+        given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
+        specs = {name: _spec(value) for name, value in (*given.items(), *self.params.items())}
+        return {
+            name: spec.shape if isinstance(spec, TensorSpec) else None
+            for name, spec in specs.items()
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters that are new numbers."""
+        return {name: value for name, value in self.params.items() if isinstance(value, Tensor)}
+
+
+@dataclass(slots=True)
+class Plan:
+    """What an application would do: ops in the order of building, the new value of each output,
+    moved weights, and the nodes of the graph that all this reads.
+    """
+
+    ops: list[Planned] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    moved: dict[str, Tensor] = field(default_factory=dict)
+    reads: list[fx.Node] = field(default_factory=list)
+
+
+class Constructor:
+    """Evaluates `perturb` and `rewrite` at one site."""
+
+    def __init__(self, state: State, site: Site) -> None:
+        self.state = state
+        self.site = site
+        self.scope = site.scope
+        self.plan = Plan()
+        self.origin: OpCall | None = None
+
+    def run(self) -> Plan:
+        for clause in self.site.rule.source.all(t.Perturb, t.Rewrite):
+            if isinstance(clause, t.Perturb):
+                self._perturb(clause)
+            else:
+                self._rewrite(clause)
+        self.plan.reads = _reads(self.plan)
+        return self.plan
+
+    def _perturb(self, clause: t.Perturb) -> None:
+        for move in clause.moves:
+            target = self._weight(move)
+            assert isinstance(move, t.Assign)
+            value = self.scope.number(move.value)
+            _check_shape(move, value, target)
+            self.scope.plain(target)
+            self.plan.moved[target.path] = value
+
+    def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
+        if isinstance(move, t.Assign) and len(move.path.parts) == 2:
+            call = self.scope.names.get(move.path.parts[0].text)
+            ref = (
+                self.scope.param(call, move.path.parts[1].text)
+                if isinstance(call, OpCall)
+                else None
+            )
+            if ref is not None:
+                return ref
+        raise fail(
+            "R002", "this version can only move the weights of matched ops", Label(move.span)
+        )
+
+    # -- building ----------------------------------------------------------------------------------
+
+    def _rewrite(self, clause: t.Rewrite) -> None:
+        for step in clause.steps:
+            if not isinstance(step, t.Build) or len(step.targets) != 1:
+                raise fail("R002", "this version can only build single values", Label(step.span))
+            self._build(step)
+
+    def _build(self, step: t.Build) -> None:
+        self.origin = self._origin(step)
+        value = self.graph_value(step.value)
+        name = step.targets[0].text
+        if name in self.site.rule.outputs:
+            self.plan.outputs[name] = value
+        self.scope.names[name] = value
+        if step.handle is not None:
+            self.scope.names[step.handle.text] = value
+
+    def _origin(self, step: t.Build) -> OpCall | None:
+        call = None if step.origin is None else self.scope.names.get(step.origin.text)
+        return call if isinstance(call, OpCall) else None
+
+    def graph_value(self, expr: t.Expr) -> Any:
+        """A node, a planned op or a scalar."""
+        if isinstance(expr, t.Call) and isinstance(expr.function, t.Name):
+            planned = self._op_call(expr, expr.function)
+            if planned is not None:
+                return planned
+        if isinstance(expr, t.Binary) and expr.op in _ARITHMETIC:
+            return self._arithmetic(expr)
+        return self.scope.value(expr)
+
+    def _arithmetic(self, expr: t.Binary) -> Any:
+        left, right = self.graph_value(expr.left), self.graph_value(expr.right)
+        if not any(isinstance(value, (fx.Node, Planned)) for value in (left, right)):
+            return self.scope.value(expr)
+        op = self.state.vocabulary[_ARITHMETIC[expr.op]]
+        return self._plan(op, (self._operand(left), self._operand(right)), {}, {}, expr)
+
+    def _operand(self, value: Any) -> Any:
+        """A value of the graph as it is, constants of the model included; numbers as numbers."""
+        kept = isinstance(value, (fx.Node, Planned, RuntimeSize))
+        return value if kept else self.scope.plain(value)
+
+    def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
+        """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with
+        changes.
+        """
+        like = self.scope.names.get(function.text)
+        if isinstance(like, OpCall):
+            return self._clone(expr, like)
+        if function.text not in self.state.vocabulary:
+            return None
+        inputs = tuple(self.graph_value(arg) for arg in expr.args)
+        if not any(isinstance(value, (fx.Node, Planned)) for value in flat(inputs)):
+            return None
+        op = self.state.vocabulary[function.text]
+        params, attrs = self._settings(op, expr.keywords)
+        inputs, settings = _operands(op, inputs)
+        given = zip(op.attrs, settings, strict=False)
+        attrs.update((name, read_attr(op.attrs[name], value)) for name, value in given)
+        return self._plan(op, inputs, params, attrs, expr)
+
+    def _clone(self, expr: t.Call, like: OpCall) -> Planned:
+        params, attrs = self._settings(like.op, expr.keywords)
+        kept = {name: self.scope.param(like, name) for name in like.params}
+        inputs = tuple(self.graph_value(arg) for arg in expr.args) or like.inputs
+        self.origin = self.origin or like
+        return self._plan(like.op, inputs, {**kept, **params}, {**like.attrs, **attrs}, expr)
+
+    def _settings(
+        self, op: OpSpec, keywords: Sequence[t.Keyword]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        params: dict[str, Any] = {}
+        attrs: dict[str, Any] = {}
+        names = {param.name for param in op.params}
+        for keyword in keywords:
+            value = self.scope.value(keyword.value)
+            if keyword.name.text in names:
+                params[keyword.name.text] = read_weight(keyword, value)
+            elif keyword.name.text in op.attrs:
+                value = read_attr(op.attrs[keyword.name.text], self.scope.plain(value))
+                attrs[keyword.name.text] = settable(op.name, op.traits, keyword, value)
+            else:
+                raise fail("T003", f"op `{op.name}` has no `{keyword.name}`", Label(keyword.span))
+        return params, attrs
+
+    def _plan(
+        self,
+        op: OpSpec,
+        inputs: tuple[Any, ...],
+        params: dict[str, Any],
+        attrs: dict[str, Any],
+        at: t.Node,
+    ) -> Planned:
+        for value in params.values():
+            if isinstance(value, ParamRef):
+                self.scope.plain(value)
+        full = {param.name: params.get(param.name) for param in op.params}
+        specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
+        weights = {name: _spec(value) for name, value in full.items()}
+        dtype = self._dtype(specs)
+        made = [s.name for s, v in zip(op.inputs, inputs, strict=False) if isinstance(v, Tensor)]
+        specs |= _in_dtype({name: specs[name] for name in made}, dtype)
+        try:
+            attrs, results = self._shapes(op, specs, weights, attrs, dtype)
+        except _REFUSED as error:
+            why = (Label(at.span, str(error).partition("\n")[0]),)
+            raise NoValue(Diagnostic("R001", f"`{op.name}` cannot be built so", why)) from error
+        planned = Planned(op, inputs, full, attrs, self.origin, at, dtype, results)
+        self.plan.ops.append(planned)
+        return planned
+
+    def _shapes(
+        self,
+        op: OpSpec,
+        specs: dict[str, Any],
+        weights: dict[str, Any],
+        attrs: dict[str, Any],
+        dtype: torch.dtype,
+    ) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
+        """All attributes and the results' specs; the same shapes are asked for at many sites, so
+        answers are kept.
+        """
+        key = (op, tuple(specs.values()), tuple(weights.values()), tuple(attrs.items()), dtype)
+        known = self.state.known_specs
+        try:
+            if key in known:
+                return known[key]
+        except TypeError:  # an attribute that cannot be hashed, such as a slice
+            return _solve(op, specs, weights, attrs, dtype)
+        known[key] = _solve(op, specs, weights, attrs, dtype)
+        return known[key]
+
+    def _dtype(self, specs: dict[str, Any]) -> torch.dtype:
+        """New weights take the precision of the op they come from, else of what they are applied
+        to.
+        """
+        origin = self.origin
+        if origin is not None:
+            refs = [self.scope.param(origin, name) for name in origin.params]
+            found = [
+                ref.tensor.dtype
+                for ref in refs
+                if ref is not None and ref.tensor.is_floating_point()
+            ]
+            if found:
+                return found[0]
+        floating = [
+            s.dtype
+            for s in specs.values()
+            if isinstance(s, TensorSpec) and s.dtype.is_floating_point
+        ]
+        return floating[0] if floating else torch.get_default_dtype()
+
+
+_REFUSED = (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
+"""What a setting that no such op takes, a stride of 0, say, makes Python or torch raise."""
+
+
+def _reads(plan: Plan) -> list[fx.Node]:
+    each = ((*flat(planned.inputs), *read_by(planned.attrs)) for planned in plan.ops)
+    values = [*plan.outputs.values(), *chain.from_iterable(each)]
+    values += [v for value in values if isinstance(value, RuntimeSize) for v in value.reads]
+    return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """Operands with variadic ones spread out."""
+    return [v for value in values for v in (flat(value) if isinstance(value, tuple) else (value,))]
+
+
+def _solve(
+    op: OpSpec,
+    specs: dict[str, Any],
+    weights: dict[str, Any],
+    attrs: dict[str, Any],
+    dtype: torch.dtype,
+) -> tuple[dict[str, Any], tuple[TensorSpec, ...]]:
+    both = {**specs, **weights}
+    given = [name for name, spec in both.items() if spec is not None]
+    filled = op.fill(
+        attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)}
+    )
+    return filled, op.specs(specs, _in_dtype(weights, dtype), filled)
+
+
+def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first
+    settings.
+    """
+    at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
+    if at is None:
+        return values[: len(op.inputs)], values[len(op.inputs) :]
+    rest = tuple(
+        item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,))
+    )
+    return (*values[:at], rest), ()
+
+
+def _spec(value: Any) -> Any:
+    """What a planned op knows of an operand or parameter before it runs."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    if isinstance(value, Planned):
+        return value.specs[0]
+    if isinstance(value, ParamRef):
+        value = value.tensor
+    if isinstance(value, Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    return tuple(map(_spec, value)) if isinstance(value, tuple) else known(value)
+
+
+def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Specs with the double-precision results of the rule counted in the precision they will be
+    rounded to.
+    """
+    return {
+        n: TensorSpec(s.shape, dtype)
+        if isinstance(s, TensorSpec) and s.dtype == torch.float64
+        else s
+        for n, s in specs.items()
+    }
+
+
+def construct(state: State, site: Site) -> Plan:
+    """The plan of a site. Raises `LissomError` where the rule's right side cannot be computed."""
+    return Constructor(state, site).run()
+
+
+def _check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
+    if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
+        return
+    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    note = f"it is {shape}, the weight is {list(target.shape)}"
+    raise fail(
+        "R003", f"`{move.path}` keeps its shape when it is perturbed", Label(move.span), note=note
+    )

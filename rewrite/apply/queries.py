@@ -1,0 +1,263 @@
+"""Questions that rules ask about the graph: who owns a weight, in which mode a layer is, what
+something costs.
+
+Each is called as `question(scope, *args)`. They read the state and never change it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Label, fail
+from ..journal import Costs
+from ..match.repeats import foreign_readers
+from ..ops.call import OpCall
+from ..ops.runtime_size import RuntimeSize, size_of
+from ..ops.spec import TensorSpec
+from ..rules.dimension import DIM_QUESTIONS, DimValue, thinned
+from ..rules.global_ranking import survivors
+from ..rules.scope import ParamRef, Scope
+from .cost import SUPPOSED, calls_costs, model_costs, not_counted
+from .plan import Planned
+
+
+def owned(scope: Scope, *refs: Any) -> bool:
+    """Whether each weight has one reader only; absent weights own themselves."""
+    return all(not foreign_readers(scope, ref) for ref in _params(refs))
+
+
+def sharers(scope: Scope, *refs: Any) -> str:
+    """The sites that also read the weights."""
+    found = {
+        node.meta.get("site") or node.name
+        for ref in _params(refs)
+        for node in foreign_readers(scope, ref)
+    }
+    return ", ".join(sorted(found)) or "nobody"
+
+
+def _params(refs: tuple[Any, ...]) -> list[ParamRef]:
+    return [ref for ref in refs if isinstance(ref, ParamRef)]
+
+
+def calls(scope: Scope, call: OpCall) -> int:
+    """How many nodes run the layer of `call`."""
+    paths = [path for path in call.params.values() if path is not None]
+    return max((len(scope.state.readers(path)) for path in paths), default=1)
+
+
+def mode(scope: Scope, call: OpCall) -> str:
+    """`train` if the op behaves as in training, else `eval`."""
+    return "train" if call.attrs.get("training") else "eval"
+
+
+def known(scope: Scope, value: Any) -> bool:
+    return value is not None
+
+
+def constant(scope: Scope, value: Any) -> bool:
+    """Whether a matched operand is the same for every input: a number, or a tensor that the model
+    keeps.
+    """
+    return value.op == "get_attr" if isinstance(value, fx.Node) else not isinstance(value, Planned)
+
+
+def numel(scope: Scope, value: Any) -> int:
+    return math.prod(shape(scope, value))
+
+
+def rank(scope: Scope, value: Any) -> int:
+    """The number of axes of a value; 0 of a number."""
+    return len(shape(scope, value))
+
+
+def shape(scope: Scope, value: Any) -> tuple[int, ...]:
+    """The extents of a value; none of a number. Raises ValueError for what has none: a list, an
+    absent operand.
+    """
+    found = _described(value)
+    if isinstance(found, (TensorSpec, Tensor)):
+        return tuple(found.shape)
+    if isinstance(found, Number):
+        return ()
+    raise ValueError(f"{_kind(found)} has no axes")
+
+
+def size(scope: Scope, value: Any, axis: int = 0) -> int:
+    """How many features a dimension has; the extent of an axis of anything else."""
+    if isinstance(value, DimValue):
+        return int(value)
+    extents = shape(scope, value)
+    if not -len(extents) <= axis < len(extents):
+        raise ValueError(f"it has {len(extents)} axes, and none is axis {axis}")
+    return extents[axis]
+
+
+def runtime_size(scope: Scope, value: Any, axis: int = 0) -> RuntimeSize:
+    """The extent of an axis as the rewritten model computes it at each call."""
+    spec = value.specs[0] if isinstance(value, Planned) else value.meta["val"]
+    return size_of(value, axis, spec.shape[axis])
+
+
+def dtype(scope: Scope, value: Any) -> str:
+    """The element type of a value (`float32`); of a number the word for it: `int`, `float`."""
+    found = _described(value)
+    if isinstance(found, (TensorSpec, Tensor)):
+        return str(found.dtype).removeprefix("torch.")
+    if isinstance(found, Number):
+        return type(found).__name__
+    raise ValueError(f"{_kind(found)} has no element type")
+
+
+def _described(value: Any) -> Any:
+    """What is known of a value: its specification, or the value itself where it is no tensor."""
+    if isinstance(value, Planned):
+        return value.specs[0]
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    return value.tensor if isinstance(value, ParamRef) else value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "what is absent"
+    return "a list" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
+
+
+def moments(scope: Scope, call: OpCall) -> Tensor | None:
+    """Second moments E[u u^T] of what multiplies the weight of a linear layer or convolution, in
+    float64.
+
+    `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution.
+    None without data.
+    """
+    state = scope.state
+    if state.samples.generated:
+        return None
+    alike = [state.view.call(node) for node in state.view.calls_of(call.op.name)]
+    return state.samples.moments(state.module, call, [other for other in alike if other])
+
+
+def observed(scope: Scope, value: fx.Node) -> Tensor | None:
+    """What a value holds on all calibration data by channel, its second axis: float64 [C, numbers].
+    None without data.
+    """
+    state = scope.state
+    if state.samples.generated:
+        return None
+    found = [batch[value] for batch in state.samples.recorded(state.module, [value])]
+    rows = [thinned(v.detach().double().movedim(1, 0).flatten(1)) for v in found]
+    return thinned(torch.cat(rows, 1))
+
+
+def cost(field: str) -> Callable[..., Any]:
+    """`macs(before)`, `params(after)`, `bytes(model)`, `ops(c)`."""
+
+    def ask(scope: Scope, what: Any) -> int:
+        return getattr(_costs(scope, what), field)
+
+    return ask
+
+
+def macs(scope: Scope, what: Any) -> int:
+    """Multiply-accumulates of something. Raises R014 where some are not counted, unless a claim is
+    judged, which supposes what the others are (claims.py).
+    """
+    found = _costs(scope, what)
+    if not found.uncounted:
+        return found.macs
+    if SUPPOSED not in scope.facts:
+        raise not_counted(found, Label(None))
+    return found.macs + scope.facts[SUPPOSED](found.uncounted)
+
+
+def _costs(scope: Scope, what: Any) -> Costs:
+    state = scope.state
+    if isinstance(what, OpCall):
+        return calls_costs(state.module, [what])
+    if isinstance(what, ParamRef):
+        return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
+    if what == "model":
+        return model_costs(state.module, state.view)
+    if what in scope.facts:
+        known = scope.facts[what]
+        return known() if callable(known) else known
+    raise fail(
+        "R004",
+        f"the cost of `{what}` is not known here",
+        Label(None),
+        help="before, after, model or an op",
+    )
+
+
+def error(scope: Scope, value: Any) -> float:
+    """Relative L2 error of a matched value at this site, or of the model's outputs."""
+    return scope.facts["error"](value)
+
+
+def equal(scope: Scope, value: Any) -> float:
+    """The largest relative difference of a value before and after the rewrite; 0 is bit for bit."""
+    return scope.facts["equal"](value)
+
+
+def drift(scope: Scope, value: Any) -> float:
+    """Relative L2 distance of the model's outputs from those of the original model."""
+    return scope.facts["drift"](value)
+
+
+def drop(scope: Scope, metric: Any) -> float:
+    """How far a metric fell below the original model's; negative if it rose."""
+    return scope.facts["drop"](metric)
+
+
+def latency(scope: Scope, what: Any) -> float:
+    """Milliseconds for the example inputs, the median of turns with the model before. Raises R004
+    where there is no whole model to run.
+    """
+    if "latency" not in scope.facts:
+        place = Label(None)
+        hint = "ask in a `budget`, in `until`, or in `ensure` of a rule over dimensions"
+        raise fail("R004", "there is no whole model to time here", place, help=hint)
+    return scope.facts["latency"](what)
+
+
+def params(scope: Scope, what: Any) -> Any:
+    """How many parameters something has; of a dimension, the numbers that carry it."""
+    if isinstance(what, DimValue):
+        return DIM_QUESTIONS["params"](scope, what)
+    return cost("params")(scope, what)
+
+
+QUESTIONS: Mapping[str, Callable[..., Any]] = {
+    "owned": owned,
+    "sharers": sharers,
+    "calls": calls,
+    "mode": mode,
+    "known": known,
+    "constant": constant,
+    "numel": numel,
+    "rank": rank,
+    "shape": shape,
+    "size": size,
+    "runtime_size": runtime_size,
+    "dtype": dtype,
+    "moments": moments,
+    "observed": observed,
+    "error": error,
+    "equal": equal,
+    "drift": drift,
+    "drop": drop,
+    "latency": latency,
+    **DIM_QUESTIONS,
+    "params": params,
+    "survivors": survivors,
+    "macs": macs,
+    "bytes": cost("bytes"),
+    "ops": cost("ops"),
+}

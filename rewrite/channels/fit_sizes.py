@@ -1,0 +1,196 @@
+"""Movements on what is left: settings that fit are found by trying them on numbered positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Label, fail
+from ..ops.call import OpCall
+from ..ops.opspec import OpSpec
+from ..ops.spec import TensorSpec
+from .cut_builder import Share, Work, free_name
+from .labels import compressed, on_axis
+from .movement import Region, given, reordered
+from .selection import Axes, selected
+from .sizes import settings, shape_at, specs_of
+
+Shape = tuple[int, ...]
+
+
+def rearrange(work: Work, call: OpCall) -> None:
+    """Makes a movement fit. Raises R010 where nothing does."""
+    region = work.flow.regions.get(call.node)
+    if region is not None and region.axis in work.axes(region.source):
+        _select(work, call.node, region)
+    if region is not None and (not region.inside or region.axis in work.axes(region.source)):
+        return
+    changed = any(node in work.numbers for node in call.node.all_input_nodes)
+    source = call.inputs[0]
+    if not changed and work.shape(source) == shape_at(source):
+        return
+    job = _Job(work, call, work.axes(source), work.shape(source))
+    for op, attrs in job.candidates():
+        if job.fits(op, attrs):
+            if op is not call.op or attrs != call.attrs:
+                work.respell(call, op, attrs)
+            return
+    axes = list(job.axes)
+    alone = reordered(call, axes[0]) if len(axes) == 1 else None
+    if alone is None:
+        where = str(call.node.meta.get("site") or call.node.name)
+        message = f"`{call.node.name}` ({call.op.name}) cannot be made to fit what is left"
+        raise fail("R010", message, Label(None, where=where))
+    _select(work, call.node, alone)
+
+
+def _select(work: Work, node: fx.Node, region: Region) -> None:
+    """What is left of the axis, in the order that the region gave it."""
+    axis, kept_in, kept_out = region.axis, work.axes(region.source), work.axes(node)
+    places = torch.full((shape_at(region.source)[axis],), -1, dtype=torch.int64)
+    places[kept_in[axis]] = torch.arange(len(kept_in[axis]))
+    order = places[selected(region.order, {0: kept_out[axis]} if axis in kept_out else {})]
+    name = free_name(work.module, f"{node.name}_order")
+    work.module.register_buffer(name, order)
+    graph = work.module.graph
+    with graph.inserting_before(work.new[node]):
+        held = graph.get_attr(name)
+        held.meta["val"] = TensorSpec(tuple(order.shape), order.dtype)
+        new = graph.call_function(torch.index_select, (work.new[region.source], axis, held))
+    work.stand_in(node, new)
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+_SIZES = {"reshape": "shape", "expand": "size", "unflatten": "sizes"}
+
+
+@dataclass
+class _Job:
+    """A movement whose input has fewer positions: `axes` are those that stay, `shape` is its new
+    shape.
+    """
+
+    work: Work
+    call: OpCall
+    axes: Axes
+    shape: Shape
+
+    @property
+    def old(self) -> Shape:
+        return shape_at(self.call.inputs[0])
+
+    @property
+    def results(self) -> range:
+        return range(len(specs_of(self.call.node)))
+
+    def wanted(self) -> list[Shape]:
+        return [self.work.shape(self.call.node, i) for i in self.results]
+
+    # -- what to try -------------------------------------------------------------------------------
+
+    def candidates(self) -> Iterator[tuple[OpSpec, dict[str, Any]]]:
+        op, attrs = self.call.op, self.call.attrs
+        yield op, attrs
+        if op.name in _SIZES:
+            yield from ((op, {**attrs, _SIZES[op.name]: sizes}) for sizes in self._sizes())
+        elif op.name in ("split", "chunk"):
+            sizes = [shape[attrs["dim"]] for shape in self.wanted()]
+            split = self.work.flow.view.vocabulary["split"]
+            yield split, {"split_size_or_sections": sizes, "dim": attrs["dim"]}
+        elif op.name == "narrow":
+            axis = attrs["dim"] % len(self.old)
+            start = settings(attrs)["start"]
+            yield (
+                op,
+                {**attrs, "start": self._before(axis, start), "length": self.wanted()[0][axis]},
+            )
+        elif op.name == "getitem":
+            yield op, {"index": self._index(settings(attrs)["index"])}
+
+    def _sizes(self) -> Iterator[tuple[Any, ...]]:
+        """The written sizes where they still hold and the new ones elsewhere; all of them new."""
+        wanted = self.wanted()[0]
+        if self.call.op.name == "unflatten":
+            axis = self.call.attrs["dim"] % len(self.old)
+            wanted = wanted[axis : axis + len(self.call.attrs["sizes"])]
+        written = self.call.attrs[_SIZES[self.call.op.name]]
+        if len(written) == len(wanted):
+            pairs = zip(written, wanted, strict=True)
+            yield tuple(self._size(w, n) for w, n in pairs)
+        yield wanted
+
+    def _size(self, written: Any, wanted: int) -> Any:
+        """What is written, if it holds; a share of it, if it is computed (from the batch, say)."""
+        now = self.work.now(written)
+        if now in (wanted, -1):
+            return written
+        if not isinstance(written, fx.Node) or now < 1:
+            return wanted
+        common = gcd(now, wanted)
+        return Share(written, wanted // common, now // common)
+
+    def _before(self, axis: int, start: int) -> int:
+        """How many positions in front of one stay."""
+        return int((self.axes[axis] < start).sum()) if axis in self.axes else start
+
+    def _index(self, index: Any) -> Any:
+        """The index with the ends of its slices moved."""
+        entries = index if isinstance(index, tuple) else (index,)
+        named = sum(entry is not None and entry is not Ellipsis for entry in entries)
+        found, axis = [], 0
+        for entry in entries:
+            found.append(self._slice(axis, entry) if axis in self.axes else entry)
+            axis += len(self.old) - named if entry is Ellipsis else entry is not None
+        return tuple(found) if isinstance(index, tuple) else found[0]
+
+    def _slice(self, axis: int, entry: Any) -> Any:
+        if not isinstance(entry, slice) or entry.step not in (None, 1):
+            return entry
+        start, stop, _ = entry.indices(self.old[axis])
+        return slice(self._before(axis, start), self._before(axis, stop))
+
+    # -- what fits ---------------------------------------------------------------------------------
+
+    def fits(self, op: OpSpec, attrs: Mapping[str, Any]) -> bool:
+        """Whether each result gets the positions that it should have."""
+        numbers = settings(attrs, self.work.now)
+        try:
+            whole = torch.empty(self.shape, device="meta")
+            shapes = [tuple(r.shape) for r in self._run(op, numbers, whole, self.work.shape)]
+            return shapes == self.wanted() and all(self._moves(op, numbers, a) for a in self.axes)
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            return False
+
+    def _moves(self, op: OpSpec, numbers: Mapping[str, Any], axis: int) -> bool:
+        """The same, as far as the positions of one axis go."""
+        before = on_axis(torch.arange(self.old[axis]), axis, len(self.old)).expand(self.old)
+        after = on_axis(self.axes[axis], axis, len(self.old)).expand(self.shape)
+        have = self._run(op, numbers, after, self.work.shape)
+        sources = self._run(self.call.op, settings(self.call.attrs), before, shape_at)
+        want = [self._left(compressed(part), i) for i, part in enumerate(sources)]
+        # Most axes say nothing of positions along this one: they are never written out.
+        return all(torch.equal(compressed(a), b) for a, b in zip(have, want, strict=True))
+
+    def _left(self, part: Tensor, result: int) -> Tensor:
+        """What stays of the positions that a result had, without the axes that all say the same."""
+        axes = self.work.axes(self.call.node, result)
+        told = {axis: kept for axis, kept in axes.items() if part.shape[axis] > 1}
+        return compressed(selected(part, told))
+
+    def _run(
+        self,
+        op: OpSpec,
+        numbers: Mapping[str, Any],
+        value: Tensor,
+        shape: Callable[[Any], Shape],
+    ) -> list[Tensor]:
+        same = op is self.call.op
+        inputs = given(self.call, value, shape) if same else {op.inputs[0].name: value}
+        found = op.run(inputs, {}, numbers)
+        return list(found) if isinstance(found, (tuple, list)) else [found]

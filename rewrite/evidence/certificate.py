@@ -1,0 +1,201 @@
+"""The certificate: what was changed, by which rule, what was checked and how well. Anyone can check
+it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.equality import first_difference
+from ..graph.digest import model_digest, tensor_digest
+from ..journal import Applied, Refused, StageEnd, Verdict
+from ..measure.compare import distance, outputs
+from ..measure.processor import processor
+from ..measure.samples import Example
+from ..measure.twins import FAULTY, KernelFault, faults_text, kernel_faults
+from ..pipeline.compile import Compiled
+from .recorded import recorded, recorded_inputs, restored
+
+FORMAT = 2
+
+RELOAD_TOLERANCE = 1e-4
+"""Relative L2 difference allowed when outputs are computed again on another machine or with another
+torch.
+"""
+
+
+def certificate(compiled: Compiled) -> dict[str, Any]:
+    """Everything a third party needs to judge the result, as plain JSON values."""
+    return {
+        "format": FORMAT,
+        "environment": environment(),
+        "program": {"sha256": sha256(compiled.program.text), "pipeline": _pipeline_name(compiled)},
+        "seed": compiled.seed,
+        "capture": compiled.capture_how,
+        "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},
+        "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
+        "applications": [_timeless(event) for event in compiled.applied],
+        "kernels": [
+            _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
+        ],
+        "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
+        "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
+        "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
+        "claims": STATEMENT,
+    }
+
+
+STATEMENT = (
+    "proved: follows from the op declarations for all inputs of the recorded ranks. tested: "
+    "compared on the stated number of samples within the stated tolerance; it says nothing about "
+    "other inputs. Each application compares the perturbed "
+    "original with the rewrite in float64 and in the model's own precision, on random inputs. A "
+    "cut of a dimension compares the whole perturbed model with the cut one on the example inputs. "
+    "Stages are compared on every example, whose sizes the verdict names."
+)
+
+
+def environment() -> dict[str, str]:
+    """Versions and the processor: what numbers depend on. No host names."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **processor(),
+    }
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pipeline_name(compiled: Compiled) -> str | None:
+    return compiled.pipeline.name.text if compiled.pipeline is not None else None
+
+
+def _timeless(event: Applied | Refused | StageEnd) -> dict[str, Any]:
+    """An event without its duration: equal work gives equal certificates."""
+    return {key: value for key, value in asdict(event).items() if key != "seconds"}
+
+
+def _example(compiled: Compiled, example: Example) -> dict[str, Any]:
+    """Inputs by their structure, and digests of the outputs; the tensors are saved beside."""
+    found = [v for v in outputs(compiled.model, example.args) if isinstance(v, Tensor)]
+    return {
+        "label": example.label,
+        "inputs": recorded_inputs(example.args)[0],
+        "outputs": [{"sha256": tensor_digest(v), "shape": list(v.shape)} for v in found],
+    }
+
+
+def as_bytes(value: Any) -> bytes:
+    """Canonical JSON: the same value gives the same bytes."""
+    return json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: they become words."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+# -- checking again --------------------------------------------------------------------------------
+
+
+def recheck(
+    model: nn.Module,
+    written: Mapping[str, Any],
+    program: str,
+    probes: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+) -> tuple[Verdict, ...]:
+    """Compares a loaded artifact with its certificate: program, weights, and outputs on the
+    recorded inputs of each example.
+    """
+    same_program = sha256(program) == written["program"]["sha256"]
+    same_model = model_digest(model) == written["model"]["result"]  # type: ignore[arg-type]
+    held = all(v["holds"] for a in written["applications"] for v in a["verdicts"])
+    return (
+        Verdict("the program is the one that was run", "proved", same_program, detail="SHA-256"),
+        Verdict(
+            "graph and weights are those that were verified", "proved", same_model, detail="SHA-256"
+        ),
+        Verdict("every recorded verdict holds", "proved", held, len(written["applications"])),
+        _outputs_again(model, written["examples"], probes),
+    )
+
+
+def _outputs_again(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Any]],
+    probes: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+) -> Verdict:
+    """The verdict of the first example, which names the others, or the first that does not hold."""
+    found = [
+        _as_recorded(model, restored(example["inputs"], inputs), expected)
+        for example, (inputs, expected) in zip(examples, probes, strict=True)
+    ]
+    for example, verdict in zip(examples, found, strict=True):
+        if not verdict.holds:
+            return replace(verdict, detail=f"on {example['label']}: {verdict.detail}")
+    also = ", ".join(str(example["label"]) for example in examples[1:])
+    worst = max(found, key=lambda verdict: verdict.worst or 0.0)
+    return replace(worst, detail=f"{worst.detail}; also at {also}") if also else worst
+
+
+def _as_recorded(
+    model: nn.Module, inputs: tuple[Any, ...] | None, expected: Sequence[Tensor]
+) -> Verdict:
+    """Bit for bit on the same machine; within rounding elsewhere, and then the verdict says so."""
+    claim = "outputs on the recorded inputs are the recorded ones"
+    if inputs is None:
+        said = "an input is an object of a class of its own, which is not recorded"
+        return Verdict(claim, "not checked", True, detail=said)
+    found = [value for value in outputs(model, inputs) if isinstance(value, Tensor)]
+    if len(found) != len(expected):
+        return Verdict(
+            claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}"
+        )
+    if first_difference(list(expected), found) is None:
+        return Verdict(claim, "tested", True, 1, 0.0, 0.0, "bit for bit")
+    worst, allowed = _apart(found, expected), _tolerance(expected)
+    faults = () if worst <= allowed else _faults(model, inputs, expected)
+    detail = "relative L2; not bit for bit"
+    if faults:
+        detail = f"{detail}; with float64 in its place they agree: {faults_text(faults)}"
+    holds = worst <= allowed or bool(faults)
+    return Verdict(claim, "tested", holds, 1, worst, allowed, detail)
+
+
+def _faults(
+    model: nn.Module, inputs: tuple[Any, ...], expected: Sequence[Tensor]
+) -> tuple[KernelFault, ...]:
+    """The kernels without whose mistakes the outputs would be the recorded ones."""
+
+    def holds() -> bool:
+        found = [value for value in outputs(model, inputs) if isinstance(value, Tensor)]
+        return _apart(found, expected) <= _tolerance(expected)
+
+    return kernel_faults(holds)
+
+
+def _tolerance(expected: Sequence[Tensor]) -> float:
+    """A few units in the last place of the coarsest type, if that is more than usual."""
+    narrow = (torch.finfo(v.dtype).eps for v in expected if v.is_floating_point())
+    return max((RELOAD_TOLERANCE, *(8 * eps for eps in narrow)))
+
+
+def _apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    return max(distance(b, a) for a, b in zip(found, expected, strict=True))

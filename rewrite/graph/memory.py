@@ -1,0 +1,74 @@
+"""Which nodes write to memory that others can see. Nothing is moved across them, and they are never
+dead code.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from torch import fx
+
+from ..torch_internals import order_of
+from .index import GraphView
+from .writes import writes, written
+
+
+def mutations(module: fx.GraphModule) -> list[fx.Node]:
+    """All mutating nodes, in graph order."""
+    return [node for node in module.graph.nodes if writes(node, module)]
+
+
+def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
+    """Those of the mutating nodes that run after `first`."""
+    return nodes[bisect_right(nodes, order_of(first), key=order_of) :]
+
+
+def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.Node | None:
+    """A mutating node that runs between the first and the last of `inside` (in graph order) and is
+    none of them.
+    """
+    if not nodes or not inside:
+        return None
+    for node in after(nodes, inside[0]):
+        if order_of(node) >= order_of(inside[-1]):
+            return None
+        if node not in inside:
+            return node
+    return None
+
+
+def memory_of(view: GraphView, value: fx.Node) -> set[fx.Node]:
+    """The values whose memory `value` may be: itself and what it is a view of."""
+    found: set[fx.Node] = set()
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += _aliased(view, node)
+    return found
+
+
+def _aliased(view: GraphView, node: fx.Node) -> Sequence[fx.Node]:
+    """The inputs that a value may share memory with. What is opaque may pass on any of them."""
+    call = view.call(node)
+    if call is not None:
+        return node.all_input_nodes if call.in_place or "alias" in call.op.traits else ()
+    inputs = node.all_input_nodes
+    observed = node.meta.get("aliases", range(len(inputs)))
+    return [inputs[index] for index in observed if index < len(inputs)]
+
+
+def seen_through(
+    view: GraphView, nodes: Sequence[fx.Node], old: fx.Node, new: Iterable[fx.Node]
+) -> fx.Node | None:
+    """A later in-place op that would be seen if `old` became memory of `new`: it writes to one."""
+    later = after(nodes, old)
+    if not later:
+        return None
+    own = set().union(*(memory_of(view, node) for node in new))
+    writes = (
+        (node, memory_of(view, value)) for node in later for value in written(node, view.root)
+    )
+    return next((node for node, memory in writes if old in memory or memory & own), None)

@@ -1,0 +1,62 @@
+"""The processor that numbers come from, and the instructions that torch uses on it: kernels are
+chosen by both, and so are their mistakes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+NUMBERS = ("cpu family", "model")
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Settings that keep torch from instructions which the processor has."""
+
+
+def processor() -> dict[str, str]:
+    """The name of the processor, its instruction set as torch uses it, whether it has matrix tiles
+    (AMX), and the settings that forbid instructions, where there are any.
+    """
+    name, amx = _hardware()
+    limits = [f"{key}={os.environ[key]}" for key in LIMITS if os.environ.get(key)]
+    return {
+        "cpu": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "amx": "yes" if amx else "no",
+        **({"limits": ", ".join(limits)} if limits else {}),
+    }
+
+
+def processor_name() -> str:
+    """The same in a few words: `AMD EPYC, AVX512, ONEDNN_MAX_CPU_ISA=AVX2`."""
+    found = processor()
+    parts = [found["cpu"], found["instructions"], "AMX" if found["amx"] == "yes" else ""]
+    return ", ".join(part for part in (*parts, found.get("limits", "")) if part)
+
+
+@cache
+def _hardware() -> tuple[str, bool]:
+    """Name, and whether there are matrix tiles. Older torch tells neither, and no torch the model
+    number, without which some names are bare.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    told, listed = ask() if ask is not None else {}, _listed()
+    name = listed.get("model name") or told.get("cpu_name") or platform.processor()
+    numbers = [f"{key.removeprefix('cpu ')} {listed[key]}" for key in NUMBERS if key in listed]
+    amx = told.get("amx_tile", "amx_tile" in listed.get("flags", "").split())
+    kind = f" ({', '.join(numbers)})" if numbers else ""
+    return f"{name or platform.machine()}{kind}", bool(amx)
+
+
+def _listed() -> dict[str, str]:
+    """What the kernel lists of the first processor; nothing where it lists none."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = [line.partition(":") for line in lines]
+    return {key.strip(): value.strip() for key, _, value in reversed(pairs)}

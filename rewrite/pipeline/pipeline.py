@@ -1,0 +1,337 @@
+"""Runs a pipeline: stages in order, each checked as a whole and rolled back where it breaks what
+was asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from ...grammar.checks.unsupported import unsupported_steps
+from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.library.program import Program
+from ...grammar.tree import tree as t
+from ...grammar.tree.rules import RULE_KINDS
+from ..apply.cost import model_costs
+from ..apply.engine import VerifiedRewrite
+from ..apply.faulty_sites import stage_equality, undo
+from ..graph.digest import weights_at
+from ..graph.snapshot import finish, snapshot
+from ..journal import Applied, Costs, Note, StageEnd, Verdict
+from ..measure.compare import DRIFT, PROMISES, Metrics, checked, drift, runs_at, untouched
+from ..rules.rule import CompiledRule, compile_rule
+from ..rules.state import State, sample_count
+from ..targets.choose import RangedReady
+from .budgets import Measures
+from .remarks import tell_of_costs, tell_of_silence
+from .stages import implicit_stages
+from .strategy import Runner
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class PipelineRun:
+    """One run of one pipeline over a state. `args` override the pipeline's parameters."""
+
+    state: State
+    program: Program
+    source: t.Pipeline | None
+    metrics: Metrics
+    args: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress = lambda stage, done, total: None
+    allow: frozenset[str] = frozenset(RULE_KINDS)
+
+    def run(self) -> None:
+        """Runs every stage, then the checks of `verify`."""
+        self._refuse_later_parts()
+        self.measures = Measures(self.state, self.program, self.metrics, self.names)
+        if self.source is not None:
+            self.measures.require_counted(self.source)
+            self.measures.require_units(self.source)
+        self.define_data()
+        stages = self._stages()
+        for number, stage in enumerate(stages):
+            self.progress(stage.name.text, number, len(stages))
+            self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
+        tell_of_silence(self.state.journal)
+        tell_of_costs(self.state.journal, self._kind)
+        self.final = self._final()
+
+    # -- what the program says ---------------------------------------------------------------------
+
+    @property
+    def names(self) -> dict[str, Any]:
+        if self.source is None:
+            return {}
+        declared = {
+            p.name.text: p.default.value for p in self.source.params if hasattr(p.default, "value")
+        }
+        return {**declared, **self.args}
+
+    def _refuse_later_parts(self) -> None:
+        if self.source is None:
+            return
+        named = {ref.rule.text: ref.rule for ref in t.walk(self.source) if isinstance(ref, t.Ref)}
+        dims = {name for name, word in named.items() if self.program.rule(word).all(t.MatchDim)}
+        for refused in unsupported_steps(self.source, dims, named.keys() - dims):
+            raise LissomError(refused)
+
+    def define_data(self) -> None:
+        """Gives the data statements of the program their samples."""
+        for item in self.source.all(t.Data) if self.source is not None else ():
+            split, count = _sample(item)
+            self.state.samples.define(item.name.text, split, count, Label(item.span))
+
+    def _stages(self) -> list[t.Stage]:
+        if self.source is not None:
+            return list(self.source.all(t.Stage))
+        return implicit_stages(self.program)
+
+    @property
+    def on_fail(self) -> str:
+        items = self.source.all(t.OnFail) if self.source is not None else ()
+        return items[0].policy.text if items else "rollback"
+
+    # -- one stage ---------------------------------------------------------------------------------
+
+    def _told(
+        self, stage: str, number: int, total: int, rule: str, tried: int, applied: int
+    ) -> None:
+        """What a long stage is at: seconds pass between one place and the next."""
+        self.progress(f"{stage}: {rule}, {tried} tried, {applied} rewritten", number, total)
+
+    def _stage(self, stage: t.Stage, progress: Callable[[str, int, int], None]) -> None:
+        begun = time.perf_counter()
+        entry, start = snapshot(self.state.module), len(self.state.journal.events)
+        weights = weights_at(entry)
+        before = model_costs(self.state.module, self.state.view)
+        while True:
+            barred = len(self.state.barred)
+            runner = Runner(self.state, stage.name.text, progress=progress)
+            verdicts = self._steps_checked(stage, runner, start, entry, weights)
+            if barred == len(self.state.barred):
+                break
+            undo(self.state, entry, start)  # once more, without the sites that a kernel stains
+        broken = next((v for v in verdicts if not v.holds), None)
+        self._end(stage, broken is None, before, verdicts, begun, broken)
+        if broken is not None:
+            self._fail(stage, entry, broken)
+
+    def _steps_checked(
+        self,
+        stage: t.Stage,
+        runner: Runner,
+        start: int,
+        entry: fx.GraphModule,
+        weights: Mapping[str, tuple[int, int]],
+    ) -> tuple[Verdict, ...]:
+        for step in stage.steps:
+            self._step(runner, step)
+        self.state.samples.forget()
+        applied = [e for e in self.state.journal.events[start:] if isinstance(e, Applied)]
+        if not applied:
+            return ()
+        finish(self.state.module)
+        return self._check_stage(entry, applied, weights)
+
+    def _end(
+        self,
+        stage: t.Stage,
+        kept: bool,
+        before: Costs,
+        verdicts: tuple[Verdict, ...],
+        begun: float,
+        broken: Verdict | None = None,
+    ) -> None:
+        after = model_costs(self.state.module, self.state.view)
+        reason = "" if broken is None else f"`{broken.claim}` does not hold: {broken.detail}"
+        seconds = time.perf_counter() - begun
+        self.state.journal.add(
+            StageEnd(stage.name.text, kept, before, after, verdicts, seconds, {}, reason)
+        )
+
+    def _fail(self, stage: t.Stage, entry: fx.GraphModule, broken: Verdict) -> None:
+        """An exact stage that is not equal is a bug and always an error; a broken budget follows
+        `on_fail`.
+        """
+        if broken.claim in PROMISES or self.on_fail == "stop":
+            place = Label(stage.name.span, "this stage")
+            raise fail(
+                "V102",
+                f"stage `{stage.name}` breaks what was promised",
+                place,
+                note=f"{broken.claim}: {broken.detail}",
+            )
+        self.state.reset(entry)
+
+    def _check_stage(
+        self,
+        entry: fx.GraphModule,
+        applied: Sequence[Applied],
+        weights: Mapping[str, tuple[int, int]],
+    ) -> tuple[Verdict, ...]:
+        if not self.state.verify:
+            return ()
+        sliced = {path for event in applied for path in event.sliced}
+        others = {path: known for path, known in weights.items() if path not in sliced}
+        kept = untouched(others, weights_at(self.state.module))
+        asked = (lambda: self._outputs_kept(entry, applied)), self.budgets
+        return (kept, *checked(self.state.module, *asked))
+
+    def _outputs_kept(
+        self, entry: fx.GraphModule, applied: Sequence[Applied]
+    ) -> tuple[Verdict, ...]:
+        """Equality after exact rules alone, drift after others."""
+        state = self.state
+        if all(self._kind(event) == "exact" for event in applied):
+            return (stage_equality(state, entry, applied),)
+        data = state.samples.calibration(state.module)
+        distance = drift(self.metrics.original, state.module, data)
+        moved = Verdict(DRIFT, "tested", True, sample_count(state), distance, None, "relative L2")
+        others = state.samples.others
+        return (runs_at(entry, state.module, others), moved) if others else (moved,)
+
+    def _kind(self, event: Applied) -> str:
+        name = event.rule.partition("(")[0]
+        return self.program.rule(t.Word(name, span=self.program.file.span)).kind
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _step(self, runner: Runner, step: t.Step) -> int:
+        if isinstance(step, t.Once):
+            return runner.once(self._rules(step.refs))
+        if isinstance(step, t.Fixpoint):
+            return runner.fixpoint(self._rules(step.refs), step.limit)
+        if isinstance(step, t.Each):
+            return self._each(runner, step)
+        if isinstance(step, t.First):
+            return next((n for inner in step.steps if (n := self._step(runner, inner))), 0)
+        assert isinstance(step, t.Try)  # `calibrate` was refused
+        return self._try(runner, step)
+
+    def _try(self, runner: Runner, step: t.Try) -> int:
+        """All of the steps, or none of them if one changes nothing."""
+        entry = snapshot(self.state.module)
+        mark, applied = len(self.state.journal.events), runner.applied
+        done = [self._step(runner, inner) for inner in step.steps]
+        if all(done):
+            return sum(done)
+        self.state.reset(entry)
+        self.state.samples.forget()
+        runner.applied = applied
+        kept = [e for e in self.state.journal.events[mark:] if not isinstance(e, Applied)]
+        self.state.journal.events[mark:] = kept
+        return 0
+
+    def _each(self, runner: Runner, step: t.Each) -> int:
+        rules = self._rules((step.ref,))
+        if not rules:
+            return 0
+        order = step.order.text if isinstance(step.order, t.Name) else "saving"
+        if order not in RANKS:
+            raise fail(
+                "R009",
+                f"sites cannot be ordered by `{order}`",
+                Label(step.span),
+                help=f"one of {', '.join(RANKS)}",
+            )
+        until = step.until
+        reached = (lambda: False) if until is None else (lambda: bool(self.measures.ask(until)[2]))
+        return runner.each(rules[0], RANKS[order], reached, self._broken_budget)
+
+    def _broken_budget(self) -> str | None:
+        """The first budget that does not hold on the present graph, said in words."""
+        if not self._budget_items():
+            return None
+        finish(self.state.module)
+        verdicts = checked(self.state.module, self.budgets)
+        broken = next((v for v in verdicts if not v.holds), None)
+        return None if broken is None else f"`{broken.claim}` would not hold: {broken.detail}"
+
+    def _rules(self, refs: Sequence[t.Ref]) -> list[CompiledRule]:
+        scope = self.measures.scope(None)
+        found = []
+        for order, ref in enumerate(refs):
+            source = self.program.rule(ref.rule)
+            given = {k.name.text: scope.number(k.value) for k in ref.keywords}
+            names = [p.name.text for p in source.params]
+            given |= dict(zip(names, (scope.number(a) for a in ref.args), strict=False))
+            rule = compile_rule(source, given, ref.at, order, self.state.functions)
+            if source.kind in self.allow:
+                self.state.journal.tried[rule.label] += 0
+                found.append(rule)
+            else:
+                text = f"{rule.label} is {rule.kind} and was not allowed"
+                hint = "`allow` names the kinds that are applied"
+                self.state.journal.add(Note("", "W701", f"{text}; {hint}"))
+        return found
+
+    # -- budgets and checks ------------------------------------------------------------------------
+
+    def _budget_items(self) -> tuple[t.Budget, ...]:
+        return self.source.all(t.Budget) if self.source is not None else ()
+
+    def budgets(self) -> tuple[Verdict, ...]:
+        """One verdict for each `budget` of the pipeline, on the present graph."""
+        return tuple(
+            self.measures.judge(item.condition, item.data, item.span.text)
+            for item in self._budget_items()
+        )
+
+    def _final(self) -> tuple[Verdict, ...]:
+        items = [
+            i
+            for v in (self.source.all(t.Verify) if self.source is not None else ())
+            for i in v.items
+        ]
+        claims = [i for i in items if isinstance(i, t.Claim) and not _about_reload(i)]
+        forbidden = [
+            word for i in items if isinstance(i, t.Fact) and i.kind == "forbids" for word in i.names
+        ]
+        verdicts = [self.measures.judge(c.condition, c.data, c.span.text, c.within) for c in claims]
+        return (*verdicts, *(self._forbidden(word) for word in forbidden))
+
+    def _forbidden(self, word: t.Word) -> Verdict:
+        count = len(self.state.view.calls_of(word.text))
+        return Verdict(
+            f"forbids {word}",
+            "proved",
+            count == 0,
+            count,
+            detail=f"{count} found" if count else "none left",
+        )
+
+
+def _sample(item: t.Data) -> tuple[str, int | None]:
+    """`sample("train", 512)` or `sample("test", all)`."""
+    call = item.value
+    if isinstance(call, t.Call) and len(call.args) == 2 and isinstance(call.args[0], t.String):
+        count = call.args[1]
+        return call.args[0].value, int(count.value) if isinstance(count, t.Number) else None
+    raise fail(
+        "D005",
+        "data is a sample of a split",
+        Label(item.value.span),
+        help='sample("train", 512) or sample("test", all)',
+    )
+
+
+def _about_reload(claim: t.Claim) -> bool:
+    """`equal(reloaded)` is checked when the result is saved."""
+    return any(
+        isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition)
+    )
+
+
+RANKS: Mapping[str, Callable[[VerifiedRewrite | RangedReady], float]] = {
+    "saving": lambda ready: ready.saving,
+    "macs": lambda ready: ready.before.macs - ready.after.macs,
+    "sensitivity": lambda ready: -ready.sensitivity,
+}
+"""What `order by` may name; the largest goes first."""

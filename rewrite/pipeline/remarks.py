@@ -1,0 +1,49 @@
+"""What a run has to say of a rule as a whole: it changed nothing, would go on, or costs more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from ..apply.engine import anchor, candidates, find
+from ..journal import Applied, Journal, Note
+from ..match.site import Site
+from ..rules.rule import CompiledRule
+from ..rules.state import State
+
+
+def tell_of_silence(journal: Journal) -> None:
+    """A rule that was asked for and matched nothing is what people most need to hear about."""
+    for label, tried in sorted(journal.tried.items()):
+        if not journal.sites(label):
+            why = journal.misses(label).most_common(2)
+            counted = "; ".join(f"{count} x {reason}" for reason, count in why)
+            reasons = counted or "no candidate op in the model"
+            text = f"{label} changed none of {tried} candidates: {reasons}"
+            journal.add(Note("", "W702", text))
+
+
+def tell_of_costs(journal: Journal, kind: Callable[[Applied], str]) -> None:
+    """An exact rule promises the same outputs, not that they cost less."""
+    applied = journal.of(Applied)
+    for rule in dict.fromkeys(event.rule for event in applied):
+        events = [event for event in applied if event.rule == rule]
+        added = sum(event.after.macs - event.before.macs for event in events)
+        if added > 0 and kind(events[0]) == "exact":
+            sites = "1 site" if len(events) == 1 else f"{len(events)} sites"
+            journal.add(Note("", "W705", f"{rule} adds {added:,} MACs at {sites}"))
+
+
+def tell_of_more(state: State, stage: str, rule: CompiledRule, tried: Sequence[fx.Node]) -> None:
+    """Sites that are there only since the rule was applied elsewhere: `once` does not come back to
+    them.
+    """
+    old, start = set(tried), anchor(state, rule)
+    fresh = (node for node in candidates(state, rule) if node not in old)
+    found = (find(state, rule, node, start) for node in fresh)
+    more = [site for site in found if isinstance(site, Site)]
+    if more:
+        count = "1 more site" if len(more) == 1 else f"{len(more)} more sites"
+        text = f"{rule.label} leaves {count}, {more[0].name} for one, that it made itself"
+        state.journal.add(Note(stage, "W704", f"{text}; `fixpoint` comes back"))

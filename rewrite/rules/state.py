@@ -1,0 +1,98 @@
+"""The working state of one compilation: graph, index, what the user gave, and the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..channels.analyse import analyse
+from ..channels.flow import Flow
+from ..graph.index import GraphView
+from ..graph.memory import mutations
+from ..journal import Journal
+from ..measure.samples import Samples
+from ..measure.twins import KernelFault
+from ..ops.vocabulary import Vocabulary
+from .global_ranking import Survey
+from .pattern import Pattern
+from .scope import Scope
+
+
+@dataclass
+class State:
+    """Everything that a rule application reads or changes. `module` is the compiler's own copy of
+    the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
+    why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
+    nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
+    site of what must be left because of kernels, with those.
+    """
+
+    module: fx.GraphModule
+    vocabulary: Vocabulary
+    functions: Mapping[str, Callable[..., Any]]
+    questions: Mapping[str, Callable[..., Any]]
+    samples: Samples
+    journal: Journal
+    verify: bool = True
+    seed: int = 0
+    fuel: int | None = None
+    otherwise: Callable[[tuple[Any, ...]], str] = lambda args: ""
+    counters: dict[str, int] = field(default_factory=dict)
+    known_specs: dict[Any, Any] = field(default_factory=dict)
+    known_probes: dict[Any, Any] = field(default_factory=dict)
+    surveys: dict[str, Survey] = field(default_factory=dict)
+    flow: Flow | None = None
+    shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
+    barred: dict[tuple[str, str], tuple[KernelFault, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reset(self.module)
+
+    def reset(self, module: fx.GraphModule) -> None:
+        """Goes on with another graph, after a capture or a rollback."""
+        self.module, self.flow, self.shared = module, None, {}
+        self.view = GraphView(module, self.vocabulary)
+        self.mutations = mutations(module)
+
+    def features(self) -> Flow:
+        """Which features the axes of the present graph carry."""
+        if self.flow is None:
+            self.flow = analyse(self.view)
+        return self.flow
+
+    def scope(self, names: Mapping[str, Any]) -> Scope:
+        """What names mean at one site."""
+        return Scope(names, self.functions, self.questions, self)
+
+    def readers(self, path: str) -> list[fx.Node]:
+        """The nodes that compute with the storage of a parameter, each once; `get_attr` only hands
+        it on.
+        """
+        holders = dict.fromkeys(node for node, _ in self.view.owners(path))
+        users = ([*node.users] if node.op == "get_attr" else [node] for node in holders)
+        return list(dict.fromkeys(node for group in users for node in group))
+
+    def counts(self, pattern: Pattern) -> dict[str, int]:
+        """How often each op that the pattern names occurs in the graph."""
+        names = {name for op in pattern.ops for name in op.ops or ()}
+        return {name: len(self.view.calls_of(name)) for name in names}
+
+    def count(self, key: str) -> int:
+        """0, 1, 2 ... for each key: makes fresh names."""
+        number = self.counters.get(key, 0)
+        self.counters[key] = number + 1
+        return number
+
+
+def sample_count(state: State) -> int:
+    """How many calibration samples sites are measured on."""
+    return sum(
+        int(a.shape[0])
+        for args in state.samples.calibration(state.module)
+        for a in args[:1]
+        if isinstance(a, torch.Tensor) and a.dim()
+    )

@@ -1,0 +1,197 @@
+"""Verifying rules over dimensions: a changed model beside the one that it stands for, and what the
+rule promises.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import fx, nn
+
+from ...grammar.diagnostics import Label, fail
+from ..apply.claims import judge_claim
+from ..apply.cost import model_costs
+from ..apply.faulty_sites import run_both
+from ..graph.index import GraphView
+from ..graph.runs import RunFailed
+from ..graph.snapshot import finish
+from ..journal import Costs, Verdict
+from ..measure.compare import drift, equality_at
+from ..measure.latency import TURNS, measure_latency
+from ..measure.samples import Example, numbers_in
+from ..measure.twins import FAULTY, faults_text, kernel_faults
+from ..rules.binding import PLAN, NoMatch
+from ..rules.rule import CompiledRule
+from ..rules.scope import Scope
+from ..rules.state import State, sample_count
+
+
+def miss(
+    rule: CompiledRule, stage: int, text: str, code: str = "R012", node: fx.Node | None = None
+) -> NoMatch:
+    return NoMatch(stage, 0, lambda: text, rule.source.name.span, node, code)
+
+
+@dataclass(slots=True)
+class Verified:
+    """What is known of a change that waits to be committed. apart: measures how far it moves the
+    model's outputs on calibration data, relative L2.
+    """
+
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+    apart: Callable[[], float]
+
+    @property
+    def saving(self) -> int:
+        return self.before.params - self.after.params
+
+    @property
+    def sensitivity(self) -> float:
+        return self.apart()
+
+
+class CutSite(Protocol):
+    """Where a rule ranges over something, and its guards hold."""
+
+    rule: CompiledRule
+    scope: Scope
+
+    @property
+    def name(self) -> str: ...
+
+
+S = TypeVar("S", bound=CutSite)
+
+
+@dataclass
+class CutTrial(ABC, Generic[S]):
+    """A changed model, `view`, beside the model that it stands for."""
+
+    state: State
+    site: S
+    view: GraphView
+
+    claim: ClassVar[str]
+    remedy: ClassVar[str]
+
+    @abstractmethod
+    def perturbed(self) -> nn.Module:
+        """What the changed model must equal."""
+
+    @abstractmethod
+    def left(self) -> int:
+        """What the rule's dimension is afterwards."""
+
+    @cached_property
+    def reference(self) -> nn.Module:
+        return self.perturbed()
+
+    @cached_property
+    def costs(self) -> tuple[Costs, Costs]:
+        return model_costs(self.state.module, self.state.view), model_costs(self.after, self.view)
+
+    @property
+    def after(self) -> fx.GraphModule:
+        return self.view.root
+
+    def unchanged(self) -> fx.GraphModule:
+        """The model itself: what a rule that perturbs nothing must not change."""
+        finish(self.state.module)
+        return self.state.module
+
+    def equality(self) -> Verdict:
+        nodes, examples = len(self.after.graph.nodes), self.examples()
+        try:
+            found = equality_at(self.reference, self.after, examples, nodes)
+        except RunFailed as error:
+            # What the change stands for may refuse a size that the model took: a graph checks what
+            # it was captured for, and there is nothing to compare with.
+            if error.model is not self.reference or len(examples) == 1:
+                raise
+            found = equality_at(self.reference, self.after, examples[:1], nodes)
+        return replace(found, claim=self.claim)
+
+    def run(self) -> None:
+        """Runs both models on what they are compared on."""
+        run_both(self.reference, self.after, self.examples())
+
+    def examples(self) -> tuple[Example, ...]:
+        """The example, and one of another size that is no larger: a stage has many cuts. When it
+        ends, the model is run on all.
+        """
+        first, *others = self.state.samples.examples
+        cheap = [other for other in others if numbers_in(other) <= numbers_in(first)]
+        return (first, *sorted(cheap, key=numbers_in)[:1])
+
+    def claims(self) -> tuple[Verdict, ...]:
+        samples, rule = [0], self.site.rule
+        scope = self.site.scope.child({rule.dim: self.left()})
+        before, after = self.costs
+        scope.facts.update(before=before, after=after)
+        scope.facts["error"] = lambda value: self._error(samples)
+        scope.facts["latency"] = lambda what: self._latency(what, samples)
+        scope.facts["equal"] = lambda value: self.equality().worst
+        try:
+            return tuple(judge_claim(scope, claim, samples) for claim in rule.claims)
+        finally:  # they hold the trial, which holds them, and a model each
+            for measured in ("error", "latency", "equal"):
+                del scope.facts[measured]
+
+    def _latency(self, what: str, samples: list[int]) -> float:
+        """Milliseconds that the model takes for the example inputs, before or after."""
+        timed = measure_latency(
+            self.unchanged(), self.after, self.state.samples.inputs, seconds=TURNS
+        )
+        samples[0] = timed.rounds
+        return 1e3 * (timed.before if what == "before" else timed.after)
+
+    def _error(self, samples: list[int]) -> float:
+        samples[0] = sample_count(self.state)
+        return self.drift()
+
+    def drift(self) -> float:
+        """How far the perturbation moves the model's outputs, on calibration data: relative L2."""
+        module = self.unchanged()
+        return drift(module, self.reference, self.state.samples.calibration(module))
+
+
+def judged(trial: CutTrial[Any]) -> tuple[Verdict, ...] | NoMatch:
+    """What is known of a changed model; the reason where it cannot run or breaks a claim. Raises
+    V101 if it is not what the rule says.
+    """
+    if not trial.state.verify:
+        return ()
+    rule = trial.site.rule
+    try:
+        equal = trial.equality()
+    except RunFailed as error:
+        if error.model is not trial.reference:  # then the change itself is wrong
+            raise
+        # A norm refuses to run over a single number.
+        return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
+    if not equal.holds:
+        faults = kernel_faults(lambda: trial.equality().holds, trial.run)
+        if faults:
+            return replace(miss(rule, PLAN, faults_text(faults), FAULTY), faults=faults)
+        raise _unsound(trial, equal)
+    claims = trial.claims()
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    if broken is not None:
+        text = f"`{broken.claim}` does not hold: {broken.detail}"
+        return miss(rule, PLAN, text, "B001")
+    return (equal, *claims)
+
+
+def _unsound(trial: CutTrial[Any], verdict: Verdict) -> Exception:
+    rule = trial.site.rule
+    place = Label(rule.source.name.span, "this rule")
+    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
+    note = f"at {trial.site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
+    message = f"`{rule.name}` does not compute the same"
+    return fail("V101", message, place, note=note, help=trial.remedy)
