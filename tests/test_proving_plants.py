@@ -16,6 +16,7 @@ from lissom.passes import channels
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.apply import commit, engine
 from lissom.rewrite.apply.engine import NoMatch
+from lissom.rewrite.graph.places import lies_at
 from lissom.rewrite.match import shapes as shape_match
 from lissom.rewrite.match import site
 from lissom.rewrite.match.match import Search
@@ -23,7 +24,7 @@ from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.models import filling, generate, settings, sizes
 from lissom.rewrite.proving.models.generate import Grown
-from lissom.rewrite.proving.models.places import inside, lies_at, outside
+from lissom.rewrite.proving.models.places import inside, outside
 from lissom.rewrite.proving.near_miss import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, explore, prove
 from lissom.rewrite.proving.stages import algebra

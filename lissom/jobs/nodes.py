@@ -12,7 +12,7 @@ from ..grammar.diagnostics import Label, fail
 from ..model_file import load_model
 from ..output import Output
 from ..rewrite.graph.building import assertions
-from ..rewrite.match.site import fits
+from ..rewrite.graph.places import node_at
 from ..rewrite.ops.attributes import numbers
 from ..rewrite.ops.call import OpCall
 from ..rewrite.rules.state import State
@@ -42,7 +42,7 @@ def op_rows(out: Output, model: str, at: str | None, program: str | None) -> lis
     graph, checks = state.module.graph, assertions(state.module.graph)
     calls = [n for n in graph.nodes if n.op.startswith("call_") and n not in checks]
     nodes = [node for node in calls if _makes_tensors(node)]
-    found = [node for node in nodes if at is None or fits(node, at)]
+    found = [node for node in nodes if at is None or node_at(node, at)]
     if at is not None and not found:
         hint = "`lissom show MODEL` lists all places"
         raise fail("U008", f"nothing of the model lies at `{at}`", Label(None, where=at), help=hint)

@@ -13,6 +13,7 @@ from torch import fx
 from ...grammar.diagnostics import Label, LissomError, Span, fail
 from ...grammar.tree import tree as t
 from ..graph.emit import Emitted
+from ..graph.places import name_of
 from ..journal import Applied, Costs, Refused, Verdict
 from ..match.match import Search, rarest
 from ..match.site import Site, examine, examine_cheaply, owners_miss
@@ -299,13 +300,12 @@ def attempt(
     return found
 
 
-def refuse(state: State, stage: str, rule: CompiledRule, node: fx.Node, miss: NoMatch) -> None:
-    """Writes down why a candidate was left."""
+def refusal(stage: str, rule: CompiledRule, node: fx.Node, miss: NoMatch) -> Refused:
+    """Why a candidate was left, for the journal."""
     where = miss.node if miss.node is not None else node
-    site = str(where.meta.get("site") or where.name)
     place = str(miss.span) if miss.span is not None else ""
     structural = miss.stage == STRUCTURE or miss.code == "L001"
-    state.journal.add(Refused(stage, rule.label, site, miss.code, miss.text(), place, structural))
+    return Refused(stage, rule.label, name_of(where), miss.code, miss.text(), place, structural)
 
 
 def alive(nodes: Iterable[fx.Node]) -> list[fx.Node]:

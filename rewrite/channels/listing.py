@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, did_you_mean, fail
 from ..graph.opaque import opaque_costs
+from ..graph.places import lies_at
 from ..journal import Opaque
 from ..ops.call import tensor_at
 from .classes import DimClass, Role, classes
@@ -109,7 +109,7 @@ def listing(flow: Flow, at: str | None = None) -> Listing:
 
 def dims_at(dims: Sequence[DimClass], at: str) -> list[DimClass]:
     """Those with a parameter at this path or glob, or below it. Raises U008 if there is none."""
-    found = [dim for dim in dims if any(_fits(path, at) for path, _ in dim.places)]
+    found = [dim for dim in dims if any(lies_at(path, at) for path, _ in dim.places)]
     if not found:
         known = dict.fromkeys(
             name for d in dims for path, _ in d.places for name in (path.rpartition(".")[0], path)
@@ -120,10 +120,6 @@ def dims_at(dims: Sequence[DimClass], at: str) -> list[DimClass]:
         place = Label(None, where=at)
         raise fail("U008", f"no dimension of the model stands at `{at}`", place, help=hint)
     return found
-
-
-def _fits(path: str, glob: str) -> bool:
-    return fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}.*")
 
 
 def _listed(flow: Flow, counts: _Counts, dim: DimClass) -> Listed:

@@ -4,23 +4,17 @@ changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from torch import fx, nn
 
 from ..apply.cost import model_costs
-from ..apply.engine import anchor, apply, candidates, ready_at
-from ..graph.snapshot import finish, snapshot
 from ..measure.compare import drift
 from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
-from ..targets.choose import Ranged, ranged_candidates, ranged_ready
-
-Item = TypeVar("Item")
+from ..targets.choose import kind_of, target_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +44,9 @@ def effects(
     place: how much the rule moves there is the question.
     """
     rule = replace(rule, unlimited=True)
-    found = _dims if rule.dim else _nodes
     reference = None if metric is None else metric(state.module)
-    chosen = range(part, len(_places(state, rule)), parts)
-    return [_effect(state, found(state, rule, at), metric, reference) for at in chosen]
-
-
-def _places(state: State, rule: CompiledRule) -> Sequence[Ranged] | Sequence[fx.Node]:
-    return ranged_candidates(state, rule) if rule.dim else candidates(state, rule)
+    chosen = range(part, len(target_of(state, rule).candidates()), parts)
+    return [_effect(state, _changed(state, rule, at), metric, reference) for at in chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +71,15 @@ def _effect(
     return SiteCost(changed.site, "", apart, drop, changed.params, changed.macs)
 
 
-def _dims(state: State, rule: CompiledRule, at: int) -> _Changed:
-    state.surveys.clear()
-    dim = ranged_candidates(state, rule)[at]
-    finish(state.module)
-    found = ranged_ready(state, rule, dim)
-    if isinstance(found, NoMatch):
-        return _Changed(dim.name, None, found.text())
-    saved = found.before - found.after
-    return _Changed(dim.name, found.model, "", saved.params, saved.macs)
-
-
-def _nodes(state: State, rule: CompiledRule, at: int) -> _Changed:
-    """Applied to a copy of the graph: a rewrite changes the one that it is made in."""
-    with _apart(state):
-        node = candidates(state, rule)[at]
-        site = str(node.meta.get("site") or node.name)
-        found = ready_at(state, rule, node, anchor(state, rule))
-        if isinstance(found, NoMatch):
-            return _Changed(site, None, found.text())
+def _changed(state: State, rule: CompiledRule, at: int) -> _Changed:
+    with kind_of(rule).apart(state):
+        target = target_of(state, rule)
+        place = target.candidates()[at]
         before = model_costs(state.module, state.view)
-        apply(state, "sensitivity", found, 0.0)
-        finish(state.module)
-        saved = before - model_costs(state.module, state.view)
-        return _Changed(found.site.name, state.module, "", saved.params, saved.macs)
-
-
-@contextmanager
-def _apart(state: State) -> Iterator[None]:
-    """The state works on a copy of the graph, and on the graph itself again afterwards."""
-    kept, events = state.module, len(state.journal.events)
-    state.reset(snapshot(kept))
-    try:
-        yield
-    finally:
-        del state.journal.events[events:]
-        state.reset(kept)
-        state.samples.forget()
+        found = target.prepare(place)
+        if isinstance(found, NoMatch):
+            return _Changed(target.name(place), None, found.text())
+        name = found.site.name
+        model, after = target.with_one(found)
+        saved = before - after
+        return _Changed(name, model, "", saved.params, saved.macs)

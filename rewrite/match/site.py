@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, fx
 from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from ..graph.memory import mutation_between
+from ..graph.places import node_at
 from ..ops.call import OpCall
 from ..rules.binding import GUARDS, OWNERS, SITES, UNLESS, USES, Bindings, NoMatch
 from ..rules.pattern import Pattern, PatternOp
@@ -234,13 +234,7 @@ def _outside(scope: Scope, clause: t.SitePattern) -> NoMatch | None:
 def _fits(value: Any, glob: str) -> bool:
     """Whether what a pattern name stands for lies at the glob."""
     node = _node_of(value)
-    return node is not None and fits(node, glob)
-
-
-def fits(node: fx.Node, glob: str) -> bool:
-    """A glob names a module path or any module above it."""
-    site = str(node.meta.get("site", ""))
-    return fnmatchcase(site, glob) or fnmatchcase(site, glob + ".*")
+    return node is not None and node_at(node, glob)
 
 
 def _node_of(value: Any) -> fx.Node | None:

@@ -18,7 +18,6 @@ from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ...grammar.tree.rules import RULE_KINDS
 from ..apply.cost import model_costs
-from ..apply.engine import VerifiedRewrite
 from ..apply.faulty_sites import stage_equality, undo
 from ..graph.digest import weights_at
 from ..graph.snapshot import finish, snapshot
@@ -26,7 +25,7 @@ from ..journal import Applied, Costs, Note, StageEnd, Verdict
 from ..measure.compare import DRIFT, PROMISES, Metrics, checked, drift, runs_at, untouched
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
-from ..targets.choose import RangedReady
+from ..targets.target import Prepared
 from .budgets import Measures
 from .remarks import tell_of_costs, tell_of_silence
 from .stages import implicit_stages
@@ -329,7 +328,7 @@ def _about_reload(claim: t.Claim) -> bool:
     )
 
 
-RANKS: Mapping[str, Callable[[VerifiedRewrite | RangedReady], float]] = {
+RANKS: Mapping[str, Callable[[Prepared], float]] = {
     "saving": lambda ready: ready.saving,
     "macs": lambda ready: ready.before.macs - ready.after.macs,
     "sensitivity": lambda ready: -ready.sensitivity,

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import fx
-
-from ..apply.engine import anchor, candidates, find
 from ..journal import Applied, Journal, Note
-from ..match.site import Site
 from ..rules.rule import CompiledRule
-from ..rules.state import State
 
 
 def tell_of_silence(journal: Journal) -> None:
@@ -35,15 +30,11 @@ def tell_of_costs(journal: Journal, kind: Callable[[Applied], str]) -> None:
             journal.add(Note("", "W705", f"{rule} adds {added:,} MACs at {sites}"))
 
 
-def tell_of_more(state: State, stage: str, rule: CompiledRule, tried: Sequence[fx.Node]) -> None:
+def tell_of_more(journal: Journal, stage: str, rule: CompiledRule, more: Sequence[str]) -> None:
     """Sites that are there only since the rule was applied elsewhere: `once` does not come back to
     them.
     """
-    old, start = set(tried), anchor(state, rule)
-    fresh = (node for node in candidates(state, rule) if node not in old)
-    found = (find(state, rule, node, start) for node in fresh)
-    more = [site for site in found if isinstance(site, Site)]
     if more:
         count = "1 more site" if len(more) == 1 else f"{len(more)} more sites"
-        text = f"{rule.label} leaves {count}, {more[0].name} for one, that it made itself"
-        state.journal.add(Note(stage, "W704", f"{text}; `fixpoint` comes back"))
+        text = f"{rule.label} leaves {count}, {more[0]} for one, that it made itself"
+        journal.add(Note(stage, "W704", f"{text}; `fixpoint` comes back"))

@@ -9,41 +9,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-from torch import fx
+from typing import Any, TypeVar
 
 from ...grammar.diagnostics import Label, fail
-from ..apply.engine import (
-    VerifiedRewrite,
-    alive,
-    anchor,
-    apply,
-    attempt,
-    candidates,
-    forget,
-    may_apply,
-    ready_at,
-    refuse,
-)
+from ..apply.engine import attempt
 from ..graph.snapshot import snapshot
 from ..journal import Refused
 from ..rules.binding import NoMatch
-from ..rules.pattern import PatternOp
 from ..rules.rule import CompiledRule
 from ..rules.state import State
-from ..targets.choose import (
-    Ranged,
-    RangedReady,
-    alive_ranged,
-    apply_ranged,
-    ranged_candidates,
-    ranged_ready,
-)
-from ..torch_internals import is_erased
+from ..targets.choose import kind_of, target_of
+from ..targets.target import Prepared, Target
 from .gc import fewer_collections
 from .loops import described_cycle
 from .remarks import tell_of_more
 from .worklist import Worklist
+
+P = TypeVar("P")
+R = TypeVar("R", bound=Prepared)
 
 CAP_PER_NODE = 10
 CAP_LEAST = 1000
@@ -66,42 +49,36 @@ class Runner:
 
     @fewer_collections()
     def once(self, rules: Sequence[CompiledRule]) -> int:
-        """Every site present at entry, at most once, in graph order."""
+        """Every candidate present at entry, at most once, in the order of the model."""
         before = self.applied
         for rule in rules:
-            if rule.dim:
-                self._once_dims(rule)
-                continue
-            nodes = candidates(self.state, rule)
-            start = anchor(self.state, rule)
-            self._look_ahead(rule, nodes, start)
-            applied = self.applied
-            for node in nodes:
-                if not is_erased(node) and self.state.fuel != 0:
-                    self._try(rule, node, start)
-            if self.applied > applied and rule.kind == "exact" and self.state.fuel is None:
-                tell_of_more(self.state, self.stage, rule, alive(nodes))
+            self._once(target_of(self.state, rule))
         return self.applied - before
 
-    def _once_dims(self, rule: CompiledRule) -> None:
-        """The same for the dimension classes, or images, that the model has at entry."""
-        self.state.surveys.clear()
-        for dim in ranged_candidates(self.state, rule):
-            for left in alive_ranged(self.state, rule, [dim]) if self.state.fuel != 0 else ():
-                begun = time.perf_counter()
-                found = self._dim_ready(rule, left)
-                if found is not None:
-                    apply_ranged(self.state, self.stage, found, time.perf_counter() - begun)
-                    self._burn()
+    def _once(self, target: Target[Any, Any]) -> None:
+        places, before = target.candidates(), self.applied
+        target.look_ahead(places)
+        for place in places:
+            for left in target.alive([place]) if self.state.fuel != 0 else ():
+                self._try(target, left)
+        rule = target.rule
+        if self.applied > before and rule.kind == "exact" and self.state.fuel is None:
+            more = target.fresh(target.alive(places))
+            tell_of_more(self.state.journal, self.stage, rule, more)
 
-    def _dim_ready(self, rule: CompiledRule, dim: Ranged) -> RangedReady | None:
-        self._tried(rule)
-        found = ranged_ready(self.state, rule, dim)
+    def _try(self, target: Target[P, R], place: P) -> None:
+        begun = time.perf_counter()
+        found = self._prepared(target, place)
+        if found is not None:
+            target.commit(self.stage, found, time.perf_counter() - begun)
+            self._burn()
+
+    def _prepared(self, target: Target[P, R], place: P) -> R | None:
+        self._tried(target.rule)
+        found = target.prepare(place)
         if not isinstance(found, NoMatch):
             return found
-        place = str(found.span) if found.span is not None else ""
-        refused = Refused(self.stage, rule.label, dim.name, found.code, found.text(), place)
-        self.state.journal.add(refused)
+        self.state.journal.add(target.refused(self.stage, place, found))
         return None
 
     def _tried(self, rule: CompiledRule) -> None:
@@ -113,34 +90,15 @@ class Runner:
         if self.state.fuel is not None:
             self.state.fuel -= 1
 
-    def _try(self, rule: CompiledRule, node: fx.Node, start: PatternOp) -> list[fx.Node] | None:
-        self._tried(rule)
-        seen = _seen_by(node)
-        result = attempt(self.state, self.stage, rule, node, start)
-        self.state.samples.leave(seen)
-        if isinstance(result, NoMatch):
-            refuse(self.state, self.stage, rule, node, result)
-            return None
-        self._burn()
-        return result
-
-    def _look_ahead(self, rule: CompiledRule, nodes: Sequence[fx.Node], start: PatternOp) -> None:
-        """Approximate rules measure what sites see: one pass through the model serves several of
-        those whose first guards hold.
-        """
-        if rule.kind == "approx":
-            near = (node for node in nodes if may_apply(self.state, rule, node, start))
-            self.state.samples.look_ahead(map(_seen_by, near))
-
     # -- fixpoint ----------------------------------------------------------------------------------
 
     @fewer_collections()
     def fixpoint(self, rules: Sequence[CompiledRule], limit: int | None = None) -> int:
-        """Applies the rules until none matches. Each node is tried again only when something near
-        it changed.
+        """Applies the rules until none matches. Where a change is felt only near it, each node is
+        tried again only when something near it changed.
         """
-        if any(rule.dim for rule in rules):
-            return self._fixpoint_dims(rules, limit)
+        if not all(kind_of(rule).local for rule in rules):
+            return self._passes(rules, limit)
         work = Worklist(self.state, sorted(rules, key=lambda rule: (-rule.priority, rule.order)))
         cap = max(CAP_LEAST, CAP_PER_NODE * len(self.state.module.graph.nodes))
         before = self.applied
@@ -160,8 +118,8 @@ class Runner:
         work.report(self.stage)
         return self.applied - before
 
-    def _fixpoint_dims(self, rules: Sequence[CompiledRule], limit: int | None) -> int:
-        """Passes over all classes until one changes nothing. Each cut leaves fewer features."""
+    def _passes(self, rules: Sequence[CompiledRule], limit: int | None) -> int:
+        """Passes over all candidates until one changes nothing. Each cut leaves fewer features."""
         before, last = self.applied, -1
         while last != self.applied and self.state.fuel != 0:
             last = self.applied
@@ -190,29 +148,25 @@ class Runner:
     def each(
         self,
         rule: CompiledRule,
-        rank: Callable[[VerifiedRewrite | RangedReady], float],
+        rank: Callable[[Prepared], float],
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
     ) -> int:
-        """Applies the best site, ranks the rest again, until `done` or no site is left.
+        """Applies the best candidate, ranks the rest again, until `done` or none is left.
 
-        An application after which a budget is `broken` is taken back, and the others go on. Sites
-        that are left when the goal is reached are written down as not tried.
+        An application after which a budget is `broken` is taken back, and the others go on.
+        Candidates that are left when the goal is reached are written down as not tried.
         """
-        before = self.applied
-        if rule.dim:
-            self._each_dim(rule, rank, done, broken)
-            return self.applied - before
-        start = anchor(self.state, rule)
-        waiting, ranked = candidates(self.state, rule), False
+        before, target = self.applied, target_of(self.state, rule)
+        waiting, ranked = target.candidates(), False
         while waiting and self.state.fuel != 0 and not done():
-            self._look_ahead(rule, alive(waiting), start)
-            waiting, best = self._best(rule, alive(waiting), start, rank)
+            target.look_ahead(waiting)
+            waiting, best = self._best(target, waiting, rank)
             ranked = True
-            if best is not None and not self._apply_within(best, broken):
-                names = {node.name for node in waiting}  # the graph is a copy now
-                waiting = [n for n in candidates(self.state, rule) if n.name in names]
-        self._untried(rule, [_site_of(node) for node in alive(waiting) if ranked])
+            if best is not None:
+                self._apply_within(target, best, broken)
+                waiting = target.alive(waiting)
+        self._untried(rule, [target.name(place) for place in waiting if ranked])
         return self.applied - before
 
     def _untried(self, rule: CompiledRule, sites: Sequence[str]) -> None:
@@ -222,84 +176,38 @@ class Runner:
             self.state.journal.add(Refused(self.stage, rule.label, site, "B003", why, place))
 
     def _best(
-        self,
-        rule: CompiledRule,
-        nodes: Sequence[fx.Node],
-        start: PatternOp,
-        rank: Callable[[VerifiedRewrite | RangedReady], float],
-    ) -> tuple[list[fx.Node], VerifiedRewrite | None]:
-        """The nodes at which the rule applies but for the best, and the best. Of the others no
+        self, target: Target[P, R], places: Sequence[P], rank: Callable[[Prepared], float]
+    ) -> tuple[list[P], R | None]:
+        """The candidates at which the rule applies but for the best, and the best. Of the others no
         weights are kept.
         """
-        others: list[fx.Node] = []
+        others: list[P] = []
         first, best, most = None, None, -math.inf
-        for node in nodes:
-            found = self._ready(rule, node, start)
+        for place in places:
+            found = self._prepared(target, place)
             if found is None:
                 continue
-            others.append(node)
+            others.append(place)
             worse = found if best is not None and rank(found) <= most else best
             if worse is not found:
-                first, best, most = node, found, rank(found)
+                first, best, most = place, found, rank(found)
             if worse is not None:
-                forget(worse.site)
-        return [node for node in others if node is not first], best
-
-    def _each_dim(
-        self,
-        rule: CompiledRule,
-        rank: Callable[[VerifiedRewrite | RangedReady], float],
-        done: Callable[[], bool],
-        broken: Callable[[], str | None],
-    ) -> None:
-        self.state.surveys.clear()
-        waiting, ranked = ranged_candidates(self.state, rule), False
-        while waiting and self.state.fuel != 0 and not done():
-            ready = [found for dim in waiting if (found := self._dim_ready(rule, dim)) is not None]
-            ranked = True
-            if not ready:
-                return
-            best = max(ready, key=rank)
-            left = [found.site.dim for found in ready if found is not best]
-            self._apply_within(best, broken)
-            waiting = alive_ranged(self.state, rule, left)
-        self._untried(rule, [dim.name for dim in waiting if ranked])
+                target.forget(worse)
+        return [place for place in others if place is not first], best
 
     def _apply_within(
-        self, best: VerifiedRewrite | RangedReady, broken: Callable[[], str | None]
-    ) -> bool:
+        self, target: Target[P, R], best: R, broken: Callable[[], str | None]
+    ) -> None:
         """Applies a site; takes it back if that breaks a budget."""
         state, rule = self.state, best.site.rule
         entry = snapshot(state.module)
         place, site = str(rule.source.name.span), best.site.name
-        if isinstance(best, VerifiedRewrite):
-            apply(state, self.stage, best, 0.0)
-        else:
-            apply_ranged(state, self.stage, best, 0.0)
+        target.commit(self.stage, best, 0.0)
         why = broken()
         if why is None:
             self._burn()
-            return True
+            return
         state.journal.events.pop()
         state.reset(entry)
         state.samples.forget()
         state.journal.add(Refused(self.stage, rule.label, site, "B002", why, place))
-        return False
-
-    def _ready(self, rule: CompiledRule, node: fx.Node, start: PatternOp) -> VerifiedRewrite | None:
-        self._tried(rule)
-        found = ready_at(self.state, rule, node, start)
-        self.state.samples.leave(_seen_by(node))
-        if isinstance(found, NoMatch):
-            refuse(self.state, self.stage, rule, node, found)
-            return None
-        return found
-
-
-def _site_of(node: fx.Node) -> str:
-    return str(node.meta.get("site") or node.name)
-
-
-def _seen_by(node: fx.Node) -> tuple[fx.Node, ...]:
-    """What a site that is anchored at a node asks samples of, most likely."""
-    return tuple(value for value in node.all_input_nodes if value.op != "get_attr")

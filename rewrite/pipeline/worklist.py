@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from ..apply.engine import anchor, refuse
+from ..apply.engine import anchor, refusal
 from ..rules.binding import NoMatch
 from ..rules.pattern import PatternOp
 from ..rules.rule import CompiledRule
@@ -75,4 +75,4 @@ class Worklist:
         """Only the last miss of a node that still stands is news."""
         for (rule, node), miss in self.misses.items():
             if not is_erased(node):
-                refuse(self.state, stage, rule, node, miss)
+                self.state.journal.add(refusal(stage, rule, node, miss))

@@ -17,7 +17,6 @@ from ..journal import Journal
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault
 from ..ops.vocabulary import Vocabulary
-from .global_ranking import Survey
 from .pattern import Pattern
 from .scope import Scope
 
@@ -44,7 +43,6 @@ class State:
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)
-    surveys: dict[str, Survey] = field(default_factory=dict)
     flow: Flow | None = None
     shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
     barred: dict[tuple[str, str], tuple[KernelFault, ...]] = field(default_factory=dict)

@@ -5,7 +5,7 @@ rule promises.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -24,10 +24,11 @@ from ..measure.compare import drift, equality_at
 from ..measure.latency import TURNS, measure_latency
 from ..measure.samples import Example, numbers_in
 from ..measure.twins import FAULTY, faults_text, kernel_faults
-from ..rules.binding import PLAN, NoMatch
+from ..rules.binding import GUARDS, PLAN, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State, sample_count
+from .target import Condition, Rank, guards, line
 
 
 def miss(
@@ -195,3 +196,29 @@ def _unsound(trial: CutTrial[Any], verdict: Verdict) -> Exception:
     note = f"at {trial.site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
     message = f"`{rule.name}` does not compute the same"
     return fail("V101", message, place, note=note, help=trial.remedy)
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+_STAYS, _CHOICE, _CLAIM = range(3)
+
+
+def change_conditions(
+    rule: CompiledRule, stays: tuple[str, str], choice: tuple[str, str]
+) -> Iterator[Condition]:
+    """Guards; then that the model lets the change happen, that there is something to change, and
+    what the rule promises. Each as (kind, text).
+    """
+    yield from guards(rule)
+    yield (PLAN, _STAYS), *stays
+    yield (PLAN, _CHOICE), *choice
+    yield (PLAN, _CLAIM), "plan", "; ".join(map(line, rule.claims)) or "nothing is promised"
+
+
+def change_rank(miss: NoMatch) -> Rank:
+    """How far a candidate came. Whether the model lets it happen is asked when all guards hold."""
+    if miss.stage == GUARDS:
+        return miss.rank
+    if miss.stage == PLAN:
+        return PLAN, _CLAIM if miss.code == "B001" else _CHOICE
+    return PLAN, _STAYS

@@ -8,10 +8,9 @@ model changes before the commit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import fx, nn
@@ -20,10 +19,13 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.tree import tree as t
 from ..channels.classes import DimClass, classes
 from ..channels.flow import Flow
+from ..channels.listing import dims_at, reason_of, source_of
 from ..channels.masked import masked
 from ..channels.update_after_cut import cut_and_carry
 from ..graph.memory import mutations
-from ..journal import Applied
+from ..graph.places import lies_at
+from ..graph.snapshot import finish
+from ..journal import Applied, Costs
 from ..match.site import bind_all, holds
 from ..rules.binding import GUARDS, PLAN, SITES, NoMatch, left_for
 from ..rules.dimension import DimValue
@@ -31,7 +33,8 @@ from ..rules.global_ranking import Scoring, Survey
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
-from .check import CutTrial, Verified, judged, miss
+from .check import CutTrial, Verified, change_conditions, change_rank, judged, miss
+from .target import Condition, Rank, Target, line
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
@@ -67,23 +70,11 @@ class DimReady(Verified):
         return self.flow.view.root
 
 
-def dim_candidates(state: State, rule: CompiledRule) -> list[DimClass]:
-    """The dimension classes of the present graph, in its order."""
-    flow = state.features()
-    return [d for d in classes(flow) if rule.at is None or _lies_at(flow, d, rule.at)]
-
-
 def _lies_at(flow: Flow, dim: DimClass, glob: str) -> bool:
     """A dimension lies where it is made."""
     made = [path for path, axis in dim.places if flow.roles.get((path, axis)) == "writes"]
     paths = made or [path for path, _ in dim.places]
-    return any(fnmatchcase(path, g) for path in paths for g in (glob, f"{glob}.*"))
-
-
-def alive_dims(state: State, dims: list[DimClass]) -> list[DimClass]:
-    """What has become of classes since: they keep their places when others are cut."""
-    now = {_key(dim): dim for dim in classes(state.features())}
-    return [now[_key(dim)] for dim in dims if _key(dim) in now]
+    return any(lies_at(path, glob) for path in paths)
 
 
 def _key(dim: DimClass) -> object:
@@ -94,40 +85,11 @@ def _key(dim: DimClass) -> object:
 # -- one class -------------------------------------------------------------------------------------
 
 
-def dim_ready(state: State, rule: CompiledRule, dim: DimClass) -> DimReady | NoMatch:
-    """A rule at one class, verified; or the reason why not. Raises V101 if the cut is not exact."""
-    try:
-        found = _examined(state, rule, dim, partial(_survey, state, rule))
-        return found if isinstance(found, NoMatch) else _prepared(state, found)
-    except LissomError as error:
-        left = left_for(error, rule.source.name.span, None)
-        if left is None:
-            raise
-        return left
-
-
-def _survey(state: State, rule: CompiledRule) -> Survey:
-    """The scores of all dimensions, taken once in a step."""
-    if rule.label not in state.surveys:
-        scores = {}
-        for dim in dim_candidates(state, rule):
-            try:
-                _examined(state, rule, dim, None)
-            except Scoring as asked:
-                if not dim.blocks:
-                    scores[_key(dim)] = asked.score
-            except LissomError as error:  # it has no score: the others are ranked without it
-                if left_for(error, rule.source.name.span, None) is None:
-                    raise
-        state.surveys[rule.label] = Survey(scores)
-    return state.surveys[rule.label]
-
-
 def _examined(
     state: State, rule: CompiledRule, dim: DimClass, survey: Callable[[], Survey] | None
 ) -> DimSite | NoMatch:
     """Guards and bindings in textual order, then what the rewrite keeps. Without a survey, raises
-    `Asked` where the rule asks for one.
+    `Scoring` where the rule asks for one.
     """
     scope = state.scope({**rule.args, rule.dim: DimValue.of(state.features(), dim)})
     scope.facts.update({"survey": survey, "class": _key(dim)})
@@ -221,37 +183,106 @@ class _CutTrial(CutTrial[DimSite]):
         return DimValue.of(self.flow, replace(self.site.dim, leaves=leaves))
 
 
-# -- committing ------------------------------------------------------------------------------------
+# -- the target ------------------------------------------------------------------------------------
 
 
-def apply_dim(state: State, stage: str, ready: DimReady, seconds: float) -> None:
-    """The cut model becomes the working one, and is written down."""
-    started = time.perf_counter()
-    site, old = ready.site, state.module
-    bindings = {site.rule.dim: f"{site.dim.size} -> {len(site.keep)}"}
-    state.module, state.view = ready.flow.view.root, ready.flow.view
-    state.mutations = mutations(state.module)
-    state.flow = ready.flow
-    state.samples.forget()
-    changed = reshaped(old, state.module)
-    seconds += time.perf_counter() - started
-    state.journal.add(
-        Applied(
-            stage,
-            site.rule.label,
-            site.name,
-            site.rule.place,
-            (),
-            (),
-            changed,
-            ready.before,
-            ready.after,
-            ready.verdicts,
-            bindings,
-            seconds,
-            tuple(dict.fromkeys(path for path, _ in site.dim.places)),
+class FeatureTarget(Target[DimClass, DimReady]):
+    """Candidates are the dimension classes of the present graph, in its order."""
+
+    def candidates(self) -> list[DimClass]:
+        flow, at = self.state.features(), self.rule.at
+        return [dim for dim in classes(flow) if at is None or _lies_at(flow, dim, at)]
+
+    def alive(self, places: Sequence[DimClass]) -> list[DimClass]:
+        """Classes keep their places when others are cut."""
+        now = {_key(dim): dim for dim in classes(self.state.features())}
+        return [now[_key(dim)] for dim in places if _key(dim) in now]
+
+    def prepare(self, place: DimClass) -> DimReady | NoMatch:
+        """Raises V101 if the cut is not exact."""
+        try:
+            found = _examined(self.state, self.rule, place, lambda: self.scores)
+            return found if isinstance(found, NoMatch) else _prepared(self.state, found)
+        except LissomError as error:
+            left = left_for(error, self.rule.source.name.span, None)
+            if left is None:
+                raise
+            return left
+
+    @cached_property
+    def scores(self) -> Survey:
+        """The scores of all dimensions, taken once in a step."""
+        scores = {}
+        for dim in self.candidates():
+            try:
+                _examined(self.state, self.rule, dim, None)
+            except Scoring as asked:
+                if not dim.blocks:
+                    scores[_key(dim)] = asked.score
+            except LissomError as error:  # it has no score: the others are ranked without it
+                if left_for(error, self.rule.source.name.span, None) is None:
+                    raise
+        return Survey(scores)
+
+    def commit(self, stage: str, ready: DimReady, seconds: float) -> None:
+        """The cut model becomes the working one."""
+        started = time.perf_counter()
+        site, state, old = ready.site, self.state, self.state.module
+        bindings = {site.rule.dim: f"{site.dim.size} -> {len(site.keep)}"}
+        state.module, state.view = ready.flow.view.root, ready.flow.view
+        state.mutations = mutations(state.module)
+        state.flow = ready.flow
+        state.samples.forget()
+        changed = reshaped(old, state.module)
+        seconds += time.perf_counter() - started
+        state.journal.add(
+            Applied(
+                stage,
+                site.rule.label,
+                site.name,
+                site.rule.place,
+                (),
+                (),
+                changed,
+                ready.before,
+                ready.after,
+                ready.verdicts,
+                bindings,
+                seconds,
+                tuple(dict.fromkeys(path for path, _ in site.dim.places)),
+            )
         )
-    )
+
+    def with_one(self, ready: DimReady) -> tuple[fx.GraphModule, Costs]:
+        finish(self.state.module)
+        return ready.model, ready.after
+
+    # -- telling -----------------------------------------------------------------------------------
+
+    kind = "any dimension"
+
+    def name(self, place: DimClass) -> str:
+        return place.name
+
+    def at(self, places: Sequence[DimClass], path: str) -> list[DimClass]:
+        return dims_at(places, path)
+
+    def conditions(self) -> Iterator[Condition]:
+        """What is asked after the guards is told apart by step."""
+        return change_conditions(
+            self.rule,
+            ("cut", "nothing in the model keeps it from being cut"),
+            ("keep", f"some features go and some stay: {line(self.rule.resize)}"),
+        )
+
+    def rank(self, miss: NoMatch) -> Rank:
+        return change_rank(miss)
+
+    def source(self, place: DimClass, miss: NoMatch) -> str:
+        """The line of the op that keeps the dimension; else of the one that makes it."""
+        flow = self.state.features()
+        told = (reason_of(flow, block).source for block in place.blocks)
+        return next(told, "") or source_of(flow, place)
 
 
 def reshaped(old: fx.GraphModule, new: fx.GraphModule) -> tuple[str, ...]:

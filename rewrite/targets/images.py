@@ -10,9 +10,8 @@ Nothing of the working model changes before the commit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -23,8 +22,9 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.building import readers
 from ..graph.emit import Emitted
 from ..graph.index import GraphView
+from ..graph.places import lies_at
 from ..graph.snapshot import finish, snapshot
-from ..journal import Applied
+from ..journal import Applied, Costs
 from ..measure.compare import REFUSALS
 from ..ops.spec import TensorSpec, spec_of
 from ..rules.binding import PLAN, SITES, NoMatch, left_for
@@ -32,8 +32,9 @@ from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
 from ..torch_internals import tree_map, version_of
-from .check import CutTrial, Verified, judged, miss
+from .check import CutTrial, Verified, change_conditions, change_rank, judged, miss
 from .features import guard_miss, reshaped
+from .target import Condition, Rank, Target, line
 
 EXACT_RESIZE = "the model equals the one before on images that are resized outside of it"
 
@@ -97,11 +98,6 @@ class ImageReady(Verified):
         return self.view.root
 
 
-def image_candidates(state: State, rule: CompiledRule) -> list[Image]:
-    """The image inputs of the present graph that something reads, in their order."""
-    return [i for i in _images(state) if rule.at is None or fnmatchcase(i.name, rule.at)]
-
-
 def _images(state: State) -> list[Image]:
     inputs = [node for node in state.module.graph.nodes if node.op == "placeholder"]
     return [Image(node, place) for place, node in enumerate(inputs) if _is_image(node)]
@@ -113,26 +109,7 @@ def _is_image(node: fx.Node) -> bool:
     return fits and bool(node.users)
 
 
-def alive_images(state: State, rule: CompiledRule, images: list[Image]) -> list[Image]:
-    """What has become of images since: inputs keep their names."""
-    now = {image.name: image for image in image_candidates(state, rule)}
-    return [now[image.name] for image in images if image.name in now]
-
-
 # -- one image -------------------------------------------------------------------------------------
-
-
-def image_ready(state: State, rule: CompiledRule, image: Image) -> ImageReady | NoMatch:
-    """A rule at one image, verified; or the reason why not. Raises V101 if the planned model does
-    something else than the old one on resized images.
-    """
-    try:
-        return _examined(state, rule, image)
-    except LissomError as error:
-        left = left_for(error, rule.source.name.span, image.node)
-        if left is None:
-            raise
-        return left
 
 
 def _examined(state: State, rule: CompiledRule, image: Image) -> ImageReady | NoMatch:
@@ -313,35 +290,86 @@ class _ResizeTrial(CutTrial[ImageSite]):
         return self.site.size[0]
 
 
-# -- committing ------------------------------------------------------------------------------------
+# -- the target ------------------------------------------------------------------------------------
 
 
-def apply_image(state: State, stage: str, ready: ImageReady, seconds: float) -> None:
-    """The planned model becomes the working one, and is written down."""
-    started = time.perf_counter()
-    site, old = ready.site, state.module
-    state.reset(ready.model)
-    state.samples.forget()
-    (resize,) = _added(old, state.module)
-    changed = reshaped(old, state.module)
-    seconds += time.perf_counter() - started
-    bindings = {site.rule.dim: f"{_sized(site.dim.size)} -> {_sized(site.size)}"}
-    state.journal.add(
-        Applied(
-            stage,
-            site.rule.label,
-            site.name,
-            site.rule.place,
-            (),
-            (resize,),
-            changed,
-            ready.before,
-            ready.after,
-            ready.verdicts,
-            bindings,
-            seconds,
+class ImageTarget(Target[Image, ImageReady]):
+    """Candidates are the image inputs of the present graph that something reads, in their order."""
+
+    def candidates(self) -> list[Image]:
+        at = self.rule.at
+        return [i for i in _images(self.state) if at is None or lies_at(i.name, at)]
+
+    def alive(self, places: Sequence[Image]) -> list[Image]:
+        """Inputs keep their names."""
+        now = {image.name: image for image in self.candidates()}
+        return [now[image.name] for image in places if image.name in now]
+
+    def prepare(self, place: Image) -> ImageReady | NoMatch:
+        """Raises V101 if the planned model does something else than the one before."""
+        try:
+            return _examined(self.state, self.rule, place)
+        except LissomError as error:
+            left = left_for(error, self.rule.source.name.span, place.node)
+            if left is None:
+                raise
+            return left
+
+    def commit(self, stage: str, ready: ImageReady, seconds: float) -> None:
+        """The planned model becomes the working one."""
+        started = time.perf_counter()
+        site, state, old = ready.site, self.state, self.state.module
+        state.reset(ready.model)
+        state.samples.forget()
+        (resize,) = _added(old, state.module)
+        changed = reshaped(old, state.module)
+        seconds += time.perf_counter() - started
+        bindings = {site.rule.dim: f"{_sized(site.dim.size)} -> {_sized(site.size)}"}
+        state.journal.add(
+            Applied(
+                stage,
+                site.rule.label,
+                site.name,
+                site.rule.place,
+                (),
+                (resize,),
+                changed,
+                ready.before,
+                ready.after,
+                ready.verdicts,
+                bindings,
+                seconds,
+            )
         )
-    )
+
+    def with_one(self, ready: ImageReady) -> tuple[fx.GraphModule, Costs]:
+        finish(self.state.module)
+        return ready.model, ready.after
+
+    # -- telling -----------------------------------------------------------------------------------
+
+    kind = "any image input"
+
+    def name(self, place: Image) -> str:
+        return place.name
+
+    def at(self, places: Sequence[Image], path: str) -> list[Image]:
+        named = [image for image in places if lies_at(image.name, path)]
+        if places and not named:
+            known = ", ".join(image.name for image in places)
+            where = Label(None, where=path)
+            raise fail("U008", f"the model has no image `{path}`", where, help=f"there are {known}")
+        return named
+
+    def conditions(self) -> Iterator[Condition]:
+        return change_conditions(
+            self.rule,
+            ("image", "the model neither resizes it nor writes into it"),
+            ("fits", f"every op takes it, and outputs keep shapes: {line(self.rule.resize)}"),
+        )
+
+    def rank(self, miss: NoMatch) -> Rank:
+        return change_rank(miss)
 
 
 def _added(old: fx.GraphModule, new: fx.GraphModule) -> Iterator[str]:

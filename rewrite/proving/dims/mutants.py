@@ -23,7 +23,7 @@ from ...measure.compare import outputs
 from ...rules.binding import NoMatch
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
-from ...targets.features import DimReady, dim_candidates, dim_ready
+from ...targets.features import DimReady, FeatureTarget
 from ..choices.source import Replayed
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import AGREES, MODEL, Fate, Score, readied
@@ -178,7 +178,8 @@ class DimSpecimen:
 
     def ready(self, source: t.Rule) -> DimReady | NoMatch:
         """What the engine says to another text of the rule. Nothing is changed."""
-        return dim_ready(self.state, compile_rule(source, self.rule.given), self.dim)
+        rule = compile_rule(source, self.rule.given)
+        return FeatureTarget(self.state, rule).prepare(self.dim)
 
 
 def dim_specimens(subject: Subject, tapes: Sequence[Sequence[int]]) -> list[DimSpecimen]:
@@ -193,9 +194,10 @@ def _specimen(subject: Subject, tape: Sequence[int]) -> DimSpecimen | None:
     rule, graph = dim_model(subject, Replayed(tape))
     state = graph_state(subject, graph, FUNCTIONS)
     given = outputs(state.module, graph.args)
-    for dim in dim_candidates(state, rule):
+    target = FeatureTarget(state, rule)
+    for dim in target.candidates():
         try:
-            found = dim_ready(state, rule, dim)
+            found = target.prepare(dim)
         except LissomError:  # where the rule breaks its promise is none for here
             continue
         if isinstance(found, DimReady) and (

@@ -19,7 +19,7 @@ from ...ops.spec import spec_of
 from ...rules.binding import NoMatch
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
-from ...targets.features import dim_candidates, dim_ready
+from ...targets.features import FeatureTarget
 from ..choices.source import Replayed, Rolled, Unsuitable
 from ..mutants.mutate import RAISED
 from ..near_miss import ATTEMPTS, ENOUGH, NearMiss, NearResult
@@ -71,18 +71,21 @@ def _without(source: t.Rule, guard: t.Guard) -> t.Rule:
 
 
 def _alone_in(state: State, rule: CompiledRule, without: dict[str, t.Rule]) -> Iterator[str]:
-    for dim in dim_candidates(state, rule):
-        said = _said(state, rule, dim)
-        if said in without:
-            bare = compile_rule(without[said], rule.given)
-            if _said(state, bare, dim) not in without:
-                yield said
+    target = FeatureTarget(state, rule)
+    bare = {
+        said: FeatureTarget(state, compile_rule(source, rule.given))
+        for said, source in without.items()
+    }
+    for dim in target.candidates():
+        said = _said(target, dim)
+        if said in without and _said(bare[said], dim) not in without:
+            yield said
 
 
-def _said(state: State, rule: CompiledRule, dim: DimClass) -> str:
+def _said(target: FeatureTarget, dim: DimClass) -> str:
     """The guard that says no, or a code, or nothing where the rule applies."""
     try:
-        found = dim_ready(state, rule, dim)
+        found = target.prepare(dim)
     except LissomError as error:
         return error.diagnostics[0].code
     except RAISED as error:  # what comes behind a guard may need it
@@ -155,16 +158,17 @@ def _spoilt(subject: Subject, tape: Sequence[int], reader: Reader) -> Outcome | 
     """
     rule, graph = dim_model(subject, Replayed(tape))
     state = graph_state(subject, graph)
-    for dim in dim_candidates(state, rule):
+    target = FeatureTarget(state, rule)
+    for dim in target.candidates():
         carrier = _carrier(state.features(), dim)
-        if carrier is None or _said(state, rule, dim):
+        if carrier is None or _said(target, dim):
             continue
         rule, again = dim_model(subject, Replayed(tape))
         _add(again, *carrier, reader)
-        changed = graph_state(subject, again)
-        twins = (d for d in dim_candidates(changed, rule) if d.places[0] == dim.places[0])
+        changed = FeatureTarget(graph_state(subject, again), rule)
+        twins = (d for d in changed.candidates() if d.places[0] == dim.places[0])
         twin = next((d for d in twins if d.size == dim.size), None)
-        return None if twin is None else try_dim(changed, rule, twin, again.seed)
+        return None if twin is None else try_dim(changed, twin, again.seed)
     return None
 
 

@@ -28,7 +28,7 @@ from ...ops.spec import spec_of
 from ...rules.binding import NoMatch
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
-from ...targets.features import DimReady, alive_dims, apply_dim, dim_candidates, dim_ready
+from ...targets.features import DimReady, FeatureTarget
 from ..budget_check import Kept, fresh
 from ..choices.source import ChoiceSource, Unsuitable
 from ..trial import (
@@ -94,21 +94,22 @@ def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -
 
 def tried_dims(state: State, rule: CompiledRule, seed: int) -> list[Outcome]:
     """The rule at every dimension that the model has now, one after another."""
+    target = FeatureTarget(state, rule)
     return [
-        try_dim(state, rule, left, seed + number)
-        for number, dim in enumerate(dim_candidates(state, rule))
-        for left in alive_dims(state, [dim])
+        try_dim(target, left, seed + number)
+        for number, dim in enumerate(target.candidates())
+        for left in target.alive([dim])
     ]
 
 
-def try_dim(state: State, rule: CompiledRule, dim: DimClass, seed: int) -> Outcome:
+def try_dim(target: FeatureTarget, dim: DimClass, seed: int) -> Outcome:
     """What becomes of one dimension; it is cut where the rule applies. `seed` chooses the other
     inputs on which the cut is compared.
     """
     try:
-        found = dim_ready(state, rule, dim)
+        found = target.prepare(dim)
         if not isinstance(found, NoMatch):
-            return _applied(state, found, seed)
+            return _applied(target, found, seed)
         if found.faults:
             return blamed(found.faults)
         if found.raised and found.code not in NOTHING_FITS:
@@ -169,13 +170,14 @@ def _reference(state: State, ready: DimReady) -> fx.GraphModule:
     return masked(flow, [leaf for place, leaf in enumerate(twin.leaves) if place not in kept])
 
 
-def _applied(state: State, ready: DimReady, seed: int) -> Outcome:
+def _applied(target: FeatureTarget, ready: DimReady, seed: int) -> Outcome:
     """Commits, and compares the whole model with the one that the cut stands for."""
     if ready.site.dim.blocks:
         return Outcome(NOISY, "blocked", f"{ready.site.name}: {ready.site.dim.blocks[0]}")
+    state = target.state
     before = _Before.of(state, ready)
     found = _kept(state, before, ready)
-    apply_dim(state, "trial", ready, 0.0)
+    target.commit("trial", ready, 0.0)
     finish(state.module)
     problems = [*before.changed(), *unties(before.flow, state.module), *_misdescribed(state)]
     if problems:

@@ -13,7 +13,7 @@ from ...rules.dimension import DimValue
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.scope import Scope
 from ...rules.state import State
-from ...targets.features import alive_dims, dim_candidates, guard_miss
+from ...targets.features import FeatureTarget, guard_miss
 from ..choices.source import ChoiceSource
 from ..dims.trial import dim_case, graph_state, try_dim
 from ..trial import FIRED, UNSOUND, WRONG, Outcome, Subject
@@ -26,12 +26,12 @@ def dim_instances(source: ChoiceSource, subject: Subject, early: t.Rule) -> list
     """
     rule, graph = dim_case(subject, source)
     state, asked = graph_state(subject, graph), compile_rule(early, rule.given)
-    found = []
-    for number, dim in enumerate(dim_candidates(state, rule)):
-        for left in alive_dims(state, [dim]):
+    target, found = FeatureTarget(state, rule), []
+    for number, dim in enumerate(target.candidates()):
+        for left in target.alive([dim]):
             scope = _scope(state, asked, left)
             calls = list(_calls(left, state)) if scope is not None else []
-            outcome = try_dim(state, rule, left, graph.seed + number)
+            outcome = try_dim(target, left, graph.seed + number)
             if scope is not None:
                 size = left.size + len(graph.module.graph.nodes)
                 found.append(HoleSite(scope, _agrees(outcome), _why(outcome), size, calls))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from ....grammar.tree import tree as t
+from ...graph.places import lies_at
 from ...rules.pattern import Pattern, PatternOp
 from ..choices.source import ChoiceSource, Unsuitable
 
@@ -35,12 +35,6 @@ def outside(source: ChoiceSource, glob: str, others: Iterable[str], name: str) -
     if not fit:
         raise Unsuitable(f"every place lies at {glob}")
     return source.choice(fit)
-
-
-def lies_at(path: str, glob: str) -> bool:
-    """Whether the path, or that of a module around it, is what the glob names."""
-    parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:count]), glob) for count in range(1, len(parts) + 1))
 
 
 def _in_all(path: str, globs: Iterable[str]) -> bool:

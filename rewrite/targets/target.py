@@ -1,0 +1,159 @@
+"""What a rule ranges over: ops, dimensions, images.
+
+Whoever runs, explains or measures rules speaks to a `Target` and never asks what kind of rule it
+has. A target is made for one rule and one step of a pipeline. A new kind of thing that rules may
+range over is a class of this kind, named in `choose.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from torch import fx
+
+from ...grammar.tree import tree as t
+from ..journal import Costs, Refused, Verdict
+from ..rules.binding import GUARDS, NoMatch
+from ..rules.rule import CompiledRule
+from ..rules.state import State
+
+Rank = tuple[int, int]
+"""How far a candidate came: a stage of `rules.binding`, and a step of it."""
+Condition = tuple[Rank, str, str]
+"""(rank, kind, text) of something that can fail."""
+
+
+class PreparedSite(Protocol):
+    """Where a prepared rewrite would be made."""
+
+    rule: CompiledRule
+
+    @property
+    def name(self) -> str: ...
+
+
+class Prepared(Protocol):
+    """A rewrite that was verified and waits to be committed."""
+
+    @property
+    def site(self) -> PreparedSite: ...
+
+    before: Costs
+    after: Costs
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def saving(self) -> int:
+        """Parameters saved: what `order by saving` ranks by."""
+        ...
+
+    @property
+    def sensitivity(self) -> float:
+        """How far the site is moved: what `order by sensitivity` ranks by, the least first."""
+        ...
+
+
+P = TypeVar("P")
+R = TypeVar("R", bound=Prepared)
+
+
+class Target(ABC, Generic[P, R]):
+    """What `rule` ranges over in the working model of `state`. P is one candidate, R a candidate at
+    which the rule was verified.
+    """
+
+    local: ClassVar[bool] = False
+    """A change is felt only near it, so that a fixpoint need not try all places again."""
+
+    def __init__(self, state: State, rule: CompiledRule) -> None:
+        self.state, self.rule = state, rule
+
+    # -- applying ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def candidates(self) -> list[P]:
+        """What the rule could change in the present graph, in its order."""
+
+    @abstractmethod
+    def alive(self, places: Sequence[P]) -> list[P]:
+        """What has become of candidates since the graph was changed, or taken back."""
+
+    @abstractmethod
+    def prepare(self, place: P) -> R | NoMatch:
+        """The rule at one candidate, verified but not committed; or the reason why not.
+
+        Raises what is an error of the rule itself: V101 where its sides differ.
+        """
+
+    @abstractmethod
+    def commit(self, stage: str, ready: R, seconds: float) -> None:
+        """Changes the working model, and writes it down as part of `stage`."""
+
+    def look_ahead(self, places: Sequence[P]) -> None:
+        """Told which candidates come next: what they read may be recorded in one run."""
+
+    def forget(self, ready: R) -> None:
+        """Told that a prepared rewrite is not committed now: it may let go of what it holds."""
+
+    def fresh(self, tried: Sequence[P]) -> list[str]:
+        """Sites that are there only since the rule was applied elsewhere."""
+        return []
+
+    # -- measuring ---------------------------------------------------------------------------------
+
+    @classmethod
+    def apart(cls, state: State) -> AbstractContextManager[None]:
+        """While it lasts, `with_one` does not touch the working model."""
+        return nullcontext()
+
+    @abstractmethod
+    def with_one(self, ready: R) -> tuple[fx.GraphModule, Costs]:
+        """The model with this one rewrite, and what the whole model costs then."""
+
+    # -- telling -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def name(self, place: P) -> str:
+        """How people find the candidate in the model."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What a candidate is: "conv2d", "any dimension"."""
+
+    @abstractmethod
+    def at(self, places: Sequence[P], path: str) -> list[P]:
+        """Those candidates at a module path, name or glob. Raises U008 if the model has none."""
+
+    @abstractmethod
+    def conditions(self) -> Iterator[Condition]:
+        """All that can fail, in ascending rank."""
+
+    def rank(self, miss: NoMatch) -> Rank:
+        """How far a candidate came, in the ranks of `conditions`."""
+        return miss.rank
+
+    def source(self, place: P, miss: NoMatch) -> str:
+        """The line of the model that keeps the rule from applying, "" if none is known."""
+        return "" if miss.node is None else str(miss.node.meta.get("source") or "")
+
+    def refused(self, stage: str, place: P, miss: NoMatch) -> Refused:
+        """Why a candidate was left, for the journal."""
+        told = str(miss.span) if miss.span is not None else ""
+        return Refused(stage, self.rule.label, self.name(place), miss.code, miss.text(), told)
+
+
+def guards(rule: CompiledRule) -> Iterator[Condition]:
+    """The guards of a rule, one condition each."""
+    found = [guard for where in rule.source.all(t.Where) for guard in where.guards]
+    for number, guard in enumerate(found, 1):
+        if isinstance(guard, t.Guard):
+            yield (GUARDS, number), "guard", line(guard.condition)
+
+
+def line(node: t.Node) -> str:
+    """The source of a part of a rule on one line."""
+    return " ".join(node.span.text.split())
