@@ -14,7 +14,7 @@ from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving import near_miss, prove
-from lissom.rewrite.proving.models.generate import Grown
+from lissom.rewrite.proving.models.grown import Grown
 from lissom.rewrite.proving.trial import Subject
 
 RIGHT = """

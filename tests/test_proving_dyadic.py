@@ -23,7 +23,7 @@ from lissom.rewrite.proving.bits.dyadic import (
     dyadic,
 )
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
-from lissom.rewrite.proving.models.generate import Grown
+from lissom.rewrite.proving.models.grown import Grown
 from lissom.rewrite.proving.trial import Subject, model
 
 from .support import library

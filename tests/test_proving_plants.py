@@ -23,7 +23,7 @@ from lissom.rewrite.match.match import Search
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.models import filling, generate, settings, sizes
-from lissom.rewrite.proving.models.generate import Grown
+from lissom.rewrite.proving.models.grown import Grown
 from lissom.rewrite.proving.models.places import inside, outside
 from lissom.rewrite.proving.near_miss import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, explore, prove

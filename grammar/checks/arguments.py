@@ -5,11 +5,11 @@ from __future__ import annotations
 from ..diagnostics import Label
 from ..tree import tree as t
 from .kind import ANY, Kind, accepts, declared_kind
-from .report import Findings
+from .report import Messages
 
 
 def check_extern(
-    report: Findings,
+    report: Messages,
     clause: str,
     call: t.Call,
     extern: t.Extern,
@@ -26,7 +26,7 @@ def check_extern(
 
 
 def bind_arguments(
-    report: Findings, call: t.Call, extern: t.Extern
+    report: Messages, call: t.Call, extern: t.Extern
 ) -> list[tuple[t.Param, t.Expr]]:
     """Which argument goes to which parameter of the declaration."""
     bound, missing = pair(extern.params, call.args, call.keywords)
@@ -70,7 +70,7 @@ def pair(
 
 
 def check_argument(
-    report: Findings, param: t.Param, expr: t.Expr, kind: Kind, clause: str, owner: str
+    report: Messages, param: t.Param, expr: t.Expr, kind: Kind, clause: str, owner: str
 ) -> None:
     wanted = declared_kind(param.type)
     if wanted.name == "frac" and not _is_share(report, expr, param.name.text):
@@ -82,7 +82,7 @@ def check_argument(
     report.error("T001", f"`{owner}` takes {wanted} as `{param.name}`", *places)
 
 
-def _is_share(report: Findings, expr: t.Expr, name: str) -> bool:
+def _is_share(report: Messages, expr: t.Expr, name: str) -> bool:
     """Whether a literal is a share in 0..1; says how to write it otherwise."""
     if isinstance(expr, t.Number):
         percent = expr.value if expr.value > 1 else expr.value * 100

@@ -27,7 +27,7 @@ from .names import Names
 from .operations import check_operations
 from .overlap import Effort, GroupedRule, check_duplicates, check_overlap
 from .pipelines import Pipelines
-from .report import Findings
+from .report import Messages
 from .sampling import TRIES, Sampler, guards_of
 from .shapes import ShapeModel, models
 from .sides import Sides, sides
@@ -135,7 +135,7 @@ class Checker:
     known: SymbolTable
     foreign: dict[str, t.Rule]
     functions: set[str]
-    report: Findings = field(default_factory=Findings)
+    report: Messages = field(default_factory=Messages)
     both: dict[str, Sides] = field(default_factory=dict)
     built: dict[int, tuple[ShapeModel, Sampler]] = field(default_factory=dict)
     sound: dict[str, t.Rule] = field(default_factory=dict)

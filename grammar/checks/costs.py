@@ -8,7 +8,7 @@ from ..tree import tree as t
 from ..tree.clauses import claims
 from .declared import BUFFERS
 from .instances import OpInstance
-from .report import Findings
+from .report import Messages
 from .sampling import Sampler, number
 from .shapes import ShapeModel
 from .term import Term
@@ -71,7 +71,7 @@ def _weights(model: ShapeModel, inst: OpInstance) -> Poly | None:
     return sums
 
 
-def check_costs(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Findings) -> None:
+def check_costs(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Messages) -> None:
     """Test each claim such as `macs(after) < macs(before)` on instances that pass the guards."""
     if not model.right and not model.sides.aliases:
         return
@@ -83,7 +83,7 @@ def check_costs(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Findi
             _claim(rule, model, sampler, report, claim.condition)
 
 
-def _kept(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Findings) -> None:
+def _kept(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Messages) -> None:
     """C003: where others read a `shared` value, the op that makes it runs beside the new ones."""
     kept = [inst for inst in model.left if inst.step.shared]
     named = {n.function.span.text for c in claims(rule) for n in t.walk(c) if isinstance(n, t.Call)}
@@ -106,7 +106,7 @@ def _kept(rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Findings) -
 
 
 def _claim(
-    rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Findings, claim: t.Binary
+    rule: t.Rule, model: ShapeModel, sampler: Sampler, report: Messages, claim: t.Binary
 ) -> None:
     try:
         left, right = _side(model, claim.left), _side(model, claim.right)
@@ -164,7 +164,12 @@ def _measured(model: ShapeModel, call: t.Call) -> Poly | None:
 
 
 def _never(
-    rule: t.Rule, claim: t.Binary, left: Poly, right: Poly, samples: list[Sample], report: Findings
+    rule: t.Rule,
+    claim: t.Binary,
+    left: Poly,
+    right: Poly,
+    samples: list[Sample],
+    report: Messages,
 ) -> None:
     numbers = f"{_number(left, samples[0]):g} {claim.op} {_number(right, samples[0]):g}"
     method = "proved" if (left - right).constant is not None else f"sampled {len(samples)} times"
@@ -176,7 +181,7 @@ def _never(
 def _not_implied(
     model: ShapeModel,
     sampler: Sampler,
-    report: Findings,
+    report: Messages,
     claim: t.Binary,
     gap: Poly,
     sample: Sample,

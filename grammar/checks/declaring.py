@@ -9,14 +9,14 @@ from ..text.references import references
 from ..tree import tree as t
 from .declared import ATTR_TYPES, TRAITS, OpFacts
 from .kind import EXTERN_TYPES, TENSORS
-from .report import Findings
+from .report import Messages
 
 FUNCTIONS = frozenset(("numel", "size", "min", "max", "len", "rank"))
 AXIS_NUMBERS = frozenset(("int", "int2", "int3", "ints", "any"))
 """Types of the settings that can say along which axes an op works."""
 
 
-def check_declarations(file: t.File, report: Findings) -> None:
+def check_declarations(file: t.File, report: Messages) -> None:
     for op in file.all(t.Op):
         _op(OpFacts(op), report)
     for extern in file.all(t.Extern):
@@ -26,7 +26,7 @@ def check_declarations(file: t.File, report: Findings) -> None:
     _twice(file, report)
 
 
-def _twice(file: t.File, report: Findings) -> None:
+def _twice(file: t.File, report: Messages) -> None:
     """Two statements of one kind with one name."""
     seen: dict[tuple[str, str], t.Word] = {}
     for statement in file.statements:
@@ -42,7 +42,7 @@ def _twice(file: t.File, report: Findings) -> None:
             report.error("N003", f"the {key[0]} `{key[1]}` is declared twice", *places)
 
 
-def _unique(params: Iterable[t.Param | t.OpParam | t.OpAttr | t.OpDim], report: Findings) -> None:
+def _unique(params: Iterable[t.Param | t.OpParam | t.OpAttr | t.OpDim], report: Messages) -> None:
     seen: dict[str, t.Word] = {}
     for param in params:
         first = seen.setdefault(param.name.text, param.name)
@@ -51,7 +51,7 @@ def _unique(params: Iterable[t.Param | t.OpParam | t.OpAttr | t.OpDim], report: 
             report.error("N003", f"`{param.name}` is declared twice", *places)
 
 
-def _type(type_: t.Type, known: Iterable[str], report: Findings) -> None:
+def _type(type_: t.Type, known: Iterable[str], report: Messages) -> None:
     names = set(known) | TENSORS
     if type_.name is not None and type_.name not in names:
         label = Label(type_.span, f"known: {', '.join(sorted(names))}")
@@ -59,7 +59,7 @@ def _type(type_: t.Type, known: Iterable[str], report: Findings) -> None:
         report.unknown("T003", message, label, type_.name, names)
 
 
-def _op(facts: OpFacts, report: Findings) -> None:
+def _op(facts: OpFacts, report: Messages) -> None:
     op = facts.decl
     items = [i for i in op.items if isinstance(i, (t.OpParam, t.OpAttr, t.OpDim))]
     _unique((*op.inputs, *items), report)
@@ -74,7 +74,7 @@ def _op(facts: OpFacts, report: Findings) -> None:
     _slots(facts, report)
 
 
-def _traits(op: t.Op, report: Findings) -> None:
+def _traits(op: t.Op, report: Messages) -> None:
     words = (word for i in op.items if isinstance(i, t.OpTrait) for word in i.names)
     for word in words:
         if word.text not in TRAITS:
@@ -82,7 +82,7 @@ def _traits(op: t.Op, report: Findings) -> None:
             report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
 
 
-def _mixes(facts: OpFacts, report: Findings) -> None:
+def _mixes(facts: OpFacts, report: Messages) -> None:
     numbers = {n for n, a in facts.attrs.items() if a.type.name in AXIS_NUMBERS}
     known = _axes(p.type for p in facts.inputs) | numbers
     words = [w for i in facts.decl.items if isinstance(i, t.OpMixes) for w in i.names]
@@ -97,7 +97,7 @@ def _mixes(facts: OpFacts, report: Findings) -> None:
             _unknown_axis(message, word, known, report)
 
 
-def _sums(facts: OpFacts, report: Findings) -> None:
+def _sums(facts: OpFacts, report: Messages) -> None:
     kept = _axes(facts.decl.results)
     known = _axes(p.type for p in facts.inputs) - kept
     for word in (w for i in facts.decl.items if isinstance(i, t.OpSums) for w in i.names):
@@ -117,12 +117,12 @@ def _axes(types: Iterable[t.Type]) -> set[str]:
     return rest | {node.text for node in nodes if isinstance(node, t.Name) and node.is_dimension}
 
 
-def _unknown_axis(message: str, word: t.Word, known: set[str], report: Findings) -> None:
+def _unknown_axis(message: str, word: t.Word, known: set[str], report: Messages) -> None:
     label = Label(word.span, f"known: {', '.join(sorted(known)) or 'nothing'}")
     report.unknown("T003", message, label, word.text, known)
 
 
-def _dimensions(facts: OpFacts, report: Findings) -> None:
+def _dimensions(facts: OpFacts, report: Messages) -> None:
     """A size of a result or cost must come from an input, a weight, an attribute or a `dim`."""
     sources = [p.type for p in facts.inputs] + [p.type for p in facts.params.values()]
     defaults = [a.default for a in facts.attrs.values()]
@@ -137,7 +137,7 @@ def _dimensions(facts: OpFacts, report: Findings) -> None:
         _bound(cost, bound | {"result"}, facts, report)
 
 
-def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Findings) -> None:
+def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Messages) -> None:
     for name, span, called in references(node):
         if called and name not in FUNCTIONS:
             label = Label(span, f"known: {', '.join(sorted(FUNCTIONS))}")
@@ -149,7 +149,7 @@ def _bound(node: t.Node, bound: set[str], facts: OpFacts, report: Findings) -> N
             report.unknown("N001", message, label, name, bound)
 
 
-def _slots(facts: OpFacts, report: Findings) -> None:
+def _slots(facts: OpFacts, report: Messages) -> None:
     known = {*facts.settings, "_"}
     calls = [i.signature for i in facts.decl.items if isinstance(i, (t.OpMeaning, t.OpSpelling))]
     for slot in (slot for call in calls for slot in call.slots):
@@ -159,7 +159,7 @@ def _slots(facts: OpFacts, report: Findings) -> None:
             report.unknown("N001", message, label, slot.ours.text, facts.settings)
 
 
-def check_tests(file: t.File, rules: Iterable[str], report: Findings) -> None:
+def check_tests(file: t.File, rules: Iterable[str], report: Messages) -> None:
     """The rules that tests name must exist."""
     cases = (case for test in file.all(t.Test) for case in test.cases)
     for case in cases:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..diagnostics import Label
 from ..tree import tree as t
 from .declared import OpFacts, SymbolTable
-from .report import Findings
+from .report import Messages
 from .sides import Sides, SideStep
 
 _VALUES = frozenset(("float", "frac", "any", "str", "dtype"))
@@ -17,7 +17,7 @@ _IN_TRAINING = frozenset(("training", "p", "momentum"))
 """Settings that do nothing in eval mode."""
 
 
-def check_dropped(rule: t.Rule, both: Sides, known: SymbolTable, report: Findings) -> None:
+def check_dropped(rule: t.Rule, both: Sides, known: SymbolTable, report: Messages) -> None:
     """Warn of each setting of a matched op that nothing in the rule speaks of.
 
     Silent where the rule asks for zeros: what scales nothing does not matter.
@@ -34,7 +34,7 @@ def check_dropped(rule: t.Rule, both: Sides, known: SymbolTable, report: Finding
             _step(step, _spoken(rule, step) | names, known, report)
 
 
-def _step(step: SideStep, spoken: frozenset[str], known: SymbolTable, report: Findings) -> None:
+def _step(step: SideStep, spoken: frozenset[str], known: SymbolTable, report: Messages) -> None:
     for facts in known.facts(() if step.is_wildcard else step.ops):
         for attr in (a for a in _valued(facts) if a.name.text not in spoken):
             _warn(step, facts, attr, report)
@@ -65,7 +65,7 @@ def _adds_zero(step: SideStep) -> bool:
     return any(isinstance(op, t.Number) and op.value == 0 for op in step.operands)
 
 
-def _warn(step: SideStep, facts: OpFacts, attr: t.OpAttr, report: Findings) -> None:
+def _warn(step: SideStep, facts: OpFacts, attr: t.OpAttr, report: Messages) -> None:
     name, handle = attr.name.text, step.handle or "n"
     places = Label(step.whole, "any value matches"), Label(attr.span, "declared here")
     named = "" if step.handle else f"bind it with `as {handle}` and "

@@ -11,7 +11,7 @@ from ..diagnostics import Label, Span, did_you_mean
 from ..tree import tree as t
 from .declared import SymbolTable
 from .kind import TENSORS
-from .report import Findings
+from .report import Messages
 from .sides import Sides, SideStep
 
 DTYPES = (
@@ -21,13 +21,13 @@ DTYPES = (
 CLASSES = "f (floating), i (whole), b (truth) and t (any)"
 
 
-def unquoted(word: str, span: Span, report: Findings) -> None:
+def unquoted(word: str, span: Span, report: Messages) -> None:
     """T003 for a type of numbers that is written as a name."""
     label, help = Label(span, "a name here"), f'write `"{word}"`'
     report.error("T003", "a type of numbers is written in quotes", label, help=help)
 
 
-def check_dtypes(rule: t.Rule, both: Sides, known: SymbolTable, report: Findings) -> None:
+def check_dtypes(rule: t.Rule, both: Sides, known: SymbolTable, report: Messages) -> None:
     """T003 for a word that stands where a type or a class of types is asked for, and is none."""
     for shape in (node for node in t.walk(rule) if isinstance(node, t.ShapePattern)):
         _class(shape, report)
@@ -35,7 +35,7 @@ def check_dtypes(rule: t.Rule, both: Sides, known: SymbolTable, report: Findings
         _dtype(value, report)
 
 
-def _class(shape: t.ShapePattern, report: Findings) -> None:
+def _class(shape: t.ShapePattern, report: Messages) -> None:
     name = shape.type.name
     if name is None or name in TENSORS:
         return
@@ -77,7 +77,7 @@ def _asks(expr: t.Expr) -> bool:
     return isinstance(function, t.Name) and function.text == "dtype"
 
 
-def _dtype(value: t.Expr, report: Findings) -> None:
+def _dtype(value: t.Expr, report: Messages) -> None:
     if isinstance(value, t.Name) and value.text in DTYPES:
         unquoted(value.text, value.span, report)
     elif isinstance(value, t.String) and value.value not in DTYPES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..diagnostics import Label, Span, did_you_mean
 from ..tree import tree as t
 from ..tree.clauses import facts
-from .report import Findings
+from .report import Messages
 from .structure import is_budget
 
 KNOWN = frozenset(("traced", "trained", "calibrated", "observers", "quantized", "bn_folded"))
@@ -38,7 +38,7 @@ class FactFlow:
     pipeline: t.Pipeline
     rules: Mapping[str, t.Rule]
     attached: frozenset[str]
-    report: Findings
+    report: Messages
     facts: set[str] = field(default_factory=lambda: {"traced", "trained"})
     undone: dict[str, t.Word] = field(default_factory=dict)
     owed: list[tuple[t.Ref, Span]] = field(default_factory=list)

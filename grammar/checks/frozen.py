@@ -8,7 +8,7 @@ from ..algebra.symbolic import Poly
 from ..diagnostics import Label
 from ..tree import tree as t
 from .declared import COMPUTED
-from .report import Findings
+from .report import Messages
 from .shapes import ShapeModel
 from .sides import SideStep
 from .term import Term
@@ -18,7 +18,7 @@ SHAPES = ("shape", "sizes", "size")
 """Settings that -1 leaves open on one axis."""
 
 
-def check_frozen(model: ShapeModel, report: Findings) -> None:
+def check_frozen(model: ShapeModel, report: Messages) -> None:
     """Warns of settings and operands of the rewrite that name a size only activations have."""
     open_sizes = _of_activations(model)
     for step in model.sides.right:
@@ -36,7 +36,7 @@ def _remedy(model: ShapeModel, step: SideStep, name: str) -> str:
 
 
 def _warn(
-    report: Findings,
+    report: Messages,
     expr: t.Expr,
     found: tuple[t.Expr, str],
     open_sizes: dict[str, tuple[str, int]],

@@ -17,7 +17,7 @@ from ..algebra.unify import Shape
 from ..diagnostics import Label
 from ..tree import clauses
 from ..tree import tree as t
-from .report import Findings
+from .report import Messages
 from .sampling import Sampler
 
 AT_LEAST = "weights have sizes of at least 1, activations of at least 0"
@@ -124,7 +124,7 @@ def _sign(op: str, gap: Interval) -> bool | None:
     return equal if op == "==" or equal is None else not equal
 
 
-def check_guards(rule: t.Rule, sampler: Sampler, bare: Sampler, report: Findings) -> bool:
+def check_guards(rule: t.Rule, sampler: Sampler, bare: Sampler, report: Messages) -> bool:
     """Whether the guards can hold. Guards over weights or the model count as open. `bare` knows
     nothing of what the guards say, `sampler` all of it.
     """
@@ -146,7 +146,7 @@ def check_guards(rule: t.Rule, sampler: Sampler, bare: Sampler, report: Findings
     return _together(rule, sized, bare, report)
 
 
-def _together(rule: t.Rule, sized: list[t.Guard], sampler: Sampler, report: Findings) -> bool:
+def _together(rule: t.Rule, sized: list[t.Guard], sampler: Sampler, report: Messages) -> bool:
     if _bounds_clash(sized, sampler, report, rule):
         return False
     labels = [Label(g.condition.span) for g in sized[:4]]
@@ -162,7 +162,7 @@ def _is_sized(guard: t.Expr, sampler: Sampler) -> bool:
     return sampler.truth.holds(guard, sample) is not None
 
 
-def _bounds_clash(guards: list[t.Guard], sampler: Sampler, report: Findings, rule: t.Rule) -> bool:
+def _bounds_clash(guards: list[t.Guard], sampler: Sampler, report: Messages, rule: t.Rule) -> bool:
     """Two guards that bound the same size from both sides with nothing in between."""
     bounds: dict[Poly, list[tuple[str, float, t.Guard]]] = {}
     for guard in guards:

@@ -12,7 +12,7 @@ from .arguments import check_extern
 from .declared import SymbolTable, tail
 from .kind import ACTIVE, ANY, BOOL, INT, NONE, NUMBER, NUMBERS, TENSOR, Kind, declared_kind
 from .names import WORDS, RuleNames
-from .report import Findings
+from .report import Messages
 from .sides import Sides
 
 
@@ -23,7 +23,7 @@ class Kinds:
     scope: RuleNames
     sides: Sides
     known: SymbolTable
-    report: Findings
+    report: Messages
     attached: frozenset[str] = frozenset()
     bound: dict[str, Kind] = field(default_factory=dict)
     clause: str = ""

@@ -12,7 +12,7 @@ from ..tree.clauses import RESOLUTION, bindings, builds, names_in
 from ..tree.clauses import guard_holes as open_guards
 from .declared import SymbolTable
 from .dtypes import DTYPES, unquoted
-from .report import Findings
+from .report import Messages
 from .sides import Sides
 
 DOMAINS = ("channels", "heads", "features", "tokens", RESOLUTION)
@@ -49,7 +49,7 @@ class Names:
     rule: t.Rule
     sides: Sides
     known: SymbolTable
-    report: Findings
+    report: Messages
     scope: RuleNames = field(default_factory=RuleNames)
     later: dict[str, t.Word] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from .declared import OpFacts, SymbolTable
 from .kind import ANY, NUMBERS, TENSOR, Kind, accepts, declared_kind
 from .kinds import Kinds
 from .names import RuleNames
-from .report import Findings
+from .report import Messages
 from .sides import Sides, SideStep, pattern_steps
 
 
@@ -23,7 +23,7 @@ class Operations:
     rule: t.Rule
     sides: Sides
     known: SymbolTable
-    report: Findings
+    report: Messages
     kinds: Kinds
 
     def run(self) -> None:
@@ -273,7 +273,7 @@ def check_operations(
     both: Sides,
     scope: RuleNames,
     known: SymbolTable,
-    report: Findings,
+    report: Messages,
     attached: frozenset[str],
 ) -> Kinds:
     """Check the ops and the kinds of a rule; the kinds are returned for later passes."""

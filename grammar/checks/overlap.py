@@ -13,7 +13,7 @@ from ..tree import tree as t
 from ..tree.renaming import dump, renamed
 from .declared import SymbolTable
 from .embed import Embedding, embed, is_literal, root
-from .report import Findings
+from .report import Messages
 from .sampling import Sampler, guards_of
 from .shapes import models
 from .sides import Sides, SideStep, sides
@@ -61,7 +61,7 @@ def check_overlap(
     group: Sequence[GroupedRule],
     known: SymbolTable,
     effort: Effort,
-    report: Findings,
+    report: Messages,
 ) -> None:
     """Compare the rules of one `fixpoint` or `once` group at the same root."""
     found: list[Overlap] = []
@@ -74,7 +74,7 @@ def _compare(
     group: Sequence[GroupedRule],
     known: SymbolTable,
     effort: Effort,
-    report: Findings,
+    report: Messages,
     overlaps: list[Overlap],
 ) -> None:
     for first, second in combinations(group, 2):
@@ -94,7 +94,7 @@ def _pair(
     second: GroupedRule,
     known: SymbolTable,
     effort: Effort,
-    report: Findings,
+    report: Messages,
     overlaps: list[Overlap],
 ) -> None:
     winner, loser = (first, second) if first.priority >= second.priority else (second, first)
@@ -231,14 +231,14 @@ def _shape_patterns(first: GroupedRule, names: dict[str, t.Expr]) -> list[t.Patt
 
 
 def _order_matters(
-    stage: t.Stage, first: GroupedRule, second: GroupedRule, report: Findings
+    stage: t.Stage, first: GroupedRule, second: GroupedRule, report: Messages
 ) -> None:
     message = f"`{first.rule.name}` and `{second.rule.name}` overlap in stage `{stage.name}`"
     note = "the order changes the result, since one of them is approx"
     report.error("O001", message, *_labels(first, second), note=note, help=SETTLE)
 
 
-def _warn(stage: t.Stage, found: Sequence[Overlap], report: Findings) -> None:
+def _warn(stage: t.Stage, found: Sequence[Overlap], report: Messages) -> None:
     """One line for a group, however many pairs of it want the same sites."""
     if not found:
         return
@@ -256,7 +256,7 @@ def _labels(first: GroupedRule, second: GroupedRule) -> tuple[Label, Label]:
     return wanted, Label(first.word.span, "as this rule, at the same priority")
 
 
-def _unreachable(stage: t.Stage, winner: GroupedRule, loser: GroupedRule, report: Findings) -> None:
+def _unreachable(stage: t.Stage, winner: GroupedRule, loser: GroupedRule, report: Messages) -> None:
     message = f"rule `{loser.rule.name}` can never fire in stage `{stage.name}`"
     says = f"priority {winner.priority}, matches all that the other matches"
     labels = Label(loser.rule.name.span, "more specific"), Label(winner.rule.name.span, says)
@@ -268,7 +268,7 @@ def _unreachable(stage: t.Stage, winner: GroupedRule, loser: GroupedRule, report
 
 
 def check_duplicates(
-    rules: Iterable[tuple[t.Rule, Sides]], known: SymbolTable, report: Findings
+    rules: Iterable[tuple[t.Rule, Sides]], known: SymbolTable, report: Messages
 ) -> None:
     """Two rules that differ in nothing but names and the order of commutative operands."""
     seen: dict[str, t.Rule] = {}

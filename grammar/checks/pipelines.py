@@ -16,7 +16,7 @@ from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, RuleNames
 from .operations import guess_op
-from .report import Findings
+from .report import Messages
 from .sides import Sides
 from .structure import is_budget
 
@@ -33,7 +33,7 @@ class Pipelines:
     pipeline: t.Pipeline
     rules: Mapping[str, t.Rule]
     known: SymbolTable
-    report: Findings
+    report: Messages
     data: dict[str, t.Word] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -149,7 +149,7 @@ class Pipelines:
     def _kind(self, expr: t.Expr) -> Kind:
         """The kind of an argument; parameters of the pipeline count as anything."""
         rule = t.Rule("exact", self.pipeline.name, (), (), span=self.pipeline.span)
-        kinds = Kinds(RuleNames(), Sides(rule), self.known, Findings())
+        kinds = Kinds(RuleNames(), Sides(rule), self.known, Messages())
         return ANY if isinstance(expr, t.Name) else kinds.expr(expr, "where")
 
     def _data_of(self, ref: t.Ref, rule: t.Rule) -> None:

@@ -9,7 +9,7 @@ from ..diagnostics import Diagnostic, Label, Severity, did_you_mean
 
 
 @dataclass(slots=True)
-class Findings:
+class Messages:
     """Diagnostics in the order of discovery; the same thing is said once."""
 
     found: dict[Diagnostic, None] = field(default_factory=dict)

@@ -335,8 +335,7 @@ class ShapeModel:
         return Term(presence=const(0))
 
     def unify(self, left: Shape, right: Shape, fault: ShapeFault) -> None:
-        topic = len(self.topics)
-        self.topics[topic] = fault
+        self.topics[topic := len(self.topics)] = fault
         try:
             self.solver.unify(left, right, topic)
         except Mismatch:

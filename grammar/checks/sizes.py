@@ -12,14 +12,14 @@ from ..diagnostics import Diagnostic, Label, Span
 from ..tree import tree as t
 from ..tree.clauses import builds
 from .instances import OpInstance
-from .report import Findings
+from .report import Messages
 from .sampling import Sampler, number
 from .shapes import ShapeModel
 from .sides import SideStep
 from .truth import Sample
 
 
-def check_sizes(models: list[ShapeModel], samplers: list[Sampler], report: Findings) -> bool:
+def check_sizes(models: list[ShapeModel], samplers: list[Sampler], report: Messages) -> bool:
     """Whether nothing is wrong. With alternatives, the first choice that fails is shown."""
     if _alternatives_disagree(models, report):
         return False
@@ -43,12 +43,12 @@ def _choice(model: ShapeModel) -> str:
     return f"this is so when {' and '.join(taken)}"
 
 
-def _faults(model: ShapeModel, report: Findings, note: str) -> None:
+def _faults(model: ShapeModel, report: Messages, note: str) -> None:
     for fault in model.faults:
         report.error(fault.code, fault.message, *fault.labels, note=note)
 
 
-def _demands(model: ShapeModel, sampler: Sampler, report: Findings, note: str) -> None:
+def _demands(model: ShapeModel, sampler: Sampler, report: Messages, note: str) -> None:
     """What the builds and functions need of the sizes must hold in every instance."""
     for demand in model.solver.pending:
         poly = model.solver.resolve(demand.poly)
@@ -121,13 +121,13 @@ def _name_order(name: str) -> tuple[bool, str]:
 # -- S001 ------------------------------------------------------------------------------------------
 
 
-def _outputs(model: ShapeModel, sampler: Sampler, report: Findings, note: str) -> None:
+def _outputs(model: ShapeModel, sampler: Sampler, report: Messages, note: str) -> None:
     for name in model.sides.outputs:
         if name in model.after:
             _output(model, sampler, report, name, note)
 
 
-def _output(model: ShapeModel, sampler: Sampler, report: Findings, name: str, note: str) -> None:
+def _output(model: ShapeModel, sampler: Sampler, report: Messages, name: str, note: str) -> None:
     solver = model.solver
     old, new = solver.shape(model.before[name]), solver.shape(model.after[name])
     start = len(solver.pending)
@@ -190,7 +190,12 @@ def _axis_text(old: Shape, new: Shape, axis: int, sample: Sample) -> str:
 
 
 def _differs(
-    model: ShapeModel, report: Findings, name: str, shapes: tuple[str, str], example: str, note: str
+    model: ShapeModel,
+    report: Messages,
+    name: str,
+    shapes: tuple[str, str],
+    example: str,
+    note: str,
 ) -> None:
     step, built = model.sides.produced[name], model.sides.built.get(name)
     place = built.whole if built is not None else _alias_span(model.rule, name)
@@ -226,7 +231,7 @@ def _stride_twice(model: ShapeModel, name: str) -> tuple[Span, str, str] | None:
 # -- S003 ------------------------------------------------------------------------------------------
 
 
-def _alternatives_disagree(models: list[ShapeModel], report: Findings) -> bool:
+def _alternatives_disagree(models: list[ShapeModel], report: Messages) -> bool:
     """Whether an axis that another op names holds the channels of one alternative only."""
     steps = models[0].sides.left if models else []
     found = (_split_axes(models, step) for step in steps if len(step.ops) > 1)

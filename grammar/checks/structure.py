@@ -8,7 +8,7 @@ from ..diagnostics import Label, Span
 from ..text.references import references
 from ..tree import tree as t
 from ..tree.clauses import builds, claims, over_images
-from .report import Findings
+from .report import Messages
 from .sides import Sides, SideStep
 
 BUDGETS = frozenset(("error", "drift", "drop"))
@@ -16,7 +16,7 @@ LOSSY = frozenset(("quantize", "kmeans", "affine", "rank_for_energy", "kaiming",
 """Functions that throw information away: an exact rule has no use for their results."""
 
 
-def check_discipline(rule: t.Rule, both: Sides, report: Findings) -> None:
+def check_discipline(rule: t.Rule, both: Sides, report: Messages) -> None:
     _outputs(rule, both, report)
     _removed(rule, both, report)
     _connected(both, report)
@@ -28,7 +28,7 @@ def check_discipline(rule: t.Rule, both: Sides, report: Findings) -> None:
 # -- N004, N005, P003 ------------------------------------------------------------------------------
 
 
-def _outputs(rule: t.Rule, both: Sides, report: Findings) -> None:
+def _outputs(rule: t.Rule, both: Sides, report: Messages) -> None:
     defined = _defined(rule, report)
     if not defined or rule.kind == "observe":
         return
@@ -46,7 +46,7 @@ def _outputs(rule: t.Rule, both: Sides, report: Findings) -> None:
         report.warn("P003", message, *places, help=help)
 
 
-def _defined(rule: t.Rule, report: Findings) -> dict[str, Span]:
+def _defined(rule: t.Rule, report: Messages) -> dict[str, Span]:
     """What the rewrite defines, and where."""
     defined: dict[str, Span] = {}
     for word in (word for build in builds(rule) for word in build.targets):
@@ -57,7 +57,7 @@ def _defined(rule: t.Rule, report: Findings) -> dict[str, Span]:
     return defined
 
 
-def _removed(rule: t.Rule, both: Sides, report: Findings) -> None:
+def _removed(rule: t.Rule, both: Sides, report: Messages) -> None:
     """Reading a matched value whose op goes away, before the rewrite has defined it again."""
     redefined = {w.text for build in builds(rule) for w in build.targets}
     if not redefined & set(both.produced):
@@ -70,7 +70,7 @@ def _removed(rule: t.Rule, both: Sides, report: Findings) -> None:
         gone -= {w.text for w in build.targets}
 
 
-def _reads_removed(both: Sides, name: str, span: Span, report: Findings) -> None:
+def _reads_removed(both: Sides, name: str, span: Span, report: Messages) -> None:
     word = next(w for w in both.produced[name].words if w.text == name)
     places = Label(span, "read here"), Label(word.span, "removed with this op")
     help = f"write `shared {name} = ...` in the pattern to keep the op"
@@ -81,7 +81,7 @@ def _reads_removed(both: Sides, name: str, span: Span, report: Findings) -> None
 # -- P001, P002, P004 ------------------------------------------------------------------------------
 
 
-def _connected(both: Sides, report: Findings) -> None:
+def _connected(both: Sides, report: Messages) -> None:
     """Ops that share no value would have to be tried in all combinations."""
     if len(both.left) < 2:
         return
@@ -108,7 +108,7 @@ def _reached(start: SideStep, meets: dict[str, list[SideStep]]) -> set[int]:
     return seen
 
 
-def _wildcards(both: Sides, report: Findings) -> None:
+def _wildcards(both: Sides, report: Messages) -> None:
     outputs = set(both.outputs)
     for step in both.left:
         if step.is_wildcard and outputs & set(step.results):
@@ -117,7 +117,7 @@ def _wildcards(both: Sides, report: Findings) -> None:
             report.warn("P002", "the root of the pattern is a wildcard", label, help=help)
 
 
-def _cycles(both: Sides, report: Findings) -> None:
+def _cycles(both: Sides, report: Messages) -> None:
     """A value that depends on itself: no graph has one."""
     needs = {id(s): {n for n in s.reads if n in both.produced} for s in both.left}
     sorter = TopologicalSorter(
@@ -145,7 +145,7 @@ def is_budget(claim: t.Claim) -> bool:
     return bool(BUDGETS & set(_calls(claim.condition)))
 
 
-def _kind(rule: t.Rule, both: Sides, report: Findings) -> None:
+def _kind(rule: t.Rule, both: Sides, report: Messages) -> None:
     if rule.kind in ("exact", "lossless"):
         _exact(rule, report)
     elif rule.kind == "observe":
@@ -154,7 +154,7 @@ def _kind(rule: t.Rule, both: Sides, report: Findings) -> None:
         _approximate(rule, report)
 
 
-def _exact(rule: t.Rule, report: Findings) -> None:
+def _exact(rule: t.Rule, report: Messages) -> None:
     place = Label(rule.name.span, f"declared {rule.kind}")
     help = "declare it `approx rule`, or leave this out"
     whole = f"the {rule.kind} rule `{rule.name}`"
@@ -184,7 +184,7 @@ def _is_op(clause: t.Let | t.Rewrite, name: str) -> bool:
     return any(isinstance(h, t.Name) and h.text == name for h in heads)
 
 
-def _observing(rule: t.Rule, both: Sides, report: Findings) -> None:
+def _observing(rule: t.Rule, both: Sides, report: Messages) -> None:
     place = Label(rule.name.span, "declared observe")
     for build in builds(rule):
         if any(w.text in both.produced for w in build.targets):
@@ -196,7 +196,7 @@ def _observing(rule: t.Rule, both: Sides, report: Findings) -> None:
         report.error("X001", f"the observe rule `{rule.name}` perturbs", label, place)
 
 
-def _approximate(rule: t.Rule, report: Findings) -> None:
+def _approximate(rule: t.Rule, report: Messages) -> None:
     split = bool(rule.all(t.Perturb))
     label = Label(rule.name.span, "declared approx")
     if not any(map(is_budget, claims(rule))):

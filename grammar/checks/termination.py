@@ -14,7 +14,7 @@ from .declared import SymbolTable
 from .embed import Embedding, embed
 from .instances import OpInstance, ordered
 from .overlap import GroupedRule
-from .report import Findings
+from .report import Messages
 from .sampling import Sampler, guards_of, number
 from .shapes import ShapeModel
 from .sides import Sides, SideStep
@@ -31,7 +31,7 @@ def check_growth(
     model: ShapeModel,
     sampler: Sampler,
     known: SymbolTable,
-    report: Findings,
+    report: Messages,
 ) -> None:
     """L001 and L003: does the right side hold an instance of the left side, and does it shrink?"""
     measure = rule.one(t.Recursive)
@@ -52,7 +52,7 @@ def _inside(both: Sides, found: Embedding) -> bool:
     return len(found.steps) == len(both.left)
 
 
-def _endless(rule: t.Rule, both: Sides, found: Embedding, report: Findings) -> None:
+def _endless(rule: t.Rule, both: Sides, found: Embedding, report: Messages) -> None:
     pattern, target = found.steps[0]
     places = Label(target.whole, "matches again"), Label(pattern.whole, "this pattern")
     message = f"the right side of `{rule.name}` contains its left side"
@@ -176,7 +176,7 @@ def _shrinks(
     found: Embedding,
     measure: t.Recursive,
     samples: list[Sample],
-    report: Findings,
+    report: Messages,
 ) -> bool:
     for sample in samples:
         names = _bindings(rule, model, found, sample)
@@ -204,7 +204,7 @@ def check_cycles(
     stage: t.Stage,
     group: Sequence[GroupedRule],
     built: dict[int, tuple[ShapeModel, Sampler]],
-    report: Findings,
+    report: Messages,
 ) -> None:
     """Rules of a fixpoint that can enable each other need one order in which all of them fall."""
     rules = [e for e in group[:MAX_GROUP] if e.rule.one(t.Recursive) is None and e.both.right]
@@ -234,7 +234,7 @@ def _ring(
     stage: t.Stage,
     ring: list[GroupedRule],
     built: dict[int, tuple[ShapeModel, Sampler]],
-    report: Findings,
+    report: Messages,
 ) -> None:
     """Lexicographic order: drop the rules that some measure lowers while no other raises it."""
     rest = list(ring)

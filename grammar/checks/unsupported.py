@@ -11,7 +11,7 @@ from ..diagnostics import Diagnostic, Label, Span
 from ..library.vocabulary import library
 from ..tree import tree as t
 from ..tree.clauses import builds, guard_holes, moves, over_images
-from .report import Findings
+from .report import Messages
 
 DECLARED = "passes/later.lissom"
 """The library's functions that nothing implements yet; everything else that it declares runs."""
@@ -164,7 +164,7 @@ def _mixed(step: t.Fixpoint, ops: Container[str]) -> Iterator[Diagnostic]:
         yield _refusal(message, odd.rule.span, "this rule matches ops", help)
 
 
-def check_unsupported(rule: t.Rule, functions: Container[str], report: Findings) -> None:
+def check_unsupported(rule: t.Rule, functions: Container[str], report: Messages) -> None:
     """Warns of what the engine is going to refuse; open guards are said elsewhere.
 
     functions: what the host program gives, or has to: the file declares it itself.
@@ -173,13 +173,13 @@ def check_unsupported(rule: t.Rule, functions: Container[str], report: Findings)
 
 
 def check_unsupported_steps(
-    pipeline: t.Pipeline, rules: Mapping[str, t.Rule], report: Findings
+    pipeline: t.Pipeline, rules: Mapping[str, t.Rule], report: Messages
 ) -> None:
     dims = {name for name, rule in rules.items() if rule.all(t.MatchDim)}
     _warn(unsupported_steps(pipeline, dims, rules.keys() - dims), report)
 
 
-def _warn(refusals: Iterable[Diagnostic], report: Findings) -> None:
+def _warn(refusals: Iterable[Diagnostic], report: Messages) -> None:
     """One warning for a rule or pipeline, with the first places that stand in the way."""
     found = list(refusals)
     if found:

@@ -19,7 +19,8 @@ from ..rules.state import State
 from .cost import SUPPOSED, calls_costs, not_counted, plan_costs
 from .plan import Plan, Planned
 from .run import Env, operand_value, run_nodes, run_plan, weights_read
-from .verify import named_weights, relative, site_error, squares
+from .site_error import relative, site_error, squares
+from .verify import named_weights
 
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 

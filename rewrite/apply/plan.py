@@ -329,12 +329,8 @@ def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Specs with the double-precision results of the rule counted in the precision they will be
     rounded to.
     """
-    return {
-        n: TensorSpec(s.shape, dtype)
-        if isinstance(s, TensorSpec) and s.dtype == torch.float64
-        else s
-        for n, s in specs.items()
-    }
+    wide = (n for n, s in specs.items() if isinstance(s, TensorSpec) and s.dtype == torch.float64)
+    return {**specs, **{name: TensorSpec(specs[name].shape, dtype) for name in wide}}
 
 
 def construct(state: State, site: Site) -> Plan:

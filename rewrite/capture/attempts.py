@@ -5,8 +5,7 @@ says where.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -18,6 +17,7 @@ from ..graph.runs import innermost, one_line
 from ..graph.snapshot import finish
 from ..ops.spec import TensorSpec
 from .assertions import ConditionWriter
+from .candidates import Candidate, CaptureAttempt, CaptureFailure, CaptureTrial, TrialVerdict
 from .conditions import (
     AskedSize,
     Condition,
@@ -36,9 +36,10 @@ from .inputs import SECOND, Case, bind, other_values
 from .lowering import Untraceable
 from .padding import split_padding
 from .questions import TYPE
-from .sizes import Group, call_axes
+from .recorded import CaptureGuard
+from .sizes import call_axes
 from .structure import demands
-from .tracer import CaptureGuard, Recorder, Specialised
+from .tracer import Recorder
 from .watch import WatchedNodes, is_given, roots, text_of
 
 _REMEDY = (
@@ -46,65 +47,6 @@ _REMEDY = (
     "inside, and only torch.save keeps such a result), or capture the part of the model that does "
     "not need it"
 )
-
-
-@dataclass(frozen=True)
-class CaptureTrial:
-    """A case with the eager model's output. A trial that is not required only limits what is
-    claimed; `groups` are the axes that it varies, and `parts` gives a trial for each of them.
-    """
-
-    case: Case
-    expected: Any
-    required: bool = True
-    groups: tuple[Group, ...] = ()
-    parts: Callable[[], list[CaptureTrial]] | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class CaptureAttempt:
-    """A captured module that holds on every required trial. whole: what it was made from."""
-
-    module: fx.GraphModule
-    how: str
-    whole: Candidate
-    specialised: tuple[Specialised, ...] = ()
-    opaque: tuple[str, ...] = ()
-    notes: tuple[Diagnostic, ...] = ()
-    proved: tuple[Case, ...] = ()
-    conditions: tuple[Condition, ...] = ()
-
-
-@dataclass(frozen=True)
-class CaptureFailure:
-    """Why a way of capturing does not hold, and the path of the module that is to blame ("" if none
-    is known).
-    """
-
-    site: str
-    diagnostic: Diagnostic
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A captured module before its proof. graph, guards: all that was traced, for questions later;
-    asked: where the model's code was told sizes.
-    """
-
-    model: nn.Module
-    module: fx.GraphModule
-    graph: fx.Graph
-    guards: tuple[CaptureGuard, ...] = ()
-    asked: tuple[AskedSize, ...] = ()
-
-
-@dataclass
-class TrialVerdict:
-    """What the trials say of a candidate: the cases on which it is equal, and a row for each."""
-
-    proved: list[Case] = field(default_factory=list)
-    rows: list[TrialRow] = field(default_factory=list)
-    failure: CaptureFailure | None = None
 
 
 def by_trace(

@@ -34,8 +34,8 @@ from .equality import eager_output, run_eager
 from .fused import REMEDY, fused_layers, noted_fused
 from .inputs import SECOND, Case, as_case, as_cases, check_bindable, doubled, leading_size
 from .instruments import check_instruments
+from .recorded import Specialised
 from .sizes import Group, call_axes
-from .tracer import Specialised
 
 _MOST_OPAQUE = 16
 

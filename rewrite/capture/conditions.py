@@ -21,8 +21,8 @@ from ..graph.writes import node_name
 from ..ops.spec import TensorSpec
 from .equality import first_difference
 from .lowering import formula
+from .recorded import CaptureGuard, Specialised
 from .sizes import CallAxis, Group
-from .tracer import CaptureGuard, Specialised
 from .watch import is_given, is_size, roots, text_of
 
 _DEEP = 99

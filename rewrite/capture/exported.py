@@ -26,7 +26,8 @@ from ..ops.spec import spec_of
 from ..torch_internals import tree_leaves, tree_map, tree_unflatten
 from .inputs import Bound, Case, bind, placeholder_values
 from .lowering import Untraceable
-from .tracer import Recorder, Specialised, version_of
+from .recorded import Specialised
+from .tracer import Recorder, version_of
 
 _ASSERTIONS = ("_assert", "sym_constrain", "_guards")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER)

@@ -18,7 +18,8 @@ from ..graph.runs import copied
 from ..graph.scalars import is_traced
 from ..graph.values import PathStep, leaves, path_text, rebuild, tensors
 from ..measure.large_blocks import giving_back
-from .tracer import Recorder, Specialised
+from .recorded import Specialised
+from .tracer import Recorder
 
 BY_POSITION = "by_position"
 """The input in front of those that were captured by names which forward does not declare: a call by

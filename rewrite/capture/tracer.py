@@ -12,7 +12,6 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,33 +37,13 @@ from ..torch_internals import is_wrapped, silent, version_of
 from .lowering import Lowering, Untraceable, formula
 from .patches import recording
 from .questions import is_own, question
+from .recorded import CaptureGuard, Specialised
 
 _LENGTH = len
 """Python's own: during a trace another one stands in its place."""
 
 _SPLITS = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
 """Calls whose number of results may follow from a size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Specialised:
-    """A value the capture took from the example: why, at which node, on which line of the model,
-    and the value.
-    """
-
-    why: str
-    node: str
-    source: str
-    value: object
-    site: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureGuard:
-    """A specialisation that can be computed again: `node` must give `value`."""
-
-    node: fx.Node
-    about: Specialised
 
 
 class Recorder(TorchFunctionMode):

@@ -19,7 +19,8 @@ from ..pipeline.strategy import Runner
 from ..rules.rule import compile_rule
 from .choices.source import ChoiceSource
 from .models.double import in_double
-from .models.generate import Grown, grow_together
+from .models.generate import grow_together
+from .models.grown import Grown
 from .trial import Subject, is_random, state_of
 from .worker import Died, Worker
 

@@ -11,7 +11,7 @@ from ...grammar.diagnostics import LissomError
 from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..graph.snapshot import finish, snapshot
 from ..measure.compare import outputs
-from .models.generate import Grown
+from .models.grown import Grown
 from .trial import Subject, state_of
 
 ROUNDING = 64

@@ -25,7 +25,7 @@ from .models.edits import (
     read_again,
     tie,
 )
-from .models.generate import Grown
+from .models.grown import Grown
 from .models.violated import contradicts, has_further_input, is_literal, others
 from .trial import BAD, FIRED, KERNEL, NOISY, VACUOUS, Outcome, Subject, model, trial
 

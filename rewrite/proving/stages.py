@@ -13,7 +13,7 @@ from ..rules.binding import Bindings
 from .algebra.field import WHOLE, FieldResult, check_field
 from .bits.dyadic import DyadicResult, check_dyadic
 from .choices.source import Replayed
-from .models.generate import Grown
+from .models.grown import Grown
 from .mutants.mutants import Mutant
 from .mutants.mutate import Fate, Score, Specimen, kill, specimens
 from .near_miss import NearMiss, NearResult, examine_near

@@ -14,7 +14,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from .choices.source import ChoiceSource, Unsuitable
-from .models.generate import Grown
+from .models.grown import Grown
 from .trial import Subject, model
 
 

@@ -34,7 +34,8 @@ from ..torch_internals import tree_leaves
 from .budget_check import Kept, kept
 from .choices.source import ChoiceSource
 from .models.builder import ILLEGAL, Planted
-from .models.generate import Grown, grow
+from .models.generate import grow
+from .models.grown import Grown
 from .models.variants import variants
 
 Functions = Mapping[str, Callable[..., Any]]

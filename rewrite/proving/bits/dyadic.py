@@ -25,7 +25,8 @@ from ...ops.call import OpCall, tensor_at
 from ...rules.binding import NoMatch
 from ...rules.state import State
 from ..models.double import widen
-from ..models.generate import Grown, Planted
+from ..models.generate import Planted
+from ..models.grown import Grown
 from ..trial import Subject, bound, condition, is_random, moved, names_types, state_of
 from .exactness import Sums
 

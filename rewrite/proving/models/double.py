@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ...ops.spec import TensorSpec
-from .generate import Grown
+from .grown import Grown
 
 
 def in_double(grown: Grown) -> Grown:

@@ -9,7 +9,7 @@ from torch import fx
 
 from ...ops.spec import spec_of
 from .builder import Planted
-from .generate import Grown
+from .grown import Grown
 
 Edit = Callable[[Grown], bool]
 

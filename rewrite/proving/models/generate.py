@@ -9,7 +9,6 @@ and behind. Every op runs once on real numbers as it is built, so that only lega
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,42 +19,20 @@ from ....grammar.tree import tree as t
 from ...ops.attributes import read_attr
 from ...ops.dims import compiled
 from ...ops.opspec import InputSpec, OpSpec
-from ...ops.spec import TensorSpec
 from ...ops.vocabulary import Vocabulary
 from ...rules.binding import literal
 from ...rules.pattern import PatternOp
 from ...rules.rule import CompiledRule
-from ...torch_internals import tree_leaves
 from ..choices.source import ChoiceSource, Unsuitable
 from .builder import CONTEXT, Planted, Soil
 from .filling import Filling, dtype_of, gathered, spec_at
+from .grown import Grown
 from .places import globs_at, inside, outside
 from .settings import ANY, sections, setting, spelled
 from .violated import check_spoilt, forbidden, is_literal, others, unlike, without
 
 DTYPES = (torch.float32,) * 8 + (torch.float64, torch.bfloat16, torch.float16)
 """Precisions of whole models."""
-
-
-@dataclass(slots=True)
-class Grown:
-    """A model with instances of a rule's left side in it, and inputs to run it on. `has_data`: the
-    user has given calibration data. `seed`: of what else is drawn for it.
-    """
-
-    rule: CompiledRule
-    module: fx.GraphModule
-    inputs: tuple[Tensor, ...]
-    planted: list[Planted]
-    has_data: bool
-    seed: int = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no result of the model holds a number."""
-        end = next(node for node in reversed(self.module.graph.nodes) if node.op == "output")
-        specs = [spec for spec in tree_leaves(end.meta["val"]) if isinstance(spec, TensorSpec)]
-        return all(0 in spec.shape for spec in specs)
 
 
 def grow(

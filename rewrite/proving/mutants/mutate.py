@@ -30,7 +30,7 @@ from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
 from ..choices.source import Unsuitable
 from ..models.double import in_double
-from ..models.generate import Grown
+from ..models.grown import Grown
 from ..trial import Subject, condition, moved, names_types, state_of
 from .mutants import Mutant, mutants
 
