@@ -6,6 +6,8 @@ a model that cannot be captured.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -129,3 +131,20 @@ def heard(
     except _Stop:
         pass
     return ear.found
+
+
+_UNTRACED = frozenset(
+    {len, bool, int, float, isinstance, min, max, round, sum}
+    | {operator.is_, operator.is_not, operator.not_, operator.truth, operator.contains}
+    | {function for function in vars(math).values() if callable(function)}
+)
+"""Functions that run on what a trace hands around, instead of being written down."""
+
+
+def mark_untraced(graph: fx.Graph) -> None:
+    """Marks calls for `torch.save`: it keeps the code of a graph, and reading it traces that code.
+    What is marked is written down then; the rest of Python's functions would run on proxies.
+    """
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _UNTRACED:
+            node.meta["is_wrapped"] = True

@@ -166,3 +166,33 @@ def test_an_exported_graph_keeps_the_types_it_was_exported_for() -> None:
     assert found.how == "export"
     with pytest.raises(AssertionError, match=r"captured with torch\.float32"):
         found.module(torch.randn(3, 4, dtype=torch.float64))
+
+
+class Sums(nn.Module):
+    """Asks for the length of a list, and whether there is a factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, xs: list[Tensor], factor: Tensor | None = None) -> Tensor:
+        y = self.layer(xs[0])
+        for x in xs[1:]:
+            y = y + x
+        return y if factor is None else y * factor
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_checks_a_call_can_be_pickled(stored: bool, tmp_path: Path) -> None:
+    """torch.fx keeps the code of a graph and traces it to read it: `len(xs)` would run then."""
+    model, xs = Sums().eval(), [torch.randn(2, 4)] * 3
+    result = lissom.compile(model, "pipeline p { stage s { once fold_bn } }", inputs=(xs,))
+    if stored:
+        result.save(tmp_path / "artifact")
+    torch.save(
+        lissom.load(tmp_path / "artifact") if stored else result.model, tmp_path / "model.pt"
+    )
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(xs), model(xs))
+    with pytest.raises(AssertionError, match="captured with 3"):
+        again(xs[:2])

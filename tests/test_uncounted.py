@@ -266,3 +266,9 @@ def test_commands_name_the_parameters_that_no_rule_sees(
     assert "at least 60" in told("apply", "net.py", "--plan", "plan.json", "-o", "out")
     found = json.loads(told("dims", "net.py", "--format", "json"))
     assert found["opaque"][0]["params"] == 148
+
+
+def test_the_parameters_of_a_scripted_part_count() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), torch.jit.script(nn.Linear(5, 7))).eval()
+    result = lissom.compile(model, NOTHING, inputs=(torch.randn(2, 5),))
+    assert result.before.params == sum(p.numel() for p in model.parameters()) == 30 + 42

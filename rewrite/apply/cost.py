@@ -33,13 +33,16 @@ def model_costs(module: fx.GraphModule, view: GraphView) -> Costs:
     """Costs of a whole model at its example inputs; tied parameters count once. Nodes that are no
     op are told: the multiply-accumulates are a lower bound where one of them has no known cost.
     """
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    trained = {id(tensor): tensor for tensor in module.parameters()}
+    tensors = {**trained, **{id(tensor): tensor for tensor in module.buffers()}}
     checks = assertions(module.graph)
     nodes = [n for n in module.graph.nodes if n.op not in SKIPPED and n not in checks]
     macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
     opaque = opaque_costs(module, view)
     macs += sum(node.macs or 0 for node in opaque)
-    return replace(_sum(tensors.values(), macs, len(nodes)), opaque=opaque)
+    # A scripted part hands out its parameters as plain tensors.
+    params = sum(tensor.numel() for tensor in trained.values())
+    return replace(_sum(tensors.values(), macs, len(nodes)), params=params, opaque=opaque)
 
 
 def said_of_uncounted(costs: Costs) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..torch_internals import codegen_of
+from ..torch_internals import codegen_of, mark_untraced
 from .names import free_names
 
 
@@ -49,5 +49,6 @@ def finish(module: fx.GraphModule) -> None:
     for something else.
     """
     module.graph.lint()
+    mark_untraced(module.graph)
     module.recompile()
     free_names(module)

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from ...grammar.diagnostics import Label, LissomError, fail
-from ..torch_internals import codegen_of
+from ..torch_internals import codegen_of, mark_untraced
 from .calls import check_call, check_target, decode_function, encode_target
 from .containers import container_line, container_of
 from .modules import build_tree, encode_modules, walk_modules
@@ -127,6 +127,7 @@ def decode_graph(value: Any, data: Mapping[str, torch.Tensor]) -> fx.GraphModule
     build_tree(root, modules, decode_tensors(check_table(table), dict(data)))
     root.training = training
     graph = _build(nodes)
+    mark_untraced(graph)
     _require_targets(root, graph)
     try:
         root.graph = graph
