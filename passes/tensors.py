@@ -213,6 +213,17 @@ def round_up(x: Number, multiple: int) -> int:
     return multiple * (whole if near else int(-(-x // multiple)))
 
 
+def round_to(x: Tensor, dtype: str) -> Tensor:
+    """Each number as the nearest that a float type of torch has, in the type that it came in.
+
+    dtype: the type's name. Raises K001 for any other word.
+    """
+    found = getattr(torch, dtype, None)
+    known = isinstance(found, torch.dtype) and found.is_floating_point
+    require(known, "round_to", f"`{dtype}` is no float type", 'say "bfloat16" or "float16"')
+    return x.to(found).to(x.dtype)
+
+
 # -- reductions ------------------------------------------------------------------------------------
 
 
@@ -281,6 +292,6 @@ def all_zero(x: Tensor | Number | None) -> bool:
 FUNCTIONS = (
     svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
     sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean, variance,
-    nonzeros, all_zero,
+    nonzeros, all_zero, round_to,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

@@ -78,7 +78,9 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """One rewrite that was committed. `sliced` are the parameters that a cut made smaller."""
+    """One rewrite that was committed. `renewed` are the parameters that are other tensors now: cut
+    smaller, or with other numbers.
+    """
 
     stage: str
     rule: str
@@ -92,7 +94,7 @@ class Applied:
     verdicts: tuple[Verdict, ...]
     bindings: dict[str, str]
     seconds: float
-    sliced: tuple[str, ...] = ()
+    renewed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

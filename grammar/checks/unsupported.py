@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..diagnostics import Diagnostic, Label, Span
 from ..library.vocabulary import library
 from ..tree import tree as t
-from ..tree.clauses import builds, guard_holes, moves, over_images
+from ..tree.clauses import builds, claims, guard_holes, moves, over_images, over_ops
 from .report import Messages
 
 DECLARED = "passes/later.lissom"
@@ -20,7 +20,6 @@ SHOWN = 4
 """Places that the checker shows of one rule."""
 
 _LATER: Sequence[tuple[type, str]] = (
-    (t.MatchParam, "matching parameters"),
     (t.MatchValue, "matching values by site"),
     (t.Store, "storing parameters in another form"),
     (t.Attach, "observers"),
@@ -43,7 +42,9 @@ def unsupported(rule: t.Rule, functions: Container[str] | None) -> Iterator[Diag
         yield from _functions(rule, functions)
     if rule.all(t.MatchDim):
         yield from _more_than_a_cut(rule)
-    elif not any(rule.all(t.MatchParam, t.MatchValue)):
+    elif rule.all(t.MatchParam):
+        yield from _more_than_numbers(rule)
+    elif over_ops(rule):
         yield from _moves(rule)
         yield from _builds(rule)
 
@@ -98,8 +99,34 @@ def _more_than_a_cut(rule: t.Rule) -> Iterator[Diagnostic]:
     yield _refusal(message, place, "a rule over dimensions has no place for it", hint)
 
 
+def _more_than_numbers(rule: t.Rule) -> Iterator[Diagnostic]:
+    """What a rule over parameters cannot hold: anything but other numbers for this one."""
+    first, *more = rule.all(t.MatchParam)
+    steps = [step for r in rule.all(t.Rewrite) for step in r.steps]
+    odd: list[t.Node] = [*more, *rule.all(t.Match, t.Unless, t.MatchDim, t.MatchValue)]
+    later = (t.Store, t.Attach, t.Exit)  # said already
+    changes = [s for s in (*moves(rule), *steps) if not isinstance(s, later)]
+    odd += [s for s in changes if not resizes(s, first.name.text)]
+    odd += changes[1:] if len(steps) > 1 else []
+    message = f"rule `{rule.name}` does more than give a parameter other numbers"
+    hint = "match param w of linear  perturb { w := ... }  rewrite { w := ... }"
+    for place in odd[:1] or ([] if changes else [rule.name]):
+        yield _refusal(message, place.span, "a rule over parameters has no place for it", hint)
+    yield from _measured_inside(rule)
+
+
+def _measured_inside(rule: t.Rule) -> Iterator[Diagnostic]:
+    """Only the model's outputs are measured: a parameter has no output of its own."""
+    calls = (n for claim in claims(rule) for n in t.walk(claim) if isinstance(n, t.Call))
+    for call in (c for c in calls if c.function.span.text in ("error", "equal")):
+        if [arg.span.text for arg in call.args] != ["outputs"]:
+            message = f"rule `{rule.name}` measures something else than the model's outputs"
+            name = call.function.span.text
+            yield _refusal(message, call.span, "measured here", f"write `{name}(outputs)`")
+
+
 def resizes(step: object, dim: str) -> bool:
-    """`D := keep`."""
+    """`D := keep`, `w := numbers`."""
     return isinstance(step, t.Assign) and str(step.path) == dim
 
 
@@ -142,9 +169,11 @@ def _builds(rule: t.Rule) -> Iterator[Diagnostic]:
 
 
 def unsupported_steps(
-    pipeline: t.Pipeline, dims: Container[str], ops: Container[str]
+    pipeline: t.Pipeline, wide: Container[str], ops: Container[str]
 ) -> Iterator[Diagnostic]:
-    """The parts of a pipeline that have no engine. `dims` and `ops` are names of rules."""
+    """The parts of a pipeline that have no engine. `ops` are the names of rules that match ops,
+    `wide` those of rules over dimensions or parameters.
+    """
     for recover in pipeline.all(t.Recover):
         message = "this version cannot train: `recover` has no engine yet"
         yield _refusal(message, recover.span, "needs training")
@@ -152,14 +181,14 @@ def unsupported_steps(
         if isinstance(step, t.Calibrate):
             message = "this version has no observers to calibrate"
             yield _refusal(message, step.span, "calibrates here")
-        elif isinstance(step, t.Fixpoint) and any(r.rule.text in dims for r in step.refs):
+        elif isinstance(step, t.Fixpoint) and any(r.rule.text in wide for r in step.refs):
             yield from _mixed(step, ops)
 
 
 def _mixed(step: t.Fixpoint, ops: Container[str]) -> Iterator[Diagnostic]:
     odd = next((ref for ref in step.refs if ref.rule.text in ops), None)
     if odd is not None:
-        message = "rules over dimensions repeat by themselves"
+        message = "rules over dimensions or parameters repeat by themselves"
         help = "give it a `fixpoint` of its own"
         yield _refusal(message, odd.rule.span, "this rule matches ops", help)
 
@@ -175,8 +204,8 @@ def check_unsupported(rule: t.Rule, functions: Container[str], report: Messages)
 def check_unsupported_steps(
     pipeline: t.Pipeline, rules: Mapping[str, t.Rule], report: Messages
 ) -> None:
-    dims = {name for name, rule in rules.items() if rule.all(t.MatchDim)}
-    _warn(unsupported_steps(pipeline, dims, rules.keys() - dims), report)
+    ops = {name for name, rule in rules.items() if over_ops(rule)}
+    _warn(unsupported_steps(pipeline, rules.keys() - ops, ops), report)
 
 
 def _warn(refusals: Iterable[Diagnostic], report: Messages) -> None:

@@ -36,6 +36,11 @@ def over_images(rule: t.Rule) -> list[t.MatchDim]:
     return [clause for clause in rule.all(t.MatchDim) if clause.domain.text == RESOLUTION]
 
 
+def over_ops(rule: t.Rule) -> bool:
+    """Whether a rule matches ops, and ranges over nothing else."""
+    return not rule.all(t.MatchDim, t.MatchParam, t.MatchValue)
+
+
 def patterns(rule: t.Rule) -> Iterator[t.Pattern]:
     return (pattern for clause in rule.all(t.Match) for pattern in clause.patterns)
 

@@ -8,7 +8,7 @@ from ..grammar.checks.structure import is_budget
 from ..grammar.diagnostics import Label, did_you_mean, fail
 from ..grammar.library.program import Program, library_shelf, program_of
 from ..grammar.tree import tree as t
-from ..grammar.tree.clauses import claims
+from ..grammar.tree.clauses import claims, over_ops
 
 STAGES = ("tidy", "fold", "absorb", "merge", "attention", "dead")
 """Files of the library with exact rules, in an order in which each prepares the next."""
@@ -51,11 +51,11 @@ def every_exact() -> Program:
 
 
 def _fixpoints(stage: str) -> Iterator[str]:
-    """One for all rules that match ops, one for each that ranges over dimensions."""
+    """One for all rules that match ops, one for each that ranges over something else."""
     rules = {name: library_shelf().get(name) for name in _exact(stage)}
-    over_dims = [name for name, rule in rules.items() if rule and rule.all(t.MatchDim)]
-    over_ops = "; ".join(name for name in rules if name not in over_dims)
-    yield from (f"fixpoint {{ {names} }}" for names in (over_ops, *over_dims) if names)
+    apart = [name for name, rule in rules.items() if rule and not over_ops(rule)]
+    ops = "; ".join(name for name in rules if name not in apart)
+    yield from (f"fixpoint {{ {names} }}" for names in (ops, *apart) if names)
 
 
 def _exact(stage: str) -> Iterator[str]:

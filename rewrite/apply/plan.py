@@ -94,7 +94,7 @@ class Constructor:
             target = self._weight(move)
             assert isinstance(move, t.Assign)
             value = self.scope.number(move.value)
-            _check_shape(move, value, target)
+            check_shape(move, value, target)
             self.scope.plain(target)
             self.plan.moved[target.path] = value
 
@@ -338,11 +338,15 @@ def construct(state: State, site: Site) -> Plan:
     return Constructor(state, site).run()
 
 
-def _check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
+def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
+    """Raises R003 for numbers of another shape than those that they replace."""
     if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
         return
     shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
     note = f"it is {shape}, the weight is {list(target.shape)}"
     raise fail(
-        "R003", f"`{move.path}` keeps its shape when it is perturbed", Label(move.span), note=note
+        "R003",
+        f"`{move.path}` keeps its shape when its numbers change",
+        Label(move.span),
+        note=note,
     )

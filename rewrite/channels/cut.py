@@ -7,7 +7,6 @@ from a size and used as a number (a scale, say) stays what it was.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, fail
 from ..graph.building import assertions
+from ..graph.exchange import shallow
 from ..graph.formats import in_format_of
 from ..graph.snapshot import finish, snapshot
 from ..ops.call import OpCall, tensor_at
@@ -151,8 +151,7 @@ def _owner(work: Work, path: str) -> nn.Module:
     owner = work.module.get_submodule(place)
     if not place or owner is not work.flow.view.root.get_submodule(place):
         return owner
-    owner = copy.copy(owner)
-    owner._parameters, owner._buffers = dict(owner._parameters), dict(owner._buffers)
+    owner = shallow(owner)
     _put(work.module, place, owner)
     return owner
 

@@ -16,6 +16,7 @@ from ...grammar.checks.unsupported import unsupported_steps
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import over_ops
 from ...grammar.tree.rules import RULE_KINDS
 from ..apply.cost import model_costs
 from ..apply.faulty_sites import stage_equality, undo
@@ -77,8 +78,8 @@ class PipelineRun:
         if self.source is None:
             return
         named = {ref.rule.text: ref.rule for ref in t.walk(self.source) if isinstance(ref, t.Ref)}
-        dims = {name for name, word in named.items() if self.program.rule(word).all(t.MatchDim)}
-        for refused in unsupported_steps(self.source, dims, named.keys() - dims):
+        ops = {name for name, word in named.items() if over_ops(self.program.rule(word))}
+        for refused in unsupported_steps(self.source, named.keys() - ops, ops):
             raise LissomError(refused)
 
     def define_data(self) -> None:
@@ -177,8 +178,8 @@ class PipelineRun:
     ) -> tuple[Verdict, ...]:
         if not self.state.verify:
             return ()
-        sliced = {path for event in applied for path in event.sliced}
-        others = {path: known for path, known in weights.items() if path not in sliced}
+        renewed = {path for event in applied for path in event.renewed}
+        others = {path: known for path, known in weights.items() if path not in renewed}
         kept = untouched(others, weights_at(self.state.module))
         asked = (lambda: self._outputs_kept(entry, applied)), self.budgets
         return (kept, *checked(self.state.module, *asked))

@@ -13,7 +13,7 @@ from ...grammar.checks.unsupported import resizes, unsupported
 from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ...grammar.text.fragment import parse_expression
 from ...grammar.tree import tree as t
-from ...grammar.tree.clauses import claims, names_in, over_images
+from ...grammar.tree.clauses import claims, names_in, over_images, over_ops
 from .binding import literal
 from .pattern import MatchStep, Pattern, compile_pattern, steps_from
 
@@ -73,9 +73,15 @@ class CompiledRule:
 
     @property
     def dim(self) -> str:
-        """The dimension that the rule ranges over; "" if it matches ops."""
+        """The dimension that the rule ranges over; "" if it ranges over none."""
         clause = self.source.one(t.MatchDim)
         return "" if clause is None else clause.dim.text
+
+    @property
+    def param(self) -> str:
+        """The parameter that the rule ranges over; "" if it ranges over none."""
+        clause = self.source.one(t.MatchParam)
+        return "" if clause is None else clause.name.text
 
     @cached_property
     def images(self) -> bool:
@@ -134,7 +140,7 @@ def compile_rule(
     """
     check_supported(source, functions)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
-    if source.one(t.MatchDim) is not None:
+    if not over_ops(source):
         bare = compile_pattern(())
         return CompiledRule(
             source, _arguments(source, args), bare, (), frozenset(), dict(args), at, order

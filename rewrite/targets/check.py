@@ -1,5 +1,5 @@
-"""Verifying rules over dimensions: a changed model beside the one that it stands for, and what the
-rule promises.
+"""Verifying rules over the whole model: a changed model beside the one that it stands for, and what
+the rule promises.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class CutTrial(ABC, Generic[S]):
         """What the changed model must equal."""
 
     @abstractmethod
-    def left(self) -> int:
-        """What the rule's dimension is afterwards."""
+    def left(self) -> dict[str, Any]:
+        """What names of the rule mean afterwards, where that is something else."""
 
     @cached_property
     def reference(self) -> nn.Module:
@@ -132,7 +132,7 @@ class CutTrial(ABC, Generic[S]):
 
     def claims(self) -> tuple[Verdict, ...]:
         samples, rule = [0], self.site.rule
-        scope = self.site.scope.child({rule.dim: self.left()})
+        scope = self.site.scope.child(self.left())
         before, after = self.costs
         scope.facts.update(before=before, after=after)
         scope.facts["error"] = lambda value: self._error(samples)

@@ -9,6 +9,7 @@ from ..rules.state import State
 from .features import FeatureTarget
 from .images import ImageTarget
 from .ops import OpTarget
+from .params import ParamTarget
 from .target import Target
 
 
@@ -16,6 +17,8 @@ def kind_of(rule: CompiledRule) -> type[Target[Any, Any]]:
     """What the rule ranges over."""
     if rule.images:
         return ImageTarget
+    if rule.param:
+        return ParamTarget
     return FeatureTarget if rule.dim else OpTarget
 
 

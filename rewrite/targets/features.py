@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -178,9 +179,10 @@ class _CutTrial(CutTrial[DimSite]):
             return masked(self.state.features(), self.site.removed)
         return self.unchanged()
 
-    def left(self) -> DimValue:
+    def left(self) -> dict[str, Any]:
         leaves = tuple(self.site.dim.leaves[place] for place in self.site.keep)
-        return DimValue.of(self.flow, replace(self.site.dim, leaves=leaves))
+        dim = DimValue.of(self.flow, replace(self.site.dim, leaves=leaves))
+        return {self.site.rule.dim: dim}
 
 
 # -- the target ------------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ class _ResizeTrial(CutTrial[ImageSite]):
     def perturbed(self) -> nn.Module:
         return _OnSmaller(self.unchanged(), self.site.dim.place, self.site.size)
 
-    def left(self) -> int:
-        return self.site.size[0]
+    def left(self) -> dict[str, Any]:
+        return {self.site.rule.dim: self.site.size[0]}
 
 
 # -- the target ------------------------------------------------------------------------------------
