@@ -18,7 +18,8 @@ from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.measure.compare import distance
 from lissom.rewrite.proving.choices.source import ChoiceSource, Recorded, Rolled
 from lissom.rewrite.proving.dims.models import Graph, drawn
-from lissom.rewrite.proving.dims.trial import Real, unties
+from lissom.rewrite.proving.dims.trial import unties
+from lissom.rewrite.proving.whole import Real
 
 from .cutting import free, results
 

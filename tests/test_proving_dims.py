@@ -27,12 +27,12 @@ from lissom.rewrite.proving.dims import mutants, trial
 from lissom.rewrite.proving.dims import near as dim_near_module
 from lissom.rewrite.proving.dims.mutants import dim_score, dim_specimens
 from lissom.rewrite.proving.dims.near import READERS, dim_near
-from lissom.rewrite.proving.dims.proof import prove_dims
 from lissom.rewrite.proving.dims.trial import dim_outcomes
 from lissom.rewrite.proving.prove import Explored, Proof, explore, guards_of
 from lissom.rewrite.proving.report import RuleReport, report_of
 from lissom.rewrite.proving.reproduce import replay
 from lissom.rewrite.proving.trial import BAD, FIRED, Subject
+from lissom.rewrite.proving.wide import prove_wide
 from lissom.rewrite.rules.rule import compile_rule
 from lissom.rewrite.targets import features
 
@@ -65,7 +65,7 @@ def changed(*pairs: tuple[str, str]) -> str:
 
 @cache
 def proof() -> Proof:
-    return prove_dims(subject_of(PRUNE), MODELS)
+    return prove_wide(subject_of(PRUNE), MODELS)
 
 
 def report(text: str, found: Proof) -> RuleReport:
@@ -141,7 +141,7 @@ UNMASKED = changed(("perturb { zero(readers(D), outside = keep) }", ""))
 
 
 def test_a_cut_of_what_still_counts_is_unsound() -> None:
-    found = prove_dims(subject_of(UNMASKED), MODELS)
+    found = prove_wide(subject_of(UNMASKED), MODELS)
     assert found.verdict == "FAILED"
     (failure,) = found.failures
     assert (failure.kind, failure.condition) == ("UNSOUND", "V101")
@@ -185,7 +185,7 @@ def test_a_guard_that_always_holds_shows_nothing() -> None:
 
 
 def test_a_rule_that_never_applies_shows_nothing() -> None:
-    never = prove_dims(subject_of(changed(("D >= 2 * multiple", "D > 1000 * multiple"))), 12)
+    never = prove_wide(subject_of(changed(("D >= 2 * multiple", "D > 1000 * multiple"))), 12)
     assert never.verdict == "NOT TESTED"
     assert never.weak[0].startswith("never fired: `D > 1000 * multiple")
 
@@ -193,7 +193,7 @@ def test_a_rule_that_never_applies_shows_nothing() -> None:
 def test_a_rule_that_keeps_nothing_is_refused_everywhere() -> None:
     text = changed(("N < D  else", "N > 0  else"), ("(1 - ratio) * D", "0 * D + 0"))
     text = text.replace("N > 0  else", "N < 1  else")
-    found = prove_dims(subject_of(text), 12)
+    found = prove_wide(subject_of(text), 12)
     assert found.verdict == "NOT TESTED"
     assert found.explored.refused["R011"] > 0
     assert found.explored.fired == 0
@@ -208,7 +208,7 @@ def test_an_exact_rule_must_change_nothing() -> None:
       rewrite { D := keep }
     }
     """
-    found = prove_dims(subject_of(text), MODELS)
+    found = prove_wide(subject_of(text), MODELS)
     assert [(f.kind, f.condition) for f in found.failures] == [("UNSOUND", "V101")]
 
 

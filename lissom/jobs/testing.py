@@ -20,17 +20,17 @@ from ..grammar.checks.check import check_program
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from ..grammar.library.program import Program, load_program
 from ..grammar.tree import tree as t
-from ..grammar.tree.clauses import guard_holes, over_images
+from ..grammar.tree.clauses import guard_holes, over_images, over_ops
 from ..model_file import load_tables
 from ..passes.functions import FUNCTIONS
 from ..rewrite.ops.vocabulary import Vocabulary
 from ..rewrite.proving.because import because
 from ..rewrite.proving.cases import CaseResult, run_test
-from ..rewrite.proving.dims.proof import prove_dims
 from ..rewrite.proving.guards.propose import Proposal, propose
 from ..rewrite.proving.prove import NOT_TESTED, Proof, prove, untested
 from ..rewrite.proving.report import RuleReport, report_of
 from ..rewrite.proving.trial import UNSOUND, WRONG, Subject
+from ..rewrite.proving.wide import prove_wide
 from ..rewrite.rules.rule import check_supported
 from . import proposing
 
@@ -152,8 +152,8 @@ def is_about(found: Diagnostic, job: Job) -> bool:
 
 def _tested(job: Job) -> RuleReport | Proposal | str:
     rule = _program(job.path).own_rules[job.rule]
-    over_dims = bool(rule.all(t.MatchDim))
-    if guard_holes(rule) and not over_dims:
+    wide = not over_ops(rule)
+    if guard_holes(rule) and not wide:
         return propose(_subject(job.path, rule, job.python), job.models, job.seed)
     try:
         check_supported(rule, _functions(job.python))
@@ -161,12 +161,13 @@ def _tested(job: Job) -> RuleReport | Proposal | str:
         return error.diagnostics[0].message
     if over_images(rule):
         return "no models with images of several sizes are drawn; nothing was shown or refuted"
-    proved: Callable[[Subject, int, int], Proof] = prove_dims if over_dims else prove
+    proved: Callable[[Subject, int, int], Proof] = prove_wide if wide else prove
     subject = _subject(job.path, rule, job.python)
     report = report_of(proved(subject, job.models, job.seed), rule)
     # A model that is wrong on other inputs than its example's is no site that a guard could leave.
-    telling = (WRONG, UNSOUND) if over_dims else (UNSOUND,)
-    differs = any(found.kind in telling for found in report.failures)
+    telling = (WRONG, UNSOUND) if wide else (UNSOUND,)
+    asks = not rule.all(t.MatchParam)  # what tells parameters apart is asked of nobody yet
+    differs = asks and any(found.kind in telling for found in report.failures)
     return (
         replace(report, because=because(subject, like=report.tape or None)) if differs else report
     )

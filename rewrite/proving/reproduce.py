@@ -8,13 +8,14 @@ from typing import Any
 from torch import fx
 
 from ...grammar.library.program import program_of
-from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import over_ops
 from ..ops.vocabulary import Vocabulary
 from .choices.source import Replayed
-from .dims.trial import dim_case, graph_state, tried_dims
 from .distance import first_difference
 from .report import RuleReport
 from .trial import BAD, Outcome, Subject, model, trial
+from .whole import graph_state
+from .wide import ground_of
 
 _SCRIPT = '''\
 """{headline}
@@ -67,8 +68,8 @@ def replay(
     source = read.own_rules[rule]
     vocabulary = Vocabulary(read.declarations, dict(ops or {}))
     subject = Subject(source, vocabulary, functions)
-    if source.all(t.MatchDim):
-        return _replay_dims(subject, choices)
+    if not over_ops(source):
+        return _replay_wide(subject, choices)
     grown = model(Replayed(choices), subject)
     _print_model(grown.module, grown.inputs)
     outcomes = trial(subject, grown)
@@ -77,11 +78,12 @@ def replay(
     return wrong
 
 
-def _replay_dims(subject: Subject, choices: Sequence[int]) -> bool:
-    """The same for a rule over dimensions: every dimension in turn."""
-    rule, graph = dim_case(subject, Replayed(choices))
+def _replay_wide(subject: Subject, choices: Sequence[int]) -> bool:
+    """The same for a rule over dimensions or parameters: all of them in turn."""
+    ground = ground_of(subject.source)
+    rule, graph = ground.case(subject, Replayed(choices))
     _print_model(graph.module, graph.args)
-    return _print_outcomes(tried_dims(graph_state(subject, graph), rule, graph.seed))
+    return _print_outcomes(ground.tried(graph_state(subject, graph), rule, graph.seed))
 
 
 def _print_model(module: fx.GraphModule, inputs: Sequence[Any]) -> None:

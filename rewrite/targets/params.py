@@ -190,9 +190,13 @@ class ParamTarget(Target[Param, ParamReady]):
     """Candidates are the weights of ops of the set, each memory once."""
 
     @property
+    def _set(self) -> t.OpSet:
+        return self.rule.source.all(t.MatchParam)[0].ops
+
+    @property
     def ops(self) -> frozenset[str]:
         """The names of the set."""
-        return frozenset(word.text for word in self.rule.source.one(t.MatchParam).ops.names)
+        return frozenset(word.text for word in self._set.names)
 
     def candidates(self) -> list[Param]:
         at = self.rule.at

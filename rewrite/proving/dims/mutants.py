@@ -28,8 +28,9 @@ from ..choices.source import Replayed
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import AGREES, MODEL, Fate, Score, readied
 from ..trial import Subject
+from ..whole import MOVES, farthest, graph_state
 from .idle import silence
-from .trial import MOVES, dim_model, farthest, graph_state
+from .trial import dim_model
 
 WANTED = 64
 """On how many models a mutant is tried at most."""

@@ -4,93 +4,29 @@ models in which the rule applied, with one more reader of the dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx
 
-from ....grammar.diagnostics import LissomError
-from ....grammar.tree import tree as t
 from ...channels.classes import DimClass
 from ...channels.flow import Flow
 from ...channels.labels import axes_of
 from ...ops.spec import spec_of
-from ...rules.binding import NoMatch
-from ...rules.rule import CompiledRule, compile_rule
-from ...rules.state import State
 from ...targets.features import FeatureTarget
-from ..choices.source import Replayed, Rolled, Unsuitable
-from ..mutants.mutate import RAISED
-from ..near_miss import ATTEMPTS, ENOUGH, NearMiss, NearResult
-from ..trial import BAD, FIRED, NOISY, VACUOUS, Outcome, Subject, condition
+from ..choices.source import Replayed
+from ..near_miss import ENOUGH, NearMiss, NearResult
+from ..one_guard import alone, judge
+from ..trial import Outcome, Subject
+from ..whole import Real, graph_state, said_at
 from .models import Graph
-from .trial import Real, dim_model, graph_state, try_dim
+from .trial import dim_model, try_dim
 
 
 def dim_near(subject: Subject, tapes: Sequence[Sequence[int]], start: int) -> list[NearResult]:
     """All near-misses. `tapes` are of models in which the rule fires."""
-    return [*_alone(subject, start), *(_read(subject, tapes, *reader) for reader in READERS)]
-
-
-# -- one guard -------------------------------------------------------------------------------------
-
-
-def _alone(subject: Subject, start: int) -> list[NearResult]:
-    """For each guard: dimensions at which it fails, while the rule without it has none that does.
-    Models in which the rule does not fire have them too.
-    """
-    guards = [g for w in subject.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
-    texts = [" ".join(guard.span.text.split()) for guard in guards]
-    found = {text: NearResult(NearMiss(text, frozenset({text}))) for text in texts}
-    without = {
-        text: _without(subject.source, guard) for text, guard in zip(texts, guards, strict=True)
-    }
-    for number in range(ATTEMPTS):
-        if all(result.reached >= ENOUGH for result in found.values()):
-            break
-        try:
-            rule, graph = dim_model(subject, Rolled(f"{start}/near/{number}"))
-        except Unsuitable:
-            continue
-        for said in _alone_in(graph_state(subject, graph), rule, without):
-            found[said].silent += 1
-            found[said].conditions[said] += 1
-    return list(found.values())
-
-
-def _without(source: t.Rule, guard: t.Guard) -> t.Rule:
-    """The rule without one guard."""
-
-    def kept(item: Any) -> Any:
-        if not isinstance(item, t.Where):
-            return item
-        return t.replace(item, guards=tuple(g for g in item.guards if g is not guard))
-
-    return t.replace(source, clauses=tuple(map(kept, source.clauses)))
-
-
-def _alone_in(state: State, rule: CompiledRule, without: dict[str, t.Rule]) -> Iterator[str]:
-    target = FeatureTarget(state, rule)
-    bare = {
-        said: FeatureTarget(state, compile_rule(source, rule.given))
-        for said, source in without.items()
-    }
-    for dim in target.candidates():
-        said = _said(target, dim)
-        if said in without and _said(bare[said], dim) not in without:
-            yield said
-
-
-def _said(target: FeatureTarget, dim: DimClass) -> str:
-    """The guard that says no, or a code, or nothing where the rule applies."""
-    try:
-        found = target.prepare(dim)
-    except LissomError as error:
-        return error.diagnostics[0].code
-    except RAISED as error:  # what comes behind a guard may need it
-        return type(error).__name__
-    return condition(found) if isinstance(found, NoMatch) else ""
+    readers = (_read(subject, tapes, *reader) for reader in READERS)
+    return [*alone(subject, start, dim_model), *readers]
 
 
 # -- one more reader -------------------------------------------------------------------------------
@@ -134,22 +70,8 @@ def _read(
             break
         found = _spoilt(subject, tape, reader)
         if found is not None:
-            _judge(result, found, fires)
+            judge(result, found, fires)
     return result
-
-
-def _judge(result: NearResult, outcome: Outcome, fires: bool) -> None:
-    """Nothing but the reader is new, so whatever keeps the rule silent comes from it."""
-    applied = outcome.kind in (FIRED, VACUOUS)
-    if outcome.kind in BAD:
-        result.wrong.append(outcome)
-    elif applied and not fires:
-        result.wrong.append(Outcome(NOISY, result.near.name, "fired"))
-    elif applied:
-        result.equal += 1
-    else:
-        result.silent += 1
-        result.conditions[outcome.condition] += 1
 
 
 def _spoilt(subject: Subject, tape: Sequence[int], reader: Reader) -> Outcome | None:
@@ -161,7 +83,7 @@ def _spoilt(subject: Subject, tape: Sequence[int], reader: Reader) -> Outcome | 
     target = FeatureTarget(state, rule)
     for dim in target.candidates():
         carrier = _carrier(state.features(), dim)
-        if carrier is None or _said(target, dim):
+        if carrier is None or said_at(target, dim):
             continue
         rule, again = dim_model(subject, Replayed(tape))
         _add(again, *carrier, reader)

@@ -4,55 +4,37 @@ still computes what it should. Judged by a second analysis of the model as it wa
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
-from ...apply.faulty_sites import model_faults
-from ...apply.queries import QUESTIONS
 from ...channels.analyse import analyse
 from ...channels.classes import DimClass, classes
 from ...channels.flow import Flow
 from ...channels.masked import masked
 from ...graph.index import GraphView
 from ...graph.snapshot import finish
-from ...journal import Journal
-from ...measure.compare import distance, drift, model_equality, outputs
-from ...measure.samples import Samples
-from ...ops.spec import spec_of
-from ...rules.binding import NoMatch
+from ...measure.compare import drift, outputs
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
 from ...targets.features import DimReady, FeatureTarget
 from ..budget_check import Kept, fresh
 from ..choices.source import ChoiceSource, Unsuitable
 from ..trial import (
-    CRASH,
     FIRED,
     NOISY,
-    REFUSED,
-    SILENT,
-    UNSOUND,
     VACUOUS,
     WRONG,
-    Functions,
     Outcome,
     Subject,
     arguments,
-    blamed,
-    condition,
-    elsewhere,
 )
+from ..whole import MOVES, agreement, farthest, graph_state, misdescribed, tried_at
 from .idle import idled
 from .models import Graph, drawn, in_single
-
-MOVES = 1e-9
-"""A cut that moves the outputs by less, relative L2, shows nothing."""
 
 
 def dim_outcomes(subject: Subject, source: ChoiceSource) -> list[Outcome]:
@@ -82,16 +64,6 @@ def dim_model(subject: Subject, source: ChoiceSource) -> tuple[CompiledRule, Gra
     return rule, idled(graph, subject.vocabulary, source)
 
 
-NOTHING_FITS = ("R010", "R011")
-"""What a model alone may be the reason of; any other error is one that a guard should prevent."""
-
-
-def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -> State:
-    """A state to apply rules in; `more` are functions that only variants of the rule call."""
-    samples, functions = Samples(graph.args), {**subject.functions, **(more or {})}
-    return State(graph.module, subject.vocabulary, functions, QUESTIONS, samples, Journal())
-
-
 def tried_dims(state: State, rule: CompiledRule, seed: int) -> list[Outcome]:
     """The rule at every dimension that the model has now, one after another."""
     target = FeatureTarget(state, rule)
@@ -106,19 +78,7 @@ def try_dim(target: FeatureTarget, dim: DimClass, seed: int) -> Outcome:
     """What becomes of one dimension; it is cut where the rule applies. `seed` chooses the other
     inputs on which the cut is compared.
     """
-    try:
-        found = target.prepare(dim)
-        if not isinstance(found, NoMatch):
-            return _applied(target, found, seed)
-        if found.faults:
-            return blamed(found.faults)
-        if found.raised and found.code not in NOTHING_FITS:
-            return Outcome(UNSOUND, found.code, found.text())
-    except LissomError as error:
-        return Outcome(UNSOUND, error.diagnostics[0].code, str(error))
-    except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
-        return Outcome(CRASH, type(error).__name__, traceback.format_exc())
-    return Outcome(REFUSED if found.code else SILENT, condition(found), found.text())
+    return tried_at(target, dim, lambda ready: _applied(target, ready, seed))
 
 
 # -- after a cut -----------------------------------------------------------------------------------
@@ -179,22 +139,16 @@ def _applied(target: FeatureTarget, ready: DimReady, seed: int) -> Outcome:
     found = _kept(state, before, ready)
     target.commit("trial", ready, 0.0)
     finish(state.module)
-    problems = [*before.changed(), *unties(before.flow, state.module), *_misdescribed(state)]
+    inputs = state.samples.inputs
+    wrong = misdescribed(state.module, inputs)
+    problems = [*before.changed(), *unties(before.flow, state.module), *wrong]
     if problems:
         return Outcome(WRONG, "structure", "; ".join(problems))
-    nodes, inputs = len(state.module.graph.nodes), state.samples.inputs
-    verdict = model_equality(before.reference, state.module, inputs, nodes)
-    faults = () if verdict.holds else model_faults(before.reference, state.module, inputs)
-    if faults:
-        return blamed(faults)
-    if not verdict.holds:
-        numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
-        return Outcome(WRONG, verdict.claim, f"at {ready.site.name}: {numbers}")
+    others = agreement(before.reference, state.module, inputs, seed, ready.site.name)
+    if isinstance(others, Outcome) and others.kind != VACUOUS:
+        return others
     if found is not None and not found.holds:
         return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
-    if verdict.how == "not checked":
-        return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
-    others = elsewhere(before.reference, state.module, inputs, seed)
     if isinstance(others, Outcome):
         return others
     if before.reference is not before.flow.view.root and not _moves(before.given, state):
@@ -214,12 +168,6 @@ def _moves(given: list[Any], state: State) -> bool:
     return farthest(given, outputs(state.module, state.samples.inputs)) > MOVES
 
 
-def farthest(before: list[Any], after: list[Any]) -> float:
-    """The largest relative L2 distance of outputs; infinite where shapes differ."""
-    pairs = zip(before, after, strict=True)
-    return max((distance(a, b) for a, b in pairs if isinstance(a, Tensor)), default=0.0)
-
-
 def _kept(state: State, before: _Before, ready: DimReady) -> Kept | None:
     """How the masked model keeps the budget of `error(...)`; None for a rule that states none."""
     claim = next((v for v in ready.verdicts if v.claim.startswith("error(")), None)
@@ -231,35 +179,6 @@ def _kept(state: State, before: _Before, ready: DimReady) -> Kept | None:
 
 
 # -- how a cut model stands ------------------------------------------------------------------------
-
-
-class Real(fx.Interpreter):
-    """Runs a graph and compares what each node gives with what its meta says."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.wrong: list[str] = []
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        said = n.meta.get("val")
-        if n.op != "output" and not _same(said, spec_of(value)):
-            self.wrong.append(f"{n.name} is said to be {said}, is {spec_of(value)}")
-        return value
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
-
-
-def _misdescribed(state: State) -> list[str]:
-    """Nodes whose recorded shapes are not the real ones."""
-    runner = Real(state.module)
-    with torch.no_grad():
-        runner.run(*state.samples.inputs)
-    return runner.wrong
 
 
 def unties(flow: Flow, module: nn.Module) -> list[str]:

@@ -15,8 +15,9 @@ from ...rules.scope import Scope
 from ...rules.state import State
 from ...targets.features import FeatureTarget, guard_miss
 from ..choices.source import ChoiceSource
-from ..dims.trial import dim_case, graph_state, try_dim
+from ..dims.trial import dim_case, try_dim
 from ..trial import FIRED, UNSOUND, WRONG, Outcome, Subject
+from ..whole import graph_state
 from .instances import HoleSite
 
 

@@ -1,0 +1,139 @@
+"""Rules that range over something of the whole model: what becomes of one place, and whether the
+model behind it computes what it should.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import LissomError
+from ..apply.faulty_sites import model_faults
+from ..apply.queries import QUESTIONS
+from ..journal import Journal
+from ..measure.compare import distance, model_equality
+from ..measure.samples import Samples
+from ..ops.spec import spec_of
+from ..rules.binding import NoMatch
+from ..rules.state import State
+from ..targets.target import Prepared, Target
+from .dims.models import Graph
+from .mutants.mutate import RAISED
+from .trial import (
+    CRASH,
+    REFUSED,
+    SILENT,
+    UNSOUND,
+    VACUOUS,
+    WRONG,
+    Functions,
+    Outcome,
+    Subject,
+    blamed,
+    condition,
+    elsewhere,
+)
+
+P = TypeVar("P")
+R = TypeVar("R", bound=Prepared)
+
+MOVES = 1e-9
+"""A change that moves the outputs by less, relative L2, shows nothing."""
+
+NOTHING_FITS = ("K002", "R010", "R011")
+"""What a model alone may be the reason of; any other error is one that a guard should prevent."""
+
+
+def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -> State:
+    """A state to apply rules in; `more` are functions that only variants of the rule call."""
+    samples, functions = Samples(graph.args), {**subject.functions, **(more or {})}
+    return State(graph.module, subject.vocabulary, functions, QUESTIONS, samples, Journal())
+
+
+def tried_at(target: Target[P, R], place: P, applied: Callable[[R], Outcome]) -> Outcome:
+    """What becomes of one place. `applied` commits what was prepared, and judges it."""
+    try:
+        found = target.prepare(place)
+        if not isinstance(found, NoMatch):
+            return applied(found)
+        if found.faults:
+            return blamed(found.faults)
+        if found.raised and found.code not in NOTHING_FITS:
+            return Outcome(UNSOUND, found.code, found.text())
+    except LissomError as error:
+        return Outcome(UNSOUND, error.diagnostics[0].code, str(error))
+    except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
+        return Outcome(CRASH, type(error).__name__, traceback.format_exc())
+    return Outcome(REFUSED if found.code else SILENT, condition(found), found.text())
+
+
+def said_at(target: Target[P, Any], place: P) -> str:
+    """The guard that says no, or a code, or nothing where the rule applies."""
+    try:
+        found = target.prepare(place)
+    except LissomError as error:
+        return error.diagnostics[0].code
+    except RAISED as error:  # what comes behind a guard may need it
+        return type(error).__name__
+    return condition(found) if isinstance(found, NoMatch) else ""
+
+
+# -- a changed model -------------------------------------------------------------------------------
+
+
+def agreement(
+    reference: fx.GraphModule, module: fx.GraphModule, inputs: tuple[Any, ...], seed: int, name: str
+) -> Counter[str] | Outcome:
+    """On which other inputs, by kind, a changed model was compared with what it must equal: they
+    agree on these and on `inputs`. Otherwise what is wrong, or why nothing is shown.
+    """
+    verdict = model_equality(reference, module, inputs, len(module.graph.nodes))
+    faults = () if verdict.holds else model_faults(reference, module, inputs)
+    if faults:
+        return blamed(faults)
+    if not verdict.holds:
+        numbers = f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
+        return Outcome(WRONG, verdict.claim, f"at {name}: {numbers}")
+    if verdict.how == "not checked":
+        return Outcome(VACUOUS, "outputs are rounding alone", verdict.detail)
+    return elsewhere(reference, module, inputs, seed)
+
+
+def farthest(before: list[Any], after: list[Any]) -> float:
+    """The largest relative L2 distance of outputs; infinite where shapes differ."""
+    pairs = zip(before, after, strict=True)
+    return max((distance(a, b) for a, b in pairs if isinstance(a, Tensor)), default=0.0)
+
+
+class Real(fx.Interpreter):
+    """Runs a graph and compares what each node gives with what its meta says."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.wrong: list[str] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        said = n.meta.get("val")
+        if n.op != "output" and not _same(said, spec_of(value)):
+            self.wrong.append(f"{n.name} is said to be {said}, is {spec_of(value)}")
+        return value
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def misdescribed(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[str]:
+    """Nodes whose recorded shapes are not the real ones."""
+    runner = Real(module)
+    with torch.no_grad():
+        runner.run(*inputs)
+    return runner.wrong
