@@ -45,7 +45,7 @@ def _seen_flat(module: fx.GraphModule, path: str) -> fx.Node:
 
 def _tied(module: fx.GraphModule, path: str) -> fx.Node:
     """The very parameter is one more parameter of the model."""
-    module.register_parameter("twin", tensor_at(module, path))
+    module.twin = tensor_at(module, path)
     return module.graph.get_attr("twin")
 
 
@@ -74,10 +74,8 @@ def _spoilt(subject: Subject, tape: Sequence[int], edit: Edit) -> Outcome | None
     """What becomes of the first parameter at which the rule fires, in the edited model."""
     rule, graph = param_model(subject, Replayed(tape))
     target = ParamTarget(graph_state(subject, graph), rule)
-    fit = (
-        p.name for p in target.candidates() if not said_at(target, p) and _is_dense(graph, p.name)
-    )
-    name = next(fit, None)
+    fit = (p for p in target.candidates() if p.ref.tensor.is_contiguous())
+    name = next((param.name for param in fit if not said_at(target, param)), None)
     if name is None:
         return None
     rule, again = param_model(subject, Replayed(tape))
@@ -85,10 +83,6 @@ def _spoilt(subject: Subject, tape: Sequence[int], edit: Edit) -> Outcome | None
     changed = ParamTarget(graph_state(subject, again), rule)
     twin = next(param for param in changed.candidates() if param.name == name)
     return try_param(changed, twin, again.seed)
-
-
-def _is_dense(graph: Graph, path: str) -> bool:
-    return tensor_at(graph.module, path).is_contiguous()
 
 
 def _add(graph: Graph, path: str, edit: Edit) -> None:
