@@ -42,7 +42,7 @@ def refusal(text: str) -> str:
     ("program", "what"),
     [
         ("int8", "rule `watch` needs observers"),
-        ("cluster", "rule `cluster` needs matching parameters"),
+        ("cluster", "rule `cluster` needs `kmeans`"),
         ("early_exit", "rule `early_exit` needs matching values by site"),
     ],
 )
@@ -83,7 +83,7 @@ lossless rule huffman {
 
 def test_i61_there_is_no_decoder_to_attack() -> None:
     """I61, I62: nothing is stored as a Huffman stream, so none is ever read."""
-    assert "rule `huffman` needs matching parameters" in refusal(HUFFMAN)
+    assert "rule `huffman` needs storing parameters in another form" in refusal(HUFFMAN)
 
 
 def test_h21_such_rules_are_listed_as_not_run(tmp_path: Path) -> None:
@@ -92,4 +92,4 @@ def test_h21_such_rules_are_listed_as_not_run(tmp_path: Path) -> None:
     path.write_text((PROGRAMS / "cluster.lissom").read_text())
     found = CliRunner().invoke(cli, ["test", str(path), "--models", "5", "--jobs", "1"])
     assert "not run: cluster:" in found.stdout
-    assert "matching parameters" in found.stdout
+    assert "`kmeans`" in found.stdout

@@ -21,10 +21,9 @@ from lissom.rewrite.channels.cut_builder import Work
 from lissom.rewrite.channels.selection import Selection
 from lissom.rewrite.channels.units import Units
 from lissom.rewrite.ops.vocabulary import Vocabulary
-from lissom.rewrite.proving import prove, worker
+from lissom.rewrite.proving import one_guard, prove, worker
 from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.dims import mutants, trial
-from lissom.rewrite.proving.dims import near as dim_near_module
 from lissom.rewrite.proving.dims.mutants import dim_score, dim_specimens
 from lissom.rewrite.proving.dims.near import READERS, dim_near
 from lissom.rewrite.proving.dims.trial import dim_outcomes
@@ -323,7 +322,7 @@ def test_a_mistake_of_the_engine_is_found(name: str, monkeypatch: pytest.MonkeyP
 
 def test_a_blocked_dimension_that_is_cut_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Near-misses see what guards alone keep out."""
-    monkeypatch.setattr(dim_near_module, "ATTEMPTS", 1)
+    monkeypatch.setattr(one_guard, "ATTEMPTS", 1)
     text = changed(("not boundary(D)", "D > 0"), ("sliceable(D)", "D > 0"))
     chosen, tapes = subject_of(text), proof().explored.tapes[:4]
     assert not any(result.wrong for result in dim_near(chosen, tapes, 0))

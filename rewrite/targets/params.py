@@ -96,7 +96,7 @@ def _site(rule: CompiledRule, param: Param, scope: Scope) -> ParamSite:
     steps = [s for r in rule.source.all(t.Rewrite) for s in r.steps]
     moved = [_numbers(scope, move, param.ref) for move in moves]
     stored = [_numbers(scope, step, param.ref) for step in steps]
-    if not moves and rule.kind == "exact":
+    if not moves and rule.kind != "approx":
         moved = [param.ref.tensor]
     return ParamSite(rule, param, scope, (moved or stored)[-1], (stored or moved)[-1])
 
@@ -174,7 +174,7 @@ class _NumbersTrial(CutTrial[ParamSite]):
         if self.is_split:
             return super().equality()
         rule = self.site.rule
-        if rule.kind == "exact" or rule.source.all(t.Perturb):
+        if rule.kind != "approx" or rule.source.all(t.Perturb):
             return Verdict(self.claim, "proved", True, worst=0.0, tolerance=0.0, detail="same bits")
         text = "the rule has no `perturb`: only its error is measured"
         return Verdict(self.claim, "not checked", True, detail=text)

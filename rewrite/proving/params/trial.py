@@ -22,7 +22,7 @@ from ...targets.weights import Param
 from ..budget_check import Kept, fresh
 from ..choices.source import ChoiceSource, Unsuitable
 from ..dims.models import Graph, drawn, in_single
-from ..trial import FIRED, VACUOUS, WRONG, Outcome, Subject, arguments
+from ..trial import FIRED, REFUSED, SILENT, VACUOUS, WRONG, Outcome, Subject, arguments
 from ..whole import MOVES, agreement, farthest, graph_state, misdescribed, tried_at
 
 
@@ -60,7 +60,11 @@ def tried_params(state: State, rule: CompiledRule, seed: int) -> list[Outcome]:
 
 def try_param(target: ParamTarget, param: Param, seed: int) -> Outcome:
     """What becomes of one parameter. `seed` chooses the other inputs that are compared."""
-    return tried_at(target, param, lambda ready: _applied(target, ready, seed))
+    before = _Before.of(target.state)
+    found = tried_at(target, param, lambda ready: _applied(target, ready, before, seed))
+    if found.kind in (SILENT, REFUSED) and before.is_changed():
+        return Outcome(WRONG, "structure", f"at {param.name}: the original changed")
+    return found
 
 
 # -- what the words say ----------------------------------------------------------------------------
@@ -87,7 +91,7 @@ def meant(module: fx.GraphModule, site: ParamSite) -> fx.GraphModule:
     """What the model must equal: with the perturbed numbers; with the stored ones where only those
     of an approximate rule are said.
     """
-    perturbs = site.rule.kind == "exact" or site.rule.source.all(t.Perturb)
+    perturbs = site.rule.kind != "approx" or site.rule.source.all(t.Perturb)
     return literal_model(module, site, t.Perturb if perturbs else t.Rewrite)
 
 
@@ -114,11 +118,15 @@ class _Before:
         numbers = {name: held.clone() for name, held in module.state_dict().items()}
         return cls(module, numbers, module.code)
 
+    def is_changed(self) -> bool:
+        """Whether somebody wrote into what the snapshot shares, or exchanged it there."""
+        now = self.module.state_dict()
+        return any(not torch.equal(now[name], held) for name, held in self.numbers.items())
+
     def problems(self, module: fx.GraphModule, site: ParamSite) -> list[str]:
         """What the commit did beside giving one parameter its numbers."""
         old, new = (m.state_dict(keep_vars=True) for m in (self.module, module))
-        same = old.keys() == self.numbers.keys() == new.keys() and self.code == module.code
-        if not same or any(not torch.equal(old[k], v) for k, v in self.numbers.items()):
+        if self.is_changed() or old.keys() != new.keys() or self.code != module.code:
             return ["the original changed, or the model has other names"]
         mine = [name for name in old if old[name] is old[site.name]]
         found = [f"{n} was replaced" for n in old if n not in mine and new[n] is not old[n]]
@@ -132,10 +140,10 @@ def _otherwise(old: Tensor, new: Tensor) -> list[str]:
     return [] if kinds[0] == kinds[1] else [f"{kinds[0]} became {kinds[1]}"]
 
 
-def _applied(target: ParamTarget, ready: ParamReady, seed: int) -> Outcome:
+def _applied(target: ParamTarget, ready: ParamReady, before: _Before, seed: int) -> Outcome:
     """Commits, and compares the whole model with the one that the rule's words mean."""
     state, site = target.state, ready.site
-    before, inputs = _Before.of(state), state.samples.inputs
+    inputs = state.samples.inputs
     reference, given = meant(before.module, site), outputs(before.module, inputs)
     found = _kept(before.module, reference, ready, inputs)
     target.commit("trial", ready, 0.0)
@@ -148,7 +156,7 @@ def _applied(target: ParamTarget, ready: ParamReady, seed: int) -> Outcome:
         return others
     if found is not None and not found.holds:
         return Outcome(WRONG, "budget", f"the error is {found.given:.4g} of its budget")
-    if farthest(given, outputs(state.module, inputs)) <= MOVES and site.rule.kind != "exact":
+    if farthest(given, outputs(state.module, inputs)) <= MOVES and site.rule.kind == "approx":
         return Outcome(VACUOUS, "the numbers move no output", site.name)
     return Outcome(FIRED, ratio=_ratio(ready), kept=found, elsewhere=others)
 
