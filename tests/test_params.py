@@ -242,7 +242,7 @@ def test_a_memory_that_the_model_writes_to() -> None:
     state = state_of(module, inputs)
     assert Runner(state, "s").once([the_rule(one("0.9 * w"))]) == 2
     (left,) = state.journal.of(Refused)
-    assert (left.site, left.code) == ("free", "R012")
+    assert (left.site, left.code) == ("free", "R015")
     assert left.reason == "`mul_` writes into it when the model runs"
 
 
@@ -261,7 +261,7 @@ class Views(nn.Module):
 
 def test_a_memory_that_is_seen_in_two_shapes() -> None:
     result = compiled(Views().eval(), (torch.randn(2, 4),), one("0.9 * w"))
-    assert reasons(result)["up.weight"] == ("R012", "`down.weight` sees its memory in another way")
+    assert reasons(result)["up.weight"] == ("R015", "`down.weight` sees its memory in another way")
 
 
 def test_numbers_that_overflow() -> None:

@@ -81,7 +81,7 @@ def test_what_else_sees_the_memory_decides() -> None:
         found = near[name]
         assert (found.equal if fires else found.silent) >= 5
         assert not (found.silent if fires else found.equal)
-        assert fires or set(found.conditions) == {"R012"}
+        assert fires or set(found.conditions) == {"R015"}
 
 
 def test_every_mutant_is_killed() -> None:

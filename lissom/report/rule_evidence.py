@@ -9,7 +9,7 @@ from .page_text import code, prose, table
 
 NOT_TESTED = "not tested"
 FROM_TEXT = "generated from the rule's text"
-WIRED = "with random wiring, each dimension of them in turn"
+WIRED = "with random wiring, each of their dimensions or parameters in turn"
 SHOWN = 12
 """Characters of a SHA-256 that are shown."""
 

@@ -205,7 +205,7 @@ def _evidence(section: Section) -> str:
     shown = digest(section.rule)[:SHOWN]
     if section.entry is None:
         return f"No evidence: this rule was {NOT_TESTED}. SHA-256 of its text: `{shown}`."
-    drawn = WIRED if section.rule.all(t.MatchDim) else FROM_TEXT
+    drawn = FROM_TEXT if clauses.over_ops(section.rule) else WIRED
     return evidence_table(section.entry, shown, drawn)
 
 

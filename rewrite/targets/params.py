@@ -69,7 +69,7 @@ def _examined(state: State, rule: CompiledRule, param: Param) -> ParamReady | No
         return found
     site = _site(rule, param, scope)
     if torch.equal(site.stored, param.ref.tensor) and torch.equal(site.moved, param.ref.tensor):
-        return miss(rule, PLAN, "the rule keeps every number", "R012", param.ref.call.node)
+        return miss(rule, PLAN, "the rule keeps every number", "R015", param.ref.call.node)
     return _again(site) or _not_finite(site) or _prepared(state, site)
 
 
@@ -78,10 +78,10 @@ def _stays(state: State, rule: CompiledRule, param: Param) -> NoMatch | None:
     node = param.ref.call.node
     other = next((path for path in param.paths if not is_same(state, param, path)), None)
     if other is not None:
-        return miss(rule, SITES, f"`{other}` sees its memory in another way", "R012", node)
+        return miss(rule, SITES, f"`{other}` sees its memory in another way", "R015", node)
     writer = writer_of(state, param)
     text = f"`{writer}` writes into it when the model runs"
-    return None if writer is None else miss(rule, SITES, text, "R012", writer)
+    return None if writer is None else miss(rule, SITES, text, "R015", writer)
 
 
 def _mark(rule: CompiledRule, param: Param) -> tuple[str, str]:
