@@ -1,5 +1,5 @@
 """A rule as a Mermaid flowchart: ops are boxes, values arrows, constants dotted. Of a rule over
-dimensions: who makes the dimension and who reads it.
+dimensions: who makes the dimension and who reads it; of one over parameters: who reads them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ _REPEATED = {"": "", "?": " (or none)", "*": " (any number in a row)"}
 
 
 def picture(rule: t.Rule, known: SymbolTable) -> str:
-    """The flowchart of both sides; empty for a rule that matches neither ops nor a dimension."""
+    """The flowchart of both sides; empty for a rule that matches nothing of a model."""
     if over_images(rule):
         return _image_picture(rule)
     if rule.all(t.MatchDim):
         return _dim_picture(rule)
+    if rule.all(t.MatchParam):
+        return _param_picture(rule)
     both = sides(rule, known)
     if not both.left:
         return ""
@@ -201,6 +203,21 @@ def _image_picture(rule: t.Rule) -> str:
     after = ["a1[image]", "a2[interpolate]", "a3[every op]", "a1 --> a2"]
     after.append(f"a2 -->|{mermaid_label(size)}| a3")
     return _flowchart([*_subgraph("before", before), *_subgraph("after", after)], [])
+
+
+def _param_picture(rule: t.Rule) -> str:
+    """The ops that read the parameter, and the numbers that it gets."""
+    clause = rule.all(t.MatchParam)[0]
+    name, ops = clause.name.text, " | ".join(word.text for word in clause.ops.names)
+    moves = [m for p in rule.all(t.Perturb) for m in p.moves]
+    steps = [s for r in rule.all(t.Rewrite) for s in r.steps] or moves
+    numbers = "; ".join(map(_text, steps))
+    sides = (("b", name), ("a", numbers))
+    before, after = (
+        [f"{x}1[{mermaid_label(text)}]", f"{x}2[{mermaid_label(ops)}]", f"{x}1 -.-> {x}2"]
+        for x, text in sides
+    )
+    return _flowchart([*_subgraph("before", before), *_subgraph("after", after)], ["b1", "a1"])
 
 
 def _dim_name(rule: t.Rule) -> str:

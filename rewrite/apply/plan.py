@@ -344,9 +344,5 @@ def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
         return
     shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
     note = f"it is {shape}, the weight is {list(target.shape)}"
-    raise fail(
-        "R003",
-        f"`{move.path}` keeps its shape when its numbers change",
-        Label(move.span),
-        note=note,
-    )
+    message = f"`{move.path}` keeps its shape when its numbers change"
+    raise fail("R003", message, Label(move.span), note=note)
