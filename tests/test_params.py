@@ -295,6 +295,19 @@ def test_what_such_a_rule_cannot_hold(old: str, new: str, said: str) -> None:
     assert bool(messages) == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (one("0.5 * w", ops="(conv2d | lineer)"), "T003"),
+        (one("0.5 * w", ops="relu"), "P004"),
+        (one("w", "relu(w)"), "T001"),
+        (one("w", "v"), "N001"),
+    ],
+)
+def test_what_the_checker_says(text: str, code: str) -> None:
+    assert code in {d.code for d in check(parse(text), declarations()) if d.severity == "error"}
+
+
 # -- telling ---------------------------------------------------------------------------------------
 
 

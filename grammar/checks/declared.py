@@ -28,6 +28,11 @@ to count.
 """
 
 
+def is_weight(param: str) -> bool:
+    """Whether a declared parameter is a weight: neither a bias nor a running statistic."""
+    return param not in BUFFERS and "bias" not in param
+
+
 class DeclaredNames(Protocol):
     """The part of `vocabulary.Declarations` that the checker reads."""
 
@@ -51,6 +56,10 @@ class OpFacts:
     @cached_property
     def params(self) -> dict[str, t.OpParam]:
         return {i.name.text: i for i in self.decl.items if isinstance(i, t.OpParam)}
+
+    @property
+    def weights(self) -> list[str]:
+        return [name for name in self.params if is_weight(name)]
 
     @cached_property
     def attrs(self) -> dict[str, t.OpAttr]:

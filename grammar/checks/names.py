@@ -194,7 +194,7 @@ class Names:
 
     def assign(self, assign: t.Assign) -> None:
         self._use_word(assign.path.parts[0], "rewrite")
-        self.use(assign.value, "rewrite")
+        self.use(assign.value, ":=")
 
     def store(self, store: t.Store) -> None:
         self._use_word(store.name, "rewrite")

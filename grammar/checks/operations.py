@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..diagnostics import Label, nearest
+from ..diagnostics import Label, Span, nearest
 from ..tree import tree as t
 from .arguments import check_argument
 from .declared import OpFacts, SymbolTable
@@ -30,6 +30,8 @@ class Operations:
         self._params()
         for step in self._pattern_steps():
             self.step(step, "match")
+        for clause in self.rule.all(t.MatchParam):
+            self._readers(clause)
         for clause in self.rule.clauses:
             _CLAUSES.get(type(clause), lambda *_: None)(self, clause)
         for step in self.sides.right:
@@ -45,6 +47,17 @@ class Operations:
             if param.default is not None:
                 kind = self.kinds.expr(param.default, "where")
                 check_argument(self.report, param, param.default, kind, "", self.rule.name.text)
+
+    def _readers(self, clause: t.MatchParam) -> None:
+        """The ops of `match param w of (...)` exist, and read weights."""
+        for word in (word for word in clause.ops.names if word.text != "_"):
+            facts = self.known.op(word.text)
+            if facts is None:
+                self._undeclared(word.span, word.text)
+            elif not facts.weights:
+                label = Label(word.span, "it has no weight")
+                message = f"`{clause.name}` can never be a parameter of `{word}`"
+                self.report.error("P004", message, label, help="name ops that read weights")
 
     # -- clauses
 
@@ -140,19 +153,19 @@ class Operations:
         for name in () if step.is_wildcard else step.ops:
             facts = self.known.op(name)
             if facts is None:
-                self._undeclared(step, name)
+                self._undeclared(step.span, name)
             else:
                 self._operands(step, facts, clause)
                 self._settings(step, facts, clause)
                 self._results(step, facts)
 
-    def _undeclared(self, step: SideStep, name: str) -> None:
+    def _undeclared(self, span: Span, name: str) -> None:
         guess = guess_op(name, self.known)
         if guess:
-            label = Label(step.span, "no op has this name")
+            label = Label(span, "no op has this name")
             self.report.error("T003", f"the op `{name}` is not declared", label, help=guess)
             return
-        label = Label(step.span, "not statically checked")
+        label = Label(span, "not statically checked")
         help = f"declare it: op {name}(x: f[...]) -> f[...] {{ ... }}"
         self.report.warn("T005", f"the op `{name}` is not declared", label, help=help)
 

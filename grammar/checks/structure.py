@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from ..diagnostics import Label, Span
 from ..text.references import references
 from ..tree import tree as t
-from ..tree.clauses import builds, claims, over_images
+from ..tree.clauses import builds, claims, over_images, over_ops
 from .report import Messages
 from .sides import Sides, SideStep
 
@@ -200,7 +200,7 @@ def _approximate(rule: t.Rule, report: Messages) -> None:
     split = bool(rule.all(t.Perturb))
     label = Label(rule.name.span, "declared approx")
     if not any(map(is_budget, claims(rule))):
-        help = "ensure { error(y) <= 5% on calib }"
+        help = f"ensure {{ error({'y' if over_ops(rule) else 'outputs'}) <= 5% on calib }}"
         message = f"the approx rule `{rule.name}` has no error budget"
         if split:
             note = "only the budget of a pipeline limits its error"

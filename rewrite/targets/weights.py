@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ...grammar.checks.declared import BUFFERS
+from ...grammar.checks.declared import is_weight
 from ..graph.memory import memory_of
 from ..graph.places import lies_at, node_at
 from ..graph.ties import storage_key
@@ -62,9 +62,7 @@ def _calls(state: State, names: Collection[str]) -> Iterator[OpCall]:
 
 
 def weight_names(call: OpCall) -> list[str]:
-    """The declared parameters that are weights: neither biases nor running statistics."""
-    names = (param.name for param in call.op.params)
-    return [name for name in names if name not in BUFFERS and "bias" not in name]
+    return [param.name for param in call.op.params if is_weight(param.name)]
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
