@@ -64,7 +64,7 @@ def test_every_code_that_is_raised_has_a_page() -> None:
     sources = [
         p
         for floor in ("grammar", "rewrite", "passes", "lissom")
-        for p in (root / floor).glob("*.py")
+        for p in (root / floor).rglob("*.py")
     ]
     used = {
         code for path in sources for code in re.findall(r'"([A-Z]\d{3})"', path.read_text("utf-8"))

@@ -15,7 +15,7 @@ import torch
 from lissom.grammar.library.program import program_of
 from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.channels import cut, fit_sizes, flow, movement
+from lissom.rewrite.channels import analyse, cut, fit_sizes, movement
 from lissom.rewrite.channels import masked as masked_module
 from lissom.rewrite.channels.cut_builder import Work
 from lissom.rewrite.channels.selection import Selection
@@ -304,7 +304,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "groups stay what they were": (cut, "_sized", lambda *_: {}),
     "splits keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
     "positions of one axis change their order": (Selection, "axis", shifted),
-    "elementwise ops couple nothing": (flow, "together", lambda *_: ()),
+    "elementwise ops couple nothing": (analyse, "together", lambda *_: ()),
     "cat and stack couple nothing": (movement, "together", lambda *_: ()),
     "nothing must stay": (Units, "block", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),

@@ -17,7 +17,7 @@ from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.explain.funnel import Funnel, funnel
 from lissom.rewrite.journal import Applied, Note, Refused
 from lissom.rewrite.store.folder import load
-from lissom.rewrite.targets import images
+from lissom.rewrite.targets import resize
 from lissom.rewrite.targets.images import EXACT_RESIZE
 
 from .support import LIBRARY, library, state_of, the_rule
@@ -415,18 +415,18 @@ def test_each_takes_back_what_breaks_a_budget() -> None:
 
 def test_a_reader_that_keeps_the_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planned model is compared: with a reader forgotten it is another one."""
-    insert = images._insert
+    insert = resize._insert
 
     def forgetful(state: Any, site: Any, module: fx.GraphModule) -> fx.Node:
-        resize = insert(state, site, module)
-        next(iter(resize.users)).replace_input_with(resize, resize.args[0])
-        return resize
+        made = insert(state, site, module)
+        next(iter(made.users)).replace_input_with(made, made.args[0])
+        return made
 
     class Twice(Pooled):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + super().forward(x * 2)
 
-    monkeypatch.setattr(images, "_insert", forgetful)
+    monkeypatch.setattr(resize, "_insert", forgetful)
     with pytest.raises(LissomError, match="V101"):
         compiled(net(Twice))
 
