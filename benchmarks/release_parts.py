@@ -69,7 +69,7 @@ class Part:
 
     title: str
     units: Callable[[float, int], list[Unit]]
-    prove_job: Callable[[Unit], Found]
+    run: Callable[[Unit], Found]
 
 
 def _least(number: float) -> int:
