@@ -60,6 +60,13 @@ def is_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor that transforms of torch.func hold, whose memory can be asked for."""
+    while is_wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was written to; tensors made in inference mode do not count."""
     return 0 if tensor.is_inference() else tensor._version
@@ -81,6 +88,7 @@ def absent() -> list[str]:
         (torch._C, "DisableTorchFunction"),
         (torch._C, "_dispatch_get_all_op_names"),
         (torch._C._functorch, "is_functorch_wrapped_tensor"),
+        (torch._C._functorch, "get_unwrapped"),
         (torch.ones(()), "_version"),
         (torch.ops.aten.add.Tensor, "_schema"),
         (graph, "_codegen"),

@@ -248,6 +248,8 @@ def test_graphs_without_observations_are_read_by_name() -> None:
 
 def test_folding_says_what_it_folded() -> None:
     module = hand_made(lambda g, w: g.call_function(torch.mul, (w, 2)))
+    for node in module.graph.nodes:
+        node.meta["aliases"] = ()
     (folded,) = fold_constants(module)
     assert folded.path == "folded_constant"
     assert folded.nodes == ("mul",)

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from lissom.rewrite.graph.writes import writes, written
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.graph.memory import memory_of
+from lissom.rewrite.graph.writes import may_share, writes, written
 
 from .support import Fn, Fn2, library, run
 
@@ -61,6 +64,56 @@ def test_what_a_trace_saw_goes_before_what_a_name_says() -> None:
     assert [writes(named), writes(plain)] == [True, False]
     named.meta["mutates"], plain.meta["mutates"] = (), (0,)
     assert [written(named), written(plain)] == [(), (x,)]
+
+
+# -- what may share memory ------------------------------------------------------------------------
+
+
+def graph_of(forward: Any, **options: Any) -> tuple[GraphView, dict[str, fx.Node]]:
+    module = capture(Fn(forward).eval(), (X,), **options).module
+    return GraphView(module), {node.name: node for node in module.graph.nodes}
+
+
+def test_memory_that_a_trace_saw_to_be_new_is_no_view_though_the_op_is_unknown() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = x * 2
+        return torch.special.erfcx(h).relu_() + h
+
+    view, nodes = graph_of(forward)
+    assert view.call(nodes["special_erfcx"]) is None
+    assert memory_of(view, nodes["relu_"]) == {nodes["relu_"], nodes["special_erfcx"]}
+    assert view.why_opaque(nodes["relu_"]) == ""
+
+
+def test_memory_that_a_trace_saw_is_shared_whatever_the_op_declares() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h = x * 2
+        return torch.exp(h).relu_() + 1
+
+    view, nodes = graph_of(forward)
+    h, value = nodes["mul"], nodes["exp"]
+    assert may_share(value, view.call(value)) == ()
+    value.meta["aliases"] = (0,)
+    assert may_share(value, view.call(value)) == (h,)
+    assert memory_of(view, value) == {value, h}
+
+
+def test_an_op_that_may_be_a_view_at_other_sizes_shares_memory() -> None:
+    view, nodes = graph_of(lambda m, x: x.transpose(1, 2).reshape(2, 6, 48) + 1)
+    copied = nodes["reshape"]
+    assert copied.meta["aliases"] == ()
+    assert may_share(copied, view.call(copied)) == (nodes["transpose"],)
+
+
+def test_what_torch_exports_is_observed_like_a_trace() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(torch.special.erfcx)(x).unfold(1, 2, 2) + 1
+
+    captured = capture(Fn(forward).eval(), (X,))
+    assert captured.how == "export"
+    names = {node.name.partition("_")[0]: node for node in captured.module.graph.nodes}
+    assert may_share(names["special"]) == ()
+    assert may_share(names["unfold"]) == tuple(names["unfold"].all_input_nodes)
 
 
 # -- in-place ops ----------------------------------------------------------------------------------

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.building import is_pure
 from ..graph.emit import Emitted, emit
 from ..graph.formats import in_format_of
-from ..graph.writes import writes
+from ..graph.writes import is_pure, writes
 from ..match.repeats import is_equal
 from ..match.site import Site
 from ..ops.call import tensor_at
@@ -316,11 +315,8 @@ def _reachable(state: State, node: fx.Node) -> bool:
 
 
 def _only_computes(state: State, node: fx.Node) -> bool:
-    """Whether a node may go when nobody reads it."""
-    if node.op == "get_attr":
-        return True
-    known = state.view.call(node) is not None
-    return not writes(node, state.module) if known else is_pure(node)
+    """Whether a node may go when nobody reads it. An opaque layer may do more than it says."""
+    return is_pure(node, state.module if state.view.call(node) is not None else None)
 
 
 def _drop_weight(state: State, node: fx.Node) -> None:

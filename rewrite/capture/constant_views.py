@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..graph.ties import storage_key
+
 
 def separable(
     module: nn.Module, weights: Collection[fx.Node], values: Mapping[fx.Node, Any]
@@ -21,10 +23,10 @@ def separable(
 
     `values` are the constant nodes of the graph of `module` and what they hold.
     """
-    by_memory: dict[int, list[fx.Node]] = {}
+    by_memory: dict[tuple[str, int], list[fx.Node]] = {}
     for node, value in values.items():
         for tensor in _tensors(value):
-            by_memory.setdefault(_address(tensor), []).append(node)
+            by_memory.setdefault(storage_key(tensor), []).append(node)
     elsewhere = _read_elsewhere(module, values)
     found: set[fx.Node] = set()
     for address, nodes in by_memory.items():
@@ -42,22 +44,18 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [item for item in items if isinstance(item, torch.Tensor) and item.numel()][:1]
 
 
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def _read_elsewhere(module: nn.Module, values: Mapping[fx.Node, Any]) -> set[int]:
+def _read_elsewhere(module: nn.Module, values: Mapping[fx.Node, Any]) -> set[tuple[str, int]]:
     """Memory that layers, and attributes that are no constants here, read."""
     graph: Any = module.graph
-    found: set[int] = set()
+    found: set[tuple[str, int]] = set()
     for node in graph.nodes:
         if node.op == "call_module":
             layer = module.get_submodule(str(node.target))
-            found.update(_address(t) for t in (*layer.parameters(), *layer.buffers()))
+            found.update(storage_key(t) for t in (*layer.parameters(), *layer.buffers()))
         elif node.op == "get_attr" and node not in values:
             owner, _, name = str(node.target).rpartition(".")
             held = getattr(module.get_submodule(owner), name)
-            found.update(map(_address, _tensors(held)))
+            found.update(map(storage_key, _tensors(held)))
     return found
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..graph.building import aliased, is_pure
-from ..graph.writes import node_name
+from ..graph.ties import storage_key
+from ..graph.writes import is_pure, may_share, node_name
 from ..ops.spec import spec_of
 from .constant_views import separable
 from .written_memory import Memory, written_memory
@@ -77,7 +77,7 @@ class _Constants:
             if memory.is_seen_before_it_is_written(self.values):
                 self._discard(memory)
         self.storages = {
-            _address(value): node for node, value in self.values.items() if node.op == "get_attr"
+            storage_key(value): node for node, value in self.values.items() if node.op == "get_attr"
         }
 
     def _foldable(self, node: fx.Node) -> bool:
@@ -146,7 +146,7 @@ def _escapes(node: fx.Node) -> bool:
         if any(user.op == "output" for user in at.users):
             return True
         seen.add(at)
-        todo += [user for user in at.users if user not in seen and at in aliased(user)]
+        todo += [user for user in at.users if user not in seen and at in may_share(user)]
     return False
 
 
@@ -166,15 +166,11 @@ def _attribute(module: Any, path: str) -> Any:
     return module
 
 
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
 def _fold(
     module: fx.GraphModule, found: _Constants, node: fx.Node, apart: set[fx.Node]
 ) -> Iterator[Folded]:
     value = found.values[node]
-    origin = found.storages.get(_address(value)) if value.numel() else None
+    origin = found.storages.get(storage_key(value)) if value.numel() else None
     if origin is not None:
         reused = _use_origin(node, value, origin, found.values[origin])
         found.replaced += reused

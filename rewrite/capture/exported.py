@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..graph.modules import has_hooks, is_leaf
 from ..graph.source_lines import is_model_file, place
+from ..graph.ties import storages
 from ..graph.values import tensors
 from ..ops.aten import is_operator, spelled
 from ..ops.spec import spec_of
@@ -226,7 +227,9 @@ class _Observer(fx.Interpreter):
         result = super().run_node(n)
         written = {id(tensor) for tensor, version in before if version_of(tensor) != version}
         reads = [self.env[source] for source in n.all_input_nodes]
+        shared = storages(result)
         n.meta["val"] = spec_of(result)
+        n.meta["aliases"] = tuple(i for i, value in enumerate(reads) if storages(value) & shared)
         n.meta["mutates"] = tuple(i for i, value in enumerate(reads) if id(value) in written)
         return result
 

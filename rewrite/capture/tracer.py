@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from ..graph.modules import has_hooks, is_leaf
 from ..graph.scalars import TEXT, traced, untraced
 from ..graph.source_lines import is_asked_by_model, line_above
+from ..graph.ties import storages
 from ..graph.values import Origin, children, is_structure, remake, tensors, without_traces
 from ..graph.writes import node_name
 from ..ops.reported import (
@@ -123,8 +124,8 @@ class Recorder(TorchFunctionMode):
             return result
         node = self.add_node(call.kind, call.target, *lowered, result)
         node.meta["mutates"] = self._positions(node, written)
-        shared = _storages(tensors(result))
-        node.meta["aliases"] = self._positions(node, [t for t in inputs if _storages([t]) & shared])
+        shared = storages(result)
+        node.meta["aliases"] = self._positions(node, [t for t in inputs if storages(t) & shared])
         if node in self.varying and node_name(node) in _SPLITS:
             parts = self.add_node("call_function", _LENGTH, (node,), {}, _LENGTH(result))
             self.guard("split into parts", parts, parts.meta["val"])
@@ -328,7 +329,3 @@ def _position(inputs: list[fx.Node], wanted: fx.Node) -> int:
 def _holds(node: fx.Node, wanted: fx.Node) -> bool:
     built = isinstance(node.target, type)
     return node is wanted or (built and any(_holds(n, wanted) for n in node.all_input_nodes))
-
-
-def _storages(items: list[torch.Tensor]) -> set[int]:
-    return {item.untyped_storage().data_ptr() for item in items if item.numel()}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..graph.building import aliased
-from ..graph.writes import written
+from ..graph.writes import may_share, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ def written_memory(graph: fx.Graph) -> dict[fx.Node, Memory]:
     known = _targets(graph)
     groups = _Groups()
     for node in graph.nodes:
-        parts = [other for other in (*aliased(node), *written(node)) if other in known]
+        parts = [other for other in (*may_share(node), *written(node)) if other in known]
         if parts or node in known:
             known.add(node)
             groups.join(node, parts)
@@ -62,7 +61,7 @@ def _targets(graph: fx.Graph) -> set[fx.Node]:
         node = todo.pop()
         if node not in seen:
             seen.add(node)
-            todo += aliased(node)
+            todo += may_share(node)
     held = {node.target for node in seen if node.op == "get_attr"}
     return seen | {n for n in graph.nodes if n.op == "get_attr" and n.target in held}
 

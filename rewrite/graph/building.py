@@ -1,4 +1,4 @@
-"""Captured graphs as modules: what a node writes to, dead code, guards."""
+"""Captured graphs as modules: dead code, checks, guards."""
 
 from __future__ import annotations
 
@@ -7,28 +7,11 @@ from collections.abc import Iterable
 
 from torch import fx, nn
 
-from ..torch_internals import checked
 from .snapshot import graph_module
-from .writes import node_name, writes
+from .writes import is_assertion, is_pure
 
-# Functions whose result is always memory of its own.
-_FRESH = frozenset({"add", "sub", "mul", "truediv", "matmul", "bmm", "cat", "stack", "linear"})
-_FRESH |= {"conv1d", "conv2d", "conv3d", "relu", "gelu", "silu", "softmax", "batch_norm"}
 _ROOT_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 _ROOT_HOOKS += ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
-
-
-def aliased(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The inputs of a node that its value may share memory with."""
-    inputs = node.all_input_nodes
-    if "aliases" not in node.meta:
-        return () if node.op == "call_function" and node_name(node) in _FRESH else tuple(inputs)
-    return tuple(inputs[index] for index in node.meta["aliases"])
-
-
-def is_assertion(node: fx.Node) -> bool:
-    """Whether a node checks that a call is one that the graph was captured for."""
-    return node.target is checked
 
 
 def assertions(graph: fx.Graph) -> set[fx.Node]:
@@ -56,12 +39,6 @@ def readers(node: fx.Node) -> list[fx.Node]:
     """The users of a node that are no part of a check."""
     checks = assertions(node.graph)
     return [user for user in node.users if user not in checks]
-
-
-def is_pure(node: fx.Node) -> bool:
-    """True if a node of a captured graph may go when nothing uses its value."""
-    kept = node.op in ("placeholder", "output") or node.meta.get("effect") or is_assertion(node)
-    return not kept and not writes(node)
 
 
 def eliminate_dead(graph: fx.Graph) -> None:

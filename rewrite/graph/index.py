@@ -18,6 +18,7 @@ from ..ops.spec import TensorSpec
 from ..ops.vocabulary import Vocabulary
 from .modules import has_hooks
 from .ties import Owners, overwrites_others
+from .writes import may_share
 
 __all__ = ["GraphView", "OpCall"]
 
@@ -203,15 +204,9 @@ class GraphView:
         call = self.call(node)
         return call is not None and call.op.results != 1
 
-    def _may_share(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs whose memory the result may be. What is opaque may return any of them."""
+    def _may_share(self, node: fx.Node) -> tuple[fx.Node, ...]:
         call = self._remembered(node)
-        if not isinstance(call, OpCall):
-            return node.all_input_nodes
-        if not call.in_place and "alias" not in call.op.traits:
-            return []
-        first = call.inputs[0]
-        return [first] if isinstance(first, fx.Node) else node.all_input_nodes
+        return may_share(node, call if isinstance(call, OpCall) else None)
 
 
 def _exchanged(value: Any, old: fx.Node, new: fx.Node) -> Any:

@@ -1,5 +1,5 @@
 """Which nodes write to memory that others can see. Nothing is moved across them, and they are never
-dead code.
+dead code. What one node does to memory: `writes.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import fx
 
 from ..torch_internals import order_of
 from .index import GraphView
-from .writes import writes, written
+from .writes import may_share, writes, written
 
 
 def mutations(module: fx.GraphModule) -> list[fx.Node]:
@@ -46,18 +46,8 @@ def memory_of(view: GraphView, value: fx.Node) -> set[fx.Node]:
         node = waiting.pop()
         if node not in found:
             found.add(node)
-            waiting += _aliased(view, node)
+            waiting += may_share(node, view.call(node))
     return found
-
-
-def _aliased(view: GraphView, node: fx.Node) -> Sequence[fx.Node]:
-    """The inputs that a value may share memory with. What is opaque may pass on any of them."""
-    call = view.call(node)
-    if call is not None:
-        return node.all_input_nodes if call.in_place or "alias" in call.op.traits else ()
-    inputs = node.all_input_nodes
-    observed = node.meta.get("aliases", range(len(inputs)))
-    return [inputs[index] for index in observed if index < len(inputs)]
 
 
 def seen_through(

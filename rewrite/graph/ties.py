@@ -4,7 +4,7 @@ change for others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import fx, nn
 
 from ..ops.call import OpCall, tensor_at
 from ..ops.spec import TensorSpec
+from ..torch_internals import unwrapped
+from .values import tensors
 
 _LONGEST_CHAIN = 64
 
@@ -23,6 +25,11 @@ def storage_key(tensor: torch.Tensor) -> tuple[str, int]:
     storage = tensor.untyped_storage()
     address = storage.data_ptr()
     return ("address", address) if address else ("storage", storage._cdata)
+
+
+def storages(*values: Any) -> set[tuple[str, int]]:
+    """The memory that the tensors of nested values lie in."""
+    return {storage_key(unwrapped(tensor)) for tensor in tensors(*values) if tensor.numel()}
 
 
 def copies_of_views(model: nn.Module) -> dict[int, torch.Tensor]:
@@ -119,7 +126,7 @@ def _held(root: nn.Module, node: fx.Node) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{target}.{name}", tensor
 
 
-def overwrites_others(call: OpCall, may_share: Callable[[fx.Node], list[fx.Node]]) -> str:
+def overwrites_others(call: OpCall, may_share: Callable[[fx.Node], Sequence[fx.Node]]) -> str:
     """Why an in-place op is more than a function of its inputs; "" if it is not.
 
     It is a function only if nothing else can see the memory it writes: each value from the written
@@ -155,7 +162,7 @@ def _keeps_dtype(call: OpCall) -> bool:
     return len({spec.dtype for spec in specs if isinstance(spec, TensorSpec)}) > 1
 
 
-def _several(view: fx.Node, inputs: list[fx.Node]) -> str:
+def _several(view: fx.Node, inputs: Sequence[fx.Node]) -> str:
     """A view of several values: harmless only if all of them are made for it alone."""
     others = [n for n in inputs if n.op in ("placeholder", "get_attr") or len(n.users) != 1]
     if others:
