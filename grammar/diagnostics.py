@@ -75,6 +75,11 @@ class Span:
     def text(self) -> str:
         return self.source.text[self.start : self.end]
 
+    @property
+    def flat(self) -> str:
+        """The text on one line, with single spaces."""
+        return " ".join(self.text.split())
+
     def __str__(self) -> str:
         return f"{self.source.name}:{self.line}:{self.column}"
 

@@ -5,9 +5,46 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum, auto
 from typing import Any
 
 from ..grammar.diagnostics import Diagnostic, Severity
+
+
+class VerdictKind(StrEnum):
+    """What a verdict is about. People read its `claim`; whatever decides something asks this."""
+
+    SHAPES = auto()
+    DOUBLE = auto()
+    """The rewrite half of one application is exact in float64,"""
+    OWN = auto()
+    """in the model's own precision,"""
+    TYPES = auto()
+    """in the types that its ops name,"""
+    SIZES = auto()
+    """at the sizes of other examples."""
+    ERROR = auto()
+    """A clause of the rule that compares the error of one application,"""
+    CLAIM = auto()
+    """and one that speaks of anything else."""
+    BOUND = auto()
+    EQUALITY = auto()
+    """The whole model computes what it did."""
+    OUTPUT_SHAPES = auto()
+    UNTOUCHED = auto()
+    RUNS = auto()
+    DRIFT = auto()
+    BUDGET = auto()
+    """What the pipeline asks of the whole model."""
+    ARTIFACT = auto()
+    """What is saved is what was verified."""
+
+
+EXACT = frozenset({VerdictKind.DOUBLE, VerdictKind.OWN, VerdictKind.TYPES})
+"""Verdicts on the rewrite half of one application."""
+
+PROMISES = frozenset({VerdictKind.UNTOUCHED, VerdictKind.EQUALITY, VerdictKind.OUTPUT_SHAPES})
+"""What is a bug if it does not hold, whatever the program says about failing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +52,8 @@ class Verdict:
     """What is known about one claim, how, and how well.
 
     `how` is "proved", "tested" or "not checked"; `worst` is the largest difference seen and
-    `tolerance` what was allowed, in the unit of the claim.
+    `tolerance` what was allowed, in the unit of the claim. `clause` says which claim of its rule it
+    judges, if any.
     """
 
     claim: str
@@ -25,6 +63,8 @@ class Verdict:
     worst: float | None = None
     tolerance: float | None = None
     detail: str = ""
+    kind: VerdictKind = field(kw_only=True)
+    clause: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +191,25 @@ def _remark(code: str, texts: Sequence[str], severity: Severity) -> Diagnostic:
     return Diagnostic(code, said, (), notes, HELPS.get(code, ()), severity)
 
 
+_REFERENCES = frozenset({"kind", "clause"})
+"""How the engine refers to what a verdict is about; who reads it elsewhere has the claim."""
+
+
+def plain(value: Verdict | Event) -> dict[str, Any]:
+    """A verdict or an event as plain values, as certificates and `--json` hold it."""
+    return asdict(
+        value, dict_factory=lambda pairs: {k: v for k, v in pairs if k not in _REFERENCES}
+    )
+
+
 @dataclass
 class Journal:
     """Events in the order in which they happened."""
 
     events: list[Event] = field(default_factory=list)
     tried: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, str] = field(default_factory=dict)
+    """`exact`, `approx`, ... of each rule, by the name that its events have."""
 
     def add(self, event: Event) -> None:
         self.events.append(event)
@@ -181,4 +234,4 @@ class Journal:
         return [_remark(code, said, severity) for (code, _), said in texts.items()]
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [{"event": type(event).__name__.lower(), **asdict(event)} for event in self.events]
+        return [{"event": type(event).__name__.lower(), **plain(event)} for event in self.events]

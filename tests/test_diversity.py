@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.passes.functions import FUNCTIONS
-from lissom.rewrite.journal import Verdict
+from lissom.rewrite.journal import Verdict, VerdictKind
 from lissom.rewrite.measure.compare import EQUALITY
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -207,7 +207,11 @@ def test_a_wrong_rule_is_found_in_drawn_networks(
     """With the engine's own checks switched off, only the judge can see it."""
     for name in ("scale", "scale_inputs", "einsum"):
         monkeypatch.setitem(FUNCTIONS, name, a_little_off(FUNCTIONS[name]))
-    monkeypatch.setattr(diversity, "model_equality", lambda *args: Verdict(EQUALITY, "", True))
+    monkeypatch.setattr(
+        diversity,
+        "model_equality",
+        lambda *args: Verdict(EQUALITY, "", True, kind=VerdictKind.EQUALITY),
+    )
     found = diversity.Found()
     number = 0
     while not found.wrong and number < 60:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lissom
-from lissom.rewrite.journal import Note, Refused, StageEnd
+from lissom.rewrite.journal import Note, Refused, StageEnd, VerdictKind
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -201,3 +201,33 @@ def test_a_rule_cannot_promise_what_nothing_checks(rule: str, code: str) -> None
     with pytest.raises(lissom.LissomError) as caught:
         lissom.compile(network(), rule, inputs=(torch.randn(2, 48),))
     assert caught.value.diagnostics[0].code == code
+
+
+BOUNDED = """
+approx rule bounded {
+  match { y = relu(x) }
+  rewrite { y = clamp(x, min = 0, max = 1) }
+  ensure { CLAIM }
+}
+pipeline p {
+  budget drift(outputs) <= 1000%
+  stage s { each bounded order by sensitivity }
+}
+"""
+
+
+@pytest.mark.parametrize("claim", ["error(y) <= 90%", "90% >= error(y)", "(error(y)) < 90%"])
+def test_sensitivity_is_the_error_wherever_the_claim_names_it(claim: str) -> None:
+    """The second activation is clamped far less than the first."""
+    layers = [nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()]
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer, scale in ((model[0], 2.0), (model[2], 0.6)):
+            layer.weight.copy_(scale * torch.eye(8))
+            layer.bias.zero_()
+    x = torch.rand(32, 8, generator=torch.Generator().manual_seed(0))
+    result = lissom.compile(model, BOUNDED.replace("CLAIM", claim), inputs=(x,))
+    assert [event.site for event in result.applied] == ["3", "1"]
+    asked = [v for event in result.applied for v in event.verdicts if v.kind is VerdictKind.ERROR]
+    assert [(v.clause, v.tolerance, v.claim) for v in asked] == [(0, 0.9, claim)] * 2
+    assert 0 < asked[0].worst < asked[1].worst < 0.9

@@ -14,7 +14,7 @@ from lissom.grammar.text.parse import parse
 from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.graph.index import GraphView
-from lissom.rewrite.journal import Verdict
+from lissom.rewrite.journal import Verdict, VerdictKind
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving import compose as proving_together
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
@@ -90,7 +90,8 @@ def numbered(monkeypatch: pytest.MonkeyPatch, good: set[torch.dtype]) -> Company
 
     def check(before: torch.nn.Module, *_: object) -> Verdict:
         dtype = next(parameter.dtype for parameter in before.parameters())
-        return Verdict("", "tested", dtype in good, 1, 2.0, 1.0, "planted")
+        kind = VerdictKind.EQUALITY
+        return Verdict("", "tested", dtype in good, 1, 2.0, 1.0, "planted", kind=kind)
 
     monkeypatch.setattr(proving_together, "model_equality", check)
     for number in range(100):

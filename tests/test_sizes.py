@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import lissom
 from lissom.grammar.checks.check import check_program
 from lissom.grammar.library.program import program_of
-from lissom.rewrite.apply.exactness import IN_OTHER_SIZES
 from lissom.rewrite.evidence.artifact import verify_artifact
 from lissom.rewrite.evidence.certificate import _outputs_again
 from lissom.rewrite.evidence.recorded import recorded_inputs
-from lissom.rewrite.journal import Refused, StageEnd
+from lissom.rewrite.journal import Refused, StageEnd, VerdictKind
 from lissom.rewrite.measure.compare import EQUALITY, SHAPES_KEPT, equality_at, runs_at
 from lissom.rewrite.measure.samples import Example
 
@@ -130,7 +129,7 @@ def test_what_the_model_itself_fixes_may_be_a_number() -> None:
     text = TOKENS.replace("SHAPE", "(-1, H * W, C)")
     result = lissom.compile(model, text, inputs=(torch.randn(2, 4, 6, 6),))
     (event,) = result.applied
-    assert [v.how for v in event.verdicts if v.claim == IN_OTHER_SIZES] == ["tested"]
+    assert [v.how for v in event.verdicts if v.kind is VerdictKind.SIZES] == ["tested"]
     x = torch.randn(5, 4, 6, 6)
     assert torch.equal(result.model(x), model(x))
 
@@ -217,7 +216,7 @@ EXAMPLES = [Example("the example", (torch.ones(2, 3),)), Example("batch 4", (tor
 
 def test_models_are_compared_on_every_example() -> None:
     found = equality_at(Scaled(1.0), Scaled(2.0), EXAMPLES, 3)
-    assert (found.claim, found.holds) == (EQUALITY, False)
+    assert (found.kind, found.holds) == (VerdictKind.EQUALITY, False)
     assert found.detail.startswith("on batch 4: ")
     assert equality_at(Scaled(1.0), Scaled(1.0), EXAMPLES, 3).detail.endswith("also at batch 4")
 

@@ -53,5 +53,11 @@ def facts(rule: t.Rule) -> Iterator[t.Fact]:
     return (f for clause in rule.all(t.Ensure) for f in clause.items if isinstance(f, t.Fact))
 
 
+def functions_in(node: t.Node) -> set[str]:
+    """The functions that an expression calls."""
+    calls = (found.function for found in t.walk(node) if isinstance(found, t.Call))
+    return {function.text for function in calls if isinstance(function, t.Name)}
+
+
 def names_in(node: t.Node) -> Iterator[t.Name]:
     return (name for name in t.walk(node) if isinstance(name, t.Name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -48,6 +47,8 @@ def bisect(
 
 
 def _show(out: Output, found: Culprit) -> None:
+    from ..rewrite.journal import plain
+
     event = found.event
     out.say(f"rewrite {found.number} breaks it: {event.rule} at {event.site}, stage {event.stage}")
     out.say(f"  {found.after.broken}")
@@ -57,7 +58,7 @@ def _show(out: Output, found: Culprit) -> None:
         for claim, verdict in found.after.verdicts.items()
     ]
     out.table([("claim", "without it", "with it"), *rows], header=True)
-    out.fields |= {"number": found.number, "why": found.after.broken, "event": asdict(event)}
+    out.fields |= {"number": found.number, "why": found.after.broken, "event": plain(event)}
 
 
 def _shown(verdict: Verdict | None) -> str:

@@ -130,7 +130,7 @@ def _show(
         out.say(f"not run: {job.rule}: {why}")
     for result in cases:
         mark = "ok" if result.holds else "FAILED"
-        out.say(f"{mark}  {result.test}: {' '.join(result.case.span.text.split())}  {result.seen}")
+        out.say(f"{mark}  {result.test}: {result.case.span.flat}  {result.seen}")
     out.say(_summary(list(reports.values())))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ def verify(out: Output, folder: str) -> int:
     """
     from ..report import tables
     from ..rewrite.evidence.artifact import verify_artifact
+    from ..rewrite.journal import plain
     from ..rewrite.store.folder import file_bytes
 
     loaded, verdicts = verify_artifact(Path(folder))
@@ -27,7 +27,7 @@ def verify(out: Output, folder: str) -> int:
     out.say(
         f"{folder}: {nodes} nodes, {size:,} bytes, written by lissom {_writer(loaded.manifest)}"
     )
-    out.fields |= {"verdicts": [asdict(v) for v in verdicts], "file_bytes": size}
+    out.fields |= {"verdicts": [plain(v) for v in verdicts], "file_bytes": size}
     return 0 if all(verdict.holds for verdict in verdicts) else FAILED
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..grammar.diagnostics import Label, fail
-from ..grammar.tree import tree as t
 from ..model_file import ModelFile
 from ..rewrite.apply.cost import said_of_uncounted
 from ..rewrite.journal import Applied, Refused, StageEnd, Verdict
@@ -51,16 +50,17 @@ def rule_rows(compiled: Compiled) -> list[RuleRow]:
     that had no candidate.
     """
     rows: dict[tuple[str, str], RuleRow] = {}
+    kinds = compiled.journal.kinds
     for event in compiled.journal.events:
         if isinstance(event, Applied | Refused):
             key = event.stage, event.rule
             if key not in rows:
                 kept = event.stage in compiled.kept_stages
-                rows[key] = RuleRow(*key, _kind(compiled, event.rule), kept)
+                rows[key] = RuleRow(*key, kinds[event.rule], kept)
             _count(rows[key], event)
     seen = {rule for _, rule in rows}
     silent = [rule for rule in compiled.journal.tried if rule not in seen]
-    return [*rows.values(), *(RuleRow("-", rule, _kind(compiled, rule)) for rule in silent)]
+    return [*rows.values(), *(RuleRow("-", rule, kinds[rule]) for rule in silent)]
 
 
 def _count(row: RuleRow, event: Applied | Refused) -> None:
@@ -78,11 +78,6 @@ def _condition(event: Refused) -> str:
     """What was refused, without the numbers of the site, so that equal reasons count together."""
     head, broken, _ = event.reason.partition(" does not hold")
     return head + broken if event.code.startswith("B") else event.reason
-
-
-def _kind(compiled: Compiled, label: str) -> str:
-    name = label.partition("(")[0]
-    return compiled.program.rule(t.Word(name, span=compiled.program.file.span)).kind
 
 
 def stage_ends(compiled: Compiled) -> list[StageEnd]:

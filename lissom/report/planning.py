@@ -17,6 +17,7 @@ from ..jobs.summary import (
 from ..model_file import ModelFile
 from ..output import Output
 from ..rewrite.evidence.artifact import save_compiled
+from ..rewrite.journal import plain
 from ..rewrite.measure.latency import Latency, measure_latency
 from ..rewrite.pipeline.compile import Compiled
 from . import tables
@@ -37,7 +38,7 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
         "before": asdict(compiled.before),
         "after": asdict(compiled.after),
         "rules": [row.as_json() for row in rows],
-        "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
+        "verdicts": [plain(verdict) for verdict in compiled.verdicts],
         "not_allowed": left,
     }
 
@@ -71,8 +72,8 @@ def write_result(
     out.fields |= {
         "output": str(folder),
         "compared": [asdict(row) for row in rows],
-        "stages": [asdict(end) for end in stage_ends(compiled)],
-        "reload": [asdict(verdict) for verdict in reloaded],
+        "stages": [plain(end) for end in stage_ends(compiled)],
+        "reload": [plain(verdict) for verdict in reloaded],
     }
 
 

@@ -232,7 +232,7 @@ def _layers(letter: str, dim: str, title: str) -> list[str]:
 
 
 def _text(node: t.Node) -> str:
-    return " ".join(node.span.text.split())
+    return node.span.flat
 
 
 def _flat(expr: t.Expr) -> str:

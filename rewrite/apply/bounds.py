@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..ops.call import OpCall
 from .plan import Plan
@@ -53,6 +53,7 @@ def _of_call(call: OpCall, plan: Plan) -> Iterator[Verdict]:
         True,
         worst=apart / whole if whole else 0.0,
         detail=f"{said}, rounding aside; the weight's norm is {whole:.4g}",
+        kind=VerdictKind.BOUND,
     )
 
 

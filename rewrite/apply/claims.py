@@ -10,8 +10,9 @@ from torch import fx
 
 from ...grammar.diagnostics import Label
 from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import functions_in
 from ..graph.writes import writes
-from ..journal import Costs, Opaque, Verdict
+from ..journal import Costs, Opaque, Verdict, VerdictKind
 from ..match.site import Site
 from ..ops.call import OpCall
 from ..rules.scope import Scope, shown
@@ -33,7 +34,7 @@ def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
     scope.facts["error"] = lambda value: _error(state, site, plan, value, samples)
     scope.facts["equal"] = lambda value: _equal(state, site, plan, value)
     try:
-        return tuple(judge_claim(scope, claim, samples) for claim in site.rule.claims)
+        return judge_claims(scope, site.rule.claims, samples)
     finally:  # they hold the site, which holds them: its weights would wait for the collector
         del scope.facts["error"], scope.facts["equal"]
 
@@ -63,23 +64,34 @@ def _kept(state: State, site: Site, plan: Plan) -> list[OpCall]:
     return kept
 
 
-def judge_claim(scope: Scope, claim: t.Claim, samples: list[int]) -> Verdict:
+def judge_claims(
+    scope: Scope, claims: Sequence[t.Claim], samples: list[int]
+) -> tuple[Verdict, ...]:
     """A comparison reports both sides; `within` bounds a measured difference. Raises R014 where
     multiply-accumulates that nobody counts could decide it.
     """
+    return tuple(_judged(scope, claim, samples, n) for n, claim in enumerate(claims))
+
+
+def _judged(scope: Scope, claim: t.Claim, samples: list[int], number: int) -> Verdict:
     samples[0] = 0
-    text = " ".join(claim.span.text.split())
     found, allowed, holds = _decided(scope, claim)
     how = "tested" if samples[0] else "proved"
-    return Verdict(
-        text,
-        how,
-        holds,
-        samples[0],
-        found,
-        allowed,
-        "" if holds else f"{shown(found)} against {shown(allowed)}",
-    )
+    said = "" if holds else f"{shown(found)} against {shown(allowed)}"
+    left, right = (s is not None and "error" in functions_in(s) for s in _sides(claim))
+    if right and not left:  # `5% >= error(y)`
+        found, allowed = allowed, found
+    kind = VerdictKind.ERROR if left or right else VerdictKind.CLAIM
+    numbers = samples[0], found, allowed
+    return Verdict(claim.span.flat, how, holds, *numbers, said, kind=kind, clause=number)
+
+
+def _sides(claim: t.Claim) -> tuple[t.Expr, t.Expr | None]:
+    """What a claim measures, and what bounds it."""
+    condition = claim.condition
+    if claim.within is None and isinstance(condition, t.Binary) and condition.op in _COMPARISONS:
+        return condition.left, condition.right
+    return condition, claim.within
 
 
 # -- what nobody counts ----------------------------------------------------------------------------

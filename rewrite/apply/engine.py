@@ -14,7 +14,7 @@ from ...grammar.diagnostics import Label, LissomError, Span, fail
 from ...grammar.tree import tree as t
 from ..graph.emit import Emitted
 from ..graph.places import name_of
-from ..journal import Applied, Costs, Refused, Verdict
+from ..journal import Applied, Costs, Refused, Verdict, VerdictKind
 from ..match.match import Search, rarest
 from ..match.site import Site, examine, examine_cheaply, owners_miss
 from ..measure.twins import FAULTY, KernelFault, faults_text
@@ -28,11 +28,11 @@ from .aliasing import unseen
 from .bounds import weight_bounds
 from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
-from .exactness import IN_OTHER_SIZES, check_exact, own_faults
+from .exactness import check_exact, own_faults
 from .let_go import forget, let_go_of_parts
 from .plan import Plan, Planned, construct
 from .unsound import unsound
-from .verify import IN_OWN, IN_TYPES, check_shapes
+from .verify import check_shapes
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class VerifiedRewrite:
     @property
     def sensitivity(self) -> float:
         """The largest error that a claim of the rule measured at this site."""
-        errors = (v.worst or 0.0 for v in self.verdicts if v.claim.startswith("error("))
+        errors = (v.worst or 0.0 for v in self.verdicts if v.kind is VerdictKind.ERROR)
         return max(errors, default=0.0)
 
 
@@ -138,16 +138,12 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     exact = check_exact(state, site, plan, emitted) if state.verify else ()
     site.scope.doubles.clear()  # where claims need one of them, it is made again
     wrong = next((verdict for verdict in exact if not verdict.holds), None)
-    owned = wrong is not None and wrong.claim in (IN_OWN, IN_TYPES)
+    owned = wrong is not None and wrong.kind in (VerdictKind.OWN, VerdictKind.TYPES)
     faults = own_faults(state, site, plan, emitted) if owned else ()
     if faults:
         return _kernels(site, faults)
-    if wrong is not None and wrong.claim == IN_OTHER_SIZES and site.rule.source.all(t.Where):
-        return _frozen(site, wrong)
-    if wrong is not None and wrong.claim != IN_OWN:
-        raise unsound(site, wrong, "V107" if wrong.claim == IN_OTHER_SIZES else "V101")
     if wrong is not None:
-        return _too_coarse(site, wrong)
+        return _inexact(site, wrong)
     claims = check_claims(state, site, plan) if state.verify else ()
     broken = next((verdict for verdict in claims if not verdict.holds), None)
     if broken is not None:
@@ -155,6 +151,17 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     bounds = weight_bounds(site, plan) if state.verify else ()
     costs = _saved_once(site, before(state, site)), _saved_once(site, after(state, site, plan))
     return VerifiedRewrite(site, plan, emitted, point, *costs, (shapes, *exact, *claims, *bounds))
+
+
+def _inexact(site: Site, wrong: Verdict) -> NoMatch:
+    """Where the site may stay, why; raises V101 or V107 where the rule is to blame."""
+    if wrong.kind is VerdictKind.OWN:
+        return _too_coarse(site, wrong)
+    if wrong.kind is not VerdictKind.SIZES:
+        raise unsound(site, wrong, "V101")
+    if site.rule.source.all(t.Where):
+        return _frozen(site, wrong)
+    raise unsound(site, wrong, "V107")
 
 
 def _saved_once(site: Site, costs: Costs) -> Costs:
@@ -206,7 +213,7 @@ def rule_span(site: Site) -> Span:
 
 
 def _broken(site: Site, verdict: Verdict) -> NoMatch:
-    span = next(c.span for c in site.rule.claims if " ".join(c.span.text.split()) == verdict.claim)
+    span = rule_span(site) if verdict.clause is None else site.rule.claims[verdict.clause].span
     text = f"`{verdict.claim}` does not hold: {verdict.detail}"
     return NoMatch(PLAN, 0, lambda: text, span, site.calls[0].node, "B001")
 

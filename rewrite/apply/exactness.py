@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ...grammar.tree import tree as t
 from ..graph.emit import Emitted
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..measure.samples import record
 from ..measure.twins import KernelFault, kernel_faults
@@ -17,9 +17,7 @@ from ..rules.state import State
 from .inputs import Probe
 from .plan import Plan, Planned
 from .run import cast
-from .verify import IN_DOUBLE, Both, Comparison, check_on, free_inputs, verdict_of
-
-IN_OTHER_SIZES = "the same, at other sizes"
+from .verify import CLAIMS, Both, Comparison, check_on, free_inputs, verdict_of
 
 
 def check_exact(
@@ -31,12 +29,7 @@ def check_exact(
     """
     if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
         return (
-            Verdict(
-                IN_DOUBLE,
-                "not checked",
-                True,
-                detail="the rule has no `perturb`: only its error is measured",
-            ),
+            _unchecked(VerdictKind.DOUBLE, "the rule has no `perturb`: only its error is measured"),
         )
     verdicts = check_on(state, site, plan, emitted, small=True)
     if all(verdict.holds for verdict in verdicts):
@@ -47,6 +40,10 @@ def check_exact(
     if not all(verdict.holds for verdict in full):
         return full
     return (*full, _elsewhere(state, site, plan, emitted))
+
+
+def _unchecked(kind: VerdictKind, why: str) -> Verdict:
+    return Verdict(CLAIMS[kind], "not checked", True, detail=why, kind=kind)
 
 
 def _elsewhere(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> Verdict:
@@ -61,12 +58,11 @@ def _elsewhere(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, E
             note = f"right on the example, wrong on {example.label}"
             worst = max(runs[-1], key=lambda comparison: comparison.ratio)
             return verdict_of(
-                IN_OTHER_SIZES, [[replace(worst, note=_also(note, worst))]], len(runs)
+                VerdictKind.SIZES, [[replace(worst, note=_also(note, worst))]], len(runs)
             )
     if not runs:
-        detail = "the model has no example of another size"
-        return Verdict(IN_OTHER_SIZES, "not checked", True, detail=detail)
-    return verdict_of(IN_OTHER_SIZES, runs, len(runs))
+        return _unchecked(VerdictKind.SIZES, "the model has no example of another size")
+    return verdict_of(VerdictKind.SIZES, runs, len(runs))
 
 
 def _also(said: str, comparison: Comparison) -> str:

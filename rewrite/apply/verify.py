@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, fail
 from ..graph.emit import Emitted
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..measure.rounding_model import rounding, tolerance
 from ..ops.spec import TensorSpec
@@ -63,10 +63,10 @@ def check_shapes(site: Site, plan: Plan) -> Verdict:
     for name, node in site.outputs.items():
         before, after = node.meta.get("val"), spec_after(plan.outputs[name])
         if before != after:
-            return Verdict(
-                "shapes", "proved", False, detail=f"`{name}` is {before} before and {after} after"
-            )
-    return Verdict("shapes", "proved", True, detail="from op declarations")
+            said = f"`{name}` is {before} before and {after} after"
+            return Verdict("shapes", "proved", False, detail=said, kind=VerdictKind.SHAPES)
+    said = "from op declarations"
+    return Verdict("shapes", "proved", True, detail=said, kind=VerdictKind.SHAPES)
 
 
 def spec_after(value: Any) -> Any:
@@ -76,10 +76,12 @@ def spec_after(value: Any) -> Any:
     return value.meta.get("val") if isinstance(value, fx.Node) else value
 
 
-IN_DOUBLE = "rewrite equals perturbed original, float64"
-IN_OWN = "the same, in the model's dtype"
-IN_TYPES = "rewrite equals perturbed original, in the types that its ops name"
-EXACT = (IN_DOUBLE, IN_OWN, IN_TYPES)
+CLAIMS = {
+    VerdictKind.DOUBLE: "rewrite equals perturbed original, float64",
+    VerdictKind.OWN: "the same, in the model's dtype",
+    VerdictKind.TYPES: "rewrite equals perturbed original, in the types that its ops name",
+    VerdictKind.SIZES: "the same, at other sizes",
+}
 
 
 def free_inputs(site: Site, plan: Plan) -> list[fx.Node]:
@@ -102,12 +104,12 @@ def check_on(
         runs += [both.compare(probe, both.left(probe, wide), wide) for probe in tries[1:]]
         samples = sum(probe.samples for probe in tries)
         if wide is None:
-            found = (verdict_of(IN_TYPES, runs, samples),)
+            found = (verdict_of(VerdictKind.TYPES, runs, samples),)
         else:
             own = [both.compare(tries[0], both.left(tries[0], None), None)]
             found = (
-                verdict_of(IN_DOUBLE, runs, samples),
-                verdict_of(IN_OWN, own, tries[0].samples),
+                verdict_of(VerdictKind.DOUBLE, runs, samples),
+                verdict_of(VerdictKind.OWN, own, tries[0].samples),
             )
     if all(verdict.holds for verdict in found):
         _require_numbers(site, left)
@@ -146,10 +148,11 @@ def named_weights(site: Site, plan: Plan) -> list[fx.Node]:
     return [node for node in (*read, *plan.reads) if node.op == "get_attr"]
 
 
-def verdict_of(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
+def verdict_of(kind: VerdictKind, runs: Sequence[Sequence[Comparison]], samples: int) -> Verdict:
+    claim = CLAIMS[kind]
     each = [max(run, key=lambda c: c.ratio) for run in runs if run]
     if not each:
-        return Verdict(claim, "not checked", True, detail="the rule defines no output")
+        return Verdict(claim, "not checked", True, detail="the rule defines no output", kind=kind)
     # The first draw that fails tells more than the worst: draws become stranger.
     worst = next((c for c in each if c.ratio > 1.0), max(each, key=lambda c: c.ratio))
     detail = (
@@ -165,6 +168,7 @@ def verdict_of(claim: str, runs: Sequence[Sequence[Comparison]], samples: int) -
         worst.worst,
         worst.allowed,
         worst.note or detail,
+        kind=kind,
     )
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ...grammar.diagnostics import Label, LissomError, fail
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..measure.compare import outputs
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
@@ -181,7 +181,8 @@ def reload_check(folder: Path, faults: Sequence[KernelFault] = ()) -> tuple[Verd
     if done.returncode == 0 and done.stdout.strip() == "equal":
         said = f"up to rounding, with float64 in its place: {faults_text(faults)}"
         detail, allowed = (said, RELOAD_TOLERANCE) if faults else ("bit for bit", 0.0)
-        return (Verdict(claim, "tested", True, 1, 0.0, allowed, detail),)
+        kind = VerdictKind.ARTIFACT
+        return (Verdict(claim, "tested", True, 1, 0.0, allowed, detail, kind=kind),)
     said = (done.stdout + done.stderr).strip().splitlines()
     raise fail(
         "V103",

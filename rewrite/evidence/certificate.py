@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..capture.equality import first_difference
 from ..graph.digest import model_digest, tensor_digest
-from ..journal import Applied, Refused, StageEnd, Verdict
+from ..journal import Applied, Refused, StageEnd, Verdict, VerdictKind, plain
 from ..measure.compare import distance, outputs
 from ..measure.processor import processor
 from ..measure.samples import Example
@@ -47,7 +48,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
             _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
         ],
         "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
-        "verdicts": [asdict(verdict) for verdict in compiled.verdicts],
+        "verdicts": [plain(verdict) for verdict in compiled.verdicts],
         "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
         "claims": STATEMENT,
     }
@@ -83,7 +84,7 @@ def _pipeline_name(compiled: Compiled) -> str | None:
 
 def _timeless(event: Applied | Refused | StageEnd) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
-    return {key: value for key, value in asdict(event).items() if key != "seconds"}
+    return {key: value for key, value in plain(event).items() if key != "seconds"}
 
 
 def _example(compiled: Compiled, example: Example) -> dict[str, Any]:
@@ -128,13 +129,21 @@ def recheck(
     same_model = model_digest(model) == written["model"]["result"]  # type: ignore[arg-type]
     held = all(v["holds"] for a in written["applications"] for v in a["verdicts"])
     return (
-        Verdict("the program is the one that was run", "proved", same_program, detail="SHA-256"),
+        _same("the program is the one that was run", same_program),
+        _same("graph and weights are those that were verified", same_model),
         Verdict(
-            "graph and weights are those that were verified", "proved", same_model, detail="SHA-256"
+            "every recorded verdict holds",
+            "proved",
+            held,
+            len(written["applications"]),
+            kind=VerdictKind.ARTIFACT,
         ),
-        Verdict("every recorded verdict holds", "proved", held, len(written["applications"])),
         _outputs_again(model, written["examples"], probes),
     )
+
+
+def _same(claim: str, holds: bool) -> Verdict:
+    return Verdict(claim, "proved", holds, detail="SHA-256", kind=VerdictKind.ARTIFACT)
 
 
 def _outputs_again(
@@ -159,24 +168,26 @@ def _as_recorded(
     model: nn.Module, inputs: tuple[Any, ...] | None, expected: Sequence[Tensor]
 ) -> Verdict:
     """Bit for bit on the same machine; within rounding elsewhere, and then the verdict says so."""
-    claim = "outputs on the recorded inputs are the recorded ones"
     if inputs is None:
         said = "an input is an object of a class of its own, which is not recorded"
-        return Verdict(claim, "not checked", True, detail=said)
+        return _again("not checked", True, 0, detail=said)
     found = [value for value in outputs(model, inputs) if isinstance(value, Tensor)]
     if len(found) != len(expected):
-        return Verdict(
-            claim, "tested", False, 1, detail=f"{len(found)} outputs instead of {len(expected)}"
-        )
+        said = f"{len(found)} outputs instead of {len(expected)}"
+        return _again("tested", False, 1, detail=said)
     if first_difference(list(expected), found) is None:
-        return Verdict(claim, "tested", True, 1, 0.0, 0.0, "bit for bit")
+        return _again("tested", True, 1, 0.0, 0.0, "bit for bit")
     worst, allowed = _apart(found, expected), _tolerance(expected)
     faults = () if worst <= allowed else _faults(model, inputs, expected)
     detail = "relative L2; not bit for bit"
     if faults:
         detail = f"{detail}; with float64 in its place they agree: {faults_text(faults)}"
-    holds = worst <= allowed or bool(faults)
-    return Verdict(claim, "tested", holds, 1, worst, allowed, detail)
+    return _again("tested", worst <= allowed or bool(faults), 1, worst, allowed, detail)
+
+
+_again = partial(
+    Verdict, "outputs on the recorded inputs are the recorded ones", kind=VerdictKind.ARTIFACT
+)
 
 
 def _faults(

@@ -15,7 +15,7 @@ from ...grammar.diagnostics import Diagnostic, Label, LissomError, fail
 from ..graph.building import without_checks
 from ..graph.runs import RunFailed, innermost, on_copies, one_line, run_model
 from ..graph.values import leaves
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..ops.spec import spec_of
 from ..torch_internals import tree_map
 from .batches import Batches
@@ -30,9 +30,6 @@ EQUALITY = "whole model equals the one before the stage"
 RUNS = "the rewritten model runs"
 DRIFT = "drift of the outputs from the original model"
 SHAPES_KEPT = "outputs keep their shapes at other sizes"
-
-PROMISES = frozenset({UNTOUCHED, EQUALITY, SHAPES_KEPT})
-"""What is a bug if it does not hold, whatever the program says about failing."""
 
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
 """What torch raises for tensors that a kernel does not take."""
@@ -71,19 +68,22 @@ def runs_at(before: nn.Module, after: nn.Module, examples: Sequence[Example]) ->
     """Whether a model that computes something else still gives outputs of the same structure,
     shapes and dtypes on examples of several sizes.
     """
-    claim = SHAPES_KEPT
+
+    def verdict(holds: bool, said: str) -> Verdict:
+        kind = VerdictKind.OUTPUT_SHAPES
+        return Verdict(SHAPES_KEPT, "tested", holds, len(examples), detail=said, kind=kind)
+
     for example in examples:
         left = outputs(before, example.args, example.label)
         try:
             right = outputs(after, example.args, example.label)
         except RunFailed as error:
             said = f"on {example.label} it cannot run: {error.reason}"
-            return Verdict(claim, "tested", False, len(examples), detail=said)
+            return verdict(False, said)
         if [spec_of(value) for value in left] != [spec_of(value) for value in right]:
             said = f"on {example.label} they have other shapes"
-            return Verdict(claim, "tested", False, len(examples), detail=said)
-    detail = ", ".join(example.label for example in examples)
-    return Verdict(claim, "tested", True, len(examples), detail=detail)
+            return verdict(False, said)
+    return verdict(True, ", ".join(example.label for example in examples))
 
 
 def model_equality(
@@ -105,17 +105,19 @@ def model_equality(
     left = outputs(before, args, what)
     worst, allowed, kind = _compare(left, outputs(after, args, what), nodes)
     if worst <= allowed:
-        return Verdict(EQUALITY, "tested", True, 1, worst, allowed, f"relative L2, {kind}")
+        return _equality("tested", True, worst, allowed, f"relative L2, {kind}")
     own = _own_error(before, left, args, nodes, worst)
     faults = _faults(before, args) if own > SUSPICIOUS else ()
     if faults:
-        return Verdict(
-            EQUALITY, "tested", False, 1, worst, allowed, f"{kind}; {faults_text(faults)}"
-        )
+        return _equality("tested", False, worst, allowed, f"{kind}; {faults_text(faults)}")
     allowed = max(allowed, AMPLIFIED * own)
     detail = f"relative L2, {kind}; the model's own rounding error is {own:.2g}"
     how = "tested" if own <= MEANINGLESS else "not checked"
-    return Verdict(EQUALITY, how, worst <= allowed, 1, worst, allowed, detail)
+    return _equality(how, worst <= allowed, worst, allowed, detail)
+
+
+def _equality(how: str, holds: bool, worst: float, allowed: float, said: str) -> Verdict:
+    return Verdict(EQUALITY, how, holds, 1, worst, allowed, said, kind=VerdictKind.EQUALITY)
 
 
 def _faults(model: nn.Module, args: tuple[Any, ...]) -> tuple[KernelFault, ...]:
@@ -149,7 +151,7 @@ def checked(model: nn.Module, *asked: Callable[[], tuple[Verdict, ...]]) -> tupl
         if error.model is not model:
             raise
         said = f"on {error.what}: {error.reason}"
-        return (Verdict(RUNS, "tested", False, 1, detail=said),)
+        return (Verdict(RUNS, "tested", False, 1, detail=said, kind=VerdictKind.RUNS),)
 
 
 def _own_rounding(
@@ -239,7 +241,8 @@ def untouched(
     kept = before.keys() & after.keys()
     changed = sorted(path for path in kept if before[path] != after[path])
     detail = f"`{changed[0]}` was changed" if changed else f"{len(kept)} compared by identity"
-    return Verdict(UNTOUCHED, "proved", not changed, len(kept), detail=detail)
+    kind = VerdictKind.UNTOUCHED
+    return Verdict(UNTOUCHED, "proved", not changed, len(kept), detail=detail, kind=kind)
 
 
 # -- against the original model --------------------------------------------------------------------

@@ -49,7 +49,7 @@ def _bounded(condition: t.Expr) -> tuple[str, float]:
 def _refused(condition: t.Expr, why: str, bound: Any) -> Exception:
     assert isinstance(condition, t.Binary)
     said, share = condition.span.text, f"{bound:g}%"
-    left = " ".join(condition.left.span.text.split())
+    left = condition.left.span.flat
     place = Label(condition.right.span, f"a share is written {share}")
     hint = f"write `{left} {condition.op} {share}`"
     return fail("D008", f"`{said}` says nothing in this unit: {why}", place, help=hint)

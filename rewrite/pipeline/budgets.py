@@ -10,9 +10,10 @@ from typing import Any
 from ...grammar.diagnostics import Label
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import functions_in
 from ..apply.cost import model_costs, not_counted
 from ..graph.snapshot import finish
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..measure.compare import Metrics, drift
 from ..measure.latency import TURNS, Latency, measure_latency
 from ..rules.scope import Scope, shown
@@ -39,11 +40,12 @@ class Measures:
         """Measures one claim about the whole model."""
         found, allowed, holds, samples = self.ask(condition, data, within)
         detail = f"{shown(found)} against {shown(allowed)}" if allowed is not None else shown(found)
-        if "latency" in asked_of(condition):
+        if "latency" in functions_in(condition):
             detail = f"{detail}; {self.timed.how}"
         how = "tested" if samples else "proved"
         numbers = [float(v) if isinstance(v, (int, float)) else None for v in (found, allowed)]
-        return Verdict(" ".join(text.split()), how, holds, samples, numbers[0], numbers[1], detail)
+        claim, kind = " ".join(text.split()), VerdictKind.BUDGET
+        return Verdict(claim, how, holds, samples, numbers[0], numbers[1], detail, kind=kind)
 
     def ask(
         self, condition: t.Expr, data: t.Word | None = None, within: t.Expr | None = None
@@ -153,16 +155,10 @@ def _only_name(state: State) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def asked_of(condition: t.Expr) -> set[str]:
-    """The functions that a condition calls."""
-    calls = (node for node in t.walk(condition) if isinstance(node, t.Call))
-    return {call.function.text for call in calls if isinstance(call.function, t.Name)}
-
-
 def _is_share(condition: t.Binary, found: Any, allowed: Any) -> bool:
     """`macs(model) <= 45%`: a cost against a share means a share of the original model's cost."""
     return (
-        (isinstance(found, int) or "latency" in asked_of(condition.left))
+        (isinstance(found, int) or "latency" in functions_in(condition.left))
         and isinstance(allowed, float)
         and 0 < allowed <= 1
         and isinstance(condition.right, (t.Frac, t.Name))

@@ -22,8 +22,8 @@ from ..apply.cost import model_costs
 from ..apply.faulty_sites import stage_equality, undo
 from ..graph.digest import weights_at
 from ..graph.snapshot import finish, snapshot
-from ..journal import Applied, Costs, Note, StageEnd, Verdict
-from ..measure.compare import DRIFT, PROMISES, Metrics, checked, drift, runs_at, untouched
+from ..journal import PROMISES, Applied, Costs, Note, StageEnd, Verdict, VerdictKind
+from ..measure.compare import DRIFT, Metrics, checked, drift, runs_at, untouched
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from ..targets.target import Prepared
@@ -60,7 +60,7 @@ class PipelineRun:
             self.progress(stage.name.text, number, len(stages))
             self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
         tell_of_silence(self.state.journal)
-        tell_of_costs(self.state.journal, self._kind)
+        tell_of_costs(self.state.journal)
         self.final = self._final()
 
     # -- what the program says ---------------------------------------------------------------------
@@ -160,7 +160,7 @@ class PipelineRun:
         """An exact stage that is not equal is a bug and always an error; a broken budget follows
         `on_fail`.
         """
-        if broken.claim in PROMISES or self.on_fail == "stop":
+        if broken.kind in PROMISES or self.on_fail == "stop":
             place = Label(stage.name.span, "this stage")
             raise fail(
                 "V102",
@@ -189,17 +189,14 @@ class PipelineRun:
     ) -> tuple[Verdict, ...]:
         """Equality after exact rules alone, drift after others."""
         state = self.state
-        if all(self._kind(event) == "exact" for event in applied):
+        if all(state.journal.kinds[event.rule] == "exact" for event in applied):
             return (stage_equality(state, entry, applied),)
         data = state.samples.calibration(state.module)
         distance = drift(self.metrics.original, state.module, data)
-        moved = Verdict(DRIFT, "tested", True, sample_count(state), distance, None, "relative L2")
+        seen, kind = sample_count(state), VerdictKind.DRIFT
+        moved = Verdict(DRIFT, "tested", True, seen, distance, None, "relative L2", kind=kind)
         others = state.samples.others
         return (runs_at(entry, state.module, others), moved) if others else (moved,)
-
-    def _kind(self, event: Applied) -> str:
-        name = event.rule.partition("(")[0]
-        return self.program.rule(t.Word(name, span=self.program.file.span)).kind
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -263,6 +260,7 @@ class PipelineRun:
             names = [p.name.text for p in source.params]
             given |= dict(zip(names, (scope.number(a) for a in ref.args), strict=False))
             rule = compile_rule(source, given, ref.at, order, self.state.functions)
+            self.state.journal.kinds[rule.label] = rule.kind
             if source.kind in self.allow:
                 self.state.journal.tried[rule.label] += 0
                 found.append(rule)
@@ -305,6 +303,7 @@ class PipelineRun:
             count == 0,
             count,
             detail=f"{count} found" if count else "none left",
+            kind=VerdictKind.BUDGET,
         )
 
 

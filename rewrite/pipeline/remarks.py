@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..journal import Applied, Journal, Note
 from ..rules.rule import CompiledRule
@@ -19,13 +19,13 @@ def tell_of_silence(journal: Journal) -> None:
             journal.add(Note("", "W702", text))
 
 
-def tell_of_costs(journal: Journal, kind: Callable[[Applied], str]) -> None:
+def tell_of_costs(journal: Journal) -> None:
     """An exact rule promises the same outputs, not that they cost less."""
     applied = journal.of(Applied)
     for rule in dict.fromkeys(event.rule for event in applied):
         events = [event for event in applied if event.rule == rule]
         added = sum(event.after.macs - event.before.macs for event in events)
-        if added > 0 and kind(events[0]) == "exact":
+        if added > 0 and journal.kinds[rule] == "exact":
             sites = "1 site" if len(events) == 1 else f"{len(events)} sites"
             journal.add(Note("", "W705", f"{rule} adds {added:,} MACs at {sites}"))
 

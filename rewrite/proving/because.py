@@ -69,7 +69,7 @@ def _named(rule: t.Rule, missing: t.Rule, found: Conjunction) -> str:
     before = {op.handle for op in patterns(rule) if isinstance(op, t.OpPattern)}
     added = [op for op in patterns(missing) if isinstance(op, t.OpPattern)]
     lines = [op for op in added if op.handle not in before and str(op.handle) in found.text]
-    return "".join(f", with `{' '.join(op.span.text.split())}`" for op in lines)
+    return "".join(f", with `{op.span.flat}`" for op in lines)
 
 
 def with_hole(rule: t.Rule) -> t.Rule:

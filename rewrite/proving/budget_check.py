@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import names_in
 from ..apply.engine import VerifiedRewrite
-from ..journal import Verdict
+from ..journal import Verdict, VerdictKind
 from ..measure.compare import drift
 from ..torch_internals import tree_map
 
@@ -49,7 +49,7 @@ def kept(
     """Compares the model before with the one that has only its weights moved; None where the rule
     states no `error(...) <= budget`, or the budget is 0.
     """
-    claim = next((v for v in ready.verdicts if v.claim.startswith("error(")), None)
+    claim = next((v for v in ready.verdicts if v.kind is VerdictKind.ERROR), None)
     if claim is None or not claim.tolerance:
         return None
     names, allowed = _names(ready, claim), claim.tolerance
@@ -63,8 +63,8 @@ def kept(
 
 def _names(ready: VerifiedRewrite, verdict: Verdict) -> list[str]:
     """The nodes whose error the claim is about; copies of a graph keep the names."""
-    claims = (c for c in ready.site.rule.claims if " ".join(c.span.text.split()) == verdict.claim)
-    named = {node.text for claim in claims for node in t.walk(claim) if isinstance(node, t.Name)}
+    assert verdict.clause is not None
+    named = {name.text for name in names_in(ready.site.rule.claims[verdict.clause])}
     outputs = ready.site.outputs
     return [
         node.name for name, node in outputs.items() if not named & outputs.keys() or name in named

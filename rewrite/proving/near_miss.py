@@ -95,7 +95,7 @@ def near_misses(rule: CompiledRule, subject: Subject) -> list[NearMiss]:
 
 
 def _text(node: t.Node) -> str:
-    return " ".join(node.span.text.split())
+    return node.span.flat
 
 
 def _said(node: t.Node) -> frozenset[str]:

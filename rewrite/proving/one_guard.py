@@ -26,7 +26,7 @@ def alone(subject: Subject, start: int, drawn: Drawn) -> list[NearResult]:
     Models in which the rule does not fire have them too.
     """
     guards = [g for w in subject.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
-    texts = [" ".join(guard.span.text.split()) for guard in guards]
+    texts = [guard.span.flat for guard in guards]
     found = {text: NearResult(NearMiss(text, frozenset({text}))) for text in texts}
     without = {
         text: _without(subject.source, guard) for text, guard in zip(texts, guards, strict=True)

@@ -210,7 +210,7 @@ def guards_of(rule: CompiledRule) -> tuple[str, ...]:
     """The text of each guard, place and `unless`, as misses name it."""
     guards = [g for w in rule.source.all(t.Where) for g in w.guards if isinstance(g, t.Guard)]
     asked = [*guards, *rule.pattern.sites, *rule.source.all(t.Unless)]
-    return tuple(" ".join(clause.span.text.split()) for clause in asked)
+    return tuple(clause.span.flat for clause in asked)
 
 
 # -- exploring -------------------------------------------------------------------------------------

@@ -19,9 +19,8 @@ from ...grammar.tree import tree as t
 from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..apply.faulty_sites import model_faults
 from ..apply.queries import QUESTIONS
-from ..apply.verify import EXACT
 from ..graph.snapshot import finish, snapshot
-from ..journal import Journal
+from ..journal import EXACT, Journal
 from ..match.site import Site, examine
 from ..measure.compare import distance, model_equality
 from ..measure.samples import Samples
@@ -178,7 +177,7 @@ def condition(miss: NoMatch) -> str:
 
 
 def _place(span: Span | None) -> str:
-    return "" if span is None else " ".join(span.text.split())
+    return "" if span is None else span.flat
 
 
 def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
@@ -186,7 +185,7 @@ def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     original = before = snapshot(state.module)
     if ready.plan.moved:
         before = moved(original, ready.plan.moved)
-    judged = [v for v in ready.verdicts if v.claim in EXACT]
+    judged = [v for v in ready.verdicts if v.kind in EXACT]
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
     random = is_random(state)
     apply(state, "trial", ready, 0.0)

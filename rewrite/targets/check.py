@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from torch import fx, nn
 
 from ...grammar.diagnostics import Label, fail
-from ..apply.claims import judge_claim
+from ..apply.claims import judge_claims
 from ..apply.cost import model_costs
 from ..apply.faulty_sites import run_both
 from ..graph.index import GraphView
@@ -139,7 +139,7 @@ class CutTrial(ABC, Generic[S]):
         scope.facts["latency"] = lambda what: self._latency(what, samples)
         scope.facts["equal"] = lambda value: self.equality().worst
         try:
-            return tuple(judge_claim(scope, claim, samples) for claim in rule.claims)
+            return judge_claims(scope, rule.claims, samples)
         finally:  # they hold the trial, which holds them, and a model each
             for measured in ("error", "latency", "equal"):
                 del scope.facts[measured]

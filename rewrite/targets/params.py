@@ -22,7 +22,7 @@ from ..apply.cost import model_costs
 from ..apply.plan import check_shape
 from ..graph.exchange import exchange, like
 from ..graph.snapshot import finish, snapshot
-from ..journal import Applied, Costs, Verdict
+from ..journal import Applied, Costs, Verdict, VerdictKind
 from ..rules.binding import PLAN, SITES, NoMatch, left_for
 from ..rules.rule import CompiledRule
 from ..rules.scope import ParamRef, Scope
@@ -175,9 +175,10 @@ class _NumbersTrial(CutTrial[ParamSite]):
             return super().equality()
         rule = self.site.rule
         if rule.kind != "approx" or rule.source.all(t.Perturb):
-            return Verdict(self.claim, "proved", True, worst=0.0, tolerance=0.0, detail="same bits")
-        text = "the rule has no `perturb`: only its error is measured"
-        return Verdict(self.claim, "not checked", True, detail=text)
+            said = "same bits"
+            return Verdict(self.claim, "proved", True, 0, 0.0, 0.0, said, kind=VerdictKind.EQUALITY)
+        said = "the rule has no `perturb`: only its error is measured"
+        return Verdict(self.claim, "not checked", True, detail=said, kind=VerdictKind.EQUALITY)
 
     def left(self) -> dict[str, Any]:
         return {}

@@ -156,4 +156,4 @@ def guards(rule: CompiledRule) -> Iterator[Condition]:
 
 def line(node: t.Node) -> str:
     """The source of a part of a rule on one line."""
-    return " ".join(node.span.text.split())
+    return node.span.flat

@@ -99,7 +99,7 @@ class FieldScope(Scope):
         except FAILURES:
             held = False
         if not held:
-            self.conditions.append(" ".join(guard.condition.span.text.split()))
+            self.conditions.append(guard.condition.span.flat)
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class FieldScope(Scope):
         condition does not restrict an identity of polynomials, an equation does.
         """
         if expr.op in ("==", "in"):
-            self.conditions.append(" ".join(expr.span.text.split()))
+            self.conditions.append(expr.span.flat)
         return self.real.value(expr)
 
     def call(self, expr: t.Call) -> Any:
@@ -152,7 +152,7 @@ class FieldScope(Scope):
         except FAILURES:
             found = self._really(expr)
         if isinstance(found, bool):
-            self.conditions.append(" ".join(expr.span.text.split()))
+            self.conditions.append(expr.span.flat)
         return self._freed(found, expr.span.text)
 
     def _really(self, expr: t.Call) -> Any:

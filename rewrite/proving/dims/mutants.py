@@ -107,7 +107,7 @@ def _mutants(rule: t.Rule) -> Iterator[Mutant]:
     perturbs, kept = rule.all(t.Perturb), _choices(rule, t.Rewrite)
     if perturbs:
         rest = tuple(item for item in rule.clauses if not isinstance(item, t.Perturb))
-        text = f"{' '.join(perturbs[0].span.text.split())} -> nothing"
+        text = f"{perturbs[0].span.flat} -> nothing"
         yield Mutant("nothing is masked", t.replace(rule, clauses=rest), perturbs[0].span, text)
     for named in _named(perturbs):
         for other in ("writers", "riders"):

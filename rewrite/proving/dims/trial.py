@@ -17,6 +17,7 @@ from ...channels.flow import Flow
 from ...channels.masked import masked
 from ...graph.index import GraphView
 from ...graph.snapshot import finish
+from ...journal import VerdictKind
 from ...measure.compare import drift, outputs
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
@@ -170,7 +171,7 @@ def _moves(given: list[Any], state: State) -> bool:
 
 def _kept(state: State, before: _Before, ready: DimReady) -> Kept | None:
     """How the masked model keeps the budget of `error(...)`; None for a rule that states none."""
-    claim = next((v for v in ready.verdicts if v.claim.startswith("error(")), None)
+    claim = next((v for v in ready.verdicts if v.kind is VerdictKind.ERROR), None)
     if claim is None or not claim.tolerance:
         return None
     given = state.samples.inputs

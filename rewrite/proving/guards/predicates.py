@@ -156,7 +156,7 @@ def _later(rule: t.Rule, hole: t.Hole, names: set[str], scopes: Sequence[Scope])
     for binding in bindings(rule):
         free = {name for name, _, called in references(binding.value) if not called}
         if binding.span.start > hole.span.start and len(binding.targets) == 1 and free <= names:
-            text = " ".join(binding.value.span.text.split())
+            text = binding.value.span.flat
             yield _Term(text, 2, _values(text, scopes))
 
 

@@ -277,7 +277,7 @@ def _nameless(sample: Sample) -> Iterator[str]:
             fixed = {keyword.name.text for keyword in op.attrs}
             specs = filter(None, (vocabulary.get(word.text) for word in op.ops.names))
             if any(spec.attrs.keys() - fixed for spec in specs):
-                yield " ".join(op.span.text.split())
+                yield op.span.flat
 
 
 NEAREST = 150

@@ -21,8 +21,8 @@ from ....grammar.checks.check import check
 from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
 from ...apply.engine import VerifiedRewrite, anchor, apply, ready_at
-from ...apply.verify import EXACT
 from ...graph.snapshot import finish, snapshot
+from ...journal import EXACT
 from ...measure.compare import distance, outputs
 from ...measure.twins import FAULTY
 from ...rules.binding import NoMatch
@@ -267,7 +267,7 @@ def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
     found = readied(mutant, specimen.ready, index)
     if isinstance(found, Fate):
         return found
-    exact = [v for v in found.verdicts if v.claim in EXACT]
+    exact = [v for v in found.verdicts if v.kind in EXACT]
     ratio = max((v.worst / v.tolerance for v in exact if v.worst and v.tolerance), default=0.0)
     return Fate(mutant, "", f"{ratio:.2g} of the allowed difference", index, ratio)
 

@@ -69,7 +69,7 @@ def label(expr: t.Node) -> str:
         return label(expr.value)
     if isinstance(expr, t.Call):
         return f"`{expr.span.text.split('(')[0]}(...)`"
-    return f"`{' '.join(expr.span.text.split())}`"
+    return f"`{expr.span.flat}`"
 
 
 PHRASES = {"eps": "epsilon", "running_mean": "mean", "running_var": "variance"}

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ....grammar.tree import tree as t
 from ...graph.formats import is_channels_last
 from ...graph.snapshot import finish, snapshot
+from ...journal import VerdictKind
 from ...measure.compare import drift, outputs
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
@@ -175,7 +176,7 @@ def _kept(
     """How the perturbed model keeps the budget of `error(...)`; None for a rule that states
     none.
     """
-    claim = next((v for v in ready.verdicts if v.claim.startswith("error(")), None)
+    claim = next((v for v in ready.verdicts if v.kind is VerdictKind.ERROR), None)
     if claim is None or not claim.tolerance:
         return None
     own, other = (drift(module, reference, [args]) for args in (given, fresh(given)))
