@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import lissom
+from lissom.grammar.text.parse import parse
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.channels.analyse import analyse
+from lissom.rewrite.channels.listing import listing
+from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.graph.own import declared
 from lissom.rewrite.journal import Refused
+from lissom.rewrite.ops.vocabulary import Vocabulary
 
 OP = """
 op bent(x: f[..., C]) -> f[..., C] {
@@ -94,3 +101,115 @@ def test_the_name_of_an_own_function_is_put_back() -> None:
     before = globals()["bent"]
     compiled("folds", "", 1.0, {"own.bent": bent})
     assert globals()["bent"] is before
+
+
+# -- traits say what a table of names said ---------------------------------------------------------
+
+LOUDEST = """
+op loudest(x: f[...]) -> f {
+  attr dim: ints = none
+  attr keepdim: bool = false
+  trait TRAITS
+  meaning own.loudest(x, dim, keepdim)
+}
+pipeline cuts { stage s { once prune_l1(ratio = 50%) } budget drift(outputs) <= 1000% }
+"""
+
+
+def loudest(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return x.abs().amax(dim, keepdim)
+
+
+class Levelled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.outer(h / (1 + loudest(h, -1, True)))
+
+
+@pytest.mark.parametrize("traits", ["reduction, statistics", "reduction"])
+def test_an_own_reduction_is_taken_anew_where_it_says_so(traits: str) -> None:
+    torch.manual_seed(0)
+    text = LOUDEST.replace("TRAITS", traits)
+    result = lissom.compile(Levelled().eval(), text, inputs=(X,), ops={"own.loudest": loudest})
+    reasons = [event.reason for event in result.journal.of(Refused) if event.site == "inner"]
+    if "statistics" in traits:
+        assert [event.site for event in result.applied] == ["inner"]
+    else:
+        assert reasons == ["loudest: loudest reduces over it"]
+
+
+DENSE = """
+op dense(x: f[..., I]) -> f[..., O] {
+  param weight: [O, I]
+  trait linear_in_x, linear_in_weight
+  meaning own.dense(x, weight)
+  spelling own.Dense(x, weight)
+}
+extern fn moments(n: node) -> any pure
+extern fn width(m: any) -> number pure
+approx rule halved {
+  match { y = OP(x) as l }
+  let { m = moments(l) }
+  where { width(m) == 6 }
+  rewrite { y = l(x, weight = l.weight * 0.5) from l }
+  ensure { error(y) <= 100% on calib }
+}
+pipeline p {
+  data calib = sample("train", 8)
+  budget drift(outputs) <= 100%
+  stage s { once halved }
+}
+"""
+
+
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.t()
+
+
+class Dense(nn.Module):
+    def __init__(self, inputs: int, results: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(results, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dense(x, self.weight)
+
+
+OPS = {"own.dense": dense, "own.Dense": Dense}
+
+
+def halved(model: nn.Module, x: Tensor, op: str) -> lissom.Result:
+    return lissom.compile(
+        model.eval(),
+        DENSE.replace("OP", op),
+        inputs=(x,),
+        ops=OPS,
+        data=lambda split: [(x, 0)],
+        functions={"width": len},
+    )
+
+
+def test_moments_of_an_own_linear_layer_are_those_of_its_input() -> None:
+    result = halved(nn.Sequential(Dense(6, 3)), X, "dense")
+    assert [event.site for event in result.applied] == ["0"]
+
+
+def test_moments_of_what_is_no_such_layer_are_refused_in_words() -> None:
+    """A transposed convolution has the settings of a window, and other patches."""
+    x = torch.randn(2, 3, 4, 4)
+    result = halved(nn.Sequential(nn.ConvTranspose2d(3, 2, 2)), x, "conv_transpose2d")
+    (refused,) = result.journal.of(Refused)
+    assert refused.code == "R001"
+    assert "neither a linear layer nor a convolution of images" in refused.reason
+
+
+def test_an_own_linear_layer_counts_among_the_weights() -> None:
+    model = nn.Sequential(Dense(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    ops = Vocabulary.from_files([parse(DENSE.replace("OP", "dense"), "own.lissom")], OPS)
+    with declared(OPS):
+        module = capture(model, (X,), prove=False).module
+    assert listing(analyse(GraphView(module, ops))).weights == 6 * 8 + 8 * 3 + 3

@@ -82,14 +82,7 @@ def _blocks(weight: Tensor, call: OpCall) -> Tensor:
     and dropping columns makes no norm larger.
     """
     groups = int(call.attrs.get("groups", 1))
-    if _outputs_first(call):
+    if call.outputs_first:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     inputs = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return inputs.transpose(1, 2).flatten(2)
-
-
-def _outputs_first(call: OpCall) -> bool:
-    """Whether the weight's first axis has a name that the input has not."""
-    weight = next(param.shape for param in call.op.params if param.name == "weight")
-    read = [spec.shape.names for spec in call.op.inputs if spec.shape is not None]
-    return weight is not None and bool(weight.before[0].names - frozenset().union(*read))

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from ...grammar.tree import tree as t
 from ..graph.emit import Emitted
+from ..graph.runs import record
 from ..journal import Verdict, VerdictKind
 from ..match.site import Site
-from ..measure.samples import record
 from ..measure.twins import KernelFault, kernel_faults
 from ..rules.state import State
 from .inputs import Probe

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ...grammar.diagnostics import Label, fail
 from ..journal import Costs
 from ..match.repeats import foreign_readers
+from ..measure.moments import why_no_moments
 from ..ops.call import OpCall
 from ..ops.runtime_size import RuntimeSize, size_of
 from ..ops.spec import TensorSpec
@@ -135,9 +136,11 @@ def moments(scope: Scope, call: OpCall) -> Tensor | None:
     float64.
 
     `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution.
-    None without data.
+    None without data. Raises ValueError for any other op.
     """
-    state = scope.state
+    state, why = scope.state, why_no_moments(call)
+    if why:
+        raise ValueError(why)
     if state.samples.generated:
         return None
     alike = [state.view.call(node) for node in state.view.calls_of(call.op.name)]

@@ -24,8 +24,8 @@ from .units import NONE, KeepReason
 ROLES = ("writes", "rides", "reads")
 """In the order in which a feature comes by: made, passed on, summed over."""
 
-COUNTED = ("conv", "linear")
-"""Ops whose parameters the total counts, by the start of their names."""
+COUNTED = frozenset({"linear_in_x", "linear_in_weight"})
+"""Ops whose parameters the total counts, by their traits: layers that multiply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ class _Counts:
         """The parameters of convolutions and linear layers."""
         view = self.flow.view
         calls = [call for node in view.root.graph.nodes if (call := view.call(node)) is not None]
-        counted = [call for call in calls if call.op.name.startswith(COUNTED)]
+        counted = [call for call in calls if call.op.traits >= COUNTED]
         paths = [path for call in counted for path in call.params.values() if path is not None]
         keys = dict.fromkeys(self.flow.key(path) for path in paths)
         return [key for key in keys if isinstance(self.tensors.get(key), nn.Parameter)]

@@ -242,18 +242,12 @@ def gated(flow: Flow, call: OpCall) -> None:
     flow.set(call.node, joined(axes))
 
 
-_OVER_WHAT_IS_LEFT = frozenset(
-    {"sum", "mean", "nansum", "amax", "amin", "var", "std", "norm", "logsumexp", "prod"}
-)
-"""Reductions that make sense over some of the features; not those that give positions."""
-
-
 def reduced(flow: Flow, call: OpCall) -> None:
-    """Reductions; those that give positions need all of them."""
+    """Reductions: of features that are left, or, where one of them would be another, of all."""
     tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
     attrs = settings(call.attrs)
     gone = axes_in(attrs.get("dim"), rank)
-    if call.op.name in _OVER_WHAT_IS_LEFT:
+    if "statistics" in call.op.traits:
         flow.statistics[call.node] = None
     else:
         why = KeepReason(call.node.name, f"{call.op.name} reduces over it")

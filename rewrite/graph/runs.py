@@ -6,7 +6,7 @@ So it always gets copies: each op of the model reads as much again, a copy is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -59,6 +59,36 @@ def interpret(runner: fx.Interpreter, args: tuple[Any, ...], what: str = "the ex
     assert isinstance(model, nn.Module)
     with torch.no_grad(), telling_failures(model, args, None, what):
         return runner.run(*own_inputs(args))
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph up to the last of the wanted nodes, and keeps what they give."""
+
+    def __init__(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> None:
+        super().__init__(module)
+        self.traced, self.wanted = module.graph, frozenset(wanted)
+        self.kept: dict[fx.Node, Any] = {}
+
+    def run(self, *args: Any, **settings: Any) -> Any:
+        args = self.traced.process_inputs(*args)
+        return super().run(*args, enable_io_processing=False)  # the outputs may not be there
+
+    def run_node(self, n: fx.Node) -> Any:
+        if len(self.kept) == len(self.wanted):
+            return None  # stopping by an exception makes torch import all of its compiler
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.kept[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+def record(
+    module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...], what: str = "the data"
+) -> dict[fx.Node, Any]:
+    """What `nodes` hold when the graph runs on these inputs, as far as the last of them."""
+    recorder = _Recorder(module, nodes)
+    interpret(recorder, args, what)
+    return recorder.kept
 
 
 @contextmanager

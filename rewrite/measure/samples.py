@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, did_you_mean, fail
-from ..graph.runs import RunFailed, interpret
+from ..graph.runs import RunFailed, interpret, record
 from ..ops.call import OpCall
-from ..torch_internals import is_erased, order_of, tree_leaves
+from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
 from .gradients import Loss, loss_of_task, slopes
+from .moments import affordable, second_moments
 
 Source = Callable[[str], Iterable[Any]]
 
@@ -195,7 +196,7 @@ class Samples:
         """
         if call.node not in self._moments:
             data = self._calibration_data()
-            self._moments = second_moments(module, _affordable(call, alike), data)
+            self._moments = second_moments(module, affordable(call, alike), data)
         return self._moments[call.node]
 
     def recorded(
@@ -248,92 +249,8 @@ def _bytes(node: fx.Node) -> int:
     return 4 * torch.Size(spec.shape).numel() if hasattr(spec, "shape") else 0
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph up to the last of the wanted nodes, and keeps what they give."""
-
-    def __init__(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> None:
-        super().__init__(module)
-        self.traced, self.wanted = module.graph, frozenset(wanted)
-        self.kept: dict[fx.Node, Any] = {}
-
-    def run(self, *args: Any, **settings: Any) -> Any:
-        args = self.traced.process_inputs(*args)
-        return super().run(*args, enable_io_processing=False)  # the outputs may not be there
-
-    def run_node(self, n: fx.Node) -> Any:
-        if len(self.kept) == len(self.wanted):
-            return None  # stopping by an exception makes torch import all of its compiler
-        value = super().run_node(n)
-        if n in self.wanted:
-            self.kept[n] = value.clone() if isinstance(value, Tensor) else value
-        return value
-
-
-def record(
-    module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...]
-) -> dict[fx.Node, Any]:
-    """What `nodes` hold when the graph runs on these inputs, as far as the last of them."""
-    recorder = _Recorder(module, nodes)
-    interpret(recorder, args, "the data")
-    return recorder.kept
-
-
 def _joined(values: list[Any]) -> Any:
     if len(values) == 1 or not isinstance(values[0], Tensor) or values[0].dim() == 0:
         return values[0]
     same = all(v.shape[1:] == values[0].shape[1:] for v in values)
     return torch.cat(values) if same else values[0]
-
-
-# -- second moments --------------------------------------------------------------------------------
-
-
-MOMENTS = 1 << 28
-"""Bytes of second moments that are kept at a time."""
-
-
-def _affordable(call: OpCall, alike: Sequence[OpCall]) -> list[OpCall]:
-    """`call` and those behind it in the graph whose moments fit into memory together."""
-    behind = [other for other in alike if order_of(call.node) < order_of(other.node)]
-    chosen, used = [call], _moment_bytes(call)
-    for other in behind:
-        used += _moment_bytes(other)
-        if used > MOMENTS:
-            break
-        chosen.append(other)
-    return chosen
-
-
-def _moment_bytes(call: OpCall) -> int:
-    weight = call.tensor("weight")
-    return 0 if weight is None else 8 * weight[0].numel() ** 2
-
-
-def second_moments(
-    module: fx.GraphModule, calls: Sequence[OpCall], batches: Pairs
-) -> dict[fx.Node, Tensor]:
-    """E[u u^T] for each call; u is the input vector [I] of a linear layer, the patch [I * K * L] of
-    a convolution.
-    """
-    sources = list(dict.fromkeys(call.inputs[0] for call in calls))
-    totals: dict[fx.Node, Tensor] = {}
-    rows: dict[fx.Node, int] = {}
-    for args, _ in batches:
-        values = record(module, sources, args)
-        for call in calls:
-            seen = _vectors(call, values[call.inputs[0]].double())
-            totals[call.node] = totals.get(call.node, torch.zeros(())) + seen.T @ seen
-            rows[call.node] = rows.get(call.node, 0) + seen.shape[0]
-    return {node: total / max(rows[node], 1) for node, total in totals.items()}
-
-
-def _vectors(call: OpCall, value: Tensor) -> Tensor:
-    return value.reshape(-1, value.shape[-1]) if call.op.name == "linear" else _patches(call, value)
-
-
-def _patches(call: OpCall, value: Tensor) -> Tensor:
-    weight = call.tensor("weight")
-    assert weight is not None
-    settings = {key: call.attrs[key] for key in ("dilation", "padding", "stride")}
-    patches = torch.nn.functional.unfold(value, tuple(weight.shape[2:]), **settings)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])

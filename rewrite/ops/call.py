@@ -41,6 +41,15 @@ class OpCall:
         path = self.params[param]
         return None if path is None else tensor_at(self.root, path)
 
+    @property
+    def outputs_first(self) -> bool:
+        """Whether the first axis of the op's weight is one that its inputs have not; a transposed
+        convolution holds its inputs there.
+        """
+        weight = next(param.shape for param in self.op.params if param.name == "weight")
+        read = [spec.shape.names for spec in self.op.inputs if spec.shape is not None]
+        return weight is not None and bool(weight.before[0].names - frozenset().union(*read))
+
     def input_specs(self) -> dict[str, Any]:
         """Declared input -> its spec, number, tuple of those, or None.
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ...grammar.tree.clauses import names_in
 from ..apply.engine import VerifiedRewrite
+from ..graph.runs import record
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import drift
 from ..torch_internals import tree_map
@@ -89,25 +90,8 @@ def _values(
     module: fx.GraphModule, names: Iterable[str], args: tuple[Any, ...]
 ) -> Mapping[str, Tensor]:
     """What a model computes at some of its nodes."""
-    keeper = _Keeper(module, frozenset(names))
-    with torch.no_grad():
-        keeper.run(*args)
-    return keeper.kept
-
-
-class _Keeper(fx.Interpreter):
-    """Runs a model and keeps copies of some of its values."""
-
-    def __init__(self, module: fx.GraphModule, names: frozenset[str]) -> None:
-        super().__init__(module)
-        self.names = names
-        self.kept: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.names:
-            self.kept[n.name] = value.clone()
-        return value
+    nodes = [node for node in module.graph.nodes if node.name in names]
+    return {node.name: value for node, value in record(module, nodes, args).items()}
 
 
 def fresh(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
