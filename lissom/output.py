@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import sys
 import traceback
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .grammar.diagnostics import Diagnostic, LissomError, render
+from .grammar.documents import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +77,7 @@ class Output:
         if self.json:
             diagnostics = [found.as_json() for found in self.found]
             document = {"command": self.command, "exit": code, "diagnostics": diagnostics}
-            click.echo(json.dumps(_finite(document | self.fields), indent=1, ensure_ascii=False))
+            click.echo(json_text(document | self.fields))
         return code
 
     @functools.cached_property
@@ -95,15 +94,6 @@ class Output:
             yield lambda stage, done, total: status.update(
                 f"{text}: {stage} ({done + 1} of {total})"
             )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: they become words."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _console(file: Any) -> Console:

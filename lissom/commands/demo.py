@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ..grammar.diagnostics import Diagnostic, Label, LissomError, fail
+from ..grammar.documents import json_text
 from ..output import MISSING_PACKAGE, Output, command
 from ..rewrite.store.files import write_file
 
@@ -64,7 +65,6 @@ def _run(out: Output, folder: Path) -> int:
     from ..report import planning
     from ..report.tables import verdicts
     from ..rewrite.evidence.artifact import verify_artifact
-    from ..rewrite.evidence.certificate import as_bytes
 
     begun = time.perf_counter()
     model, program, plan = (folder / name for name in (*FILES, "plan.json"))
@@ -75,7 +75,7 @@ def _run(out: Output, folder: Path) -> int:
     planned = run_compile(file, read_program(request), request, out)
     planning.show_plan(out, planned)
     out.report(*remarks(planned, strict=False))
-    write_file(plan, as_bytes(plan_document(planned, request)))
+    write_file(plan, json_text(plan_document(planned, request), ordered=True).encode())
     result = folder / "small"
     out.say(f"\n$ lissom apply {model}:build --plan {plan} -o {result} --measure {SPLIT}")
     compiled, _ = apply_saved_plan(file, plan, out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..grammar.diagnostics import Diagnostic
+from ..grammar.documents import json_text
 from ..options import allow_option, pipeline_option, set_option, strict_option
 from ..output import CHANGES, FAILED, Output, command, exit_code
 from ..rewrite.store.files import write_file
@@ -45,7 +46,6 @@ def plan(
     from ..jobs.compiling import Request, plan_document, read_program, remarks, run_compile
     from ..model_file import load_model
     from ..report import planning
-    from ..rewrite.evidence.certificate import as_bytes
 
     request = Request(program or "", pipeline, settings, allow)
     read = read_program(request)
@@ -54,7 +54,7 @@ def plan(
     document = plan_document(compiled, request)
     out.fields["plan"] = document
     if output is not None:
-        write_file(Path(output), as_bytes(document))
+        write_file(Path(output), json_text(document, ordered=True).encode())
         out.say(f"wrote {output}; next: lissom apply {model} --plan {output} -o OUT")
     found = remarks(compiled, strict) if program is not None else []
     out.report(*found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from ..grammar.documents import json_text
 from ..output import FAILED, OK, Output, command, exit_code
 from .check import rule_files
 
@@ -237,7 +237,7 @@ def _write_certificate(path: Path, jobs: Sequence[Job], reports: dict[Job, RuleR
     from ..rewrite.store.files import write_file
 
     document = rule_certificate([reports[job] for job in jobs if job in reports], jobs[0].seed)
-    write_file(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(path, (json_text(document) + "\n").encode())
 
 
 def _write_failures(

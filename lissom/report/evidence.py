@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..grammar.diagnostics import Diagnostic, Label, fail
+from ..grammar.documents import sha256
 from ..grammar.tree import tree as t
 
 FORMAT = 1
@@ -90,7 +90,7 @@ class Evidence:
 
 def digest(rule: t.Rule) -> str:
     """SHA-256 of a rule's text: what a certificate names."""
-    return sha256(rule.span.text.encode()).hexdigest()
+    return sha256(rule.span.text)
 
 
 def read_evidence(path: Path) -> Evidence:

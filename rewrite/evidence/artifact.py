@@ -15,13 +15,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.documents import json_text, sha256
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import outputs
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
 from ..store.folder import Loaded, load, save
 from .certificate import FORMAT as CERTIFICATE_FORMAT
-from .certificate import RELOAD_TOLERANCE, as_bytes, certificate, recheck, sha256
+from .certificate import RELOAD_TOLERANCE, certificate, recheck
 from .recorded import recorded, recorded_inputs
 
 PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
@@ -89,6 +90,11 @@ def check_plan(plan: Mapping[str, Any], compiled: Compiled) -> None:
     )
 
 
+def _bytes(document: Any) -> bytes:
+    """Equal documents give equal bytes."""
+    return json_text(document, ordered=True).encode()
+
+
 def save_compiled(
     compiled: Compiled, folder: Path, check_reload: bool = True
 ) -> tuple[Path, tuple[Verdict, ...]]:
@@ -100,9 +106,9 @@ def save_compiled(
     """
     documents = {
         PROGRAM: compiled.program.text.encode(),
-        PLAN: as_bytes(plan_of(compiled)),
-        CERTIFICATE: as_bytes(certificate(compiled)),
-        JOURNAL: as_bytes(_timeless(compiled.journal.as_json())),
+        PLAN: _bytes(plan_of(compiled)),
+        CERTIFICATE: _bytes(certificate(compiled)),
+        JOURNAL: _bytes(_timeless(compiled.journal.as_json())),
         PROBE: probe(compiled),
     }
     written = save(compiled.model, folder, documents)

@@ -4,8 +4,6 @@ it again.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...grammar.documents import sha256
 from ..capture.equality import first_difference
 from ..graph.digest import model_digest, tensor_digest
 from ..journal import Applied, Refused, StageEnd, Verdict, VerdictKind, plain
@@ -74,10 +73,6 @@ def environment() -> dict[str, str]:
     }
 
 
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
@@ -95,22 +90,6 @@ def _example(compiled: Compiled, example: Example) -> dict[str, Any]:
         "inputs": recorded_inputs(example.args)[0],
         "outputs": [{"sha256": tensor_digest(v), "shape": list(v.shape)} for v in found],
     }
-
-
-def as_bytes(value: Any) -> bytes:
-    """Canonical JSON: the same value gives the same bytes."""
-    return json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: they become words."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 # -- checking again --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...grammar.documents import sha256
 from ..store.containers import container_line
 from ..torch_internals import qualified_name, version_of
 
@@ -17,7 +18,7 @@ def tensor_digest(tensor: Tensor) -> str:
     held = tensor.detach().contiguous().cpu()
     head = f"{held.dtype}{tuple(held.shape)}".encode()
     raw = held.reshape(-1).view(torch.uint8) if held.numel() else torch.empty(0, dtype=torch.uint8)
-    return hashlib.sha256(head + raw.numpy().tobytes()).hexdigest()
+    return sha256(head + raw.numpy().tobytes())
 
 
 def parameter_digests(module: nn.Module) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from ...grammar.documents import sha256
 from ...grammar.tree import tree as t
 from ..measure.twins import KernelFault
 from ..rules.rule import CompiledRule, compile_rule
@@ -161,7 +161,7 @@ class Proof:
 
 def untested(source: t.Rule, why: str) -> Proof:
     """Of a rule on which nothing could be tried."""
-    digest = hashlib.sha256(source.span.text.encode()).hexdigest()
+    digest = sha256(source.span.text)
     return Proof(source.name.text, source.kind, digest, Explored(), (), stopped=why)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 from ...grammar.checks.structure import is_budget
 from ...grammar.checks.unsupported import resizes, unsupported
 from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ...grammar.documents import sha256
 from ...grammar.text.fragment import parse_expression
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import claims, names_in, over_images, over_ops
@@ -111,7 +111,7 @@ class CompiledRule:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the rule's text: what a certificate names."""
-        return hashlib.sha256(self.source.span.text.encode()).hexdigest()
+        return sha256(self.source.span.text)
 
     @cached_property
     def hints(self) -> tuple[int | float, ...]:

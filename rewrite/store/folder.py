@@ -10,7 +10,6 @@ Equal modules give equal bytes.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import re
@@ -24,6 +23,7 @@ import torch
 from torch import fx
 
 from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.documents import sha256
 from .files import folder_names, read_file, write_folder
 from .graph import data_table, decode_graph, encode_graph
 from .rebuild import read_data
@@ -117,10 +117,10 @@ def _manifest(files: Mapping[str, bytes]) -> bytes:
         "lissom": _own_version(),
         "torch": torch.__version__,
         "files": {
-            name: {"sha256": _digest(data), "size": len(data)} for name, data in files.items()
+            name: {"sha256": sha256(data), "size": len(data)} for name, data in files.items()
         },
     }
-    return canonical_json(body | {"self": _digest(canonical_json(body))})
+    return canonical_json(body | {"self": sha256(canonical_json(body))})
 
 
 def _own_version() -> str:
@@ -128,10 +128,6 @@ def _own_version() -> str:
         return importlib.metadata.version("lissom")
     except importlib.metadata.PackageNotFoundError:
         return "0 (not installed)"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if type(manifest) is not dict:
         raise _wrong("A021", folder, MANIFEST)
     body = {key: value for key, value in manifest.items() if key != "self"}
-    if manifest.get("self") != _digest(canonical_json(body)):
+    if manifest.get("self") != sha256(canonical_json(body)):
         raise _wrong("A021", folder, MANIFEST)
     _require_version(manifest, folder)
     fields(manifest, MANIFEST, format=int, lissom=str, torch=str, files=dict, self=str)
@@ -195,7 +191,7 @@ def _read_checked(folder: Path, name: str, digest: str, size: int) -> bytes:
     ):
         raise _wrong("A021", folder, name)
     content = read_file(path, size)
-    if len(content) != size or _digest(content) != digest:
+    if len(content) != size or sha256(content) != digest:
         raise _wrong("A021", folder, name)
     return content
 
