@@ -18,6 +18,7 @@ from torch import Tensor
 from ..graph.values import children
 from ..measure.samples import Example, bytes_in
 from ..store.containers import container_line, container_of
+from ..store.overlap import span
 from ..store.values import malformed
 
 _LOOSEST = 64
@@ -82,10 +83,6 @@ def _fits(value: Tensor) -> bool:
     return reach <= _LOOSEST * max(value.numel(), 1)
 
 
-def _span(shape: Sequence[int], stride: Sequence[int]) -> int:
-    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-
-
 def restored(written: Sequence[Any] | None, tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
     """The inputs that `described` wrote down. Raises A025 for what it never writes."""
     if written is None:
@@ -124,7 +121,7 @@ def _strided(tensor: Tensor, stride: list[int] | None) -> Tensor:
     """The tensor in the strides that it had; where they are 0 it was one element, repeated."""
     if stride is None:
         return tensor
-    if min(stride) < 0 or _span(tensor.shape, stride) > _LOOSEST * max(tensor.numel(), 1):
+    if min(stride) < 0 or span(tensor.shape, stride) > _LOOSEST * max(tensor.numel(), 1):
         raise ValueError("strides that no input had")
     once = tensor[tuple(slice(None) if step else slice(1) for step in stride)]
     made = torch.empty_strided(once.shape, stride, dtype=tensor.dtype)

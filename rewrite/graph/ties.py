@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from ..ops.call import OpCall, tensor_at
 from ..ops.spec import TensorSpec
+from ..store.overlap import addresses, overlapping
 from ..torch_internals import unwrapped
 from .values import tensors
 
@@ -40,43 +41,44 @@ def copies_of_views(model: nn.Module) -> dict[int, torch.Tensor]:
     """
     held = {id(t): t for t in (*model.parameters(), *model.buffers()) if _is_plain(t)}
     copies: dict[int, torch.Tensor] = {}
-    for group in _overlapping(list(held.values())):
-        start, end = group[0].data_ptr(), max(map(_end, group))
-        whole = torch.empty(0, dtype=torch.uint8).set_(group[0].untyped_storage())
-        first = start - whole.data_ptr()
-        memory = whole[first : first + end - start].clone().untyped_storage()
-        for tensor in group:
-            offset = (tensor.data_ptr() - start) // tensor.element_size()
-            view = torch.empty(0, dtype=tensor.dtype)
-            view.set_(memory, offset, tensor.shape, tensor.stride())
-            parameter = isinstance(tensor, nn.Parameter)
-            copies[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if parameter else view
+    tensors = list(held.values())
+    for group in overlapping(tensors):
+        if len(group) > 1 and all(map(_is_aligned, (tensors[i] for i in group))):
+            copies |= _together([tensors[i] for i in group])
     return copies
+
+
+def _is_aligned(tensor: torch.Tensor) -> bool:
+    return tensor.data_ptr() % tensor.element_size() == 0
+
+
+def _together(group: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Copies that lie in one memory as the tensors do, whichever storages these are parts of."""
+    spans = [addresses(tensor)[1:] for tensor in group]
+    start = min(first for first, _ in spans)
+    start -= start % _ALIGNED
+    memory = torch.zeros(max(end for _, end in spans) - start, dtype=torch.uint8)
+    copies: dict[int, torch.Tensor] = {}
+    for tensor, (first, end) in zip(group, spans, strict=True):
+        storage = tensor.untyped_storage()
+        held = torch.empty(0, dtype=torch.uint8)
+        held.set_(storage, first - storage.data_ptr(), (end - first,), (1,))
+        memory[first - start : end - start] = held
+        view = torch.empty(0, dtype=tensor.dtype)
+        offset = (first - start) // tensor.element_size()
+        view.set_(memory.untyped_storage(), offset, tensor.shape, tensor.stride())
+        parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if parameter else view
+    return copies
+
+
+_ALIGNED = 16
+"""Bytes of the largest element: a copy lies as its original does with regard to them."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     known = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
     return known and tensor.device.type == "cpu" and tensor.is_leaf and tensor.numel() > 0
-
-
-def _end(tensor: torch.Tensor) -> int:
-    """The address behind the last element."""
-    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr() + (last + 1) * tensor.element_size()
-
-
-def _overlapping(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one dtype whose memory overlaps, by address; none that stand alone."""
-    group: list[torch.Tensor] = []
-    for tensor in sorted(tensors, key=lambda t: (t.data_ptr(), _end(t))):
-        if group and tensor.data_ptr() < max(map(_end, group)) and tensor.dtype == group[0].dtype:
-            group.append(tensor)
-            continue
-        if len(group) > 1:
-            yield group
-        group = [tensor]
-    if len(group) > 1:
-        yield group
 
 
 class Owners:

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 
 from ...grammar.diagnostics import Label, LissomError, fail
-from .tensors import DTYPES, MAX_BYTES, MAX_RANK, Placed, span
+from .overlap import span
+from .tensors import DTYPES, MAX_BYTES, MAX_RANK, Placed
 from .values import fields, malformed, parse_header, require_path
 
 _SLOTS = ("parameter", "buffer", "unsaved buffer")

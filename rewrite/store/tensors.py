@@ -10,13 +10,14 @@ stored without the gaps, because what was cut away must not travel along.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ...grammar.diagnostics import Label, fail
+from .overlap import overlapping, span
 from .values import require_path
 
 MAX_BYTES = 64 * 2**30
@@ -77,7 +78,9 @@ def encode_tensors(places: Iterable[Placed]) -> tuple[list[Any], dict[str, torch
     owners = [place for place in places if first[id(place.tensor)] == place.path]
     data: dict[str, torch.Tensor] = {}
     layouts = {
-        path: layout for group in _overlapping(owners) for path, layout in _pack(group, data)
+        path: layout
+        for group in overlapping([owner.tensor for owner in owners])
+        for path, layout in _pack([owners[i] for i in group], data)
     }
     return [_entry(place, first[id(place.tensor)], layouts) for place in places], data
 
@@ -129,36 +132,6 @@ def _form(tensor: torch.Tensor) -> str:
 
 def _dtype_name(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _overlapping(places: Sequence[Placed]) -> list[list[Placed]]:
-    """Groups of tensors whose spans of memory overlap; a tensor of no elements overlaps nothing."""
-    groups = [[place] for place in places if place.tensor.numel() == 0]
-    spans = sorted(
-        (_memory(place.tensor), index) for index, place in enumerate(places) if place.tensor.numel()
-    )
-    reach = ("", 0)
-    for (device, start, end), index in spans:
-        if device == reach[0] and start < reach[1]:
-            groups[-1].append(places[index])
-        else:
-            groups.append([places[index]])
-        reach = max(reach, (device, end))
-    return groups
-
-
-def _memory(tensor: torch.Tensor) -> tuple[str, int, int]:
-    """The device, and the range of addresses from the first element to behind the last."""
-    start = tensor.data_ptr()
-    length = span(tensor.shape, tensor.stride()) * tensor.element_size()
-    return str(tensor.device), start, start + length
-
-
-def span(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """Elements from the first to the last one, both included; 0 for a tensor of no elements."""
-    if 0 in shape:
-        return 0
-    return 1 + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True))
 
 
 def _pack(group: list[Placed], data: dict[str, torch.Tensor]) -> list[tuple[str, dict[str, Any]]]:
