@@ -16,7 +16,7 @@ from lissom.__main__ import main
 from lissom.grammar.diagnostics import LissomError
 from lissom.grammar.text.parse import parse
 from lissom.grammar.tree import tree as t
-from lissom.rewrite.apply.claims import judge_claim
+from lissom.rewrite.apply.claims import judge_claims
 from lissom.rewrite.apply.queries import QUESTIONS
 from lissom.rewrite.journal import Costs, Opaque, Refused
 from lissom.rewrite.rules.rule import compile_rule
@@ -215,10 +215,11 @@ def test_an_op_that_reads_less_may_cost_anything() -> None:
     for other, decided in ((big, True), (small, False)):
         scope.facts.update(before=Costs(8, 32, 100, 2, (big,)), after=Costs(4, 16, 60, 2, (other,)))
         if decided:
-            assert judge_claim(scope, claim, [0]).holds
+            (found,) = judge_claims(scope, [claim], [0])
+            assert found.holds
             continue
         with pytest.raises(LissomError, match="R014"):
-            judge_claim(scope, claim, [0])
+            judge_claims(scope, [claim], [0])
 
 
 MODEL = """
