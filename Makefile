@@ -21,14 +21,14 @@ demo: $(VENV)/.demo
 	$(BIN)/lissom demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -q tests/test_house.py
-	$(BIN)/python -m pytest -n 2 --ignore tests/test_house.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_house.py
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/startup.py

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from lissom.rewrite.evidence import artifact
+
+from . import fresh
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,14 +22,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Several processes share the cores, and the tensors of tests are small."""
+    """Several processes share the cores, and the tensors of tests are small: one thread each, for
+    what tests start as for themselves. Threads that wait for each other count as busy.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether expected texts are to be written instead of compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(autouse=True)
+def _reloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is loaded again in a copy of a process that never saw it. test_artifact.py has
+    processes that are started for it.
+    """
+    monkeypatch.setattr(artifact, "subprocess", fresh)
 
 
 @pytest.fixture

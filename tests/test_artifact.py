@@ -12,6 +12,12 @@ from torch import Tensor, nn
 import lissom
 from lissom.rewrite.evidence.artifact import CERTIFICATE, check_plan, verify_artifact
 
+
+@pytest.fixture(autouse=True)
+def _reloads() -> None:
+    """Here the process that loads a result is started for it, as for a user."""
+
+
 PROGRAM = "pipeline clean { stage fold { fixpoint { fold_bn; drop_dropout } } }"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from . import fresh
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -33,7 +34,7 @@ def report(scripts: None) -> ModuleType:
 
 def run(script: str, *arguments: str) -> str:
     command = [sys.executable, str(FOLDER / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = fresh.run(command)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +13,8 @@ from click.testing import CliRunner, Result
 
 from lissom.cli import cli
 from lissom.commands.test import COLUMNS
+
+from . import fresh
 
 GOOD = """
 exact rule halves {
@@ -63,9 +64,7 @@ def test_a_wrong_rule_fails_and_can_be_shown_again(tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert "error[V110]: `halves` fails its test: UNSOUND (V101)" in found.output
     script = tmp_path / "found" / "halves.py"
-    shown = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True
-    )
+    shown = fresh.run([sys.executable, str(script)], check=True)
     assert "torch.mul(" in shown.stdout
     assert "UNSOUND V101" in shown.stdout
     told = re.search(

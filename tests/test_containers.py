@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.evidence.artifact import verify_artifact
 from lissom.rewrite.store.containers import FieldRecord, container_line, container_of
 from lissom.rewrite.store.folder import load, save
+
+from . import fresh
 
 FOLD = "pipeline p { stage clean { fixpoint { fold_bn_linear } } }"
 
@@ -135,7 +136,7 @@ def test_reading_never_imports_the_class(tmp_path: Path) -> None:
     code = (
         f"import lissom, sys; lissom.load({str(folder)!r}); print('test_containers' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ran = fresh.run([sys.executable, "-c", code], check=True)
     assert ran.stdout.strip() == "False"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from lissom.grammar.checks.check import check
 from lissom.grammar.library.program import RuleLibrary
 from lissom.grammar.library.vocabulary import Declarations, library_sources
 from lissom.grammar.text.parse import parse
+
+from . import fresh
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -100,7 +101,7 @@ def test_rules_of_a_user_are_tested_the_same_way(tmp_path: Path) -> None:
 
 def _run(command: list[str], folder: Path, code: int = 0) -> str:
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = fresh.run(command, cwd=folder, env=env)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

@@ -17,6 +17,7 @@ import lissom
 from lissom.__main__ import main
 from lissom.grammar.diagnostics import LissomError
 
+from . import fresh
 from .support import Fn, digests
 
 RULE = """
@@ -157,7 +158,7 @@ def elsewhere(folder: Path, fault: str, *arguments: str) -> subprocess.Completed
     """The command in a process of its own."""
     env = {**os.environ, "FAULT": fault, "NO_COLOR": "1"}
     command = [sys.executable, "-m", "lissom", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    return fresh.run(command, cwd=folder, env=env)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -30,8 +30,10 @@ from .support import library
 
 FILES = ("tidy", "fold", "absorb", "merge", "separable", "lowrank")
 MODELS = 60
-LIBRARY = 400
-"""Generated models for each rule that lissom ships."""
+LIBRARY = 100
+"""Generated models for each rule that lissom ships, on every run. The certificate that is checked
+in holds at least 400 for each rule as it stands (test_pages.py), a release check tries 10,000.
+"""
 
 
 def half(w: Tensor) -> Tensor:

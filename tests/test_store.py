@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.store.folder import file_bytes, load, save
+
+from . import fresh
 
 
 class Convolutional(nn.Module):
@@ -157,7 +158,7 @@ def test_fresh_process_gives_identical_outputs(model, inputs, tmp_path: Path) ->
         "st.save_file({f'{i:03}': t.clone() for i, t in enumerate(leaves)}, sys.argv[3])\n"
     )
     arguments = [str(tmp_path / name) for name in ("a", "x", "y")]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program, *arguments], check=True)
+    fresh.run([sys.executable, "-c", program, *arguments], check=True)
     found = safetensors.torch.load_file(tmp_path / "y")
     assert [bits(found[key]) for key in sorted(found)] == [bits(t) for t in expected]
 

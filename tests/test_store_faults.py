@@ -260,7 +260,7 @@ for number in range(int(sys.argv[3]), 10**9, 2):
 
 
 def writer(folder: Path, start: int = 0) -> subprocess.Popen[bytes]:
-    package = Path(files.__file__).parents[1]
+    package = Path(files.__file__).parents[2]
     command = [sys.executable, "-c", _WRITER, str(package), str(folder), str(start)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
