@@ -50,9 +50,9 @@ class Watched:
         self.recorded: list[list[str]] = []
         run = samples.record
 
-        def watched(module: fx.GraphModule, nodes: Any, args: Any) -> Any:
+        def watched(module: fx.GraphModule, nodes: Any, *rest: Any) -> Any:
             self.recorded.append([node.name for node in nodes])
-            return run(module, nodes, args)
+            return run(module, nodes, *rest)
 
         monkeypatch.setattr(samples, "record", watched)
 
@@ -146,9 +146,9 @@ def test_samples_are_recorded_before_weights_are_taken_apart(
     done: list[str] = []
     run = samples.record
 
-    def record(module: fx.GraphModule, nodes: Any, args: Any) -> Any:
+    def record(module: fx.GraphModule, nodes: Any, *rest: Any) -> Any:
         done.append("record")
-        return run(module, nodes, args)
+        return run(module, nodes, *rest)
 
     def svd(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         done.append("svd")

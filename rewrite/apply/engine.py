@@ -5,19 +5,18 @@ step before the commit works on values, so there is nothing to undo.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import fx
 
-from ...grammar.diagnostics import Label, LissomError, Span, fail
-from ...grammar.tree import tree as t
+from ...grammar.diagnostics import Label, LissomError
 from ..graph.emit import Emitted
 from ..graph.places import name_of
 from ..journal import Applied, Costs, Refused, Verdict, VerdictKind
 from ..match.match import Search, rarest
 from ..match.site import Site, examine, examine_cheaply, owners_miss
-from ..measure.twins import FAULTY, KernelFault, faults_text
 from ..rules.binding import GUARDS, PLAN, STRUCTURE, Bindings, NoMatch, left_for
 from ..rules.pattern import PatternOp
 from ..rules.rule import CompiledRule
@@ -31,13 +30,21 @@ from .commit import commit, emit_plan, insertion_point, origins
 from .exactness import check_exact, own_faults
 from .let_go import forget, let_go_of_parts
 from .plan import Plan, Planned, construct
+from .reasons import broken_claim, faulty_kernels, inexact, loses_what_it_reads, rule_span
+from .surroundings import Surroundings, surroundings
 from .unsound import unsound
 from .verify import check_shapes
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class VerifiedRewrite:
-    """A site with its plan, verified and waiting to be committed."""
+    """A site with its plan, verified and waiting to be committed. equal, claims, bounds: the
+    verdicts on the rewrite, on what the rule promises, and on the weights. read: the surroundings
+    that it was prepared in. when: how many changes of the graph there had been when its promises
+    were measured. held: its weights were not let go.
+    """
 
     site: Site
     plan: Plan
@@ -45,7 +52,16 @@ class VerifiedRewrite:
     point: fx.Node
     before: Costs
     after: Costs
-    verdicts: tuple[Verdict, ...]
+    equal: tuple[Verdict, ...]
+    claims: tuple[Verdict, ...]
+    bounds: tuple[Verdict, ...]
+    read: Surroundings
+    when: int
+    held: bool = True
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return (*self.equal, *self.claims, *self.bounds)
 
     @property
     def saving(self) -> int:
@@ -121,10 +137,10 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     """
     barred = state.barred.get((site.rule.label, site.name))
     if barred is not None:
-        return _kernels(site, barred)
+        return faulty_kernels(site, barred)
     plan = construct(state, site)
     let_go_of_parts(site, plan)
-    unfit = _lost(site, plan) or owners_miss(state, site) or unseen(state, site, plan)
+    unfit = loses_what_it_reads(site, plan) or owners_miss(state, site) or unseen(state, site, plan)
     if unfit is not None:
         return unfit
     shapes = check_shapes(site, plan)
@@ -141,81 +157,43 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     owned = wrong is not None and wrong.kind in (VerdictKind.OWN, VerdictKind.TYPES)
     faults = own_faults(state, site, plan, emitted) if owned else ()
     if faults:
-        return _kernels(site, faults)
+        return faulty_kernels(site, faults)
     if wrong is not None:
-        return _inexact(site, wrong)
-    claims = check_claims(state, site, plan) if state.verify else ()
-    broken = next((verdict for verdict in claims if not verdict.holds), None)
-    if broken is not None:
-        return _broken(site, broken)
+        return inexact(site, wrong)
+    claims = _claims(state, site, plan)
+    if isinstance(claims, NoMatch):
+        return claims
     bounds = weight_bounds(site, plan) if state.verify else ()
     costs = _saved_once(site, before(state, site)), _saved_once(site, after(state, site, plan))
-    return VerifiedRewrite(site, plan, emitted, point, *costs, (shapes, *exact, *claims, *bounds))
+    verdicts = (shapes, *exact), claims, bounds
+    read, when = surroundings(state, site), state.changes.now
+    return VerifiedRewrite(site, plan, emitted, point, *costs, *verdicts, read, when)
 
 
-def _inexact(site: Site, wrong: Verdict) -> NoMatch:
-    """Where the site may stay, why; raises V101 or V107 where the rule is to blame."""
-    if wrong.kind is VerdictKind.OWN:
-        return _too_coarse(site, wrong)
-    if wrong.kind is not VerdictKind.SIZES:
-        raise unsound(site, wrong, "V101")
-    if site.rule.source.all(t.Where):
-        return _frozen(site, wrong)
-    raise unsound(site, wrong, "V107")
+def _claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...] | NoMatch:
+    claims = check_claims(state, site, plan) if state.verify else ()
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    return claims if broken is None else broken_claim(site, broken)
+
+
+def measure_again(state: State, ready: VerifiedRewrite) -> VerifiedRewrite | NoMatch:
+    """The claims of a rewrite once more, where all but what its site sees is as it was."""
+    site = ready.site
+
+    def measured() -> VerifiedRewrite | NoMatch:
+        claims = _claims(state, site, ready.plan)
+        site.scope.doubles.clear()
+        if isinstance(claims, NoMatch):
+            return claims
+        ready.claims, ready.when = claims, state.changes.now
+        return ready
+
+    return _or_reason(site.rule, site.calls[0].node, measured)
 
 
 def _saved_once(site: Site, costs: Costs) -> Costs:
     """Weights that others read until they are rewritten, too, are counted with the last of them."""
     return replace(costs, params=0, bytes=0) if site.repeats else costs
-
-
-def _lost(site: Site, plan: Plan) -> NoMatch | None:
-    """New ops may read what the match reads, what it keeps and each other; nothing that goes."""
-    lost = next((node for node in plan.reads if node in site.gone), None)
-    if lost is None:
-        return None
-    names = [name for name, value in site.bindings.values.items() if value is lost]
-    given = next((name for name in names if name not in site.rule.pattern.produced), None)
-    if given is not None:  # one value has two names here: the rule is right, the site is none
-        text = f"`{given}` is a value that the rewrite removes"
-        return NoMatch(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "N005")
-    name = next(iter(names), lost.name)
-    hint = f"mark its line `shared {name} = ...`: then it stays"
-    message = f"the rewrite reads `{name}`, which it removes"
-    raise fail("N005", message, Label(rule_span(site)), help=hint)
-
-
-def _too_coarse(site: Site, verdict: Verdict) -> NoMatch:
-    """Right in float64 but not in the model's precision: an overflow, say. The site stays."""
-    numbers = f"largest difference {verdict.worst:.3g}, allowed {verdict.tolerance:.3g}"
-    text = f"equal in float64, not in the model's dtype: {numbers}"
-    return NoMatch(
-        PLAN, 0, lambda: f"{text}; {verdict.detail}", rule_span(site), site.calls[0].node, "V105"
-    )
-
-
-def _frozen(site: Site, verdict: Verdict) -> NoMatch:
-    """A guard may hold at the sizes of the example alone, `H == 1` say. The site stays."""
-    text = f"computes the same at the sizes of the example only: {verdict.detail}"
-    return NoMatch(PLAN, 0, lambda: text, rule_span(site), site.calls[0].node, "V107")
-
-
-def _kernels(site: Site, faults: tuple[KernelFault, ...]) -> NoMatch:
-    """Both sides would agree if this processor computed what its ops mean. The site stays."""
-    node = site.calls[0].node
-    return NoMatch(
-        PLAN, 0, lambda: faults_text(faults), rule_span(site), node, FAULTY, faults=faults
-    )
-
-
-def rule_span(site: Site) -> Span:
-    return site.rule.source.name.span
-
-
-def _broken(site: Site, verdict: Verdict) -> NoMatch:
-    span = rule_span(site) if verdict.clause is None else site.rule.claims[verdict.clause].span
-    text = f"`{verdict.claim}` does not hold: {verdict.detail}"
-    return NoMatch(PLAN, 0, lambda: text, span, site.calls[0].node, "B001")
 
 
 _PLAIN = (int, float, str, bool, tuple)
@@ -239,6 +217,8 @@ def apply(state: State, stage: str, ready: VerifiedRewrite, seconds: float) -> l
     bindings = describe(site)
     around = [*site.inputs, *(user for old in site.outputs.values() for user in old.users)]
     shrinks = ready.after.ops < ready.before.ops
+    state.changes.at(ready.point)
+    state.samples.changed(min(map(order_of, (ready.point, *site.nodes))))
     new = commit(state, site, ready.plan, ready.emitted, ready.point, shrinks)
     added = tuple(str(node.meta.get("site") or node.name) for node in new)
     seconds += time.perf_counter() - started
@@ -270,7 +250,8 @@ def ready_at(
     so are expressions that have no value there and ops that cannot be checked; other errors are
     the rule's own, and are raised with the site's name.
     """
-    try:
+
+    def prepared() -> VerifiedRewrite | NoMatch:
         found = find(state, rule, node, start)
         if isinstance(found, NoMatch):
             return found
@@ -278,6 +259,14 @@ def ready_at(
         if isinstance(ready, NoMatch):
             forget(found)
         return ready
+
+    return _or_reason(rule, node, prepared)
+
+
+def _or_reason(rule: CompiledRule, node: fx.Node, ask: Callable[[], T | NoMatch]) -> T | NoMatch:
+    """The answer; an error that is no mistake of the rule becomes a reason."""
+    try:
+        return ask()
     except LissomError as error:
         left = left_for(error, rule.source.name.span, node)
         if left is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 
 from ..match.site import Site
 from ..measure.large_blocks import LARGE, give_back
+from ..ops.call import tensor_at
 from .plan import Plan
 
 
@@ -29,6 +31,23 @@ def _alone(value: Any) -> Any:
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value
+
+
+def round_off(module: fx.GraphModule, plan: Plan) -> int:
+    """Rounds the weights of a verified plan, which were float64, as whoever runs it would do each
+    time. Returns the bytes that it holds.
+    """
+    for path, value in plan.moved.items():
+        plan.moved[path] = _rounded(value, tensor_at(module, path).dtype)
+    held = [*plan.moved.values()]
+    for planned in plan.ops:
+        planned.params |= {n: _rounded(v, planned.dtype) for n, v in planned.tensors.items()}
+        held += planned.tensors.values()
+    return sum(value.nbytes for value in held)
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() and dtype.is_floating_point else value
 
 
 def forget(site: Site) -> None:

@@ -61,7 +61,7 @@ def interpret(runner: fx.Interpreter, args: tuple[Any, ...], what: str = "the ex
         return runner.run(*own_inputs(args))
 
 
-class _Recorder(fx.Interpreter):
+class Recorder(fx.Interpreter):
     """Runs a graph up to the last of the wanted nodes, and keeps what they give."""
 
     def __init__(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> None:
@@ -71,22 +71,26 @@ class _Recorder(fx.Interpreter):
 
     def run(self, *args: Any, **settings: Any) -> Any:
         args = self.traced.process_inputs(*args)
-        return super().run(*args, enable_io_processing=False)  # the outputs may not be there
+        settings["enable_io_processing"] = False  # the outputs may not be there
+        return super().run(*args, **settings)
 
     def run_node(self, n: fx.Node) -> Any:
         if len(self.kept) == len(self.wanted):
             return None  # stopping by an exception makes torch import all of its compiler
         value = super().run_node(n)
         if n in self.wanted:
-            self.kept[n] = value.clone() if isinstance(value, Tensor) else value
+            self.keep(n, value)
         return value
+
+    def keep(self, node: fx.Node, value: Any) -> None:
+        self.kept[node] = value.clone() if isinstance(value, Tensor) else value
 
 
 def record(
     module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...], what: str = "the data"
 ) -> dict[fx.Node, Any]:
     """What `nodes` hold when the graph runs on these inputs, as far as the last of them."""
-    recorder = _Recorder(module, nodes)
+    recorder = Recorder(module, nodes)
     interpret(recorder, args, what)
     return recorder.kept
 

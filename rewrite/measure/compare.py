@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -250,11 +250,16 @@ def untouched(
 
 def drift(original: nn.Module, model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
     """Relative L2 distance of all outputs on the given inputs."""
+    return drift_from((outputs(original, args, "the data") for args in batches), model, batches)
+
+
+def drift_from(
+    given: Iterable[list[Any]], model: nn.Module, batches: Sequence[tuple[Any, ...]]
+) -> float:
+    """The same from what the original gave for each batch."""
     apart, size = 0.0, 0.0
-    for args in batches:
-        found = (outputs(each, args, "the data") for each in (original, model))
-        pairs = zip(*found, strict=True)
-        for reference, value in pairs:
+    for before, args in zip(given, batches, strict=True):
+        for reference, value in zip(before, outputs(model, args, "the data"), strict=True):
             if isinstance(reference, Tensor) and reference.is_floating_point():
                 apart += float((value.double() - reference.double()).square().sum())
                 size += float(reference.double().square().sum())

@@ -21,6 +21,7 @@ from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
 from .gradients import Loss, loss_of_task, slopes
 from .moments import affordable, second_moments
+from .recording import Order, Stops, holdable, resume
 
 Source = Callable[[str], Iterable[Any]]
 
@@ -55,7 +56,8 @@ class Samples:
 
     `inputs` is one example batch (positional), `others` are examples of other sizes on which the
     captured graph was proven. `source(split)` yields batches (`batches.py`); None where no data was
-    given. `taken` says how a batch becomes positional inputs.
+    given. `taken` says how a batch becomes positional inputs. `recordings` counts how often all
+    that was recorded was dropped.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class Samples:
         self._moments: dict[fx.Node, Tensor] = {}
         self._slopes: dict[tuple[fx.GraphModule, bool], dict[int, Tensor]] = {}
         self._divides: bool | None = None
+        self.recordings = 0
+        self._stops: list[Stops] | None = None
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -147,6 +151,21 @@ class Samples:
         self._values.clear()
         self._moments.clear()
         self._slopes.clear()
+        self._stops = None
+        self.recordings += 1
+
+    def go_on(self, module: fx.GraphModule) -> None:
+        """From now on a run begins where an earlier one stood: sites are looked at in any order,
+        and between them the graph is changed.
+        """
+        if self._stops is None:
+            count = len(self.calibration(module)) if holdable(module) else 0
+            self._stops = [Stops(MEMORY // count) for _ in range(count)]
+
+    def changed(self, order: Order) -> None:
+        """The graph is changed there: what held runs stand behind it is worth nothing."""
+        for stops in self._stops or ():
+            stops.drop(order)
 
     def seen(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[dict[fx.Node, Any]]:
         """What `nodes` hold on each batch of the calibration inputs: tensors, and numbers that
@@ -155,7 +174,12 @@ class Samples:
         missing = [node for node in nodes if node not in self._values]
         if missing:
             wanted = dict.fromkeys((*missing, *self._affordable()))
-            runs = [record(module, list(wanted), args) for args in self.calibration(module)]
+            data = self.calibration(module)
+            if self._stops:
+                pairs = zip(data, self._stops, strict=True)
+                runs = [resume(module, list(wanted), args, stops) for args, stops in pairs]
+            else:
+                runs = [record(module, list(wanted), args) for args in data]
             self._values |= {node: [run[node] for run in runs] for node in wanted}
         count = len(self._values[nodes[0]]) if nodes else 1
         return [{node: self._values[node][at] for node in nodes} for at in range(count)]

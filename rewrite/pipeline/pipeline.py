@@ -240,7 +240,8 @@ class PipelineRun:
             )
         until = step.until
         reached = (lambda: False) if until is None else (lambda: bool(self.measures.ask(until)[2]))
-        return runner.each(rules[0], RANKS[order], reached, self._broken_budget)
+        measured = order == "sensitivity"
+        return runner.each(rules[0], RANKS[order], reached, self._broken_budget, measured)
 
     def _broken_budget(self) -> str | None:
         """The first budget that does not hold on the present graph, said in words."""

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from ...grammar.diagnostics import Label, fail
@@ -22,6 +22,7 @@ from ..targets.choose import kind_of, target_of
 from ..targets.target import Prepared, Target
 from .gc import fewer_collections
 from .loops import described_cycle
+from .queue import Queue
 from .remarks import tell_of_more
 from .worklist import Worklist
 
@@ -75,7 +76,10 @@ class Runner:
 
     def _prepared(self, target: Target[P, R], place: P) -> R | None:
         self._tried(target.rule)
-        found = target.prepare(place)
+        return self._or_told(target, place, target.prepare(place))
+
+    def _or_told(self, target: Target[P, R], place: P, found: R | NoMatch) -> R | None:
+        """What was found; why there is none goes into the journal."""
         if not isinstance(found, NoMatch):
             return found
         self.state.journal.add(target.refused(self.stage, place, found))
@@ -151,22 +155,35 @@ class Runner:
         rank: Callable[[Prepared], float],
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
+        measured: bool = False,
     ) -> int:
-        """Applies the best candidate, ranks the rest again, until `done` or none is left.
+        """Applies the best candidate, then the best of the rest, until `done` or none is left.
+
+        The rank of a candidate is that of the graph in which it was weighed, and it is weighed
+        again when it comes on top (`queue.py`). So what saves most goes first, as if all were
+        ranked anew each time; where the rank is `measured`, the errors that are compared with that
+        of the best may be from before the last rewrites. What is applied was always verified and
+        measured on the graph as it is then.
 
         An application after which a budget is `broken` is taken back, and the others go on.
         Candidates that are left when the goal is reached are written down as not tried.
         """
         before, target = self.applied, target_of(self.state, rule)
-        waiting, ranked = target.candidates(), False
-        while waiting and self.state.fuel != 0 and not done():
-            target.look_ahead(waiting)
-            waiting, best = self._best(target, waiting, rank)
-            ranked = True
-            if best is not None:
-                self._apply_within(target, best, broken)
-                waiting = target.alive(waiting)
-        self._untried(rule, [target.name(place) for place in waiting if ranked])
+        places, tried = target.candidates(), partial(self._tried, rule)
+        queue: Queue[Any, Any] = Queue(
+            target, rank, measured, tried, partial(self._or_told, target)
+        )
+        ranked = False
+        while (places or queue.waiting) and self.state.fuel != 0 and not done():
+            if not ranked:
+                target.look_ahead(places)
+                queue.fill(places)
+                places, ranked = [], True
+            best = queue.best()
+            if best is not None and not self._apply_within(target, best, broken):
+                queue.let_go()
+        left = target.alive(queue.places())
+        self._untried(rule, [target.name(place) for place in left])
         return self.applied - before
 
     def _untried(self, rule: CompiledRule, sites: Sequence[str]) -> None:
@@ -175,30 +192,10 @@ class Runner:
         for site in sites:
             self.state.journal.add(Refused(self.stage, rule.label, site, "B003", why, place))
 
-    def _best(
-        self, target: Target[P, R], places: Sequence[P], rank: Callable[[Prepared], float]
-    ) -> tuple[list[P], R | None]:
-        """The candidates at which the rule applies but for the best, and the best. Of the others no
-        weights are kept.
-        """
-        others: list[P] = []
-        first, best, most = None, None, -math.inf
-        for place in places:
-            found = self._prepared(target, place)
-            if found is None:
-                continue
-            others.append(place)
-            worse = found if best is not None and rank(found) <= most else best
-            if worse is not found:
-                first, best, most = place, found, rank(found)
-            if worse is not None:
-                target.forget(worse)
-        return [place for place in others if place is not first], best
-
     def _apply_within(
         self, target: Target[P, R], best: R, broken: Callable[[], str | None]
-    ) -> None:
-        """Applies a site; takes it back if that breaks a budget."""
+    ) -> bool:
+        """Applies a site; takes it back, and says no, if that breaks a budget."""
         state, rule = self.state, best.site.rule
         entry = snapshot(state.module)
         place, site = str(rule.source.name.span), best.site.name
@@ -206,8 +203,9 @@ class Runner:
         why = broken()
         if why is None:
             self._burn()
-            return
+            return True
         state.journal.events.pop()
         state.reset(entry)
         state.samples.forget()
         state.journal.add(Refused(self.stage, rule.label, site, "B002", why, place))
+        return False

@@ -22,19 +22,8 @@ from ..torch_internals import version_of
 from .no_value import NoValue, uncomputed
 
 SYMBOLS = frozenset(
-    {
-        "eval",
-        "train",
-        "all",
-        "model",
-        "before",
-        "after",
-        "outputs",
-        "channels",
-        "saving",
-        "sensitivity",
-        "original",
-    }
+    ("eval", "train", "all", "model", "before", "after", "outputs", "channels", "saving")
+    + ("sensitivity", "original")
 )
 """Words with a meaning of their own; they evaluate to themselves."""
 
@@ -59,7 +48,8 @@ class Scope:
     `questions` are engine functions called as `f(scope, *args)`; `functions` compute numbers and
     see plain tensors. `read` collects the parameters whose numbers were used: what the rule bakes
     into new weights. `state` is the engine's (only questions look at it), `facts` what has been
-    measured at this site: costs before and after, errors. `doubles` are the float64 copies.
+    measured at this site: costs before and after, errors. `doubles` are the float64 copies. `asked`
+    names the questions so far, and what they were about: `macs`, `model`.
     """
 
     def __init__(
@@ -75,12 +65,14 @@ class Scope:
         self.state = state
         self.facts: dict[str, Any] = {}
         self.read: dict[str, ParamRef] = {}
+        self.asked: set[str] = set()
         self.doubles: dict[str, Tensor] = {}
 
     def child(self, names: Mapping[str, Any]) -> Scope:
         """A scope that sees more names and shares everything else."""
         scope = Scope({**self.names, **names}, self.functions, self.questions, self.state)
         scope.read, scope.facts, scope.doubles = self.read, self.facts, self.doubles
+        scope.asked = self.asked
         return scope
 
     # -- names and references ----------------------------------------------------------------------
@@ -171,6 +163,7 @@ class Scope:
         args = [self.value(arg) for arg in expr.args]
         keywords = {k.name.text: self.value(k.value) for k in expr.keywords}
         if name in self.questions:
+            self.asked.update((name, *(arg for arg in args if isinstance(arg, str))))
             return self.questions[name](self, *args, **keywords)
         if name not in self.functions:
             raise fail("N001", f"no function `{name}`", Label(expr.function.span))

@@ -17,6 +17,7 @@ from ..journal import Journal
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault
 from ..ops.vocabulary import Vocabulary
+from .changes import Changes
 from .pattern import Pattern
 from .scope import Scope
 
@@ -27,7 +28,8 @@ class State:
     the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
     why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
     nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
-    site of what must be left because of kernels, with those.
+    site of what must be left because of kernels, with those. `changes`: when the graph was changed,
+    and from where on.
     """
 
     module: fx.GraphModule
@@ -43,6 +45,7 @@ class State:
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)
+    changes: Changes = field(default_factory=Changes)
     flow: Flow | None = None
     shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
     barred: dict[tuple[str, str], tuple[KernelFault, ...]] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class State:
     def reset(self, module: fx.GraphModule) -> None:
         """Goes on with another graph, after a capture or a rollback."""
         self.module, self.flow, self.shared = module, None, {}
+        self.changes.everywhere()
         self.view = GraphView(module, self.vocabulary)
         self.mutations = mutations(module)
 

@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from torch import fx, nn
 
-from ...grammar.diagnostics import Label, fail
+from ...grammar.diagnostics import Label, LissomError, fail
 from ..apply.claims import judge_claims
 from ..apply.cost import model_costs
 from ..apply.faulty_sites import run_both
@@ -20,41 +20,21 @@ from ..graph.index import GraphView
 from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
 from ..journal import Costs, Verdict
-from ..measure.compare import drift, equality_at
+from ..measure.compare import drift, drift_from, equality_at, outputs
 from ..measure.latency import TURNS, measure_latency
 from ..measure.samples import Example, numbers_in
 from ..measure.twins import FAULTY, faults_text, kernel_faults
-from ..rules.binding import GUARDS, PLAN, NoMatch
+from ..rules.binding import GUARDS, PLAN, NoMatch, left_for
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State, sample_count
-from .target import Condition, Rank, guards, line
+from .target import Condition, Rank, Target, guards, line
 
 
 def miss(
     rule: CompiledRule, stage: int, text: str, code: str = "R012", node: fx.Node | None = None
 ) -> NoMatch:
     return NoMatch(stage, 0, lambda: text, rule.source.name.span, node, code)
-
-
-@dataclass(slots=True)
-class Verified:
-    """What is known of a change that waits to be committed. apart: measures how far it moves the
-    model's outputs on calibration data, relative L2.
-    """
-
-    before: Costs
-    after: Costs
-    verdicts: tuple[Verdict, ...]
-    apart: Callable[[], float]
-
-    @property
-    def saving(self) -> int:
-        return self.before.params - self.after.params
-
-    @property
-    def sensitivity(self) -> float:
-        return self.apart()
 
 
 class CutSite(Protocol):
@@ -161,6 +141,136 @@ class CutTrial(ABC, Generic[S]):
         module = self.unchanged()
         return drift(module, self.reference, self.state.samples.calibration(module))
 
+    def cannot_run(self, error: RunFailed) -> NoMatch:
+        """The reason, where what the change stands for refuses to run: a norm over a single number.
+        Raises the error where it is the change itself, which then is wrong.
+        """
+        if error.model is not self.reference:
+            raise error
+        return miss(self.site.rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
+
+
+Tr = TypeVar("Tr", bound=CutTrial[Any])
+
+
+@dataclass(slots=True)
+class Change(Generic[Tr]):
+    """A change that waits to be verified and committed; `trial` is None once it was let go.
+    asks_model: the rule asked something of the whole model.
+    """
+
+    trial: Tr | None
+    before: Costs
+    after: Costs
+    when: int
+    asks_model: bool
+    verdicts: tuple[Verdict, ...] = ()
+    drift: float | None = None
+
+    @classmethod
+    def of(cls, trial: Tr) -> Self:
+        """The change that a trial is about; costs are those of the whole model."""
+        asks_model = "model" in trial.site.scope.asked
+        return cls(trial, *trial.costs, trial.state.changes.now, asks_model)
+
+    @property
+    def held(self) -> bool:
+        return self.trial is not None
+
+    @property
+    def site(self) -> CutSite:
+        return self.tried.site
+
+    @property
+    def node(self) -> fx.Node | None:
+        """The node to point at where it is refused, if there is one."""
+        return None
+
+    @property
+    def tried(self) -> Tr:
+        assert self.trial is not None, "it was let go"
+        return self.trial
+
+    @property
+    def model(self) -> fx.GraphModule:
+        return self.tried.after
+
+    @property
+    def saving(self) -> int:
+        return self.before.params - self.after.params
+
+    @property
+    def sensitivity(self) -> float:
+        """How far it moves the model's outputs on calibration data, relative L2."""
+        return self.tried.drift() if self.drift is None else self.drift
+
+
+P = TypeVar("P")
+C = TypeVar("C", bound=Change[Any])
+
+
+class WholeTarget(Target[P, C]):
+    """What changes the whole model: each candidate is weighed on a changed model of its own, and
+    verified, which runs both, only where it is wanted.
+    """
+
+    given: tuple[int, list[Any]] | None = None
+    """What the working model gives on calibration data, and after how many changes."""
+
+    def measure(self, ready: C) -> C | NoMatch:
+        def measured() -> C | NoMatch:
+            trial = ready.tried
+            data = trial.state.samples.calibration(trial.unchanged())
+            try:
+                ready.drift = drift_from(self._outputs(data), trial.reference, data)
+            except RunFailed as error:
+                return trial.cannot_run(error)
+            return ready
+
+        return self._or_reason(measured, ready.node)
+
+    def _outputs(self, data: list[tuple[Any, ...]]) -> list[Any]:
+        """Run once for all candidates."""
+        now = self.state.changes.now
+        if self.given is None or self.given[0] != now:
+            self.given = now, [outputs(self.state.module, args, "the data") for args in data]
+        return self.given[1]
+
+    def verify(self, ready: C) -> C | NoMatch:
+        """Raises V101 if the changed model does not do what the rule says."""
+        if ready.verdicts:
+            return ready
+
+        def verified() -> C | NoMatch:
+            verdicts = judged(ready.tried)
+            if isinstance(verdicts, NoMatch):
+                return verdicts
+            ready.verdicts = verdicts
+            return ready
+
+        return self._or_reason(verified, ready.node)
+
+    def may_outgrow(self, ready: C) -> bool:
+        return ready.asks_model and ready.when != self.state.changes.now
+
+    def forget(self, ready: C) -> None:
+        ready.trial = None
+
+    def _or_reason(
+        self, ask: Callable[[], T | NoMatch], node: fx.Node | None = None
+    ) -> T | NoMatch:
+        """The answer; an error that is no mistake of the rule becomes a reason."""
+        try:
+            return ask()
+        except LissomError as error:
+            left = left_for(error, self.rule.source.name.span, node)
+            if left is None:
+                raise
+            return left
+
+
+T = TypeVar("T")
+
 
 def judged(trial: CutTrial[Any]) -> tuple[Verdict, ...] | NoMatch:
     """What is known of a changed model; the reason where it cannot run or breaks a claim. Raises
@@ -172,10 +282,7 @@ def judged(trial: CutTrial[Any]) -> tuple[Verdict, ...] | NoMatch:
     try:
         equal = trial.equality()
     except RunFailed as error:
-        if error.model is not trial.reference:  # then the change itself is wrong
-            raise
-        # A norm refuses to run over a single number.
-        return miss(rule, PLAN, f"what is left cannot run: {error.reason}", "R013")
+        return trial.cannot_run(error)
     if not equal.holds:
         faults = kernel_faults(lambda: trial.equality().holds, trial.run)
         if faults:

@@ -34,8 +34,8 @@ from ..rules.global_ranking import Scoring, Survey
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
-from .check import CutTrial, Verified, change_conditions, change_rank, judged, miss
-from .target import Condition, Rank, Target, line
+from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
+from .target import Condition, Rank, line
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
@@ -57,18 +57,6 @@ class DimSite:
     def removed(self) -> list[int]:
         kept = set(self.keep)
         return [leaf for place, leaf in enumerate(self.dim.leaves) if place not in kept]
-
-
-@dataclass(slots=True)
-class DimReady(Verified):
-    """A cut that was verified and waits to be committed."""
-
-    site: DimSite
-    flow: Flow
-
-    @property
-    def model(self) -> fx.GraphModule:
-        return self.flow.view.root
 
 
 def _lies_at(flow: Flow, dim: DimClass, glob: str) -> bool:
@@ -156,15 +144,6 @@ def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
 # -- verifying -------------------------------------------------------------------------------------
 
 
-def _prepared(state: State, site: DimSite) -> DimReady | NoMatch:
-    flow = cut_and_carry(state.features(), site.removed)
-    trial = _CutTrial(state, site, flow.view, flow)
-    verdicts = judged(trial)
-    if isinstance(verdicts, NoMatch):
-        return verdicts
-    return DimReady(*trial.costs, verdicts, trial.drift, site, flow)
-
-
 @dataclass
 class _CutTrial(CutTrial[DimSite]):
     """A cut beside the masked model; beside the model itself where the rule perturbs nothing."""
@@ -185,10 +164,22 @@ class _CutTrial(CutTrial[DimSite]):
         return {self.site.rule.dim: dim}
 
 
+class DimReady(Change[_CutTrial]):
+    """A cut that waits to be verified and committed."""
+
+    @property
+    def site(self) -> DimSite:
+        return self.tried.site
+
+    @property
+    def flow(self) -> Flow:
+        return self.tried.flow
+
+
 # -- the target ------------------------------------------------------------------------------------
 
 
-class FeatureTarget(Target[DimClass, DimReady]):
+class FeatureTarget(WholeTarget[DimClass, DimReady]):
     """Candidates are the dimension classes of the present graph, in its order."""
 
     def candidates(self) -> list[DimClass]:
@@ -200,16 +191,15 @@ class FeatureTarget(Target[DimClass, DimReady]):
         now = {_key(dim): dim for dim in classes(self.state.features())}
         return [now[_key(dim)] for dim in places if _key(dim) in now]
 
-    def prepare(self, place: DimClass) -> DimReady | NoMatch:
-        """Raises V101 if the cut is not exact."""
-        try:
-            found = _examined(self.state, self.rule, place, lambda: self.scores)
-            return found if isinstance(found, NoMatch) else _prepared(self.state, found)
-        except LissomError as error:
-            left = left_for(error, self.rule.source.name.span, None)
-            if left is None:
-                raise
-            return left
+    def weigh(self, place: DimClass) -> DimReady | NoMatch:
+        return self._or_reason(lambda: self._cut(place))
+
+    def _cut(self, place: DimClass) -> DimReady | NoMatch:
+        site = _examined(self.state, self.rule, place, lambda: self.scores)
+        if isinstance(site, NoMatch):
+            return site
+        flow = cut_and_carry(self.state.features(), site.removed)
+        return DimReady.of(_CutTrial(self.state, site, flow.view, flow))
 
     @cached_property
     def scores(self) -> Survey:
@@ -234,6 +224,7 @@ class FeatureTarget(Target[DimClass, DimReady]):
         state.module, state.view = ready.flow.view.root, ready.flow.view
         state.mutations = mutations(state.module)
         state.flow = ready.flow
+        state.changes.everywhere()
         state.samples.forget()
         changed = reshaped(old, state.module)
         seconds += time.perf_counter() - started

@@ -16,16 +16,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.diagnostics import Label, fail
 from ..graph.index import GraphView
 from ..graph.places import lies_at
 from ..graph.snapshot import finish
 from ..journal import Applied, Costs
-from ..rules.binding import PLAN, SITES, NoMatch, left_for
+from ..rules.binding import PLAN, SITES, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
-from .check import CutTrial, Verified, change_conditions, change_rank, judged, miss
+from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
 from .features import guard_miss, reshaped
 from .resize import (
     Image,
@@ -37,27 +37,15 @@ from .resize import (
     smaller,
     written_size,
 )
-from .target import Condition, Rank, Target, line
+from .target import Condition, Rank, line
 
 EXACT_RESIZE = "the model equals the one before on images that are resized outside of it"
-
-
-@dataclass(slots=True)
-class ImageReady(Verified):
-    """A smaller input that was verified and waits to be committed."""
-
-    site: ImageSite
-    view: GraphView
-
-    @property
-    def model(self) -> fx.GraphModule:
-        return self.view.root
 
 
 # -- one image -------------------------------------------------------------------------------------
 
 
-def _examined(state: State, rule: CompiledRule, image: Image) -> ImageReady | NoMatch:
+def _examined(state: State, rule: CompiledRule, image: Image) -> ImageSite | NoMatch:
     scope = state.scope({**rule.args, rule.dim: image.size[0]})
     found = guard_miss(rule, scope) or _resized_already(state, rule, image)
     if found is not None:
@@ -67,7 +55,7 @@ def _examined(state: State, rule: CompiledRule, image: Image) -> ImageReady | No
         return miss(rule, PLAN, "the rule keeps everything", "R012", image.node)
     if not height:
         return miss(rule, PLAN, "the rule keeps nothing", "R011", image.node)
-    return _prepared(state, ImageSite(rule, image, scope, image.scaled(height)))
+    return ImageSite(rule, image, scope, image.scaled(height))
 
 
 def _resized_already(state: State, rule: CompiledRule, image: Image) -> NoMatch | None:
@@ -84,17 +72,6 @@ def _height(scope: Scope, rule: CompiledRule, image: Image) -> int:
         place = Label(expr.span, f"a whole number of rows, at most {image.size[0]}, is meant")
         raise fail("R001", f"`{found}` is no smaller height", place)
     return found
-
-
-def _prepared(state: State, site: ImageSite) -> ImageReady | NoMatch:
-    found = decided_otherwise(state, site) or planned(state, site)
-    if isinstance(found, NoMatch):
-        return found
-    trial = _ResizeTrial(state, site, GraphView(found, state.vocabulary))
-    verdicts = judged(trial)
-    if isinstance(verdicts, NoMatch):
-        return verdicts
-    return ImageReady(*trial.costs, verdicts, trial.drift, site, trial.view)
 
 
 # -- verifying -------------------------------------------------------------------------------------
@@ -125,10 +102,22 @@ class _ResizeTrial(CutTrial[ImageSite]):
         return {self.site.rule.dim: self.site.size[0]}
 
 
+class ImageReady(Change[_ResizeTrial]):
+    """A smaller input that waits to be verified and committed."""
+
+    @property
+    def site(self) -> ImageSite:
+        return self.tried.site
+
+    @property
+    def node(self) -> fx.Node:
+        return self.site.dim.node
+
+
 # -- the target ------------------------------------------------------------------------------------
 
 
-class ImageTarget(Target[Image, ImageReady]):
+class ImageTarget(WholeTarget[Image, ImageReady]):
     """Candidates are the image inputs of the present graph that something reads, in their order."""
 
     def candidates(self) -> list[Image]:
@@ -140,15 +129,17 @@ class ImageTarget(Target[Image, ImageReady]):
         now = {image.name: image for image in self.candidates()}
         return [now[image.name] for image in places if image.name in now]
 
-    def prepare(self, place: Image) -> ImageReady | NoMatch:
-        """Raises V101 if the planned model does something else than the one before."""
-        try:
-            return _examined(self.state, self.rule, place)
-        except LissomError as error:
-            left = left_for(error, self.rule.source.name.span, place.node)
-            if left is None:
-                raise
-            return left
+    def weigh(self, place: Image) -> ImageReady | NoMatch:
+        return self._or_reason(lambda: self._planned(place), place.node)
+
+    def _planned(self, place: Image) -> ImageReady | NoMatch:
+        state, site = self.state, _examined(self.state, self.rule, place)
+        if isinstance(site, NoMatch):
+            return site
+        found = decided_otherwise(state, site) or planned(state, site)
+        if isinstance(found, NoMatch):
+            return found
+        return ImageReady.of(_ResizeTrial(state, site, GraphView(found, state.vocabulary)))
 
     def commit(self, stage: str, ready: ImageReady, seconds: float) -> None:
         """The planned model becomes the working one."""

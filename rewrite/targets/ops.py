@@ -17,9 +17,13 @@ from ..apply.engine import (
     find,
     forget,
     may_apply,
+    measure_again,
     ready_at,
     refusal,
 )
+from ..apply.let_go import round_off
+from ..apply.plan import Plan
+from ..apply.surroundings import asked, unchanged
 from ..graph.places import name_of, nodes_at
 from ..graph.snapshot import finish, snapshot
 from ..journal import Costs, Refused
@@ -27,7 +31,7 @@ from ..match.site import Site
 from ..rules.binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLESS, USES, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
-from ..torch_internals import is_erased
+from ..torch_internals import is_erased, order_of
 from .target import Condition, Target, guards, line
 
 
@@ -53,7 +57,8 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
         names = {node.name for node in places}
         return [node for node in self.candidates() if node.name in names]
 
-    def prepare(self, place: fx.Node) -> VerifiedRewrite | NoMatch:
+    def weigh(self, place: fx.Node) -> VerifiedRewrite | NoMatch:
+        """Verified at once: weights are in float64 until then, and wait in their own precision."""
         found = ready_at(self.state, self.rule, place, self.start)
         self.state.samples.leave(_seen_by(place))
         return found
@@ -69,8 +74,48 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
             near = (n for n in places if may_apply(self.state, self.rule, n, self.start))
             self.state.samples.look_ahead(map(_seen_by, near))
 
+    def stands(self, ready: VerifiedRewrite) -> bool:
+        return self._as_prepared(ready) and not self._sees_others(ready)
+
+    def weigh_again(self, place: fx.Node, ready: VerifiedRewrite) -> VerifiedRewrite | NoMatch:
+        """Its plan is right as long as the graph around it and its weights are; then only what it
+        promises is measured anew.
+        """
+        if not self._as_prepared(ready):
+            self.forget(ready)
+            return self.weigh(place)
+        self.state.samples.go_on(self.state.module)
+        found = measure_again(self.state, ready)
+        self.state.samples.leave(_seen_by(place))
+        if isinstance(found, NoMatch):
+            self.forget(ready)
+        return found
+
+    def may_outgrow(self, ready: VerifiedRewrite) -> bool:
+        """Weights that several sites read count with the last of them, and answers about the model
+        may be others now.
+        """
+        return ready.read.repeats or ready.read.asked != asked(self.state, ready.site)
+
+    def hold(self, ready: VerifiedRewrite) -> int:
+        emitted = (value for made in ready.emitted.values() for value in made.params.values())
+        new = sum(value.nbytes for value in emitted if value is not None)
+        return new + round_off(self.state.module, ready.plan)
+
     def forget(self, ready: VerifiedRewrite) -> None:
         forget(ready.site)
+        ready.plan, ready.emitted, ready.held = Plan(), {}, False
+
+    def _as_prepared(self, ready: VerifiedRewrite) -> bool:
+        """Whether the site has its plan yet, and nothing of the graph that led to it changed."""
+        return ready.held and unchanged(self.state, ready.site, ready.read)
+
+    def _sees_others(self, ready: VerifiedRewrite) -> bool:
+        """Whether its promises were measured on other values than it sees now."""
+        if not (self.state.verify and self.rule.measures):
+            return False
+        first = self.state.changes.since(ready.when)
+        return first is not None and any(order_of(n) >= first for n in ready.site.inputs)
 
     def fresh(self, tried: Sequence[fx.Node]) -> list[str]:
         old, start = set(tried), anchor(self.state, self.rule)

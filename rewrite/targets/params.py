@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ...grammar.diagnostics import Label, did_you_mean, fail
 from ...grammar.tree import tree as t
 from ..apply.cost import model_costs
 from ..apply.plan import check_shape
 from ..graph.exchange import exchange, like
 from ..graph.snapshot import finish, snapshot
 from ..journal import Applied, Costs, Verdict, VerdictKind
-from ..rules.binding import PLAN, SITES, NoMatch, left_for
+from ..rules.binding import PLAN, SITES, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.scope import ParamRef, Scope
 from ..rules.state import State
-from .check import CutTrial, Verified, change_conditions, change_rank, judged, miss
+from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
 from .features import guard_miss
-from .target import Condition, Rank, Target, line
+from .target import Condition, Rank, line
 from .weights import Param, is_same, param_at, params_of, writer_of
 
 EXACT_NUMBERS = "the model with what is stored equals the one with the perturbed numbers"
@@ -52,17 +52,10 @@ class ParamSite:
         return self.param.name
 
 
-@dataclass(slots=True)
-class ParamReady(Verified):
-    """Numbers that were verified and wait to be committed."""
-
-    site: ParamSite
-
-
 # -- one parameter ---------------------------------------------------------------------------------
 
 
-def _examined(state: State, rule: CompiledRule, param: Param) -> ParamReady | NoMatch:
+def _examined(state: State, rule: CompiledRule, param: Param) -> ParamSite | NoMatch:
     scope = state.scope({**rule.args, rule.param: param.ref})
     found = guard_miss(rule, scope) or _stays(state, rule, param)
     if found is not None:
@@ -70,7 +63,7 @@ def _examined(state: State, rule: CompiledRule, param: Param) -> ParamReady | No
     site = _site(rule, param, scope)
     if torch.equal(site.stored, param.ref.tensor) and torch.equal(site.moved, param.ref.tensor):
         return miss(rule, PLAN, "the rule keeps every number", "R015", param.ref.call.node)
-    return _again(site) or _not_finite(site) or _prepared(state, site)
+    return _again(site) or _not_finite(site) or site
 
 
 def _stays(state: State, rule: CompiledRule, param: Param) -> NoMatch | None:
@@ -122,14 +115,6 @@ def _not_finite(site: ParamSite) -> NoMatch | None:
     lost = int((was & ~(torch.isfinite(site.stored) & torch.isfinite(site.moved))).sum())
     text = f"{lost} of its {was.numel():,} numbers would no longer be finite"
     return miss(site.rule, PLAN, text, "K002", site.param.ref.call.node) if lost else None
-
-
-def _prepared(state: State, site: ParamSite) -> ParamReady | NoMatch:
-    trial = _NumbersTrial(state, site, state.view)
-    verdicts = judged(trial)
-    if isinstance(verdicts, NoMatch):
-        return verdicts
-    return ParamReady(*trial.costs, verdicts, trial.drift, site)
 
 
 # -- verifying -------------------------------------------------------------------------------------
@@ -184,10 +169,22 @@ class _NumbersTrial(CutTrial[ParamSite]):
         return {}
 
 
+class ParamReady(Change[_NumbersTrial]):
+    """Numbers that wait to be verified and committed."""
+
+    @property
+    def site(self) -> ParamSite:
+        return self.tried.site
+
+    @property
+    def node(self) -> fx.Node:
+        return self.site.param.ref.call.node
+
+
 # -- the target ------------------------------------------------------------------------------------
 
 
-class ParamTarget(Target[Param, ParamReady]):
+class ParamTarget(WholeTarget[Param, ParamReady]):
     """Candidates are the weights of ops of the set, each memory once."""
 
     @property
@@ -209,15 +206,14 @@ class ParamTarget(Target[Param, ParamReady]):
         now = {param.name: param for param in self.candidates()}
         return [now[param.name] for param in places if param.name in now]
 
-    def prepare(self, place: Param) -> ParamReady | NoMatch:
-        """Raises V101 if what is stored computes something else than what was perturbed."""
-        try:
-            return _examined(self.state, self.rule, place)
-        except LissomError as error:
-            left = left_for(error, self.rule.source.name.span, place.ref.call.node)
-            if left is None:
-                raise
-            return left
+    def weigh(self, place: Param) -> ParamReady | NoMatch:
+        return self._or_reason(lambda: self._changed(place), place.ref.call.node)
+
+    def _changed(self, place: Param) -> ParamReady | NoMatch:
+        state, site = self.state, _examined(self.state, self.rule, place)
+        if isinstance(site, NoMatch):
+            return site
+        return ParamReady.of(_NumbersTrial(state, site, state.view))
 
     def commit(self, stage: str, ready: ParamReady, seconds: float) -> None:
         """The stored numbers take the place of the old ones, everywhere."""
@@ -294,5 +290,6 @@ def _renewed(state: State, site: ParamSite) -> list[fx.Node]:
     for node in changed:
         state.view.add(node)
     state.flow, state.shared = None, {}
+    state.changes.everywhere()
     state.samples.forget()
     return readers

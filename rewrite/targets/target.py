@@ -26,6 +26,10 @@ Condition = tuple[Rank, str, str]
 """(rank, kind, text) of something that can fail."""
 
 
+WHOLE = 1 << 62
+"""More bytes than there is room for."""
+
+
 class PreparedSite(Protocol):
     """Where a prepared rewrite would be made."""
 
@@ -43,7 +47,16 @@ class Prepared(Protocol):
 
     before: Costs
     after: Costs
-    verdicts: tuple[Verdict, ...]
+    when: int
+    """How many changes of the graph there had been (`state.changes`)."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it was not let go."""
+        ...
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]: ...
 
     @property
     def saving(self) -> int:
@@ -81,12 +94,21 @@ class Target(ABC, Generic[P, R]):
     def alive(self, places: Sequence[P]) -> list[P]:
         """What has become of candidates since the graph was changed, or taken back."""
 
-    @abstractmethod
     def prepare(self, place: P) -> R | NoMatch:
         """The rule at one candidate, verified but not committed; or the reason why not.
 
         Raises what is an error of the rule itself: V101 where its sides differ.
         """
+        found = self.weigh(place)
+        return found if isinstance(found, NoMatch) else self.verify(found)
+
+    @abstractmethod
+    def weigh(self, place: P) -> R | NoMatch:
+        """As much of `prepare` as says what the rule would cost and save there."""
+
+    def verify(self, ready: R) -> R | NoMatch:
+        """The rest of it, in the graph that the candidate was weighed in."""
+        return ready
 
     @abstractmethod
     def commit(self, stage: str, ready: R, seconds: float) -> None:
@@ -95,8 +117,38 @@ class Target(ABC, Generic[P, R]):
     def look_ahead(self, places: Sequence[P]) -> None:
         """Told which candidates come next: what they read may be recorded in one run."""
 
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def measure(self, ready: R) -> R | NoMatch:
+        """Finds out its `sensitivity`, where that is not known from weighing it."""
+        return ready
+
+    def stands(self, ready: R) -> bool:
+        """Whether a weighed rewrite may be verified and committed as it is: nothing that it read
+        has changed since, and it was not let go.
+        """
+        return ready.held and ready.when == self.state.changes.now
+
+    def weigh_again(self, place: P, ready: R) -> R | NoMatch:
+        """A candidate whose weighed rewrite stands no longer, in the present graph."""
+        return self.weigh(place)
+
+    def may_outgrow(self, ready: R) -> bool:
+        """Whether what has changed since may let it save more than it did. A cut or a rewrite takes
+        away from what others nearby can save; what their guards and bindings asked of the whole
+        model or of what it computes may turn out either way.
+        """
+        return False
+
+    def hold(self, ready: R) -> int:
+        """Told that a weighed rewrite waits: what it needs no more is dropped. Returns the bytes
+        that it holds; by default those of whole models, of which one is held at a time.
+        """
+        return WHOLE
+
+    @abstractmethod
     def forget(self, ready: R) -> None:
-        """Told that a prepared rewrite is not committed now: it may let go of what it holds."""
+        """Told that it is not committed now: it lets go of what it holds, and stands no longer."""
 
     def fresh(self, tried: Sequence[P]) -> list[str]:
         """Sites that are there only since the rule was applied elsewhere."""
