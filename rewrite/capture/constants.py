@@ -29,6 +29,8 @@ _UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empt
 _CONTRACTIONS = ("conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d")
 _CONTRACTIONS += ("conv_transpose3d", "batch_norm", "layer_norm", "group_norm", "embedding")
 _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv"})
+# Names of functions of torch, not of ops: a graph has no ops yet while it is captured, and what an
+# own function reads gets a neutral name.
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,3 +141,7 @@ _OTHERS = {
     "expand_as": _elementwise,
     "take": movement.taken,
 }
+"""Ops whose effect on features depends on the values of their settings (which equation, how much
+padding, whose sizes), or on which of several inputs it comes from: more than a trait can say. Every
+other op, an own one too, is read by its traits, `mixes` and `sums`.
+"""

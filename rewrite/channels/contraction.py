@@ -159,7 +159,9 @@ _ADDED = {
     "scaled_dot_product_attention": 2,
     "grouped_query_attention": 2,
 }
-"""Ops with an input that broadcasts with the result, but for so many axes at the end."""
+"""Ops with an input that broadcasts with the result, but for so many axes at the end. A declaration
+cannot say this of an input; what such an input of an own op brings along must stay, and says so.
+"""
 
 
 def _beside(dims: _Dims, name: str, value: fx.Node) -> None:

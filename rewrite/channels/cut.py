@@ -104,7 +104,10 @@ _IMPLIED = {
     "scaled_dot_product_attention": _ATTENTION,
     "grouped_query_attention": _ATTENTION,
 }
-"""Settings that torch takes from the last axis of the first input where they are none."""
+"""Settings that torch takes from the last axis of the first input where they are none. A default
+that is computed has no place in a declaration; an own op that has one is refused where it is
+compared.
+"""
 
 
 def _implied(work: Work, call: OpCall) -> None:

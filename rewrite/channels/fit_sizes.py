@@ -68,6 +68,10 @@ def _select(work: Work, node: fx.Node, region: Region) -> None:
 # -- settings --------------------------------------------------------------------------------------
 
 _SIZES = {"reshape": "shape", "expand": "size", "unflatten": "sizes"}
+"""Which setting holds new sizes: torch gives it a name of its own in each of these. Of an own op
+nobody knows which setting is a size: where it does not fit as it is, the positions that it takes
+are written instead.
+"""
 
 
 @dataclass

@@ -22,6 +22,9 @@ ULPS = 8.0
 """Units in the last place that both sides together may differ by, for each sqrt of a term."""
 
 _SUMS = frozenset({"mul", "div", "matmul", "bmm", "baddbmm", "cat", "stack"})
+"""Ops whose scale is what they give for magnitudes: a sharper bound than the one for any function.
+An own product stands in no table here, and is judged less sharply.
+"""
 
 
 def magnitude(
