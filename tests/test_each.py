@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lissom.rewrite.apply import engine
 from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.runs import record
 from lissom.rewrite.graph.snapshot import snapshot
 from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.match.site import Site
+from lissom.rewrite.measure import recording
 from lissom.rewrite.pipeline import queue
 from lissom.rewrite.pipeline.pipeline import RANKS
 from lissom.rewrite.pipeline.strategy import Runner
@@ -25,6 +27,7 @@ from lissom.rewrite.rules.changes import Changes
 from lissom.rewrite.rules.rule import CompiledRule
 from lissom.rewrite.targets import check
 from lissom.rewrite.targets.choose import target_of
+from lissom.rewrite.torch_internals import order_of
 
 from .cutting import randomised
 from .support import digests, library, state_of, the_rule
@@ -311,6 +314,43 @@ def test_changes_are_known_by_the_first_node_behind_them() -> None:
     assert changes.since(3) is None
     changes.everywhere()
     assert changes.since(0) == changes.since(3) == ()
+
+
+def test_a_run_that_goes_on_gives_the_same() -> None:
+    """Values in front of a change are read again, those behind it are computed anew."""
+    module = capture(stack([12] * 9), (ROWS,)).module
+    nodes = [node for node in module.graph.nodes if node.op == "call_module"]
+    stops = recording.Stops(1 << 20)
+    ran: list[str] = []
+
+    def resumed(node: fx.Node) -> Tensor:
+        ran.clear()
+        return recording.resume(module, [node], (ROWS,), stops)[node]
+
+    handles = [
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, layer in module.named_modules()
+        if name
+    ]
+    for place, most in ((9, 10), (12, 3), (15, 3), (4, 2), (12, 1)):
+        value = resumed(nodes[place])
+        assert len(ran) <= most
+        assert torch.equal(value, record(module, [nodes[place]], (ROWS,))[nodes[place]])
+    with torch.no_grad():
+        module.get_submodule(str(nodes[6].target)).weight.mul_(2)
+    stops.drop(order_of(nodes[6]))
+    for place in (12, 5):
+        value = resumed(nodes[place])
+        assert torch.equal(value, record(module, [nodes[place]], (ROWS,))[nodes[place]])
+    assert handles
+
+
+def test_without_room_a_run_begins_at_the_inputs() -> None:
+    module = capture(stack([12] * 4), (ROWS,)).module
+    (last,) = module.graph.output_node().all_input_nodes
+    stops = recording.Stops(0)
+    recording.resume(module, [last], (ROWS,), stops)
+    assert stops.held == []
 
 
 def test_what_cannot_be_measured_goes_last() -> None:
