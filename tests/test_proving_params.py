@@ -98,7 +98,7 @@ def test_a_mutant_that_the_engine_lets_pass(monkeypatch: pytest.MonkeyPatch) -> 
     """What the words mean is compared apart from the engine."""
     chosen = subject_of(ROUND)
     specimens = param_specimens(chosen, proof().explored.tapes[:3])
-    monkeypatch.setattr(params, "judged", lambda trial: ())
+    monkeypatch.setattr(check, "judged", lambda trial: ())
     found = param_score(chosen, specimens)
     assert "model" in {fate.by for fate in found.fates}
     assert not found.survivors
