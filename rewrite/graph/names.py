@@ -42,7 +42,7 @@ def _hidden(module: fx.GraphModule) -> set[str]:
     renamed = {name for name, inside in names.items() if name != inside}
     if not renamed:
         return set()
-    (function,) = ast.parse(module.code.strip()).body
+    *_, function = ast.parse(module.code.strip()).body  # behind what torch.fx is to wrap
     assert isinstance(function, ast.FunctionDef)
     read = [
         part.id
