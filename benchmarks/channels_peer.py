@@ -53,10 +53,8 @@ def works(row: Row) -> bool:
     return "error" not in row and row["kept"] and row["after"] < row["before"]
 
 
-def prune(
-    model: nn.Module, inputs: tuple[Any, ...], ignored: list[nn.Module], everywhere: bool = False
-) -> None:
-    """Half of the channels by their L1 norms; `everywhere`: of all layers together."""
+def prune(model: nn.Module, inputs: tuple[Any, ...], ignored: list[nn.Module]) -> None:
+    """Half of the channels of each layer by their L1 norms."""
     import torch_pruning as tp
 
     heads, options = attention(model)
@@ -64,7 +62,6 @@ def prune(
         model,
         inputs[0] if len(inputs) == 1 else list(inputs),
         importance=tp.importance.MagnitudeImportance(p=1),
-        global_pruning=everywhere,
         pruning_ratio=0.5,
         ignored_layers=ignored,
         num_heads=heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import channels_peer as peer
@@ -13,27 +14,32 @@ from capture_models import torchvision_entries
 from channels_cut import analysed, parameters, random_half
 from channels_models import Measure, Row, alive
 from measure import Contestant, race
-from torch import Tensor, fx, nn
+from torch import nn
 
+import lissom
+from lissom.grammar.library.program import program_of
+from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.apply.cost import model_costs
+from lissom.rewrite.apply.queries import QUESTIONS
 from lissom.rewrite.capture.capture import Captured, capture
 from lissom.rewrite.channels.cut import cut
-from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.graph.index import GraphView
-from lissom.rewrite.ops.call import tensor_at
+from lissom.rewrite.journal import Applied, Journal
+from lissom.rewrite.measure.samples import Samples
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import compile_rule
+from lissom.rewrite.rules.state import State
 
 SPEED = ("resnet50", "densenet121", "densenet201", "vit_b_16")
 LATENCY = ("resnet50", "mobilenet_v2", "vit_b_16")
 ROUNDS, RUNS = 3, 21
-_CAPTURE, _CUT, _PEER = "capture", "analysis and cut", "Torch-Pruning"
-_SPEED_HEAD = (
-    "model",
-    "lissom: capture",
-    "lissom: analysis, scores, cut",
-    "Torch-Pruning",
-    "ratio",
-)
-_SPEED_HEAD += ("ratio with capture", "parameters", "lissom keeps", "Torch-Pruning keeps")
+TEXT = (Path(__file__).resolve().parents[1] / "passes" / "prune.lissom").read_text()
+(RULE,) = program_of(TEXT).own_rules.values()
+PROGRAM = f"""{TEXT}
+pipeline half {{ budget drift(outputs) <= 1000%; stage cut {{ once prune_l1(ratio = 50%) }} }}"""
+_CAPTURE, _STEP, _WHOLE, _PEER = "capture", "step", "compile, verified", "Torch-Pruning"
+_SPEED_HEAD = ("model", "cuts", "lissom: capture", "the step", "Torch-Pruning", "times as fast")
+_SPEED_HEAD += ("compile, verified", "parameters", "lissom keeps", "Torch-Pruning keeps")
 _LATENCY_HEAD = ("model", "CPU before", "CPU after", "times as fast", "MACs before", "MACs after")
 _LATENCY_HEAD += ("times fewer MACs",)
 
@@ -69,9 +75,15 @@ def _speed(build: Any, with_peer: bool) -> Measure:
         runners = [
             Contestant(_CAPTURE, lambda: model, lambda m: capture(m, inputs, prove=False)),
             Contestant(
-                _CUT,
+                _STEP,
                 lambda: capture(model, inputs, prove=False),
-                cut_everywhere,
+                cut_each,
+                lambda state: row.update(cuts=len(state.journal.of(Applied))),
+            ),
+            Contestant(
+                _WHOLE,
+                lambda: model,
+                lambda m: lissom.compile(m, PROGRAM, inputs=inputs).model,
                 lambda result: note("after", result),
             ),
         ]
@@ -92,49 +104,28 @@ def _peer_runner(build: Any, note: Any) -> Contestant:
         return model, inputs, peer.writers(model, inputs)
 
     def run(given: tuple[Any, ...]) -> nn.Module:
-        peer.prune(*given, everywhere=True)
+        peer.prune(*given)
         return given[0]
 
     return Contestant(_PEER, prepare, run, lambda model: note("peer_after", model))
 
 
-def cut_everywhere(captured: Captured) -> fx.GraphModule:
-    """Removes the half of all features with the smallest L1 norms, those of each class relative to
-    their mean; every class keeps its best.
-    """
-    prepared = analysed(captured)
-    norms = norms_of(prepared.flow)
-    leaves = [torch.tensor(each.leaves) for each in prepared.free]
-    scores = [norms[own] / norms[own].mean().clamp_min(1e-30) for own in leaves]
-    best = torch.stack([own[score.argmax()] for own, score in zip(leaves, scores, strict=True)])
-    everything = torch.cat(leaves)
-    weakest = everything[torch.cat(scores).argsort(stable=True)[: len(everything) // 2]]
-    return cut(prepared.flow, weakest[~torch.isin(weakest, best)].tolist())
-
-
-def norms_of(flow: Flow) -> Tensor:
-    """The L1 norm of the weights that write each leaf, [leaves]."""
-    norms, table = torch.zeros(len(flow.atoms), dtype=torch.float64), flow.atoms.table()
-    for path, key in flow.paths.items():
-        tensor = tensor_at(flow.view.root, path)
-        if tensor.ndim > 1 and tensor.is_floating_point():
-            # The first axis of a weight is the one that it writes.
-            sizes = tensor.detach().abs().flatten(1).sum(1).double()
-            for track in (t for t in flow.params.get(key, ()) if t.shape[0] > 1):
-                for leaves in table[track.reshape(-1)].T:
-                    norms.index_add_(0, leaves, sizes)
-    return norms
+def cut_each(captured: Captured) -> State:
+    """What `lissom.compile` does behind the capture for one `once prune_l1`, not verified."""
+    view, samples = GraphView(captured.module), Samples(tuple(captured.inputs))
+    given = view.vocabulary, FUNCTIONS, QUESTIONS, samples, Journal()
+    state = State(captured.module, *given, verify=False)
+    Runner(state, "cut").once([compile_rule(RULE, {"ratio": 0.5})])
+    return state
 
 
 def _speed_cells(row: Row) -> list[str]:
     spent = row["seconds"]
-    cells = [report.seconds(spent[_CAPTURE]), report.seconds(spent[_CUT])]
-    if _PEER in spent:
-        whole = spent[_CUT] + spent[_CAPTURE]
-        cells += [report.seconds(spent[_PEER]), report.times(spent[_PEER] / spent[_CUT])]
-        cells += [report.times(spent[_PEER] / whole)]
-    else:
-        cells += ["--"] * 3
+    cells = [str(row["cuts"]), report.seconds(spent[_CAPTURE]), report.seconds(spent[_STEP])]
+    known = _PEER in spent
+    cells += [report.seconds(spent[_PEER])] if known else ["--"]
+    cells += [report.times(spent[_PEER] / spent[_STEP])] if known else ["--"]
+    cells += [report.seconds(spent[_WHOLE])]
     kept = row.get("peer_after")
     share = "--" if kept is None else f"{kept / row['before']:.2f}"
     return [*cells, f"{row['before'] / 1e6:.1f} M", f"{row['after'] / row['before']:.2f}", share]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import fx
 
-from lissom.rewrite.channels import contraction, cut, fit_sizes, flow, movement
+from lissom.rewrite.channels import analyse, contraction, cut, fit_sizes, flow, movement
 from lissom.rewrite.channels.cut_builder import Work
 from lissom.rewrite.channels.labels import Labels, Vectors, chained, joined
 from lissom.rewrite.channels.selection import Selection
@@ -106,7 +106,7 @@ def unordered(work: Work, node: fx.Node, region: Any) -> None:
 AXIS, SELECT = Selection.axis, fit_sizes._select
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "elementwise ops couple nothing": (flow, "together", apart),
+    "elementwise ops couple nothing": (analyse, "together", apart),
     "cat swaps the features of its parts": (movement, "chained", swapped),
     "cat and stack couple nothing": (movement, "together", apart),
     "groups stay what they were": (cut, "_sized", no_sizes),
@@ -114,7 +114,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "mixing ops are no barriers": (contraction, "_mixed", nothing),
     "nothing must stay": (Units, "block", nothing),
     "the scale of fused attention is made anew": (cut, "_implied", nothing),
-    "numbers follow the sizes": (cut, "_old_numbers", nothing),
+    "numbers follow the sizes": (cut, "old_numbers", nothing),
     "layers with shared parameters part": (cut, "_pass_on", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),
     "positions of one axis change their order": (Selection, "axis", shifted),

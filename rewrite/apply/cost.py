@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
 
 from ...grammar.checks.declared import BUFFERS
 from ...grammar.diagnostics import Label, LissomError, fail
+from ..channels.sizes import specs_of
 from ..graph.building import assertions
 from ..graph.index import GraphView
 from ..graph.opaque import opaque_costs
@@ -124,3 +126,74 @@ def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:
     tensors = list(tensors)
     params = sum(t.numel() for t in tensors if isinstance(t, nn.Parameter))
     return Costs(params, sum(t.numel() * t.element_size() for t in tensors), macs, ops)
+
+
+class RunningCosts:
+    """What a model costs while it is being changed: only what changed is counted again."""
+
+    def __init__(self, module: fx.GraphModule, view: GraphView) -> None:
+        self.module, self.view = module, view
+        self.costs = model_costs(module, view)
+        self._macs: dict[fx.Node, int] = {}
+        self._held: dict[fx.Node, list[Tensor]] = {}
+        self._holders: Counter[int] = Counter()
+        for node in module.graph.nodes:
+            self._enter(node)
+
+    def update(self, nodes: Sequence[fx.Node], gone: Sequence[fx.Node]) -> Costs:
+        """The costs after a change: `nodes` are new or of another size, `gone` are not there any
+        more.
+        """
+        left, new = self._leave_all((*gone, *nodes)), _NOTHING
+        for node in nodes:
+            new = _added(new, self._enter(node))
+        now = _added(self.costs - left, new)
+        opaque, macs = self.costs.opaque, now.macs
+        if any(self._may_be_opaque(node) for node in (*gone, *nodes)):
+            macs -= sum(node.macs or 0 for node in opaque)
+            opaque = opaque_costs(self.module, self.view)
+            macs += sum(node.macs or 0 for node in opaque)
+        self.costs = replace(now, macs=macs, opaque=opaque)
+        return self.costs
+
+    def _may_be_opaque(self, node: fx.Node) -> bool:
+        tensors = any(spec is not None for spec in specs_of(node))
+        return node.op.startswith("call_") and tensors and self.view.call(node) is None
+
+    def _enter(self, node: fx.Node) -> Costs:
+        """What the model costs more with a node."""
+        call = self.view.call(node) if node.op not in SKIPPED else None
+        macs = self._macs[node] = call_macs(call) if call is not None else 0
+        held = self._held[node] = _tensors_of(self.module, node)
+        first = [tensor for tensor in held if not self._holders[id(tensor)]]
+        self._holders.update(map(id, held))
+        return _sum(first, macs, int(node.op not in SKIPPED))
+
+    def _leave_all(self, nodes: Sequence[fx.Node]) -> Costs:
+        """What it costs less without nodes that it had."""
+        known = [node for node in dict.fromkeys(nodes) if node in self._held]
+        held = [tensor for node in known for tensor in self._held.pop(node)]
+        self._holders.subtract(map(id, held))
+        last = {id(tensor): tensor for tensor in held if not self._holders[id(tensor)]}
+        macs = sum(self._macs.pop(node) for node in known)
+        return _sum(last.values(), macs, sum(node.op not in SKIPPED for node in known))
+
+
+_NOTHING = Costs(0, 0, 0, 0)
+
+
+def _added(left: Costs, right: Costs) -> Costs:
+    return left - (_NOTHING - right)
+
+
+def _tensors_of(module: nn.Module, node: fx.Node) -> list[Tensor]:
+    """The parameters and buffers that a node holds, each once."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return list({id(t): t for t in (*layer.parameters(), *layer.buffers())}.values())
+    if node.op != "get_attr":
+        return []
+    place, _, name = str(node.target).rpartition(".")
+    owner = module.get_submodule(place)
+    found = owner._parameters.get(name, owner._buffers.get(name))
+    return [] if found is None else [found]

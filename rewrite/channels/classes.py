@@ -80,9 +80,9 @@ def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], l
     for (_, leaves), key in zip(listed, keys[1:], strict=True):
         sums[leaves] += key
     sums[[leaf for leaf in flow.atoms.blocked_leaves() if sums[leaf]]] += keys[0]
-    order = dict.fromkeys(leaf for _, leaves in listed for leaf in leaves.tolist())
+    order = _once(torch.cat([leaves for _, leaves in listed] or [keys[:0]]))
     groups: dict[int, list[int]] = {}
-    for leaf, total in zip(order, sums[list(order)].tolist(), strict=True):
+    for leaf, total in zip(order.tolist(), sums[order].tolist(), strict=True):
         groups.setdefault(total, []).append(leaf)
     firsts = {leaves[0]: leaves for leaves in groups.values()}
     roles: dict[int, list[Role]] = {leaf: [] for leaf in firsts}
@@ -110,5 +110,13 @@ def _listed(flow: Flow) -> Iterator[Listed]:
 def _factors(rows: Tensor) -> list[Tensor]:
     """The leaves of atoms, by the factor of the product that they are; each once."""
     used = int((rows != NONE).any(0).sum())
-    columns = (dict.fromkeys(rows[:, i].tolist()) for i in range(max(used, 1)))
-    return [torch.tensor([leaf for leaf in column if leaf != NONE]).long() for column in columns]
+    columns = (_once(rows[:, i]) for i in range(max(used, 1)))
+    return [column[column != NONE] for column in columns]
+
+
+def _once(numbers: Tensor) -> Tensor:
+    """Each number once, in the order in which they come first."""
+    found, place = numbers.unique(return_inverse=True)
+    first = torch.full_like(found, len(numbers))
+    first.scatter_reduce_(0, place, torch.arange(len(numbers)), "amin")
+    return numbers[first.sort().values]

@@ -8,13 +8,13 @@ from a size and used as a number (a scale, say) stays what it was.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from ...grammar.diagnostics import Label, fail
-from ..graph.building import assertions
+from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.exchange import shallow
 from ..graph.formats import in_format_of
 from ..graph.snapshot import finish, snapshot
@@ -22,9 +22,11 @@ from ..ops.call import OpCall, tensor_at
 from ..ops.layers import build_layer
 from ..ops.spec import TensorSpec
 from .cut_builder import Work
-from .fit_sizes import rearrange
-from .flow import Flow
+from .fit_sizes import Fit, rearranged
+from .flow import Flow, Key
 from .labels import joined
+from .numbers import old_numbers, renumbered
+from .reach import Reach
 from .selection import Selection, selected
 from .sizes import settings, shape_at, specs_of
 
@@ -36,43 +38,107 @@ def cut(flow: Flow, removed: Iterable[int]) -> fx.GraphModule:
     Raises R010 where a movement cannot be made to fit what is left, R011 where nothing would be
     left of an axis.
     """
-    return cutting(flow, removed).module
+    work = begun(flow)
+    shrink(work, removed)
+    finish(work.module)
+    return work.module
 
 
-def cutting(flow: Flow, removed: Iterable[int]) -> Work:
-    """The cut, with what is known of both models."""
+def begun(flow: Flow) -> Work:
+    """A copy of the model of which nothing was cut yet. Its code has to be made (`finish`) before
+    it is run.
+    """
     root = flow.view.root
     module = snapshot(root)
     new = dict(zip(root.graph.nodes, module.graph.nodes, strict=True))
-    work = Work(flow, Selection(flow.atoms, set(removed)), module, new)
-    for path in flow.paths:
-        _slice(work, path)
-    skipped = _skipped(work)
-    left = {*skipped, *assertions(root.graph)}
-    for node in root.graph.nodes:
-        if node.op != "output" and node not in left:
-            _node(work, node)
-    for node in reversed(skipped):
-        module.graph.erase_node(new[node])
-    finish(module)
-    return work
+    return Work(flow, Selection(flow.atoms, ()), module, new, Reach(flow))
+
+
+def shrink(work: Work, removed: Iterable[int]) -> Steps:
+    """Cuts leaves out of the new model, which has lost others already: what they reach is made
+    anew. Raises as `cut` does, and then nothing has changed.
+    """
+    kept, numbers, gone = work.kept, dict(work.numbers), set(work.gone)
+    work.kept = kept.more(set(removed))
+    try:
+        steps = _planned(work, work.kept.lost_since(kept))
+    except LissomError:
+        work.kept, work.numbers, work.gone = kept, numbers, gone
+        raise
+    work.layers, work.fresh, work.dropped = set(), [], []
+    for key, tensor in steps.tensors.items():
+        work.tensors[key] = tensor
+        work.parameters.pop(key, None)
+    for node in steps.nodes:
+        _node(work, node, steps.fits)
+    for node in reversed(steps.skipped):
+        work.drop(work.new[node])
+        work.needs(node, [])
+    return steps
+
+
+@dataclass
+class Steps:
+    """What one cut makes anew. lost: the atoms that go, bool [atoms]. nodes: those of the old graph
+    that they reach, in its order. skipped: those that are needed no longer.
+    """
+
+    lost: Tensor
+    tensors: dict[Key, Tensor]
+    skipped: list[fx.Node]
+    nodes: list[fx.Node] = field(default_factory=list)
+    fits: dict[fx.Node, Fit] = field(default_factory=dict)
+
+
+def _planned(work: Work, lost: Tensor) -> Steps:
+    """All that can fail, so that nothing is left half done."""
+    reach = work.reach
+    sliced = {key: _sliced(work, reach.paths[key][0]) for key in reach.keys_of(lost)}
+    tensors = {key: tensor for key, tensor in sliced.items() if tensor is not None}
+    steps = Steps(lost, tensors, _skipped(work))
+    work.gone.update(steps.skipped)
+    waiting = reach.nodes_of(lost)
+    seen = set(waiting)
+    while waiting:
+        node = reach.nodes[heappop(waiting)]
+        if node.op == "output" or node in work.gone or node in reach.checks:
+            continue
+        steps.nodes.append(node)
+        for other in _planned_at(work, node, steps):
+            place = reach.place[other]
+            if place not in seen:
+                seen.add(place)
+                heappush(waiting, place)
+    return steps
+
+
+def _planned_at(work: Work, node: fx.Node, steps: Steps) -> Iterable[fx.Node]:
+    """Plans one node. The readers of a number that changes are concerned, too."""
+    call = work.flow.view.call(node)
+    if _gives_number(node, call):
+        return node.users if renumbered(work, node) else ()
+    if call is not None and _moves(work, call):
+        steps.fits[node] = rearranged(work, call)
+    return ()
 
 
 def _skipped(work: Work) -> list[fx.Node]:
     """What stands inside of shuffles that one selection is going to replace."""
-    regions = work.flow.regions.values()
-    return [node for r in regions if r.axis in work.axes(r.source) for node in r.inside]
+    regions = [r for r in work.flow.regions.values() if r.axis in work.axes(r.source)]
+    return [node for r in regions for node in r.inside if node not in work.gone]
 
 
-def _node(work: Work, node: fx.Node) -> None:
+def _gives_number(node: fx.Node, call: OpCall | None) -> bool:
+    return node.op != "get_attr" and call is None and not any(specs_of(node))
+
+
+def _node(work: Work, node: fx.Node, fits: Mapping[fx.Node, Fit]) -> None:
     call = work.flow.view.call(node)
     if node.op == "get_attr":
         _held(work, str(node.target))
-    elif call is None and not any(specs_of(node)):
-        _number(work, node)
-    elif call is not None and _moves(work, call):
-        rearrange(work, call)
-    else:
+    elif node in fits:
+        fits[node]()
+    elif not _gives_number(node, call):
         _computed(work, node, call)
     work.describe(node)
     if call is not None and node in work.flow.recurrent:
@@ -90,7 +156,7 @@ def _computed(work: Work, node: fx.Node, call: OpCall | None) -> None:
     elif call is not None and call.op.name in _IMPLIED:
         _implied(work, call)
     if any(source in work.numbers for source in node.all_input_nodes):
-        _old_numbers(work, node)
+        old_numbers(work, node)
 
 
 def _is_changed(work: Work, call: OpCall) -> bool:
@@ -121,15 +187,16 @@ def _implied(work: Work, call: OpCall) -> None:
 # -- parameters ------------------------------------------------------------------------------------
 
 
-def _slice(work: Work, path: str) -> None:
+def _sliced(work: Work, path: str) -> Tensor | None:
+    """What stays of a parameter; None where all of it does."""
     key, tensor = work.flow.key(path), tensor_at(work.flow.view.root, path)
     axes = work.kept.axes(work.flow.params.get(key, ()), tensor.ndim)
-    if not axes or key in work.tensors:
-        return
+    if not axes:
+        return None
     if not all(map(len, axes.values())):
         place, hint = Label(None, where=path), "keep at least one feature"
         raise fail("R011", f"nothing would be left of `{path}`", place, help=hint)
-    work.tensors[key] = in_format_of(selected(tensor.detach(), axes), (tensor,))
+    return in_format_of(selected(tensor.detach(), axes), (tensor,))
 
 
 def _held(work: Work, path: str) -> None:
@@ -239,48 +306,3 @@ def _now(work: Work, path: str | None) -> Tensor | None:
         return None
     sliced = work.sliced(path)
     return tensor_at(work.flow.view.root, path) if sliced is None else sliced
-
-
-# -- numbers ---------------------------------------------------------------------------------------
-
-
-def _number(work: Work, node: fx.Node) -> None:
-    """What a node that gives no tensor gives now."""
-    found = _evaluated(work, node)
-    if found != node.meta.get("val"):
-        work.numbers[node] = found
-
-
-def _evaluated(work: Work, node: fx.Node) -> Any:
-    source = node.args[0] if node.args else None
-    if isinstance(source, fx.Node) and any(specs_of(source)):
-        return _asked(work, node, source)
-    if node.op != "call_function" or not any(n in work.numbers for n in node.all_input_nodes):
-        return node.meta.get("val")
-    target: Any = node.target
-    args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), work.now)  # type: ignore[misc]
-    return target(*args, **kwargs)
-
-
-def _asked(work: Work, node: fx.Node, source: fx.Node) -> Any:
-    """A question about a tensor: only its shape may have another answer than before."""
-    shape = torch.Size(work.shape(source))
-    if node.op == "call_method" and node.target == "size":
-        dims = [*node.args[1:], *node.kwargs.values()]
-        return shape[dims[0]] if dims else shape  # type: ignore[index]
-    if node.target is getattr and node.args[1] == "shape":
-        return shape
-    return node.meta.get("val")
-
-
-def _old_numbers(work: Work, node: fx.Node) -> None:
-    """Numbers that are no sizes here stay what they were."""
-    was = {work.new[n]: n.meta["val"] for n in node.all_input_nodes if n in work.numbers}
-    new = work.new[node]
-    new.args, new.kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
-        (new.args, new.kwargs), lambda value: _constant(was, value)
-    )
-
-
-def _constant(was: Mapping[fx.Node, Any], value: Any) -> Any:
-    return was.get(value, value) if isinstance(value, fx.Node) else value

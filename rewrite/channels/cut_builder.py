@@ -15,6 +15,7 @@ from ..ops.opspec import OpSpec
 from ..ops.spec import TensorSpec
 from .flow import Flow, Key
 from .labels import Labels
+from .reach import Reach
 from .selection import Axes, Selection, shrunk
 from .sizes import specs_of
 
@@ -38,17 +39,28 @@ class Work:
     """What has been made so far.
 
     new: nodes of the old graph -> nodes of the new one. tensors: what was sliced. parameters: those
-    of new layers. numbers: what nodes that give no tensors give now, where that changed.
+    of new layers. numbers: what nodes that give no tensors give now, where that changed. layers:
+    those that were built for this cut. gone: nodes of the old graph that have no new one any more.
+    respelled: those that are written otherwise in the new one, each with the nodes that it needs
+    besides. fresh, dropped: nodes of the new graph that this cut added and erased.
+
+    Features may go in several cuts. Each makes anew what it reaches, from the old model and all
+    that has gone by then, so that the result is that of one cut.
     """
 
     flow: Flow
     kept: Selection
     module: fx.GraphModule
     new: dict[fx.Node, fx.Node]
+    reach: Reach
     tensors: dict[Key, Tensor] = field(default_factory=dict)
     parameters: dict[Key, nn.Parameter] = field(default_factory=dict)
     numbers: dict[fx.Node, Any] = field(default_factory=dict)
     layers: set[str] = field(default_factory=set)
+    gone: set[fx.Node] = field(default_factory=set)
+    respelled: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    fresh: list[fx.Node] = field(default_factory=list)
+    dropped: list[fx.Node] = field(default_factory=list)
 
     def tracks(self, node: fx.Node, result: int = 0) -> Labels:
         """What the analysis said; nothing of parameters that it did not need."""
@@ -97,16 +109,17 @@ class Work:
 
     def respell(self, call: OpCall, op: OpSpec, attrs: Mapping[str, Any]) -> None:
         """The node calls an op with other settings, on what it read before."""
+        known = len(self.fresh)
         held = {name: path and self._holder(call, path) for name, path in call.params.items()}
         inputs = dict(zip((spec.name for spec in op.inputs), call.inputs, strict=True))
         given = fx.node.map_aggregate({**inputs, **held, **attrs}, self._renewed)
-        args, kwargs = op.writer.arguments(given)
-        old, graph = self.new[call.node], self.module.graph
-        with graph.inserting_before(old):
-            if op.writer.is_method:
-                self.stand_in(call.node, graph.call_method(op.writer.name, args, kwargs))
-            else:
-                self.stand_in(call.node, graph.call_function(op.writer.function, args, kwargs))
+        writer = op.writer
+        args, kwargs = writer.arguments(given)
+        if writer.is_method:
+            self.stand_in(call.node, "call_method", writer.name, args, kwargs)
+        else:
+            self.stand_in(call.node, "call_function", writer.function, args, kwargs)
+        self.needs(call.node, self.fresh[known:])
 
     def _holder(self, call: OpCall, path: str) -> fx.Node:
         """The node that reads a parameter: the old one of a function, a new one of a layer."""
@@ -115,19 +128,34 @@ class Work:
             return named[path]
         with self.module.graph.inserting_before(self.new[call.node]):
             node = self.module.graph.get_attr(path)
+        self.fresh.append(node)
         tensor = tensor_at(self.module, path)
         node.meta["val"] = TensorSpec(tuple(tensor.shape), tensor.dtype)
         return node
 
-    def stand_in(self, node: fx.Node, new: fx.Node) -> None:
-        """A new node in the place of the one that was copied."""
-        old = self.new[node]
-        new.meta.update(old.meta)
-        old.replace_all_uses_with(new)
-        name = old.name
-        self.module.graph.erase_node(old)
-        new._rename(name)
-        self.new[node] = new
+    def needs(self, node: fx.Node, others: list[fx.Node]) -> None:
+        """The new node in the place of this one needs these besides; no longer what it needed."""
+        for old in reversed(self.respelled.get(node, [])):
+            self.drop(old)
+        self.respelled[node] = others
+
+    def drop(self, node: fx.Node) -> None:
+        """Erases a node of the new graph, and the tensor that it alone reads."""
+        name = str(node.target)
+        if node.op == "get_attr" and name in self.module._buffers and not self._is_old(name):
+            delattr(self.module, name)
+        self.module.graph.erase_node(node)
+        self.dropped.append(node)
+
+    def _is_old(self, name: str) -> bool:
+        return hasattr(self.flow.view.root, name)
+
+    def stand_in(
+        self, node: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """The node that was copied calls something else; it keeps its name and its readers."""
+        new = self.new[node]
+        new.op, new.target, new.args, new.kwargs = op, target, args, kwargs
 
     def _renewed(self, value: Any) -> Any:
         if isinstance(value, Share):
@@ -142,5 +170,6 @@ class Work:
                 with self.module.graph.inserting_after(node):
                     new = self.module.graph.call_function(function, (node, number))
                 new.meta["val"] = function(node.meta["val"], number)
+                self.fresh.append(new)
                 node = new
         return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
 from typing import Any
 
@@ -23,30 +24,37 @@ from .sizes import settings, shape_at, specs_of
 Shape = tuple[int, ...]
 
 
-def rearrange(work: Work, call: OpCall) -> None:
-    """Makes a movement fit. Raises R010 where nothing does."""
+Fit = Callable[[], None]
+"""Writes a movement such that it fits."""
+
+
+def rearranged(work: Work, call: OpCall) -> Fit:
+    """How to make a movement fit. Raises R010 where nothing does."""
     region = work.flow.regions.get(call.node)
     if region is not None and region.axis in work.axes(region.source):
-        _select(work, call.node, region)
-    if region is not None and (not region.inside or region.axis in work.axes(region.source)):
-        return
+        return lambda: _select(work, call.node, region)
+    if region is not None and not region.inside:
+        return _as_it_is
     changed = any(node in work.numbers for node in call.node.all_input_nodes)
     source = call.inputs[0]
     if not changed and work.shape(source) == shape_at(source):
-        return
+        return _as_it_is
     job = _Job(work, call, work.axes(source), work.shape(source))
     for op, attrs in job.candidates():
         if job.fits(op, attrs):
-            if op is not call.op or attrs != call.attrs:
-                work.respell(call, op, attrs)
-            return
+            plain = op is call.op and attrs == call.attrs and call.node not in work.respelled
+            return _as_it_is if plain else partial(work.respell, call, op, attrs)
     axes = list(job.axes)
     alone = reordered(call, axes[0]) if len(axes) == 1 else None
     if alone is None:
         where = str(call.node.meta.get("site") or call.node.name)
         message = f"`{call.node.name}` ({call.op.name}) cannot be made to fit what is left"
         raise fail("R010", message, Label(None, where=where))
-    _select(work, call.node, alone)
+    return lambda: _select(work, call.node, alone)
+
+
+def _as_it_is() -> None:
+    """It fits."""
 
 
 def _select(work: Work, node: fx.Node, region: Region) -> None:
@@ -61,8 +69,10 @@ def _select(work: Work, node: fx.Node, region: Region) -> None:
     with graph.inserting_before(work.new[node]):
         held = graph.get_attr(name)
         held.meta["val"] = TensorSpec(tuple(order.shape), order.dtype)
-        new = graph.call_function(torch.index_select, (work.new[region.source], axis, held))
-    work.stand_in(node, new)
+    work.fresh.append(held)
+    args = work.new[region.source], axis, held
+    work.stand_in(node, "call_function", torch.index_select, args, {})
+    work.needs(node, [held])
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -109,9 +109,7 @@ class Flow:
     def key(self, path: str) -> Key:
         """The same for parameters that are one memory."""
         if path not in self.paths:
-            tensor = tensor_at(self.view.root, path)
-            layout = tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-            self.paths[path] = (storage_key(tensor), *layout)
+            self.paths[path] = key_of(tensor_at(self.view.root, path))
         return self.paths[path]
 
     def block_inputs(self, node: fx.Node, reason: str) -> None:
@@ -122,3 +120,8 @@ class Flow:
                 keep_all(self.atoms, self.weight(str(value.target)), why)
             for tracks in self.values[value]:
                 keep_all(self.atoms, tracks, why)
+
+
+def key_of(tensor: Tensor) -> Key:
+    """The same for tensors that are one memory, read in one way."""
+    return storage_key(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()

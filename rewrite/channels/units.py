@@ -39,12 +39,14 @@ class Units:
         self._parent = [NONE]
         self._parts: dict[int, tuple[int, ...]] = {}
         self._blocked: dict[int, KeepReason] = {}
+        self._table: Tensor | None = None
 
     def copy(self) -> Units:
         """The same atoms; what is coupled or blocked here from now on is not there."""
         other = Units()
         other._parent = list(self._parent)
         other._parts, other._blocked = dict(self._parts), dict(self._blocked)
+        other._table = self._table
         return other
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class Units:
 
     def fresh(self, number: int) -> Tensor:
         """New atoms, int64 [number]."""
-        first = len(self._parent)
+        first, self._table = len(self._parent), None
         self._parent.extend(range(first, first + number))
         return torch.arange(first, first + number)
 
@@ -65,10 +67,18 @@ class Units:
 
     def roots(self) -> Tensor:
         """The root of every atom, int64 [len(self)]."""
-        return torch.tensor([self.root(atom) for atom in range(len(self))])
+        found = torch.tensor(self._parent)
+        while not torch.equal(found[found], found):
+            found = found[found]
+        return found
 
     def table(self) -> Tensor:
         """The leaves of every atom, int64 [len(self), most leaves], filled up with NONE."""
+        if self._table is None:
+            self._table = self._leaves_of_all()
+        return self._table
+
+    def _leaves_of_all(self) -> Tensor:
         roots, products = self.roots(), self.products()
         found = roots[:, None]
         if not products:
@@ -119,7 +129,7 @@ class Units:
 
     def split(self, atom: int, parts: tuple[int, ...]) -> None:
         """The atom is a product of these from now on."""
-        root = self.root(atom)
+        root, self._table = self.root(atom), None
         self._parts[root] = parts
         why = self._blocked.pop(root, None)
         if why is not None:
@@ -160,7 +170,7 @@ class Units:
         left, right = self.root(left), self.root(right)
         if left == right:
             return
-        left, right = min(left, right), max(left, right)
+        left, right, self._table = min(left, right), max(left, right), None
         self._parent[right] = left
         why = self._blocked.pop(right, None)
         if why is not None:

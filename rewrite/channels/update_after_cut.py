@@ -1,19 +1,23 @@
-"""What is known of a model, carried over to what a cut made of it, without a second analysis."""
+"""A model that is cut step by step, and what is known of it, kept up to date without a second
+analysis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from ..graph.index import GraphView
+from ..graph.snapshot import finish
 from ..ops.call import tensor_at
-from ..torch_internals import is_erased
-from .cut import cutting
+from .classes import DimClass, classes
+from .cut import begun, shrink
 from .cut_builder import Work
-from .flow import Flow
-from .labels import Labels, Vectors, along, joined, keep_all
+from .flow import Flow, Key, key_of
+from .labels import Labels, Vectors, along, axes_of, joined, keep_all
 from .movement import Region, constant
 from .selection import selected
 from .sizes import specs_of
@@ -24,30 +28,101 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
     """The features of the model without these leaves; `view.root` is that model. Raises as `cut`
     does.
     """
-    work = cutting(flow, removed)
-    new = Flow(GraphView(work.module, flow.view.vocabulary), flow.atoms.copy())
-    left = {node: work.new[node] for node in flow.values if not is_erased(work.new[node])}
-    for node in work.module.graph.nodes:
-        new.values[node] = [()]
-    for old, node in left.items():
-        results = range(len(flow.values[old]))
-        new.values[node] = [_left(work, new.atoms, old, index) for index in results]
-    for path, key in flow.paths.items():
-        tracks, rank = flow.params.get(key, ()), tensor_at(flow.view.root, path).ndim
-        new.params.setdefault(new.key(path), _selected(work, new.atoms, tracks, rank))
-    new.roles = dict(flow.roles)
-    new.contracted = {left[node]: None for node in flow.contracted}
-    new.statistics = {left[node]: None for node in flow.statistics}
-    new.recurrent = {left[node]: names for node, names in flow.recurrent.items()}
-    new.sized = {
-        left[node]: {name: _vectors(work, new.atoms, vectors) for name, vectors in named.items()}
-        for node, named in flow.sized.items()
-    }
-    for old, node in left.items():
-        region = _region(work, old)
-        if region is not None:
-            new.regions[node] = region
-    return new
+    model = Shrinking(flow)
+    model.cut(set(removed))
+    return model.finished()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one cut did to a graph. nodes: those that it made anew or whose values have other
+    shapes. gone: those that are no longer in the graph. other_classes: features that stay may
+    belong together in another way than before.
+    """
+
+    nodes: list[fx.Node]
+    gone: list[fx.Node]
+    other_classes: bool
+
+
+class Shrinking:
+    """A copy of the model of `before` that loses features, and in `flow` the features that it has
+    now. Between cuts it can be interpreted; its code is made when it is `finished`.
+    """
+
+    def __init__(self, before: Flow) -> None:
+        self.work = begun(before)
+        self.module = self.work.module
+        flow = self.flow = Flow(GraphView(self.module, before.view.vocabulary), before.atoms.copy())
+        for node, results in before.values.items():
+            flow.values[self.work.new[node]] = list(results)
+        for path, key in before.paths.items():
+            flow.params.setdefault(flow.key(path), before.params.get(key, ()))
+        flow.roles = dict(before.roles)
+        flow.contracted = {self.work.new[node]: None for node in before.contracted}
+        flow.statistics = {self.work.new[node]: None for node in before.statistics}
+
+    def cut(self, removed: Collection[int]) -> Change:
+        """Cuts leaves out of the model. Raises as `cut` does, and then nothing has changed."""
+        work, flow = self.work, self.flow
+        steps = shrink(work, removed)
+        nodes = [node for node in steps.nodes if node not in work.gone]
+        changed = [*work.fresh, *(work.new[node] for node in nodes)]
+        for node in (*work.dropped, *changed):
+            flow.view.forget(node)
+        for node in work.dropped:
+            flow.values.pop(node, None)
+        for node in work.fresh:
+            flow.values[node] = [()]
+        for node in nodes:
+            results = range(len(work.flow.values[node]))
+            found = [_left(work, flow.atoms, node, index) for index in results]
+            flow.values[work.new[node]] = found
+        for node in changed:
+            flow.view.add(node)
+        moved = self._relabel(set(steps.tensors))
+        return Change(changed, work.dropped, moved or work.kept.products(steps.lost))
+
+    def _relabel(self, sliced: Collection[Key]) -> bool:
+        """The parameters that were sliced carry what is left. Whether one of them has no longer the
+        same axes of features.
+        """
+        work, flow, moved = self.work, self.flow, False
+        for key in sliced:
+            paths = work.reach.paths[key]
+            tensor, known = tensor_at(self.module, paths[0]), flow.params.pop(flow.paths[paths[0]])
+            found = _selected(work, flow.atoms, work.flow.params.get(key, ()), tensor.ndim)
+            moved |= list(map(axes_of, known)) != list(map(axes_of, found))
+            flow.paths |= dict.fromkeys(paths, key_of(tensor))
+            flow.params[key_of(tensor)] = found
+        return moved
+
+    def classes(self) -> list[DimClass]:
+        """The dimension classes of the model as it is."""
+        self._in_order()
+        return classes(self.flow)
+
+    def _in_order(self) -> None:
+        """Parameters in the order in which the analysis met them."""
+        known, keys = self.flow.params, dict.fromkeys(self.flow.paths.values())
+        self.flow.params = {key: known[key] for key in keys if key in known}
+
+    def finished(self) -> Flow:
+        """What is known of the model, and its code made anew."""
+        before, work, flow = self.work.flow, self.work, self.flow
+        left = {node: new for node, new in work.new.items() if node not in work.gone}
+        flow.recurrent = {left[node]: names for node, names in before.recurrent.items()}
+        flow.sized = {
+            left[node]: {
+                name: _vectors(work, flow.atoms, vectors) for name, vectors in sized.items()
+            }
+            for node, sized in before.sized.items()
+        }
+        self._in_order()
+        found = ((new, _region(work, node)) for node, new in left.items())
+        flow.regions = {node: region for node, region in found if region is not None}
+        finish(self.module)
+        return flow
 
 
 def _left(work: Work, atoms: Units, node: fx.Node, result: int) -> Labels:

@@ -4,7 +4,8 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ...grammar.diagnostics import Label
@@ -33,6 +34,16 @@ class Measures:
         self.names = names
         self.original = model_costs(state.module, state.view)
         self.timed: Latency
+        self._apart: list[float] | None = None
+
+    @contextmanager
+    def of_one_model(self) -> Iterator[None]:
+        """While it lasts, the model stays as it is: what was measured of it once is known."""
+        self._apart = []
+        try:
+            yield
+        finally:
+            self._apart = None
 
     def judge(
         self, condition: t.Expr, data: t.Word | None, text: str, within: t.Expr | None = None
@@ -142,12 +153,24 @@ class Measures:
 
     def _drift(self, data: t.Word | None, samples: list[int]) -> float:
         """Relative L2 distance of the outputs from the original model's."""
-        named = None if data is None else self.state.samples.batches(data.text, self._place(data))
-        args = None if named is None else [self.state.samples.args(batch) for batch in named]
         samples[0] = sample_count(self.state)
+        if data is None:
+            return self.calibrated()
+        named = self.state.samples.batches(data.text, self._place(data))
         finish(self.state.module)
-        calibration = self.state.samples.calibration(self.state.module)
-        return drift(self.metrics.original, self.state.module, args or calibration)
+        args = [self.state.samples.args(batch) for batch in named]
+        return drift(self.metrics.original, self.state.module, args) if args else self.calibrated()
+
+    def calibrated(self) -> float:
+        """The same on what sites are measured on."""
+        if self._apart:
+            return self._apart[0]
+        finish(self.state.module)
+        data = self.state.samples.calibration(self.state.module)
+        found = drift(self.metrics.original, self.state.module, data)
+        if self._apart is not None:
+            self._apart.append(found)
+        return found
 
 
 def _only_name(state: State) -> str | None:

@@ -23,7 +23,7 @@ from ..apply.faulty_sites import stage_equality, undo
 from ..graph.digest import weights_at
 from ..graph.snapshot import finish, snapshot
 from ..journal import PROMISES, Applied, Costs, Note, StageEnd, Verdict, VerdictKind
-from ..measure.compare import DRIFT, Metrics, checked, drift, runs_at, untouched
+from ..measure.compare import DRIFT, Metrics, checked, runs_at, untouched
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from ..targets.target import Prepared
@@ -182,7 +182,8 @@ class PipelineRun:
         others = {path: known for path, known in weights.items() if path not in renewed}
         kept = untouched(others, weights_at(self.state.module))
         asked = (lambda: self._outputs_kept(entry, applied)), self.budgets
-        return (kept, *checked(self.state.module, *asked))
+        with self.measures.of_one_model():
+            return (kept, *checked(self.state.module, *asked))
 
     def _outputs_kept(
         self, entry: fx.GraphModule, applied: Sequence[Applied]
@@ -191,10 +192,8 @@ class PipelineRun:
         state = self.state
         if all(state.journal.kinds[event.rule] == "exact" for event in applied):
             return (stage_equality(state, entry, applied),)
-        data = state.samples.calibration(state.module)
-        distance = drift(self.metrics.original, state.module, data)
-        seen, kind = sample_count(state), VerdictKind.DRIFT
-        moved = Verdict(DRIFT, "tested", True, seen, distance, None, "relative L2", kind=kind)
+        apart, seen, kind = self.measures.calibrated(), sample_count(state), VerdictKind.DRIFT
+        moved = Verdict(DRIFT, "tested", True, seen, apart, None, "relative L2", kind=kind)
         others = state.samples.others
         return (runs_at(entry, state.module, others), moved) if others else (moved,)
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
 from ..targets.choose import kind_of, target_of
-from ..targets.target import Prepared, Target
+from ..targets.target import Outcome, Prepared, Target
 from .gc import fewer_collections
 from .loops import described_cycle
 from .queue import Queue
@@ -59,20 +58,28 @@ class Runner:
     def _once(self, target: Target[Any, Any]) -> None:
         places, before = target.candidates(), self.applied
         target.look_ahead(places)
-        for place in places:
-            for left in target.alive([place]) if self.state.fuel != 0 else ():
-                self._try(target, left)
-        rule = target.rule
+        rule, waiting = target.rule, places
+        tell = partial(self._told, rule)
+        while waiting and self.state.fuel != 0:
+            outcomes = target.prepare_next(waiting, self.state.fuel, tell)
+            waiting = waiting[len(outcomes) :]
+            for outcome in outcomes:
+                self._settle(target, outcome)
         if self.applied > before and rule.kind == "exact" and self.state.fuel is None:
             more = target.fresh(target.alive(places))
             tell_of_more(self.state.journal, self.stage, rule, more)
 
-    def _try(self, target: Target[P, R], place: P) -> None:
-        begun = time.perf_counter()
-        found = self._prepared(target, place)
-        if found is not None:
-            target.commit(self.stage, found, time.perf_counter() - begun)
-            self._burn()
+    def _settle(self, target: Target[P, R], outcome: Outcome[P, R]) -> None:
+        """Commits what was prepared, or writes down why not."""
+        journal, found = self.state.journal, outcome.found
+        if found is None:
+            return
+        journal.tried[target.rule.label] += 1
+        if isinstance(found, NoMatch):
+            journal.add(target.refused(self.stage, outcome.place, found))
+            return
+        target.commit(self.stage, found, outcome.seconds)
+        self._burn()
 
     def _prepared(self, target: Target[P, R], place: P) -> R | None:
         self._tried(target.rule)
@@ -86,8 +93,12 @@ class Runner:
         return None
 
     def _tried(self, rule: CompiledRule) -> None:
+        self._told(rule, 1)
         self.state.journal.tried[rule.label] += 1
-        self.progress(rule.name, self.state.journal.tried[rule.label], self.applied)
+
+    def _told(self, rule: CompiledRule, more: int) -> None:
+        tried = self.state.journal.tried[rule.label] + more
+        self.progress(rule.name, tried, self.applied)
 
     def _burn(self) -> None:
         self.applied += 1

@@ -184,15 +184,25 @@ def _carriers(dim: DimValue, value: fx.Node) -> list[int]:
 
 
 def _rows(dim: DimValue, tensor: Tensor, tracks: Labels, axis: int) -> Tensor:
-    tensor, places = tensor.detach().double().movedim(axis, 0), _positions(dim, tracks, axis)
+    tensor = tensor.detach().double().movedim(axis, 0)
     tensor = tensor.reshape(len(tensor), -1)
+    if _is_whole(dim, tracks, axis):
+        return tensor
+    places = _positions(dim, tracks, axis)
     width = max(map(len, places))
     if all(len(own) == width for own in places):
-        index = torch.tensor(places)
-        whole = width == 1 and torch.equal(index[:, 0], torch.arange(len(tensor)))
-        return tensor if whole else tensor[index].flatten(1)
+        return tensor[torch.tensor(places)].flatten(1)
     index = torch.tensor([[*own, *[-1] * (width - len(own))] for own in places])
     return torch.where((index < 0)[:, :, None], 0.0, tensor[index]).flatten(1)
+
+
+def _is_whole(dim: DimValue, tracks: Labels, axis: int) -> bool:
+    """Whether the axis is the dimension, feature by feature, as it is for most weights."""
+    own = [track.reshape(-1) for track in tracks if track.shape[axis] > 1]
+    if len(own) != 1 or len(own[0]) != dim.dim.size:
+        return False
+    leaves = dim.flow.atoms.table()[own[0]]
+    return not bool(leaves[:, 1:].any()) and leaves[:, 0].tolist() == list(dim.dim.leaves)
 
 
 def _positions(dim: DimValue, tracks: Labels, axis: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ the rule promises.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -111,18 +111,13 @@ class CutTrial(ABC, Generic[S]):
         return (first, *sorted(cheap, key=numbers_in)[:1])
 
     def claims(self) -> tuple[Verdict, ...]:
-        samples, rule = [0], self.site.rule
-        scope = self.site.scope.child(self.left())
-        before, after = self.costs
-        scope.facts.update(before=before, after=after)
-        scope.facts["error"] = lambda value: self._error(samples)
-        scope.facts["latency"] = lambda what: self._latency(what, samples)
-        scope.facts["equal"] = lambda value: self.equality().worst
-        try:
-            return judge_claims(scope, rule.claims, samples)
-        finally:  # they hold the trial, which holds them, and a model each
-            for measured in ("error", "latency", "equal"):
-                del scope.facts[measured]
+        samples = [0]
+        measured = {
+            "error": lambda value: self._error(samples),
+            "latency": lambda what: self._latency(what, samples),
+            "equal": lambda value: self.equality().worst,
+        }
+        return promised(self.site, self.left(), *self.costs, samples, measured)
 
     def _latency(self, what: str, samples: list[int]) -> float:
         """Milliseconds that the model takes for the example inputs, before or after."""
@@ -272,6 +267,35 @@ class WholeTarget(Target[P, C]):
 T = TypeVar("T")
 
 
+def promised(
+    site: CutSite,
+    left: Mapping[str, Any],
+    before: Costs,
+    after: Costs,
+    samples: list[int],
+    measured: Mapping[str, Callable[[Any], Any]],
+) -> tuple[Verdict, ...]:
+    """One verdict for each claim of the rule. left: what its names mean afterwards.
+    measured:
+    what claims may ask besides costs; `samples` says on how many samples that was.
+    """
+    scope = site.scope.child(left)
+    scope.facts.update(before=before, after=after, **measured)
+    try:
+        return judge_claims(scope, site.rule.claims, samples)
+    finally:  # they hold the trial, which holds them, and a model each
+        for name in measured:
+            del scope.facts[name]
+
+
+def broken_claim(rule: CompiledRule, claims: Iterable[Verdict]) -> NoMatch | None:
+    """The first promise that the rule does not keep."""
+    broken = next((verdict for verdict in claims if not verdict.holds), None)
+    if broken is None:
+        return None
+    return miss(rule, PLAN, f"`{broken.claim}` does not hold: {broken.detail}", "B001")
+
+
 def judged(trial: CutTrial[Any]) -> tuple[Verdict, ...] | NoMatch:
     """What is known of a changed model; the reason where it cannot run or breaks a claim. Raises
     V101 if it is not what the rule says.
@@ -289,11 +313,7 @@ def judged(trial: CutTrial[Any]) -> tuple[Verdict, ...] | NoMatch:
             return replace(miss(rule, PLAN, faults_text(faults), FAULTY), faults=faults)
         raise _unsound(trial, equal)
     claims = trial.claims()
-    broken = next((verdict for verdict in claims if not verdict.holds), None)
-    if broken is not None:
-        text = f"`{broken.claim}` does not hold: {broken.detail}"
-        return miss(rule, PLAN, text, "B001")
-    return (equal, *claims)
+    return broken_claim(rule, claims) or (equal, *claims)
 
 
 def _unsound(trial: CutTrial[Any], verdict: Verdict) -> Exception:

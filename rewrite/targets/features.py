@@ -7,16 +7,16 @@ model changes before the commit.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.diagnostics import LissomError
 from ...grammar.tree import tree as t
 from ..channels.classes import DimClass, classes
 from ..channels.flow import Flow
@@ -24,124 +24,46 @@ from ..channels.listing import dims_at, reason_of, source_of
 from ..channels.masked import masked
 from ..channels.update_after_cut import cut_and_carry
 from ..graph.memory import mutations
-from ..graph.places import lies_at
+from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
-from ..journal import Applied, Costs
-from ..match.site import bind_all, holds
-from ..rules.binding import GUARDS, PLAN, SITES, NoMatch, left_for
-from ..rules.dimension import DimValue
+from ..journal import Applied, Costs, Verdict
+from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Scoring, Survey
 from ..rules.rule import CompiledRule
-from ..rules.scope import Scope
 from ..rules.state import State
-from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
-from .target import Condition, Rank, line
+from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank
+from .dims import DimSite, examined, key_of, lies_in
+from .sweep import Batch, PlannedCut, Proven, Sweep, one_by_one, proven
+from .target import Condition, Outcome, Rank, line
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
 
-@dataclass(slots=True, eq=False)
-class DimSite:
-    """A dimension class whose guards hold, and the positions of it that the rule keeps."""
-
-    rule: CompiledRule
-    dim: DimClass
-    scope: Scope
-    keep: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.dim.name
-
-    @property
-    def removed(self) -> list[int]:
-        kept = set(self.keep)
-        return [leaf for place, leaf in enumerate(self.dim.leaves) if place not in kept]
-
-
-def _lies_at(flow: Flow, dim: DimClass, glob: str) -> bool:
-    """A dimension lies where it is made."""
-    made = [path for path, axis in dim.places if flow.roles.get((path, axis)) == "writes"]
-    paths = made or [path for path, _ in dim.places]
-    return any(lies_at(path, glob) for path in paths)
-
-
-def _key(dim: DimClass) -> object:
-    """Some features of one axis may be free and others not: they are two classes."""
-    return dim.roles, bool(dim.blocks)
-
-
-# -- one class -------------------------------------------------------------------------------------
-
-
-def _examined(
-    state: State, rule: CompiledRule, dim: DimClass, survey: Callable[[], Survey] | None
-) -> DimSite | NoMatch:
-    """Guards and bindings in textual order, then what the rewrite keeps. Without a survey, raises
-    `Scoring` where the rule asks for one.
-    """
-    scope = state.scope({**rule.args, rule.dim: DimValue.of(state.features(), dim)})
-    scope.facts.update({"survey": survey, "class": _key(dim)})
-    found = guard_miss(rule, scope)
-    if found is not None:
-        return found
-    if dim.blocks:
-        return miss(rule, SITES, f"it cannot be cut: {dim.blocks[0]}", "R012")
-    keep = _positions(scope, rule)
-    if len(keep) == dim.size:
-        return miss(rule, PLAN, "the rule keeps everything")
-    if not keep:
-        return miss(rule, PLAN, "the rule keeps nothing", "R011")
-    return DimSite(rule, dim, scope, keep)
-
-
-def guard_miss(rule: CompiledRule, scope: Scope) -> NoMatch | None:
-    """Binds names and asks guards in textual order, up to the first that does not hold."""
-    step = 0
-    for clause in rule.source.all(t.Where, t.Let):
-        if isinstance(clause, t.Let):
-            bind_all(scope, clause.bindings)
-            continue
-        for guard in clause.guards:
-            step += 1
-            if isinstance(guard, t.Guard) and not holds(scope, guard.condition):
-                return _unheld(rule, scope, guard, step)
-    return None
-
-
-def _unheld(rule: CompiledRule, scope: Scope, guard: t.Guard, step: int) -> NoMatch:
-    said = f"`{guard.condition.span.text}` does not hold"
-    if guard.reason:
-        said = scope.interpolate(guard.reason, rule.message)
-    return NoMatch(GUARDS, step, lambda: said, guard.span, None)
-
-
-def _positions(scope: Scope, rule: CompiledRule) -> tuple[int, ...]:
-    """What `D := keep` keeps. Raises R001 for what is no choice of positions, and where `perturb`
-    masks something else than the rewrite cuts.
-    """
-    step = rule.resize
-    keep = _whole(scope, step.value)
-    for effect in (m for p in rule.source.all(t.Perturb) for m in p.moves):
-        outside = next(k.value for k in effect.call.keywords if k.name.text == "outside")
-        if _whole(scope, outside) != keep:
-            place = Label(effect.span, "masks other positions than the rewrite cuts")
-            raise fail("R001", "a cut must be the one that was masked", place)
-    return keep
-
-
-def _whole(scope: Scope, expr: t.Expr) -> tuple[int, ...]:
-    value = scope.number(expr)
-    found = value.tolist() if isinstance(value, torch.Tensor) else value
-    found = list(found) if isinstance(found, (list, tuple)) else [None]
-    extent = next(v for v in scope.names.values() if isinstance(v, DimValue))
-    if any(not isinstance(n, int) or not 0 <= n < extent for n in found):
-        place = Label(expr.span, f"whole numbers from 0 to {extent - 1} are meant")
-        raise fail("R001", "this is no choice of positions", place)
-    return tuple(sorted(set(found)))
-
-
 # -- verifying -------------------------------------------------------------------------------------
+
+
+def _proof(state: State, sites: Sequence[DimSite], flow: Flow) -> Verdict | None:
+    """What is known of several cuts at once: one model without all that they remove, beside one in
+    which all of it is masked. None where these are not equal, or one of them does not run.
+    """
+    try:
+        found = _trial(state, sites, flow).equality()
+    except RunFailed:
+        return None
+    return found if found.holds else None
+
+
+def _trial(state: State, sites: Sequence[DimSite], flow: Flow) -> _CutTrial:
+    removed = [leaf for site in sites for leaf in site.removed]
+    return _CutTrial(state, sites[0], flow.view, flow, removed)
+
+
+def _said(verdict: Verdict, count: int) -> Verdict:
+    """The verdict of one cut among several that were compared together."""
+    if count == 1:
+        return verdict
+    others = "1 other" if count == 2 else f"{count - 1} others"
+    return replace(verdict, detail=f"{verdict.detail}; together with {others}")
 
 
 @dataclass
@@ -149,23 +71,27 @@ class _CutTrial(CutTrial[DimSite]):
     """A cut beside the masked model; beside the model itself where the rule perturbs nothing."""
 
     flow: Flow
+    removed: Sequence[int]
 
     claim = EXACT_CUT
     remedy = "what is removed must not count: `perturb { zero(readers(D), outside = keep) }`"
 
     def perturbed(self) -> nn.Module:
         if self.site.rule.source.all(t.Perturb):
-            return masked(self.state.features(), self.site.removed)
+            return masked(self.state.features(), self.removed)
         return self.unchanged()
 
     def left(self) -> dict[str, Any]:
-        leaves = tuple(self.site.dim.leaves[place] for place in self.site.keep)
-        dim = DimValue.of(self.flow, replace(self.site.dim, leaves=leaves))
-        return {self.site.rule.dim: dim}
+        return self.site.left(self.flow)
 
 
+@dataclass(slots=True)
 class DimReady(Change[_CutTrial]):
-    """A cut that waits to be verified and committed."""
+    """A cut that waits to be verified and committed; of cuts that were verified together, the model
+    is the one after all of them. changed: see `reshaped`; None where that is still to be seen.
+    """
+
+    changed: tuple[str, ...] | None = None
 
     @property
     def site(self) -> DimSite:
@@ -182,35 +108,76 @@ class DimReady(Change[_CutTrial]):
 class FeatureTarget(WholeTarget[DimClass, DimReady]):
     """Candidates are the dimension classes of the present graph, in its order."""
 
+    def __init__(self, state: State, rule: CompiledRule) -> None:
+        super().__init__(state, rule)
+        self.known: tuple[Flow, list[DimClass]] | None = None
+        self.batch = Batch(math.inf)
+
+    def _classes(self) -> list[DimClass]:
+        flow = self.state.features()
+        if self.known is None or self.known[0] is not flow:
+            self.known = flow, classes(flow)
+        return self.known[1]
+
     def candidates(self) -> list[DimClass]:
         flow, at = self.state.features(), self.rule.at
-        return [dim for dim in classes(flow) if at is None or _lies_at(flow, dim, at)]
+        return [dim for dim in self._classes() if at is None or lies_in(flow, dim, at)]
 
     def alive(self, places: Sequence[DimClass]) -> list[DimClass]:
         """Classes keep their places when others are cut."""
-        now = {_key(dim): dim for dim in classes(self.state.features())}
-        return [now[_key(dim)] for dim in places if _key(dim) in now]
+        now = {key_of(dim): dim for dim in self._classes()}
+        return [now[key_of(dim)] for dim in places if key_of(dim) in now]
+
+    def prepare_next(
+        self, places: Sequence[DimClass], most: int | None, tell: Callable[[int], None]
+    ) -> list[Outcome[DimClass, DimReady]]:
+        """All of them, planned one upon the other and verified together; those in front of the
+        first at which that fails, which is verified alone then.
+        """
+        if not one_by_one(self.rule) and key_of(places[0]) != self.batch.at_fault:
+            sweep = Sweep(self.state, self.rule, self._classes(), lambda: self.scores)
+            sweep.plan(places, min(self.batch.most, math.inf if most is None else most), tell)
+            self.batch, found = proven(sweep, partial(_proof, self.state), self.batch)
+            if found.tried:
+                return self._outcomes(found)
+        return super().prepare_next(places, most, tell)
+
+    def _outcomes(self, whole: Proven) -> list[Outcome[DimClass, DimReady]]:
+        state, flow, count = self.state, whole.flow, len(whole.sites)
+        equal = () if whole.verdict is None else (_said(whole.verdict, count),)
+        removed = [leaf for site in whole.sites for leaf in site.removed]
+        outcomes = []
+        for one in whole.tried:
+            found = one.found
+            if isinstance(found, PlannedCut):
+                trial = _CutTrial(state, found.site, flow.view, flow, removed)
+                known = found.before, found.after, state.changes.now, False
+                verdicts = (*equal, *found.claims)
+                found = DimReady(trial, *known, verdicts, None, found.changed)
+            outcomes.append(Outcome(one.place, found, one.seconds))
+        return outcomes
 
     def weigh(self, place: DimClass) -> DimReady | NoMatch:
         return self._or_reason(lambda: self._cut(place))
 
     def _cut(self, place: DimClass) -> DimReady | NoMatch:
-        site = _examined(self.state, self.rule, place, lambda: self.scores)
+        site = examined(self.state, self.rule, place, lambda: self.scores)
         if isinstance(site, NoMatch):
             return site
         flow = cut_and_carry(self.state.features(), site.removed)
-        return DimReady.of(_CutTrial(self.state, site, flow.view, flow))
+        return DimReady.of(_CutTrial(self.state, site, flow.view, flow, site.removed))
 
     @cached_property
     def scores(self) -> Survey:
         """The scores of all dimensions, taken once in a step."""
         scores = {}
-        for dim in self.candidates():
+        flow, at = self.state.features(), self.rule.at
+        for dim in (d for d in classes(flow) if at is None or lies_in(flow, d, at)):
             try:
-                _examined(self.state, self.rule, dim, None)
+                examined(self.state, self.rule, dim, None)
             except Scoring as asked:
                 if not dim.blocks:
-                    scores[_key(dim)] = asked.score
+                    scores[key_of(dim)] = asked.score
             except LissomError as error:  # it has no score: the others are ranked without it
                 if left_for(error, self.rule.source.name.span, None) is None:
                     raise
@@ -221,12 +188,13 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
         started = time.perf_counter()
         site, state, old = ready.site, self.state, self.state.module
         bindings = {site.rule.dim: f"{site.dim.size} -> {len(site.keep)}"}
-        state.module, state.view = ready.flow.view.root, ready.flow.view
-        state.mutations = mutations(state.module)
-        state.flow = ready.flow
-        state.changes.everywhere()
-        state.samples.forget()
-        changed = reshaped(old, state.module)
+        if ready.flow is not state.flow:
+            state.module, state.view = ready.flow.view.root, ready.flow.view
+            state.mutations = mutations(state.module)
+            state.flow = ready.flow
+            state.changes.everywhere()
+            state.samples.forget()
+        changed = reshaped(old, state.module) if ready.changed is None else ready.changed
         seconds += time.perf_counter() - started
         state.journal.add(
             Applied(

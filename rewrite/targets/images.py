@@ -26,7 +26,8 @@ from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
 from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
-from .features import guard_miss, reshaped
+from .dims import guard_miss
+from .features import reshaped
 from .resize import (
     Image,
     ImageSite,

@@ -28,7 +28,7 @@ from ..rules.rule import CompiledRule
 from ..rules.scope import ParamRef, Scope
 from ..rules.state import State
 from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
-from .features import guard_miss
+from .dims import guard_miss
 from .target import Condition, Rank, line
 from .weights import Param, is_same, param_at, params_of, writer_of
 

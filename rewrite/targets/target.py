@@ -7,9 +7,11 @@ range over is a class of this kind, named in `choose.py`.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from torch import fx
@@ -73,6 +75,15 @@ P = TypeVar("P")
 R = TypeVar("R", bound=Prepared)
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[P, R]):
+    """What became of one candidate, and how long that took. found: None where it is gone."""
+
+    place: P
+    found: R | NoMatch | None
+    seconds: float
+
+
 class Target(ABC, Generic[P, R]):
     """What `rule` ranges over in the working model of `state`. P is one candidate, R a candidate at
     which the rule was verified.
@@ -109,6 +120,22 @@ class Target(ABC, Generic[P, R]):
     def verify(self, ready: R) -> R | NoMatch:
         """The rest of it, in the graph that the candidate was weighed in."""
         return ready
+
+    def prepare_next(
+        self, places: Sequence[P], most: int | None, tell: Callable[[int], None]
+    ) -> list[Outcome[P, R]]:
+        """What becomes of the first candidates, each on what those before it leave: of at least
+        one, of as many as can be verified together. All that is returned is to be committed, in
+        this order. At most `most` are changed; `tell` hears how many were tried.
+
+        One by one, unless a target knows how to verify several changes at once.
+        """
+        begun = time.perf_counter()
+        now = self.alive(places[:1])
+        if now:
+            tell(1)
+        found = self.prepare(now[0]) if now else None
+        return [Outcome(places[0], found, time.perf_counter() - begun)]
 
     @abstractmethod
     def commit(self, stage: str, ready: R, seconds: float) -> None:

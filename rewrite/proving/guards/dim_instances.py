@@ -13,7 +13,8 @@ from ...rules.dimension import DimValue
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.scope import Scope
 from ...rules.state import State
-from ...targets.features import FeatureTarget, guard_miss
+from ...targets.dims import guard_miss
+from ...targets.features import FeatureTarget
 from ..choices.source import ChoiceSource
 from ..dims.trial import dim_case, try_dim
 from ..trial import FIRED, UNSOUND, WRONG, Outcome, Subject
