@@ -275,9 +275,8 @@ def promised(
     samples: list[int],
     measured: Mapping[str, Callable[[Any], Any]],
 ) -> tuple[Verdict, ...]:
-    """One verdict for each claim of the rule. left: what its names mean afterwards.
-    measured:
-    what claims may ask besides costs; `samples` says on how many samples that was.
+    """A verdict for each claim of the rule. left: what its names mean afterwards. measured: what
+    claims may ask besides costs; `samples` says on how many samples.
     """
     scope = site.scope.child(left)
     scope.facts.update(before=before, after=after, **measured)
