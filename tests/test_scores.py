@@ -222,7 +222,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float]) -> None:
         return Latency(*times, (0.0, 0.0), 5, 2, 1)
 
     for module in (budgets, check):
-        monkeypatch.setattr(module, "measure", measure)
+        monkeypatch.setattr(module, "measure_latency", measure)
 
 
 def cut_to(text: str) -> tuple[Any, int]:
