@@ -147,7 +147,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "a parameter becomes a buffer": (params, "like", lambda old, new: like(old, new).detach()),
     "another type of numbers": (params, "like", lambda old, new: like(old, new).data.double()),
     "budgets are not measured": (check, "drift", lambda *_: 0.0),
-    "both halves are believed": (params, "judged", lambda trial: ()),
+    "both halves are believed": (check, "judged", lambda trial: ()),
 }
 TEXTS = {
     "budgets are not measured": ROUND.replace("2% on calib", "0.001% on calib"),

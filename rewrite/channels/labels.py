@@ -1,4 +1,4 @@
-"""Tracks: which feature each position of a tensor belongs to.
+"""Labels: which feature each position of a tensor belongs to.
 
 A track is an int64 tensor of atoms with as many axes as the value that it describes; an axis along
 which it does not vary has extent 1. A value has several tracks where its positions are products

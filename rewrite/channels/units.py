@@ -1,4 +1,4 @@
-"""Atoms: the smallest features of a model that can be removed, and what ties them to each other.
+"""Units: the smallest features of a model that can be removed, and what ties them to each other.
 
 A feature (a filter, a neuron, a head) is an atom: a whole number above 0. Two atoms that must stand
 or fall together are coupled (union-find). An atom may be a product: channel `c` of a tensor that is

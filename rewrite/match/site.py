@@ -1,7 +1,7 @@
 """One candidate site of a rule: from a structural match, through uses, shapes and guards, to named
 values.
 
-`examine` answers with a `Site` or with a `Miss` that says what failed, in the order in which things
+`examine` answers with a `Site` or with a `NoMatch` that says what failed, in the order in which things
 are cheap to ask.
 """
 
