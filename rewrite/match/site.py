@@ -1,8 +1,8 @@
 """One candidate site of a rule: from a structural match, through uses, shapes and guards, to named
 values.
 
-`examine` answers with a `Site` or with a `NoMatch` that says what failed, in the order in which things
-are cheap to ask.
+`examine` answers with a `Site` or with a `NoMatch` that says what failed, in the order in which
+things are cheap to ask.
 """
 
 from __future__ import annotations
