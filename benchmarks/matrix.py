@@ -41,8 +41,8 @@ SHARE = 6
 COUNTS = ("passed", "failed", "skipped")
 ABOUT = """
 import json, platform, torch
-from lissom.rewrite.measure.processor import described
-print(json.dumps([torch.__version__, platform.python_version(), described()]))
+from lissom.rewrite.measure.processor import processor_name
+print(json.dumps([torch.__version__, platform.python_version(), processor_name()]))
 """
 
 Result = dict[str, Any]
