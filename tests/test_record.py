@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from lissom.grammar.diagnostics import Source, Span
+from lissom.grammar.text.fragment import parse_expression
 from lissom.grammar.tree import tree as t
+from lissom.grammar.tree.fold import Fold, literal
 
 HERE, THERE = Span(Source("a", "x y"), 0, 1), Span(Source("a", "x y"), 2, 3)
 
@@ -86,3 +88,26 @@ def test_children_stand_in_textual_order() -> None:
     call = t.Call(names[0], (names[1],), (keyword,), span=HERE, depth=2)
     assert t.children(call) == [names[0], names[1], keyword]
     assert [n.text for n in t.walk(call) if isinstance(n, t.Name)] == ["f", "a", "b"]
+
+
+def test_every_kind_of_expression_has_a_place_in_a_fold() -> None:
+    class Text(Fold[str]):
+        def binary(self, expr: t.Binary) -> str:
+            return f"({self.of(expr.left)} {expr.op} {self.of(expr.right)})"
+
+        def literal(self, expr: t.Number | t.Frac | t.String | t.Constant) -> str:
+            return str(expr.value)
+
+        def other(self, expr: t.Expr) -> str:
+            return f"<{expr.span.text}>"
+
+    kinds = [kind for kind in vars(t).values() if isinstance(kind, type)]
+    assert {k for k in kinds if issubclass(k, t.Expr) and k is not t.Expr} == {*Text._of_kind}
+    assert Text().of(parse_expression("30% + f(x) * 2")) == "(30% + (<f(x)> * 2))"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("-30%", -0.3), ("-2", -2), ("none", None), ('"a"', "a"), ("not 3", None)]
+)
+def test_the_value_of_a_literal(text: str, value: object) -> None:
+    assert literal(parse_expression(text)) == value

@@ -7,7 +7,6 @@ so.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,6 +16,7 @@ from ..algebra.unify import Shape
 from ..diagnostics import Label
 from ..tree import clauses
 from ..tree import tree as t
+from ..tree.operators import COMPARISONS
 from .report import Messages
 from .sampling import Sampler
 
@@ -201,8 +201,5 @@ def _bounds(guard: t.Expr, sampler: Sampler) -> list[tuple[Poly, str, float]]:
 
 def _empty(op: str, limit: float, other: str, bound: float) -> bool:
     """Whether no number satisfies both comparisons."""
-    tests = {
-        "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
-    }  # fmt: skip
     candidates = (limit, bound, (limit + bound) / 2, min(limit, bound) - 1, max(limit, bound) + 1)
-    return not any(tests[op](c, limit) and tests[other](c, bound) for c in candidates)
+    return not any(COMPARISONS[op](c, limit) and COMPARISONS[other](c, bound) for c in candidates)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..diagnostics import Label, Span
 from ..text.references import FREE
 from ..tree import tree as t
+from ..tree.fold import Fold
 from .arguments import check_extern
 from .declared import SymbolTable, tail
 from .kind import ACTIVE, ANY, BOOL, INT, NONE, NUMBER, NUMBERS, TENSOR, Kind, declared_kind
@@ -17,7 +17,7 @@ from .sides import Sides
 
 
 @dataclass(slots=True)
-class Kinds:
+class Kinds(Fold[Kind]):
     """The kinds of a rule's expressions. `attached` are the names that observers record under."""
 
     scope: RuleNames
@@ -40,9 +40,6 @@ class Kinds:
             label = Label(expr.span, f"this is {kind}")
             self.report.error("T001", f"a condition is expected in `{clause}`", label, help=help)
 
-    def of(self, expr: t.Expr) -> Kind:
-        return _OF[type(expr)](self, expr)
-
     # -- leaves
 
     def name(self, expr: t.Name) -> Kind:
@@ -53,19 +50,12 @@ class Kinds:
             return _ROLES.get(role, ANY)
         return Kind("word") if expr.text in WORDS else ANY
 
-    def constant(self, expr: t.Constant) -> Kind:
-        return NONE if expr.value is None else BOOL
+    def literal(self, expr: t.Number | t.Frac | t.String | t.Constant) -> Kind:
+        return _LITERALS[type(expr.value)]
 
-    def number(self, expr: t.Number) -> Kind:
-        return INT if isinstance(expr.value, int) else Kind("float")
-
-    def tuple(self, expr: t.Tuple) -> Kind:
-        return Kind("tuple", tuple(self.of(item) for item in expr.items))
-
-    def list(self, expr: t.List) -> Kind:
-        for item in expr.items:
-            self.of(item)
-        return Kind("list")
+    def items(self, expr: t.Tuple | t.List) -> Kind:
+        found = tuple(self.of(item) for item in expr.items)
+        return Kind("tuple", found) if isinstance(expr, t.Tuple) else Kind("list")
 
     # -- paths
 
@@ -236,10 +226,7 @@ _ROLES = {
     "value": Kind("value"), "values": Kind("values"), "node": Kind("node"), "built": Kind("node"),
     "weight": Kind("param"), "dim": INT, "class": Kind("dim"),
 }  # fmt: skip
-_OF: dict[type, Callable[..., Kind]] = {
-    t.Name: Kinds.name, t.Constant: Kinds.constant, t.Number: Kinds.number, t.Tuple: Kinds.tuple,
-    t.List: Kinds.list, t.Attribute: Kinds.attribute, t.Subscript: Kinds.subscript,
-    t.Unary: Kinds.unary, t.Binary: Kinds.binary, t.Call: Kinds.call,
-    t.Quantifier: Kinds.quantifier,
-    t.Frac: lambda *_: Kind("frac"), t.String: lambda *_: Kind("str"),
+_LITERALS = {
+    type(None): NONE, bool: BOOL, int: INT, float: Kind("float"), t.Share: Kind("frac"),
+    str: Kind("str"),
 }  # fmt: skip

@@ -46,8 +46,12 @@ def sliced(axis: Axis, item: object) -> list[Axis]:
     return []
 
 
-def exact(number: t.Number) -> int | Fraction:
-    return number.value if isinstance(number.value, int) else Fraction(number.text)
+def exact(number: t.Number | t.Frac | t.Constant) -> int | Fraction:
+    if isinstance(number, t.Frac):
+        return Fraction(number.percent) / 100
+    if isinstance(number, t.Number) and isinstance(number.value, float):
+        return Fraction(number.text)
+    return int(number.value or 0)
 
 
 def _floor(left: Poly, right: Poly) -> Poly | None:

@@ -180,8 +180,8 @@ def _shrinks(
 ) -> bool:
     for sample in samples:
         names = _bindings(rule, model, found, sample)
-        old = Truth(model.terms).value(measure.measure, sample)
-        new = Truth(names).value(measure.measure, sample) if names else None
+        old = Truth(model.terms).of(measure.measure, sample)
+        new = Truth(names).of(measure.measure, sample) if names else None
         numbers = isinstance(old, (int, float, Fraction)) and isinstance(
             new, (int, float, Fraction)
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from ..algebra.symbolic import (
     Poly,
@@ -18,6 +17,7 @@ from ..algebra.symbolic import (
 from ..algebra.unify import AnyAxes, Axis, Mismatch, Shape, Solver, plain_name, shape_text
 from ..diagnostics import Label
 from ..tree import tree as t
+from ..tree.fold import Fold
 from .arguments import pair
 from .declared import SymbolTable
 from .term import ARITHMETIC, DATA, UNKNOWN, Stop, Term, exact, paired, sliced
@@ -26,7 +26,7 @@ _EINSUM = re.compile(r"[a-zA-Z]+(,[a-zA-Z]+)*->[a-zA-Z]*")
 
 
 @dataclass(slots=True)
-class Terms:
+class Terms(Fold[Term]):
     """The terms of one rule: `parts` those of `c.weight` and `c.stride`, `names` of all else."""
 
     solver: Solver
@@ -37,10 +37,10 @@ class Terms:
     broken: list[tuple[str, Label, str]] = field(default_factory=list)
     is_rule: bool = False
 
-    def of(self, expr: t.Expr, hint: str = "") -> Term:
+    def of(self, expr: t.Expr, hint: str = "") -> Term:  # type: ignore[override]
         """`hint` names the symbol for an integer that only the weights decide."""
         try:
-            found = _OF[type(expr)](self, expr)
+            found = Fold.of(self, expr)
         except TooLarge:
             return UNKNOWN
         if hint and found is DATA:
@@ -55,13 +55,15 @@ class Terms:
     def name(self, expr: t.Name) -> Term:
         return self.names.get(expr.text, UNKNOWN)
 
-    def literal(self, expr: t.Number) -> Term:
-        return Term((), const(exact(expr)))
-
-    def constant(self, expr: t.Constant) -> Term:
+    def literal(self, expr: t.Number | t.Frac | t.Constant | t.String) -> Term:
+        if isinstance(expr, t.String):
+            return Term(word=expr.value)
         if expr.value is None:
             return Term(presence=const(0), word="none")
-        return Term((), const(int(expr.value)))
+        return Term((), const(exact(expr)))
+
+    def other(self, expr: t.Expr) -> Term:
+        return UNKNOWN
 
     def items(self, expr: t.Tuple | t.List) -> Term:
         return Term(items=tuple(self.of(item) for item in expr.items))
@@ -315,11 +317,4 @@ _SPECIAL: dict[str, Callable[[Terms, t.Call, list[Term]], Term]] = {
     "size": _size, "runtime_size": _size, "numel": _numel,
     "min": _extreme(least), "max": _extreme(greatest),
     "zeros": _filled, "ones": _filled, "kaiming": _filled, "einsum": _einsum,
-}  # fmt: skip
-_OF: dict[type, Callable[..., Term]] = {
-    t.Name: Terms.name, t.Number: Terms.literal, t.Constant: Terms.constant, t.Tuple: Terms.items,
-    t.List: Terms.items, t.Attribute: Terms.attribute, t.Unary: Terms.unary, t.Binary: Terms.binary,
-    t.Subscript: Terms.subscript, t.Call: Terms.call,
-    t.Frac: lambda terms, e: Term((), const(Fraction(e.percent) / 100)),
-    t.String: lambda terms, e: Term(word=e.value), t.Quantifier: lambda terms, e: UNKNOWN,
 }  # fmt: skip

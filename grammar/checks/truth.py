@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..algebra.substitution import evaluate
 from ..algebra.symbolic import Poly, const, product
 from ..tree import tree as t
+from ..tree.fold import Fold
+from ..tree.operators import ARITHMETIC, COMPARISONS, pairs
 from .declared import BUFFERS
 from .term import Term
 from .terms import Terms
@@ -17,14 +18,6 @@ Sample = Mapping[str, float]
 Value = float | bool | str | tuple[object, ...] | None
 """None means that nothing is known."""
 
-_COMPARE: dict[str, Callable[..., bool]] = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le,
-    ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
-_COMPUTE: dict[str, Callable[..., float]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
-    "//": operator.floordiv, "mod": operator.mod, "^": operator.pow,
-}  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     "min": min, "max": max, "abs": abs,
     "round_up": lambda x, multiple: -(-x // multiple) * multiple,
@@ -33,7 +26,7 @@ LIMIT = 1e12
 
 
 @dataclass(slots=True)
-class Truth:
+class Truth(Fold[Value]):
     """Evaluates expressions under samples. Terms are resolved once for each expression."""
 
     terms: Terms
@@ -48,24 +41,21 @@ class Truth:
             return None
         return found if isinstance(found, bool) else None
 
-    def value(self, expr: t.Expr, sample: Sample) -> Value:
-        if isinstance(expr, t.Binary):
-            return self._binary(expr, sample)
-        if isinstance(expr, t.Unary):
-            return self._unary(expr, sample)
-        if isinstance(expr, (t.Number, t.Frac)):
-            return expr.value
-        if isinstance(expr, t.Constant) and expr.value is not None:
-            return expr.value
-        known = self._known(expr)
-        if known is not None:
-            return _evaluated(known, sample)
-        return self._call(expr, sample) if isinstance(expr, t.Call) else None
+    def literal(self, expr: t.Number | t.Frac | t.Constant | t.String, sample: Sample) -> Value:
+        return None if isinstance(expr, t.String) else expr.value
+
+    def other(self, expr: t.Expr, sample: Sample) -> Value:
+        """The value of what is known as a size; each expression is resolved once."""
+        key = id(expr)
+        if key not in self.cache:
+            self.cache[key] = self._resolved(self.terms.of(expr))
+        known = self.cache[key]
+        return None if known is None else _evaluated(known, sample)
 
     def _condition(self, expr: t.Expr, sample: Sample) -> Value:
         """A weight alone asks whether it is there."""
         present = self._present(expr, sample)
-        return self.value(expr, sample) if present is None else present
+        return self.of(expr, sample) if present is None else present
 
     def _present(self, expr: t.Expr, sample: Sample) -> bool | None:
         """Whether `c.bias` is there, None for all that is no weight of an op."""
@@ -99,12 +89,6 @@ class Truth:
         size = product(axis for axis in axes if isinstance(axis, Poly)) * presence
         return _evaluated(self.terms.solver.resolve(size), sample)
 
-    def _known(self, expr: t.Expr) -> object:
-        key = id(expr)
-        if key not in self.cache:
-            self.cache[key] = self._resolved(self.terms.of(expr))
-        return self.cache[key]
-
     def _resolved(self, term: Term) -> object:
         if term.number is not None:
             return self.terms.solver.resolve(term.number)
@@ -112,29 +96,29 @@ class Truth:
             return tuple(self._resolved(item) for item in term.items)
         return None
 
-    def _unary(self, expr: t.Unary, sample: Sample) -> Value:
+    def unary(self, expr: t.Unary, sample: Sample) -> Value:
         negated = expr.op == "not"
-        inner = (self._condition if negated else self.value)(expr.operand, sample)
+        inner = (self._condition if negated else self.of)(expr.operand, sample)
         if inner is None:
             return None
         return not inner if negated else -inner  # type: ignore[operator]
 
-    def _binary(self, expr: t.Binary, sample: Sample) -> Value:
+    def binary(self, expr: t.Binary, sample: Sample) -> Value:
         if expr.op in ("and", "or"):
             return self._logic(expr, sample)
-        left, right = self.value(expr.left, sample), self.value(expr.right, sample)
+        left, right = self.of(expr.left, sample), self.of(expr.right, sample)
         if left is None or right is None or expr.op in ("in", "@"):
             return None
         if isinstance(left, tuple) or isinstance(right, tuple):
             return _pairs(expr.op, left, right)
-        if expr.op in _COMPARE:
-            return bool(_COMPARE[expr.op](left, right))
+        if expr.op in COMPARISONS:
+            return bool(COMPARISONS[expr.op](left, right))
         if max(abs(left), abs(right)) > LIMIT or (expr.op == "^" and abs(right) > 64):  # type: ignore[arg-type]
             return None
-        return _COMPUTE[expr.op](left, right)  # type: ignore[arg-type]
+        return ARITHMETIC[expr.op](left, right)  # type: ignore[arg-type]
 
     def _logic(self, expr: t.Binary, sample: Sample) -> Value:
-        left, right = self.value(expr.left, sample), self.value(expr.right, sample)
+        left, right = self.of(expr.left, sample), self.of(expr.right, sample)
         decisive = expr.op == "or"
         for side in (left, right):
             if side is decisive:
@@ -142,7 +126,11 @@ class Truth:
         both = isinstance(left, bool) and isinstance(right, bool)
         return (not decisive) if both else None
 
-    def _call(self, expr: t.Call, sample: Sample) -> Value:
+    def call(self, expr: t.Call, sample: Sample) -> Value:
+        known = self.other(expr, sample)
+        return self._called(expr, sample) if known is None else known
+
+    def _called(self, expr: t.Call, sample: Sample) -> Value:
         name = expr.function.text if isinstance(expr.function, t.Name) else ""
         if name == "known" and len(expr.args) == 1:
             return self._present(expr.args[0], sample)
@@ -150,7 +138,7 @@ class Truth:
             return self._parameters(expr.args[0].span.text, sample)
         if name not in _FUNCTIONS or expr.keywords:
             return None
-        args = [self.value(arg, sample) for arg in expr.args]
+        args = [self.of(arg, sample) for arg in expr.args]
         return None if None in args or not args else _FUNCTIONS[name](*args)
 
 
@@ -170,13 +158,14 @@ def float_or_int(number: object) -> float:
 
 def _pairs(op: str, left: object, right: object) -> Value:
     """A pair equals a number if both elements do; pairs are computed element by element."""
-    count = len(left) if isinstance(left, tuple) else len(right)  # type: ignore[arg-type]
-    a = left if isinstance(left, tuple) else (left,) * count
-    b = right if isinstance(right, tuple) else (right,) * count
-    if len(a) != len(b) or None in a or None in b:
+    try:
+        both = list(pairs(left, right))
+    except ValueError:
+        return None
+    if any(None in pair for pair in both):
         return None
     if op == "!=":
-        return a != b
-    if op in _COMPARE:
-        return all(_COMPARE[op](x, y) for x, y in zip(a, b, strict=True))
-    return tuple(_COMPUTE[op](x, y) for x, y in zip(a, b, strict=True))  # type: ignore[arg-type]
+        return any(x != y for x, y in both)
+    if op in COMPARISONS:
+        return all(COMPARISONS[op](x, y) for x, y in both)
+    return tuple(ARITHMETIC[op](x, y) for x, y in both)

@@ -14,6 +14,7 @@ from ..grammar.diagnostics import Diagnostic, Label, did_you_mean, fail
 from ..grammar.library.program import Program, load_program, program_of
 from ..grammar.text.fragment import parse_expression
 from ..grammar.tree import tree as t
+from ..grammar.tree.fold import literal
 from ..model_file import ModelFile
 from ..options import APPROXIMATE
 from ..output import Output
@@ -107,14 +108,11 @@ def read_settings(texts: Iterable[str], params: Sequence[t.Param]) -> dict[str, 
 def _literal(text: str) -> Any:
     """The value of a literal: `30%`, `4`, `-1.5`, `true`, `"text"`. A bare word is text."""
     expr = parse_expression(text, f"--set {text}")
-    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number | t.Frac):
-        return -expr.operand.value
-    if isinstance(expr, t.Number | t.Frac):
-        return expr.value  # a share stays one, so that it is printed as a share
-    if isinstance(expr, t.String | t.Constant):
-        return expr.value
     if isinstance(expr, t.Name):
         return expr.text
+    found = literal(expr)  # a share stays one, so that it is printed as a share
+    if found is not None or isinstance(expr, t.Constant):
+        return found
     hint = "write a number, a share like 30%, true, false, none or a text"
     raise fail("U004", f"`{text}` is no plain value", Label(expr.span), help=hint)
 

@@ -10,9 +10,10 @@ from torch import fx
 
 from ...grammar.diagnostics import LissomError
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import literal
 from ..ops.call import OpCall
 from ..ops.spec import TensorSpec
-from ..rules.binding import SHAPES, Bindings, NoMatch, literal
+from ..rules.binding import SHAPES, Bindings, NoMatch
 from ..rules.pattern import Pattern
 from ..rules.scope import ParamRef, Scope
 from ..rules.state import State

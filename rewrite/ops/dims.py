@@ -15,6 +15,8 @@ from typing import Any
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import Fold
+from ...grammar.tree.operators import ARITHMETIC, COMPARISONS
 
 Scope = dict[str, Any]
 Shape = tuple[int, ...]
@@ -24,10 +26,7 @@ REST = "..."
 """The key under which a scope keeps the axes that `...` stands for."""
 
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//":
-    operator.floordiv, "mod": operator.mod, "^": operator.pow, "==": operator.eq, "!=":
-    operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-    "and": lambda a, b: a and b, "or": lambda a, b: a or b,
+    **ARITHMETIC, **COMPARISONS, "and": lambda a, b: a and b, "or": lambda a, b: a or b,
 }  # fmt: skip
 _UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "not": operator.not_}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -47,10 +46,7 @@ def compiled(expr: t.Expr) -> Evaluate:
 
     Raises T001 for what an op declaration cannot hold.
     """
-    build = _BUILDERS.get(type(expr))
-    if build is None:
-        raise _unsupported(expr)
-    return build(expr)
+    return _CLOSURES.of(expr)
 
 
 def names_of(expr: t.Expr) -> frozenset[str]:
@@ -61,60 +57,48 @@ def names_of(expr: t.Expr) -> frozenset[str]:
     )
 
 
-def _name(expr: t.Name) -> Evaluate:
-    return operator.itemgetter(expr.text)
+class _Closures(Fold[Evaluate]):
+    """Functions from a scope to the value of an expression."""
 
+    def name(self, expr: t.Name) -> Evaluate:
+        return operator.itemgetter(expr.text)
 
-def _literal(expr: Any) -> Evaluate:
-    value = expr.value
-    return lambda scope: value
+    def literal(self, expr: t.Number | t.Frac | t.String | t.Constant) -> Evaluate:
+        value = expr.value
+        return lambda scope: value
 
+    def items(self, expr: t.Tuple | t.List) -> Evaluate:
+        items = [self.of(item) for item in expr.items]
+        return lambda scope: tuple(item(scope) for item in items)
 
-def _unary(expr: t.Unary) -> Evaluate:
-    apply, operand = _UNARY[expr.op], compiled(expr.operand)
-    return lambda scope: apply(operand(scope))
+    def attribute(self, expr: t.Attribute) -> Evaluate:
+        if not expr.name.isdigit():
+            raise _unsupported(expr)
+        value, index = self.of(expr.value), int(expr.name)
+        return lambda scope: value(scope)[index]
 
+    def unary(self, expr: t.Unary) -> Evaluate:
+        apply, operand = _UNARY[expr.op], self.of(expr.operand)
+        return lambda scope: apply(operand(scope))
 
-def _binary(expr: t.Binary) -> Evaluate:
-    if expr.op not in _BINARY:
+    def binary(self, expr: t.Binary) -> Evaluate:
+        if expr.op not in _BINARY:
+            raise _unsupported(expr)
+        apply, left, right = _BINARY[expr.op], self.of(expr.left), self.of(expr.right)
+        return lambda scope: apply(left(scope), right(scope))
+
+    def call(self, expr: t.Call) -> Evaluate:
+        name = expr.function.text if isinstance(expr.function, t.Name) else ""
+        if name not in _FUNCTIONS or expr.keywords:
+            raise _unsupported(expr)
+        function, args = _FUNCTIONS[name], [self.of(arg) for arg in expr.args]
+        return lambda scope: function(*(arg(scope) for arg in args))
+
+    def other(self, expr: t.Expr) -> Evaluate:
         raise _unsupported(expr)
-    apply, left, right = _BINARY[expr.op], compiled(expr.left), compiled(expr.right)
-    return lambda scope: apply(left(scope), right(scope))
 
 
-def _element(expr: t.Attribute) -> Evaluate:
-    if not expr.name.isdigit():
-        raise _unsupported(expr)
-    value, index = compiled(expr.value), int(expr.name)
-    return lambda scope: value(scope)[index]
-
-
-def _tuple(expr: t.Tuple | t.List) -> Evaluate:
-    items = [compiled(item) for item in expr.items]
-    return lambda scope: tuple(item(scope) for item in items)
-
-
-def _call(expr: t.Call) -> Evaluate:
-    name = expr.function.text if isinstance(expr.function, t.Name) else ""
-    if name not in _FUNCTIONS or expr.keywords:
-        raise _unsupported(expr)
-    function, args = _FUNCTIONS[name], [compiled(arg) for arg in expr.args]
-    return lambda scope: function(*(arg(scope) for arg in args))
-
-
-_BUILDERS: dict[type, Callable[[Any], Evaluate]] = {
-    t.Name: _name,
-    t.Number: _literal,
-    t.Frac: _literal,
-    t.String: _literal,
-    t.Constant: _literal,
-    t.Unary: _unary,
-    t.Binary: _binary,
-    t.Attribute: _element,
-    t.Tuple: _tuple,
-    t.List: _tuple,
-    t.Call: _call,
-}
+_CLOSURES = _Closures()
 
 
 def _unsupported(expr: t.Expr) -> LissomError:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import literal
 from ..measure.twins import KernelFault
-from ..rules.binding import literal
 from ..rules.pattern import PatternOp
 from ..rules.rule import CompiledRule
 from .choices.source import Replayed, Rolled, Unsuitable

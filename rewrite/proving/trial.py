@@ -16,6 +16,7 @@ from torch import fx
 
 from ...grammar.diagnostics import LissomError, Span
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import literal
 from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..apply.faulty_sites import model_faults
 from ..apply.queries import QUESTIONS
@@ -26,7 +27,7 @@ from ..measure.compare import distance, model_equality
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..ops.vocabulary import Vocabulary
-from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch, literal
+from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from ..torch_internals import tree_leaves

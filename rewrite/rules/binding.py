@@ -11,6 +11,7 @@ from torch import fx
 
 from ...grammar.diagnostics import LissomError, Span
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import literal
 from ..measure.twins import KernelFault
 from ..ops.call import OpCall
 from .no_value import NoValue
@@ -112,13 +113,6 @@ def _is_number(found: float, wanted: Any) -> bool:
     not.
     """
     return found == wanted and (found != 0 or math.copysign(1, found) == math.copysign(1, wanted))
-
-
-def literal(expr: t.Expr) -> Any:
-    """The value of a number literal, a signed one included; None for anything else."""
-    if isinstance(expr, t.Unary) and expr.op == "-" and isinstance(expr.operand, t.Number):
-        return -expr.operand.value
-    return expr.value if isinstance(expr, (t.Number, t.Frac, t.String, t.Constant)) else None
 
 
 def unify_value(bound: Bindings, name: str, value: Any) -> bool:

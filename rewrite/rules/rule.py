@@ -14,7 +14,7 @@ from ...grammar.documents import sha256
 from ...grammar.text.fragment import parse_expression
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import claims, names_in, over_images, over_ops
-from .binding import literal
+from ...grammar.tree.fold import literal
 from .pattern import MatchStep, Pattern, compile_pattern, steps_from
 
 MENTIONED = 8

@@ -17,6 +17,8 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import Fold
+from ...grammar.tree.operators import ARITHMETIC, COMPARISONS, pairs
 from ..ops.call import OpCall, tensor_at
 from ..torch_internals import version_of
 from .no_value import NoValue, uncomputed
@@ -42,7 +44,7 @@ class ParamRef:
         return tuple(self.tensor.shape)
 
 
-class Scope:
+class Scope(Fold[Any]):
     """What names mean at one site.
 
     `questions` are engine functions called as `f(scope, *args)`; `functions` compute numbers and
@@ -104,7 +106,7 @@ class Scope:
     def value(self, expr: t.Expr) -> Any:
         """The value of `expr`; references stay references."""
         try:
-            return _EVALUATE[type(expr)](self, expr)
+            return self.of(expr)
         except LissomError:
             raise
         except (
@@ -116,6 +118,13 @@ class Scope:
             AttributeError,
         ) as error:
             raise NoValue(uncomputed(expr.span, str(error))) from error
+
+    def literal(self, expr: t.Number | t.Frac | t.String | t.Constant) -> Any:
+        return expr.value
+
+    def items(self, expr: t.Tuple | t.List) -> Any:
+        found = [self.value(item) for item in expr.items]
+        return tuple(found) if isinstance(expr, t.Tuple) else found
 
     def name(self, expr: t.Name) -> Any:
         if expr.text in self.names:
@@ -145,7 +154,7 @@ class Scope:
         if expr.op in ("and", "or"):
             return self._logic(expr)
         left, right = self.number(expr.left), self.number(expr.right)
-        return _broadcast(_OPERATORS[expr.op], left, right, all_of=expr.op in _COMPARE)
+        return _broadcast(_OPERATORS[expr.op], left, right, all_of=expr.op in (*COMPARISONS, "in"))
 
     def _logic(self, expr: t.Binary) -> Any:
         left = self.value(expr.left)
@@ -288,16 +297,10 @@ def _broadcast(function: Callable[[Any, Any], Any], left: Any, right: Any, *, al
     ):
         return False
     if isinstance(left, tuple) or isinstance(right, tuple):
-        size = len(left) if isinstance(left, tuple) else len(right)
-        pairs = zip(_spread(left, size), _spread(right, size), strict=True)
-        parts = tuple(function(a, b) for a, b in pairs)
+        parts = tuple(function(a, b) for a, b in pairs(left, right))
         return all(parts) if all_of else parts
     result = function(left, right)
     return bool(result.all()) if all_of and isinstance(result, Tensor) else result
-
-
-def _spread(value: Any, size: int) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,) * size
 
 
 def _equal(left: Any, right: Any) -> Any:
@@ -306,37 +309,10 @@ def _equal(left: Any, right: Any) -> Any:
     return left is right if left is None or right is None else left == right
 
 
-_COMPARE = frozenset({"==", "!=", "<", "<=", ">", ">=", "in"})
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-    "//": operator.floordiv,
-    "mod": operator.mod,
+    **ARITHMETIC,
+    **COMPARISONS,
     "@": operator.matmul,
-    "^": operator.pow,
     "==": _equal,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
     "in": lambda a, b: a in b,
-}
-
-_EVALUATE: dict[type, Callable[[Scope, Any], Any]] = {
-    t.Name: Scope.name,
-    t.Number: lambda scope, expr: expr.value,
-    t.Frac: lambda scope, expr: expr.value,
-    t.String: lambda scope, expr: expr.value,
-    t.Constant: lambda scope, expr: expr.value,
-    t.Tuple: lambda scope, expr: tuple(scope.value(item) for item in expr.items),
-    t.List: lambda scope, expr: [scope.value(item) for item in expr.items],
-    t.Attribute: Scope.attribute,
-    t.Binary: Scope.binary,
-    t.Unary: Scope.unary,
-    t.Call: Scope.call,
-    t.Subscript: Scope.subscript,
-    t.Quantifier: Scope.quantifier,
 }

@@ -16,11 +16,11 @@ from torch import Tensor, fx, nn
 
 from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
+from ....grammar.tree.fold import literal
 from ...ops.attributes import read_attr
 from ...ops.dims import compiled
 from ...ops.opspec import InputSpec, OpSpec
 from ...ops.vocabulary import Vocabulary
-from ...rules.binding import literal
 from ...rules.pattern import PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import ChoiceSource, Unsuitable

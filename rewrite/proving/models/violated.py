@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ....grammar.tree import tree as t
+from ....grammar.tree.fold import literal
 from ...match.shapes import same
 from ...ops.spec import TensorSpec
 from ...ops.vocabulary import Vocabulary
-from ...rules.binding import literal
 from ...rules.pattern import Pattern, PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ....grammar.tree import tree as t
+from ....grammar.tree.fold import literal
 from ...ops.attributes import AttrSpec
 from ...ops.opspec import OpSpec, ParamSpec
-from ...rules.binding import literal
 from .pieces import (
     WEIGHTS,
     Above,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ....grammar.tree import tree as t
-from ...rules.binding import literal
+from ....grammar.tree.fold import literal
 from .pieces import (
     PHRASES,
     Above,

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ....grammar.tree import tree as t
+from ....grammar.tree.fold import literal
 from ...ops.opspec import OpSpec
 from ...ops.vocabulary import Vocabulary
-from ...rules.binding import literal
 
 NEVER_NEGATIVE = frozenset(
     {
