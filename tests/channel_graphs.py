@@ -19,7 +19,7 @@ from lissom.rewrite.measure.compare import distance
 from lissom.rewrite.proving.choices.source import ChoiceSource, Recorded, Rolled
 from lissom.rewrite.proving.dims.models import Graph, drawn
 from lissom.rewrite.proving.dims.trial import unties
-from lissom.rewrite.proving.whole import Real
+from lissom.rewrite.proving.whole import misdescribed
 
 from .cutting import free, results
 
@@ -97,15 +97,14 @@ def _differences(
     flow: Flow, module: fx.GraphModule, removed: list[int], graph: Graph, tried: Tried
 ) -> list[str]:
     """Where the cut model is not the masked one."""
-    runner = Real(module)
     with torch.no_grad():
         full = results(graph.module(*graph.args))
         wanted = results(masked(flow, removed)(*graph.args))
-        found = results(runner.run(*graph.args))
+        found = results(module(*graph.args))
     off = max((distance(a, b) for a, b in zip(wanted, found, strict=True)), default=0.0)
     tried.counts["moved"] += any(distance(a, b) > 1e-6 for a, b in zip(full, found, strict=True))
     wrong = [f"the masked model is {off:.3g} away"] if not off <= TOLERANCE else []
-    return wrong + runner.wrong
+    return wrong + misdescribed(module, graph.args)
 
 
 def _touched(old: fx.GraphModule, new: fx.GraphModule) -> set[str]:

@@ -15,7 +15,7 @@ from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.graph.emit import Emitted, emit
 from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.ops.vocabulary import Vocabulary
-from tests.traced import Recorder
+from tests.traced import described
 
 LIBRARY = Vocabulary.library()
 X = torch.randn(2, 4, 6, 6)
@@ -123,7 +123,7 @@ def test_batch_norm_in_all_its_spellings() -> None:
     for training, tracked in ((False, True), (True, True), (False, False)):
         model = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=tracked)).train(training)
         root = fx.symbolic_trace(model)
-        Recorder(root).run(X)
+        described(root, X)
         call = GraphView(root).call(list(root.graph.nodes)[1])
         assert call is not None
         assert call.attrs["training"] is (training or not tracked)
@@ -192,7 +192,7 @@ def test_attention_is_written_as_its_layer() -> None:
     model.like = like
     x = torch.randn(3, 5, 8)
     root = fx.GraphModule(model, attention_graph())
-    Recorder(root).run(x)
+    described(root, x)
     node = next(n for n in root.graph.nodes if n.op == "call_module")
     call = GraphView(root).call(node)
     assert call is not None

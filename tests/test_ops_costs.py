@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.ops.vocabulary import OpSpec, Vocabulary
-from tests.traced import Recorder
+from tests.traced import described
 
 LIBRARY = Vocabulary.library()
 CONVOLUTIONS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
@@ -26,7 +26,7 @@ TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
 def recorded(model: nn.Module, *inputs: torch.Tensor) -> tuple[GraphView, fx.Node]:
     """The view of a traced model with shapes, and the node that the output reads."""
     root = fx.symbolic_trace(model)
-    Recorder(root).run(*inputs)
+    described(root, *inputs)
     output = next(iter(reversed(root.graph.nodes)))
     return GraphView(root), output.args[0]
 
@@ -167,7 +167,7 @@ def test_attention_as_a_layer(batch_first: bool) -> None:
     model.function = lambda x, y: layer(x, y, y, need_weights=False)[0]
     root = fx.symbolic_trace(model)
     inputs = torch.randn(3, 5, 8), torch.randn(3, 7, 8) if batch_first else torch.randn(7, 5, 8)
-    Recorder(root).run(*inputs)
+    described(root, *inputs)
     view = GraphView(root)
     node = view.calls_of("multihead_attention")[0]
     call = view.call(node)

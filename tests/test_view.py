@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from lissom.rewrite.graph.index import GraphView
-from tests.traced import Recorder
+from tests.traced import described
 
 
 class Tied(nn.Module):
@@ -116,7 +116,7 @@ def test_forgetting_a_node_twice_or_an_unknown_one_is_harmless() -> None:
 
 def test_results_of_a_many_valued_op_are_projections() -> None:
     root = fx.symbolic_trace(lambda x: torch.chunk(x, 2)[1] + x[0])
-    Recorder(root).run(torch.randn(4, 3))
+    described(root, torch.randn(4, 3))
     view = GraphView(root)
     part, slice_ = [n for n in root.graph.nodes if n.target is operator.getitem]
     assert view.projection(part) == (next(n for n in root.graph.nodes if n.name == "chunk"), 1)
@@ -127,7 +127,7 @@ def test_results_of_a_many_valued_op_are_projections() -> None:
 
 def test_a_size_from_the_graph_stays_a_node_in_data_movement() -> None:
     root = fx.symbolic_trace(lambda x: x.view(x.size(0), 2, -1))
-    Recorder(root).run(torch.randn(2, 3, 4))
+    described(root, torch.randn(2, 3, 4))
     view = GraphView(root)
     size = next(n for n in root.graph.nodes if n.target == "size")
     call = view.call(view.calls_of("reshape")[0])
@@ -150,7 +150,7 @@ def test_a_size_from_the_graph_stays_a_node_in_data_movement() -> None:
 )
 def test_keeping_the_leading_sizes_is_flatten(function: Any, start: int | None) -> None:
     root = fx.symbolic_trace(function)
-    expected = Recorder(root).run(torch.randn(2, 3, 2, 3))
+    expected = described(root, torch.randn(2, 3, 2, 3))
     view = GraphView(root)
     found = [view.call(node) for node in view.calls_of("flatten")]
     assert [call.attrs["start_dim"] for call in found if call] == ([start] if start else [])

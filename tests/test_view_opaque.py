@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrizations
 
 from lissom.rewrite.graph.index import GraphView
-from tests.traced import Held, Recorder
+from tests.traced import Held, described
 
 X = torch.randn(2, 4, 6, 6)
 
@@ -42,7 +42,7 @@ def last(model: Any, *inputs: torch.Tensor, recorded: bool = True) -> tuple[Grap
     graph = tracer.trace(model)
     root = fx.GraphModule(tracer.root, graph)
     if recorded:
-        Recorder(root).run(*inputs)
+        described(root, *inputs)
     return GraphView(root), next(iter(reversed(root.graph.nodes))).args[0]
 
 
@@ -197,7 +197,7 @@ def test_in_place_is_canonical_only_where_nobody_can_tell(
     root = fx.symbolic_trace(function)
     shapes = fx.symbolic_trace(function)
     if "fft" not in shapes.code:
-        Recorder(root).run(X.clone())
+        described(root, X.clone())
     view = GraphView(root)
     node = next(n for n in root.graph.nodes if n.target == method)
     assert (view.call(node) is None) == bool(reason)

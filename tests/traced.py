@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from lissom.rewrite.graph.index import OpCall
+from lissom.rewrite.graph.runs import watched
 from lissom.rewrite.ops.spec import spec_of
 
 
@@ -33,11 +34,9 @@ ARITY = {
 }
 
 
-class Recorder(fx.Interpreter):
-    def run_node(self, node: fx.Node) -> Any:
-        result = super().run_node(node)
-        node.meta["val"] = spec_of(result)
-        return result
+def described(root: fx.GraphModule, *inputs: Any) -> Any:
+    """What a graph returns; its nodes know from now on what they give."""
+    return watched(root, inputs, lambda node, value: node.meta.update(val=spec_of(value)))
 
 
 def traced(spelling: Any, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, fx.Node, Any]:
@@ -46,7 +45,7 @@ def traced(spelling: Any, inputs: tuple[Any, ...]) -> tuple[fx.GraphModule, fx.N
     bare = spelling if isinstance(spelling, nn.Module) else ARITY[len(inputs)](spelling)
     root = fx.symbolic_trace(nn.Sequential(spelling) if leaf else bare)
     torch.manual_seed(0)
-    result = Recorder(root).run(*(i.clone() if isinstance(i, torch.Tensor) else i for i in inputs))
+    result = described(root, *(i.clone() if isinstance(i, torch.Tensor) else i for i in inputs))
     output = next(node for node in root.graph.nodes if node.op == "output")
     return root, output.args[0], result
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from ...grammar.diagnostics import Diagnostic, Label, fail
-from ..graph.runs import WatchingInterpreter, innermost, one_line
+from ..graph.runs import Watcher, innermost, one_line
 from ..graph.values import children, is_structure, path_text, tensors
 from ..measure.unsteady import Unsteady, told
 from ..torch_internals import version_of
@@ -155,25 +155,9 @@ def run_eager(model: nn.Module, case: Case) -> Any:
 # -- where a graph goes wrong --------------------------------------------------------------------
 
 
-class _Comparing(WatchingInterpreter):
-    """Runs a graph up to its end, and remembers the first module that gives another result."""
-
-    def __init__(self, module: fx.GraphModule, seen: dict[str, list[Any]]) -> None:
-        super().__init__(module)
-        self.seen = seen
-        self.diverging: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        expected = self.seen.get(str(n.target)) if n.op == "call_module" else None
-        if expected and self.diverging is None and expected.pop(0) != _digest(result):
-            self.diverging = n
-        return result
-
-
 def failing_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.Node | None:
     """The node at which a graph raises on `case`."""
-    watch = WatchingInterpreter(module)
+    watch = Watcher(module)
     try:
         _interpret(watch, model, case)
     except Exception:
@@ -195,9 +179,15 @@ def diverging_node(model: nn.Module, module: fx.GraphModule, case: Case) -> fx.N
     finally:
         for hook in hooks:
             hook.remove()
-    watch = _Comparing(module, seen)
-    _interpret(watch, model, case)
-    return watch.diverging
+    found: list[fx.Node] = []
+
+    def compare(node: fx.Node, result: Any) -> None:
+        expected = seen.get(str(node.target)) if node.op == "call_module" else None
+        if expected and not found and expected.pop(0) != _digest(result):
+            found.append(node)
+
+    _interpret(Watcher(module, compare), model, case)
+    return next(iter(found), None)
 
 
 def _note(seen: dict[str, list[Any]], path: str, output: Any) -> None:
@@ -212,7 +202,7 @@ def _digest(value: Any) -> list[Any]:
     ]
 
 
-def _interpret(watch: WatchingInterpreter, model: nn.Module, case: Case) -> None:
+def _interpret(watch: Watcher, model: nn.Module, case: Case) -> None:
     graph: Any = watch.graph
     with torch.no_grad():
         watch.run(initial_env=placeholder_values(graph, model.forward, case))

@@ -6,7 +6,7 @@ So it always gets copies: each op of the model reads as much again, a copy is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -59,6 +59,34 @@ def interpret(runner: fx.Interpreter, args: tuple[Any, ...], what: str = "the ex
     assert isinstance(model, nn.Module)
     with torch.no_grad(), telling_failures(model, args, None, what):
         return runner.run(*own_inputs(args))
+
+
+class Watcher(fx.Interpreter):
+    """Runs a graph, remembers the node it is at, and tells `seen` what each node gives."""
+
+    extra_traceback = False
+    at: fx.Node | None = None
+
+    def __init__(
+        self, module: fx.GraphModule, seen: Callable[[fx.Node, Any], object] | None = None
+    ) -> None:
+        super().__init__(module)
+        self.seen = seen
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.at = n
+        value = super().run_node(n)
+        if self.seen is not None:
+            self.seen(n, value)
+        return value
+
+
+def watched(
+    module: fx.GraphModule, args: tuple[Any, ...], seen: Callable[[fx.Node, Any], object]
+) -> Any:
+    """What a graph returns for these very inputs; `seen` is told what each node gives."""
+    with torch.no_grad():
+        return Watcher(module, seen).run(*args)
 
 
 class Recorder(fx.Interpreter):
@@ -180,24 +208,13 @@ def _place_of(node: fx.Node) -> str:
     return f"{name} ({source})" if source else name
 
 
-class WatchingInterpreter(fx.Interpreter):
-    """Runs a graph and remembers the node it is at."""
-
-    extra_traceback = False
-    at: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.at = n
-        return super().run_node(n)
-
-
 def _failing_node(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
 ) -> fx.Node | None:
     """The node of a graph that raises; None for what is no graph or does not raise again."""
     if not isinstance(model, fx.GraphModule) or kwargs:
         return None
-    watch = WatchingInterpreter(model)
+    watch = Watcher(model)
     try:
         with torch.no_grad():
             watch.run(*own_inputs(args))

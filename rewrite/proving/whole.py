@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import LissomError
 from ..apply.faulty_sites import model_faults
 from ..apply.queries import QUESTIONS
+from ..graph.runs import watched
 from ..journal import Journal
 from ..measure.compare import distance, model_equality
 from ..measure.samples import Samples
@@ -110,21 +110,6 @@ def farthest(before: list[Any], after: list[Any]) -> float:
     return max((distance(a, b) for a, b in pairs if isinstance(a, Tensor)), default=0.0)
 
 
-class Real(fx.Interpreter):
-    """Runs a graph and compares what each node gives with what its meta says."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.wrong: list[str] = []
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        said = n.meta.get("val")
-        if n.op != "output" and not _same(said, spec_of(value)):
-            self.wrong.append(f"{n.name} is said to be {said}, is {spec_of(value)}")
-        return value
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(map(_same, a, b))
@@ -133,7 +118,26 @@ def _same(a: Any, b: Any) -> bool:
 
 def misdescribed(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[str]:
     """Nodes whose recorded shapes are not the real ones."""
-    runner = Real(module)
-    with torch.no_grad():
-        runner.run(*inputs)
-    return runner.wrong
+    wrong: list[str] = []
+
+    def compare(node: fx.Node, value: Any) -> None:
+        said, real = node.meta.get("val"), spec_of(value)
+        if node.op != "output" and not _same(said, real):
+            wrong.append(f"{node.name} is said to be {said}, is {real}")
+
+    watched(module, inputs, compare)
+    return wrong
+
+
+def add_output(graph: Graph, extra: fx.Node, step: str) -> None:
+    """The model returns one more value. What is new is described as the rest is."""
+    module, out = graph.module, graph.module.graph.output_node()
+    given = out.args[0]
+    out.args = ((*given, extra) if isinstance(given, tuple) else (given, extra),)
+    module.recompile()
+
+    def describe(node: fx.Node, value: Any) -> None:
+        if "val" not in node.meta:
+            node.meta.update(val=spec_of(value), site="", step=step)
+
+    watched(module, graph.args, describe)

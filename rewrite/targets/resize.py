@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..graph.building import readers
 from ..graph.emit import Emitted
+from ..graph.runs import Watcher
 from ..graph.snapshot import finish, snapshot
 from ..measure.compare import REFUSALS
 from ..ops.spec import TensorSpec, spec_of
@@ -117,14 +118,21 @@ def planned(state: State, site: ImageSite) -> fx.GraphModule | NoMatch:
     module = snapshot(state.module)
     resize = _insert(state, site, module)
     finish(module)
-    run = _Planner(module, resize)
+    resized: list[tuple[Tensor, int]] = []
+
+    def describe(node: fx.Node, value: Any) -> None:
+        node.meta["val"] = spec_of(value)
+        if node is resize:
+            resized.append((value, version_of(value)))
+
+    run = Watcher(module, describe)
     inputs = map(_as_recorded, module.graph.nodes, state.samples.inputs)
     try:
         with torch.no_grad():
             run.run(*inputs)
     except REFUSALS as error:
-        return _refused(site, run.at, f"cannot take it: {str(error).splitlines()[0]}")
-    if run.writes:
+        return _refused(site, run.at or resize, f"cannot take it: {str(error).splitlines()[0]}")
+    if any(version_of(image) != version for image, version in resized):  # also through a view
         return miss(site.rule, SITES, "the model writes into it", "R012", site.dim.node)
     for old, new in zip(_results(state.module), _results(module), strict=True):
         was, now = old.meta["val"], new.meta["val"]
@@ -165,28 +173,3 @@ def _refused(site: ImageSite, node: fx.Node, why: str) -> NoMatch:
     """Points at the op; an input is none, but the model may hand it on."""
     size, target = sized(site.size), str(node.target) if node.op == "call_module" else ""
     return miss(site.rule, PLAN, f"at {size} `{target or node.name}` {why}", "R013", node)
-
-
-class _Planner(fx.Interpreter):
-    """Runs the graph once and writes down what each node gives; `at` is the node where it is."""
-
-    def __init__(self, module: fx.GraphModule, resize: fx.Node) -> None:
-        super().__init__(module)
-        self.extra_traceback = False
-        self.at, self.resize = resize, resize
-        self.resized: tuple[Tensor, int] | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.at = n
-        value = super().run_node(n)
-        n.meta["val"] = spec_of(value)
-        if n is self.resize:
-            self.resized = value, version_of(value)
-        return value
-
-    @property
-    def writes(self) -> bool:
-        """Whether something wrote to the resized image, also through a view of it."""
-        assert self.resized is not None
-        image, version = self.resized
-        return version_of(image) != version

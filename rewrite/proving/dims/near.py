@@ -12,13 +12,12 @@ from torch import fx
 from ...channels.classes import DimClass
 from ...channels.flow import Flow
 from ...channels.labels import axes_of
-from ...ops.spec import spec_of
 from ...targets.features import FeatureTarget
 from ..choices.source import Replayed
 from ..near_miss import ENOUGH, NearMiss, NearResult
 from ..one_guard import alone, judge
 from ..trial import Outcome, Subject
-from ..whole import Real, graph_state, said_at
+from ..whole import add_output, graph_state, said_at
 from .models import Graph
 from .trial import dim_model, try_dim
 
@@ -112,19 +111,8 @@ def _carrier(flow: Flow, dim: DimClass) -> tuple[str, int] | None:
 
 def _add(graph: Graph, name: str, axis: int, reader: Reader) -> None:
     """One more op, and its result is one more output."""
-    nodes = graph.module.graph.nodes
-    value, out = (
-        next(n for n in nodes if n.name == name),
-        next(n for n in nodes if n.op == "output"),
-    )
-    with graph.module.graph.inserting_before(out):
-        extra = reader(graph.module.graph, value, axis)
-    given = out.args[0]
-    out.args = ((*given, extra) if isinstance(given, tuple) else (given, extra),)
-    graph.module.recompile()
-    runner = Real(graph.module)
-    with torch.no_grad():
-        runner.run(*graph.args)
-    for node in nodes:
-        if "val" not in node.meta:
-            node.meta.update(val=spec_of(runner.env[node]), site="", step="reader")
+    traced = graph.module.graph
+    value = next(n for n in traced.nodes if n.name == name)
+    with traced.inserting_before(traced.output_node()):
+        extra = reader(traced, value, axis)
+    add_output(graph, extra, "reader")

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ....grammar.diagnostics import LissomError
 from ...graph.emit import emit
+from ...graph.runs import watched
 from ...ops.opspec import OpSpec
 from ...ops.spec import spec_of
 from ...ops.vocabulary import Vocabulary
@@ -165,16 +166,16 @@ class Soil:
     def convert(self, dtype: torch.dtype) -> None:
         """The whole model in another precision. Raises `Unsuitable` where torch cannot do that."""
         self.module.to(dtype)
-        kept = _Kept(self.module)
-        given = [self.real[n] for n in self.module.graph.nodes if n.op == "placeholder"]
+        kept: dict[fx.Node, Any] = {}
+        given = (self.real[n] for n in self.module.graph.nodes if n.op == "placeholder")
+        args = tuple(v.to(dtype) if v.is_floating_point() else v for v in given)
         try:
-            with torch.no_grad():
-                kept.run(*(v.to(dtype) if v.is_floating_point() else v for v in given))
+            watched(self.module, args, kept.__setitem__)
         except ILLEGAL as error:
             raise Unsuitable(f"{dtype}: {error}") from error
-        if dtype == torch.float16 and not all(map(_has_room, self._numbers(kept.values))):
+        if dtype == torch.float16 and not all(map(_has_room, self._numbers(kept))):
             raise Unsuitable("numbers too large for float16")
-        for node, value in kept.values.items():
+        for node, value in kept.items():
             self._hold(node, value)
 
     def _numbers(self, values: Mapping[fx.Node, Any]) -> list[Any]:
@@ -234,15 +235,3 @@ def _has_room(value: Any) -> bool:
     if not isinstance(value, Tensor) or value.dtype != torch.float16 or not value.numel():
         return True
     return float(value.detach().abs().max()) * _ROOM < torch.finfo(torch.float16).max
-
-
-class _Kept(fx.Interpreter):
-    """Runs the model and keeps what every node gives."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = super().run_node(n)
-        return self.values[n]

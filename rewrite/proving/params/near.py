@@ -6,18 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import fx, nn
 
 from ...ops.call import tensor_at
-from ...ops.spec import spec_of
 from ...targets.params import ParamTarget
 from ..choices.source import Replayed
 from ..dims.models import Graph
 from ..near_miss import ENOUGH, NearMiss, NearResult
 from ..one_guard import alone, judge
 from ..trial import Outcome, Subject
-from ..whole import Real, graph_state, said_at
+from ..whole import add_output, graph_state, said_at
 from .trial import param_model, try_param
 
 Edit = Callable[[fx.GraphModule, str], fx.Node]
@@ -87,20 +85,12 @@ def _spoilt(subject: Subject, tape: Sequence[int], edit: Edit) -> Outcome | None
 
 def _add(graph: Graph, path: str, edit: Edit) -> None:
     """What is added is one more output."""
-    nodes = graph.module.graph.nodes
-    first, out = next(iter(nodes)), next(n for n in nodes if n.op == "output")
+    traced = graph.module.graph
+    first, out = next(iter(traced.nodes)), traced.output_node()
     while first.op == "placeholder":
         first = first.next
-    with graph.module.graph.inserting_before(first):
+    with traced.inserting_before(first):
         extra = edit(graph.module, path)
-    with graph.module.graph.inserting_before(out):
-        total = graph.module.graph.call_method("sum", (extra,))
-    given = out.args[0]
-    out.args = ((*given, total) if isinstance(given, tuple) else (given, total),)
-    graph.module.recompile()
-    runner = Real(graph.module)
-    with torch.no_grad():
-        runner.run(*graph.args)
-    for node in nodes:
-        if "val" not in node.meta:
-            node.meta.update(val=spec_of(runner.env[node]), site="", step="edit")
+    with traced.inserting_before(out):
+        total = traced.call_method("sum", (extra,))
+    add_output(graph, total, "edit")
