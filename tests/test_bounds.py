@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lissom.rewrite.apply import bounds
 from lissom.rewrite.journal import Applied
@@ -99,3 +102,31 @@ def test_an_exact_rule_moves_nothing() -> None:
     claims = [v.claim for event in driven.journal.of(Applied) for v in event.verdicts]
     assert claims
     assert bounds.CLAIM not in claims
+
+
+class Allocated(TorchDispatchMode):
+    """The bytes of all memory that ops return and that `given` does not hold."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        self.blocks = {given.untyped_storage().data_ptr(): 0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(value, Tensor):
+                block = value.untyped_storage()
+                self.blocks.setdefault(block.data_ptr(), block.nbytes())
+        return found
+
+
+def test_a_norm_takes_little_beside_the_weight() -> None:
+    """The products of its rows are few. Whether all of it is finite is asked without a copy."""
+    layer = nn.Linear(1000, 10)
+    call, weight = call_of(layer, torch.randn(2, 1000)), layer.weight.detach().double()
+    with Allocated(weight) as allocated:
+        found, kind = bounds.norm(weight, call)
+    assert (found, kind) == (pytest.approx(float(torch.linalg.matrix_norm(weight, 2))), "spectral")
+    assert 0 < sum(allocated.blocks.values()) < weight.nbytes / 4
+    weight[3, 500] = torch.nan
+    assert bounds.norm(weight, call) == (torch.inf, "spectral")

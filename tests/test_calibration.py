@@ -38,7 +38,8 @@ def chain(*widths: int) -> nn.Module:
 
 
 def compiled(model: nn.Module, x: Tensor, batches: list[Tensor], step: str, least: int = 8) -> Any:
-    text = library("lowrank") + PROGRAM.replace("STEP", step).replace("LEAST", str(least))
+    program = PROGRAM if step != "fixpoint" else PROGRAM.replace("STEP", "STEP {") + "}"
+    text = library("lowrank") + program.replace("STEP", step).replace("LEAST", str(least))
     data = lambda split: [(batch, torch.zeros(len(batch))) for batch in batches]  # noqa: E731
     return lissom.compile(model, text, inputs=(x,), data=data)
 
@@ -183,6 +184,58 @@ def test_weights_of_a_plan_keep_nothing_that_they_were_cut_from(
     compiled(chain(12, 12, 12), x, [x], "once")
     assert len(kept) == 4
     assert all(size == storage for size, storage in kept)
+
+
+@pytest.mark.parametrize("step", ["once", "fixpoint"])
+def test_a_site_is_let_go_before_the_next_one(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Whoever still holds what was prepared, it holds no weights."""
+    held: list[weakref.ref[Tensor]] = []
+    sites: list[str] = []
+    made = engine.construct
+
+    def watched(state: Any, site: Any) -> Any:
+        assert [one for one in held if one() is not None] == []
+        plan = made(state, site)
+        sites.append(site.name)
+        weights = [w for planned in plan.ops for w in planned.tensors.values()]
+        held.extend(map(weakref.ref, [*weights, *plan.moved.values()]))
+        return plan
+
+    monkeypatch.setattr(engine, "construct", watched)
+    gc.disable()
+    try:
+        x = torch.randn(2, 12)
+        compiled(chain(12, 12, 12, 12), x, [x], step)
+    finally:
+        gc.enable()
+    assert sites == ["0", "2", "4"]
+
+
+def test_a_weight_that_moves_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its float64 copy goes before the new numbers are computed, and is made again if they are
+    computed from it.
+    """
+    text = library("lowrank").replace("perturb { l.weight := ", "perturb { l.weight := noted() + ")
+    held: list[int] = []
+    made = engine.construct
+
+    def watched(state: Any, site: Any) -> Any:
+        def noted() -> int:
+            held.append(len(site.scope.doubles))
+            return 0
+
+        assert len(site.scope.doubles) == 1
+        site.scope.functions = {**site.scope.functions, "noted": noted}
+        return made(state, site)
+
+    monkeypatch.setattr(engine, "construct", watched)
+    x = torch.randn(2, 12)
+    program = "extern fn noted() -> number pure\n" + text
+    program += PROGRAM.replace("STEP", "once").replace("LEAST", "8")
+    data = [(x, torch.zeros(2))]
+    given = {"noted": lambda: 0}
+    result = lissom.compile(chain(12, 12, 12), program, inputs=(x,), data=data, functions=given)
+    assert (len(result.applied), held) == (2, [0, 0])
 
 
 @pytest.mark.skipif(

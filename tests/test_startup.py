@@ -72,6 +72,15 @@ def test_a_wrong_program_loads_no_large_package(tmp_path: Path) -> None:
     assert modules.isdisjoint(HEAVY)
 
 
+def test_the_engine_loads_no_package_for_what_seldom_happens() -> None:
+    """Paths in graphs of rules are looked for where rules do not come to an end."""
+    code = "import sys, lissom.api; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    modules = set(run.stdout.split())
+    assert "lissom.rewrite.pipeline.loops" in modules
+    assert "networkx" not in modules
+
+
 def test_a_large_package_would_be_seen() -> None:
     _, modules = loaded_by("doctor")
     assert "torch" in modules

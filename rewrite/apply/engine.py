@@ -191,6 +191,14 @@ def measure_again(state: State, ready: VerifiedRewrite) -> VerifiedRewrite | NoM
     return _or_reason(site.rule, site.calls[0].node, measured)
 
 
+def let_go(ready: VerifiedRewrite) -> None:
+    """Drops what a rewrite that is committed, or that will not be, was made of: whoever still holds
+    it, while the next one is prepared, shall not hold weights in float64.
+    """
+    forget(ready.site)
+    ready.plan, ready.emitted, ready.held = Plan(), {}, False
+
+
 def _saved_once(site: Site, costs: Costs) -> Costs:
     """Weights that others read until they are rewritten, too, are counted with the last of them."""
     return replace(costs, params=0, bytes=0) if site.repeats else costs
@@ -237,7 +245,7 @@ def apply(state: State, stage: str, ready: VerifiedRewrite, seconds: float) -> l
         seconds,
     )
     state.journal.add(event)
-    forget(site)
+    let_go(ready)
     return alive([*new, *around])
 
 

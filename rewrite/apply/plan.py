@@ -93,9 +93,9 @@ class Constructor:
         for move in clause.moves:
             target = self._weight(move)
             assert isinstance(move, t.Assign)
+            self.scope.replaces(target)
             value = self.scope.number(move.value)
             check_shape(move, value, target)
-            self.scope.plain(target)
             self.plan.moved[target.path] = value
 
     def _weight(self, move: t.Assign | t.Effect) -> ParamRef:

@@ -20,6 +20,7 @@ from ..ops.call import OpCall
 from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
 from .gradients import Loss, loss_of_task, slopes
+from .large_blocks import giving_back
 from .moments import affordable, second_moments
 from .recording import Order, Stops, holdable, resume
 
@@ -175,14 +176,19 @@ class Samples:
         if missing:
             wanted = dict.fromkeys((*missing, *self._affordable()))
             data = self.calibration(module)
-            if self._stops:
-                pairs = zip(data, self._stops, strict=True)
-                runs = [resume(module, list(wanted), args, stops) for args, stops in pairs]
-            else:
-                runs = [record(module, list(wanted), args) for args in data]
+            with giving_back():
+                runs = self._runs(module, list(wanted), data)
             self._values |= {node: [run[node] for run in runs] for node in wanted}
         count = len(self._values[nodes[0]]) if nodes else 1
         return [{node: self._values[node][at] for node in nodes} for at in range(count)]
+
+    def _runs(
+        self, module: fx.GraphModule, nodes: list[fx.Node], data: list[tuple[Any, ...]]
+    ) -> list[dict[fx.Node, Any]]:
+        if not self._stops:
+            return [record(module, nodes, args) for args in data]
+        pairs = zip(data, self._stops, strict=True)
+        return [resume(module, nodes, args, stops) for args, stops in pairs]
 
     def values(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> dict[fx.Node, Any]:
         """The same with the tensors of all batches concatenated along axis 0."""

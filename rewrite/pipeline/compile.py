@@ -29,7 +29,7 @@ from ..journal import Applied, Costs, Journal, StageEnd, Verdict
 from ..measure.batches import Taken
 from ..measure.compare import Metric, Metrics
 from ..measure.gradients import Loss, loss_of_task
-from ..measure.large_blocks import large_blocks_mapped
+from ..measure.large_blocks import giving_back, large_blocks_mapped
 from ..measure.samples import Example, Samples, Source
 from ..ops.vocabulary import Vocabulary
 from ..rules.state import State
@@ -161,7 +161,7 @@ def compile_checked(
     """As `compile_model`, of a program that went through the checker, which said `notes`."""
     begun = time.perf_counter()
     example = inputs if inputs is not None else example_of(data, model)
-    with declared(options.own):
+    with declared(options.own), giving_back():
         captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)

@@ -97,6 +97,13 @@ class Scope(Fold[Any]):
             return tuple(self.plain(item) for item in value)
         return value
 
+    def replaces(self, weight: ParamRef) -> None:
+        """The numbers of `weight` are about to be replaced. Its float64 copy is seldom read again,
+        and is made anew where it is.
+        """
+        self.read[weight.path] = weight
+        self.doubles.pop(weight.path, None)
+
     # -- expressions -------------------------------------------------------------------------------
 
     def number(self, expr: t.Expr) -> Any:

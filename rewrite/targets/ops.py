@@ -15,19 +15,19 @@ from ..apply.engine import (
     apply,
     candidates,
     find,
-    forget,
+    let_go,
     may_apply,
     measure_again,
     ready_at,
     refusal,
 )
 from ..apply.let_go import round_off
-from ..apply.plan import Plan
 from ..apply.surroundings import asked, unchanged
 from ..graph.places import name_of, nodes_at
 from ..graph.snapshot import finish, snapshot
 from ..journal import Costs, Refused
 from ..match.site import Site
+from ..measure.large_blocks import giving_back
 from ..rules.binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLESS, USES, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
@@ -59,7 +59,8 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
 
     def weigh(self, place: fx.Node) -> VerifiedRewrite | NoMatch:
         """Verified at once: weights are in float64 until then, and wait in their own precision."""
-        found = ready_at(self.state, self.rule, place, self.start)
+        with giving_back():
+            found = ready_at(self.state, self.rule, place, self.start)
         self.state.samples.leave(_seen_by(place))
         return found
 
@@ -103,8 +104,7 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
         return new + round_off(self.state.module, ready.plan)
 
     def forget(self, ready: VerifiedRewrite) -> None:
-        forget(ready.site)
-        ready.plan, ready.emitted, ready.held = Plan(), {}, False
+        let_go(ready)
 
     def _as_prepared(self, ready: VerifiedRewrite) -> bool:
         """Whether the site has its plan yet, and nothing of the graph that led to it changed."""
