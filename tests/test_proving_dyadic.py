@@ -146,3 +146,22 @@ def test_the_model_is_dyadic_and_the_given_one_stays() -> None:
 
 def held(found: Grown) -> str:
     return " ".join(found.module.state_dict())
+
+
+UNGUARDED = """
+exact rule pool_first {
+  match {
+    h = batch_norm(x) as n
+    y = max_pool2d(h) as p
+  }
+  rewrite {
+    z = p(x) from p
+    y = n(z) from n
+  }
+}
+"""
+
+
+def test_norms_without_statistics_or_with_impossible_ones_end_in_a_verdict() -> None:
+    """Nobody knows what a batch's own variance rounds, nor the root of a negative one."""
+    assert {BIT_EQUAL, DIFFERS} < set(verdicts(the(UNGUARDED), range(60)))

@@ -34,6 +34,17 @@ class Region:
     inside: tuple[fx.Node, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SizedMove:
+    """A movement that may lay features out in another way where other axes have other extents:
+    what it makes of a track.
+    """
+
+    node: fx.Node
+    track: Tensor
+    parts: list[Tensor]
+
+
 @dataclass
 class Flow:
     """What is known of one graph.
@@ -43,7 +54,7 @@ class Flow:
     taken anew over the features that are left. recurrent: weights that lead from one step of time
     to the next, by op. sized: settings that are the size of a dimension. roles: whether an op
     "writes" along an axis of a parameter, "reads" along it, or lets features pass ("rides").
-    regions: shuffles, by their last node.
+    regions: shuffles, by their last node. sized_moves: see `SizedMove`.
     """
 
     view: GraphView
@@ -57,6 +68,7 @@ class Flow:
     sized: dict[fx.Node, dict[str, Vectors]] = field(default_factory=dict)
     roles: dict[Place, str] = field(default_factory=dict)
     regions: dict[fx.Node, Region] = field(default_factory=dict)
+    sized_moves: list[SizedMove] = field(default_factory=list)
 
     def of(self, value: Any) -> Labels:
         """The tracks of what an op reads."""

@@ -5,7 +5,7 @@ No table says what a view, a permutation, a shuffle or a window partition does t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from ..ops.call import OpCall, tensor_at
 from ..ops.spec import TensorSpec
-from .flow import Flow, Region
+from .flow import Flow, Region, SizedMove
 from .labels import (
     Vectors,
     along,
@@ -36,6 +36,8 @@ def moved(flow: Flow, call: OpCall) -> None:
     found: list[list[Tensor]] = [[] for _ in specs_of(call.node)]
     for track in flow.of(call.inputs[0]):
         parts = run_on_labels(call, track)
+        if axes_of(track) and not _follows_sizes(flow, call, track, parts):
+            flow.sized_moves.append(SizedMove(call.node, track, parts))
         if axes_of(track) and not all(axes_of(part) for part in parts if part.numel()):
             keep_all(flow.atoms, (track,), KeepReason(call.node.name, "it picks single positions"))
         for own, part in zip(found, parts, strict=True):
@@ -47,12 +49,56 @@ def moved(flow: Flow, call: OpCall) -> None:
     flow.set(call.node, *map(tuple, found))
 
 
-def run_on_labels(call: OpCall, track: Tensor) -> list[Tensor]:
-    """The op on a track."""
-    full = track.expand(shape_at(call.inputs[0]))
+def run_on_labels(
+    call: OpCall, track: Tensor, shape: tuple[int, ...] | None = None
+) -> list[Tensor]:
+    """The op on a track of a value; `shape`: the value has another one than the graph says."""
+    full = track.expand(shape_at(call.inputs[0]) if shape is None else shape)
     found = call.op.run(given(call, full), {}, settings(call.attrs))
     several = found if isinstance(found, (tuple, list)) else (found,)
     return [compressed(part) for part in several]
+
+
+def _follows_sizes(flow: Flow, call: OpCall, track: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether features come to lie the same way where all other axes are longer."""
+    source = call.inputs[0]
+    if source.op == "get_attr":
+        return True
+    try:
+        again = run_on_labels(call, track, _longer(flow, source))
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return alike(parts, again)
+
+
+def alike(parts: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(parts) == len(others) and all(map(torch.equal, parts, others))
+
+
+def _longer(flow: Flow, value: fx.Node) -> tuple[int, ...]:
+    """The shape of a value where the axes without features are longer, as far as they may be."""
+    shape = _grown(flow, value)
+    if 1 not in shape_at(value)[1:]:
+        return shape
+    pooled = _from_longer(flow, value)
+    return tuple(min(n, m) for n, m in zip(shape, pooled or shape, strict=True))
+
+
+def _grown(flow: Flow, value: fx.Node) -> tuple[int, ...]:
+    held = {axis for track in flow.of(value) for axis in axes_of(track)}
+    return tuple(n if axis in held else n + 1 for axis, n in enumerate(shape_at(value)))
+
+
+def _from_longer(flow: Flow, value: fx.Node) -> tuple[int, ...] | None:
+    """The shape that the op in front gives where what it reads is longer; None where that is not
+    known. Pooling to one position gives one of any image.
+    """
+    call = flow.view.call(value)
+    if call is None or "pooling" not in call.op.traits:
+        return None
+    name, grown = call.op.inputs[0].name, _grown(flow, call.inputs[0])
+    read = TensorSpec(grown, torch.float32)
+    return call.op.specs({name: read}, {}, settings(call.attrs))[0].shape
 
 
 def given(

@@ -194,7 +194,7 @@ def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     if random or (ready.site.rule.kind == "approx" and not ready.plan.moved):
         return Outcome(FIRED, ratio=worst)
     inputs = state.samples.inputs
-    given, after = _run(before, inputs), _run(state.module, inputs)
+    given, after = run_or_error(before, inputs), run_or_error(state.module, inputs)
     if isinstance(given, Exception):
         return Outcome(VACUOUS, "the model itself cannot run", str(given))
     if isinstance(after, Exception):
@@ -233,11 +233,11 @@ def _compared(
 ) -> Iterator[str | Outcome]:
     """What other inputs that the original takes were compared on; the first mistake ends it."""
     for variant in variants(inputs, seed):
-        given = _run(before, variant.inputs)
+        given = run_or_error(before, variant.inputs)
         if isinstance(given, Exception):  # the original need not take these inputs
             continue
-        right, found = f"right at {_sizes(inputs)}", _run(after, variant.inputs)
-        where = variant.numbers or f"at {_sizes(variant.inputs)}"
+        right, found = f"right at {sizes_of(inputs)}", run_or_error(after, variant.inputs)
+        where = variant.numbers or f"at {sizes_of(variant.inputs)}"
         said = _apart(before, after, variant.inputs, given, found)
         if said:
             faults = model_faults(before, after, variant.inputs) if type(found) is list else ()
@@ -266,7 +266,7 @@ def _apart(
     return "" if verdict.holds else f"{verdict.worst} > {verdict.tolerance}; {verdict.detail}"
 
 
-def _run(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[Any] | Exception:
+def run_or_error(module: fx.GraphModule, inputs: tuple[Any, ...]) -> list[Any] | Exception:
     """The results of a model; the error of one that does not take the inputs."""
     try:
         with torch.no_grad():
@@ -285,7 +285,7 @@ def _same(left: Any, right: Any) -> bool:
     return distance(left, right) <= 32 * torch.finfo(left.dtype).eps
 
 
-def _sizes(inputs: tuple[Any, ...]) -> str:
+def sizes_of(inputs: tuple[Any, ...]) -> str:
     return ", ".join(str(list(value.shape)) for value in inputs)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch import Tensor, fx
@@ -17,12 +17,13 @@ from ..apply.queries import QUESTIONS
 from ..graph.runs import watched
 from ..journal import Journal
 from ..measure.compare import distance, model_equality
-from ..measure.samples import Samples
+from ..measure.samples import Example, Samples
 from ..ops.spec import spec_of
 from ..rules.binding import NoMatch
 from ..rules.state import State
 from ..targets.target import Prepared, Target
 from .dims.models import Graph
+from .models.variants import longer
 from .mutants.mutate import RAISED
 from .trial import (
     CRASH,
@@ -37,6 +38,8 @@ from .trial import (
     blamed,
     condition,
     elsewhere,
+    run_or_error,
+    sizes_of,
 )
 
 P = TypeVar("P")
@@ -51,8 +54,16 @@ NOTHING_FITS = ("K002", "R010", "R011")
 
 def graph_state(subject: Subject, graph: Graph, more: Functions | None = None) -> State:
     """A state to apply rules in; `more` are functions that only variants of the rule call."""
-    samples, functions = Samples(graph.args), {**subject.functions, **(more or {})}
+    samples = Samples(graph.args, others=tuple(_other_sizes(graph)))
+    functions = {**subject.functions, **(more or {})}
     return State(graph.module, subject.vocabulary, functions, QUESTIONS, samples, Journal())
+
+
+def _other_sizes(graph: Graph) -> Iterator[Example]:
+    """What the model takes besides its inputs; a compiler learns that when it captures one."""
+    for inputs in longer(graph.args):
+        if not isinstance(run_or_error(graph.module, inputs), Exception):
+            yield Example(sizes_of(inputs), inputs)
 
 
 def tried_at(target: Target[P, R], place: P, applied: Callable[[R], Outcome]) -> Outcome:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..channels.analyse import analyse
 from ..channels.flow import Flow
+from ..channels.other_sizes import analyse_at
 from ..graph.index import GraphView
 from ..graph.memory import mutations
 from ..journal import Journal
@@ -63,7 +63,7 @@ class State:
     def features(self) -> Flow:
         """Which features the axes of the present graph carry."""
         if self.flow is None:
-            self.flow = analyse(self.view)
+            self.flow = analyse_at(self.view, self.samples.others)
         return self.flow
 
     def scope(self, names: Mapping[str, Any]) -> Scope:

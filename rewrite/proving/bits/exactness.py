@@ -26,6 +26,9 @@ _SELECTING = frozenset(
 ROOM = 64.0
 """How many times the usual rounding error a rule's own numbers may add."""
 
+ENDLESS = 1000
+"""Bits behind the point of what is no finite number: the root of a negative variance, say."""
+
 
 class Sums:
     """What both sides of one application compute, before it is applied.
@@ -70,7 +73,7 @@ class Sums:
         scale = torch.as_tensor(self.scale.known[key] if behind else 0.0)
         if behind is None:
             yield f"`{op.name}` rounds"
-        elif behind and scale.numel() and float(scale.max()) * 2.0**behind >= 2.0**53:
+        elif behind and scale.numel() and float(scale.max()) >= 2.0 ** max(53 - behind, -ENDLESS):
             yield f"a sum of `{op.name}` needs {behind} bits behind the point"
 
 
@@ -80,6 +83,8 @@ def _behind_the_point(op: Any, values: list[Any], params: Any, attrs: Any) -> in
     """
     if op.name in _SELECTING or "movement" in op.traits:
         return 0
+    if op.name == "batch_norm" and params["running_var"] is None:
+        return None  # the variance is the batch's
     if op.name == "batch_norm":
         gain = params["weight"] if params["weight"] is not None else 1.0
         factor = gain / (params["running_var"] + attrs["eps"]).sqrt()
@@ -100,7 +105,10 @@ def _bits(value: Any) -> int:
     """Bits behind the point of the number that has most of them."""
     if value is None or (isinstance(value, Tensor) and not value.is_floating_point()):
         return 0
-    mantissa, exponent = torch.frexp(torch.as_tensor(value, dtype=torch.float64).detach())
+    double = torch.as_tensor(value, dtype=torch.float64).detach()
+    if not bool(double.isfinite().all()):
+        return ENDLESS
+    mantissa, exponent = torch.frexp(double)
     whole = (mantissa * 2.0**53).long()
     lowest = torch.where(whole == 0, 0, exponent - 53 + (whole & -whole).double().log2())
     return max(0, int(-lowest.min())) if lowest.numel() else 0

@@ -51,6 +51,15 @@ def variants(inputs: Sequence[Tensor], seed: int) -> Iterator[Variant]:
 # -- sizes -----------------------------------------------------------------------------------------
 
 
+def longer(inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """One more along each axis in turn. The original need not take them."""
+    generator = torch.Generator().manual_seed(0)
+    for axis in range(max((value.dim() for value in inputs), default=0)):
+        found = _longer(inputs, axis, generator)
+        if found is not None:
+            yield found
+
+
 def _longer(
     inputs: Sequence[Tensor], axis: int, generator: torch.Generator
 ) -> tuple[Tensor, ...] | None:
