@@ -19,7 +19,7 @@ FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 """From the ground up. Where an import names no floor, it names another package."""
 
 ROOMS = {
-    "grammar": "documents diagnostics codes words algebra tree text library fmt checks",
+    "grammar": "reached documents diagnostics codes words algebra tree text library fmt checks",
     "rewrite": "torch_internals journal ops store graph measure capture channels rules match apply "
     "targets pipeline explain evidence proving",
     "lissom": "output options model_file jobs report commands cli api __init__ __main__",

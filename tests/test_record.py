@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lissom.grammar.diagnostics import Source, Span
+from lissom.grammar.reached import reached
 from lissom.grammar.text.fragment import parse_expression
 from lissom.grammar.tree import tree as t
 from lissom.grammar.tree.fold import Fold, literal
@@ -111,3 +112,9 @@ def test_every_kind_of_expression_has_a_place_in_a_fold() -> None:
 )
 def test_the_value_of_a_literal(text: str, value: object) -> None:
     assert literal(parse_expression(text)) == value
+
+
+def test_what_is_reached_is_given_once_also_in_a_ring() -> None:
+    ring = {1: [2, 3], 2: [1], 3: [4], 4: [3]}
+    assert reached([1], ring.__getitem__) == [1, 3, 4, 2]
+    assert reached([4, 4], ring.__getitem__) == [4, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from graphlib import CycleError, TopologicalSorter
 
 from ..diagnostics import Label, Span
+from ..reached import reached
 from ..text.references import references
 from ..tree import tree as t
 from ..tree.clauses import builds, claims, over_images, over_ops
@@ -89,23 +90,16 @@ def _connected(both: Sides, report: Messages) -> None:
     for step in both.left:
         for name in (*step.results, *step.reads):
             meets.setdefault(name, []).append(step)
-    reached = _reached(both.left[0], meets)
-    apart = next((step for step in both.left if id(step) not in reached), None)
+
+    def near(step: SideStep) -> list[SideStep]:  # every value is followed once
+        return [o for name in (*step.results, *step.reads) for o in meets.pop(name, ())]
+
+    together = {id(step) for step in reached(both.left[:1], near)}
+    apart = next((step for step in both.left if id(step) not in together), None)
     if apart is not None:
         places = Label(apart.whole, "shares no value with"), Label(both.left[0].whole, "this op")
         help = "connect them through a common input or value, or write two rules"
         report.error("P001", "the pattern is not connected", *places, help=help)
-
-
-def _reached(start: SideStep, meets: dict[str, list[SideStep]]) -> set[int]:
-    """The ops that hang together with `start`; every value is followed once."""
-    seen, waiting = {id(start)}, [start]
-    while waiting:
-        step = waiting.pop()
-        near = [o for name in (*step.results, *step.reads) for o in meets.pop(name, ())]
-        waiting += [other for other in near if id(other) not in seen]
-        seen |= {id(other) for other in near}
-    return seen
 
 
 def _wildcards(both: Sides, report: Messages) -> None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from ..algebra.symbolic import Poly
 from ..algebra.unify import Shape
 from ..diagnostics import Label
+from ..reached import reached
 from ..tree import tree as t
 from .costs import extended, side_cost
 from .declared import SymbolTable
@@ -211,23 +212,13 @@ def check_cycles(
     after = {id(e): {op for s in e.both.right for op in s.ops} for e in rules}
     needs = {id(e): {op for s in e.both.left for op in s.ops} for e in rules}
     enables = {id(a): [b for b in rules if after[id(a)] & needs[id(b)]] for a in rules}
-    reach = {id(e): _reached(e, enables) for e in rules}
+    reach = {id(e): {id(o) for o in reached([e], lambda o: enables[id(o)])} for e in rules}
     seen: set[int] = set()
     for entry in rules:
         ring = [o for o in rules if id(o) in reach[id(entry)] and id(entry) in reach[id(o)]]
         if len(ring) > 1 and id(entry) not in seen:
             seen |= {id(o) for o in ring}
             _ring(stage, ring, built, report)
-
-
-def _reached(start: GroupedRule, enables: dict[int, list[GroupedRule]]) -> set[int]:
-    seen: set[int] = set()
-    waiting = [start]
-    while waiting:
-        near = [o for o in enables[id(waiting.pop())] if id(o) not in seen]
-        seen |= {id(other) for other in near}
-        waiting += near
-    return seen
 
 
 def _ring(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ...grammar.diagnostics import Diagnostic
+from ...grammar.reached import reached
 from ..graph.building import build, copy_of, eliminate_dead, guards_module, move_hooks
 from ..graph.names import free_names
 from ..graph.runs import innermost, one_line
@@ -107,18 +108,8 @@ def _asked(recorder: Recorder) -> tuple[AskedSize, ...]:
 
 def _ranked(recorder: Recorder) -> set[str]:
     """The inputs whose number of axes the model's code knew, be it by a value made of them."""
-    found: set[str] = set()
-    seen: set[fx.Node] = set()
-    todo = [node for node, _ in recorder.asked]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if is_given(node):
-            found.add(text_of(node))
-        todo += node.all_input_nodes
-    return found
+    asked = (node for node, _ in recorder.asked)
+    return {text_of(n) for n in reached(asked, lambda node: node.all_input_nodes) if is_given(n)}
 
 
 def _opaque(module: fx.GraphModule, reasons: dict[str, str]) -> tuple[str, ...]:

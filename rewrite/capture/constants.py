@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...grammar.reached import reached
 from ..graph.ties import storage_key
 from ..graph.writes import is_pure, may_share, node_name
 from ..ops.spec import spec_of
@@ -142,14 +143,8 @@ def _random_states() -> list[torch.Tensor]:
 
 def _escapes(node: fx.Node) -> bool:
     """True if the caller may get hold of the memory of a value, and write to it."""
-    todo, seen = [node], set()
-    while todo:
-        at = todo.pop()
-        if any(user.op == "output" for user in at.users):
-            return True
-        seen.add(at)
-        todo += [user for user in at.users if user not in seen and at in may_share(user)]
-    return False
+    views = reached([node], lambda at: [user for user in at.users if at in may_share(user)])
+    return any(user.op == "output" for at in views for user in at.users)
 
 
 def _compute(module: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -194,7 +189,7 @@ def _fold(
         mutates=(),
     )
     _redirect(node, stored, found.values)
-    yield Folded(path, tuple(_ancestors(node, found.memory)))
+    yield Folded(path, _ancestors(node, found.memory))
 
 
 def _use_origin(node: fx.Node, value: torch.Tensor, origin: fx.Node, whole: torch.Tensor) -> int:
@@ -274,16 +269,15 @@ def _store(module: nn.Module, path: str, value: torch.Tensor) -> None:
         module.register_buffer(name, value)
 
 
-def _ancestors(node: fx.Node, memory: Mapping[fx.Node, Memory]) -> Iterator[str]:
+def _ancestors(node: fx.Node, memory: Mapping[fx.Node, Memory]) -> tuple[str, ...]:
     """Names of the computing nodes behind a constant, itself first."""
-    todo, seen = [node], set()
-    while todo:
-        at = todo.pop()
-        if at not in seen and at.op != "get_attr":
-            seen.add(at)
-            yield at.name
-            todo += at.all_input_nodes
-            todo += memory[at].nodes if at in memory else ()
+
+    def behind(at: fx.Node) -> tuple[fx.Node, ...]:
+        if at.op == "get_attr":
+            return ()
+        return (*at.all_input_nodes, *(memory[at].nodes if at in memory else ()))
+
+    return tuple(at.name for at in reached([node], behind) if at.op != "get_attr")
 
 
 def drop_unused_state(module: fx.GraphModule) -> None:

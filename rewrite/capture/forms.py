@@ -7,13 +7,14 @@ follows from how the capture ran (no gradients, no autocast), and where memory l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from ...grammar.diagnostics import Diagnostic
+from ...grammar.reached import reached
 from ..ops.spec import TensorSpec
 from .conditions import labels_of
 from .questions import KINDS, OFFSET, ORDER, TOLD, TYPE, is_own
@@ -46,19 +47,14 @@ def forms_of(told: Told) -> dict[tuple[str, str], str]:
     return found
 
 
-def _behind(node: fx.Node, kind: str) -> Iterator[fx.Node]:
+def _behind(node: fx.Node, kind: str) -> list[fx.Node]:
     """The inputs that an answer about a value can follow from."""
-    seen: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        at = todo.pop()
-        if at in seen:
-            continue
-        seen.add(at)
-        if is_given(at):
-            yield at
-            continue
-        todo += (source for source in at.all_input_nodes if _passes_on(source, at, kind))
+
+    def sources(at: fx.Node) -> Iterable[fx.Node]:
+        passed = (source for source in at.all_input_nodes if _passes_on(source, at, kind))
+        return () if is_given(at) else passed
+
+    return [at for at in reached([node], sources) if is_given(at)]
 
 
 def _passes_on(source: fx.Node, node: fx.Node, kind: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from ...grammar.reached import reached
 from ..graph.values import PathStep, path_text
 from ..graph.writes import node_name
 from ..ops.spec import TensorSpec, spec_of
@@ -38,15 +39,8 @@ def text_of(node: fx.Node) -> str:
 
 def roots(node: fx.Node) -> list[fx.Node]:
     """The sizes, and the inputs, that a number is computed from."""
-    found: dict[fx.Node, None] = {}
-    todo = [node]
-    while todo:
-        at = todo.pop()
-        if is_size(at) or is_given(at):
-            found[at] = None
-        else:
-            todo += at.all_input_nodes
-    return list(found)
+    found = reached([node], lambda at: () if is_size(at) or is_given(at) else at.all_input_nodes)
+    return [at for at in found if is_size(at) or is_given(at)]
 
 
 def through_tensors(node: fx.Node) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 
 from torch import fx
 
+from ...grammar.reached import reached
 from ..graph.writes import may_share, written
 
 
@@ -39,50 +40,25 @@ class Memory:
 def written_memory(graph: fx.Graph) -> dict[fx.Node, Memory]:
     """The memory that each node is a part of or writes to, for nodes of which that can be said."""
     known = _targets(graph)
-    groups = _Groups()
+    near: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         parts = [other for other in (*may_share(node), *written(node)) if other in known]
         if parts or node in known:
             known.add(node)
-            groups.join(node, parts)
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node in known:
-            found.setdefault(groups.first(node), []).append(node)
-    memories = (Memory(tuple(nodes)) for nodes in found.values())
-    return {node: memory for memory in memories for node in memory.nodes}
+            near.setdefault(node, []).extend(parts)
+            for other in parts:
+                near.setdefault(other, []).append(node)
+    found: dict[fx.Node, Memory] = {}
+    for node in near:
+        if node not in found:
+            memory = Memory(tuple(sorted(reached([node], near.__getitem__))))
+            found |= dict.fromkeys(memory.nodes, memory)
+    return found
 
 
 def _targets(graph: fx.Graph) -> set[fx.Node]:
     """What something writes to, and what that is a view of; a parameter by all its nodes."""
-    todo = [target for node in graph.nodes for target in written(node)]
-    seen: set[fx.Node] = set()
-    while todo:
-        node = todo.pop()
-        if node not in seen:
-            seen.add(node)
-            todo += may_share(node)
+    targets = [target for node in graph.nodes for target in written(node)]
+    seen = set(reached(targets, may_share))
     held = {node.target for node in seen if node.op == "get_attr"}
     return seen | {n for n in graph.nodes if n.op == "get_attr" and n.target in held}
-
-
-class _Groups:
-    """Nodes that belong together."""
-
-    def __init__(self) -> None:
-        self._above: dict[fx.Node, fx.Node] = {}
-
-    def first(self, node: fx.Node) -> fx.Node:
-        """The node that stands for all that belong to this one."""
-        above = self._above
-        while node in above:
-            if above[node] in above:
-                above[node] = above[above[node]]
-            node = above[node]
-        return node
-
-    def join(self, node: fx.Node, others: Iterable[fx.Node]) -> None:
-        for other in others:
-            one, two = self.first(node), self.first(other)
-            if one is not two:
-                self._above[one] = two

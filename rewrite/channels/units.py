@@ -1,7 +1,8 @@
 """Units: the smallest features of a model that can be removed, and what ties them to each other.
 
 A feature (a filter, a neuron, a head) is an atom: a whole number above 0. Two atoms that must stand
-or fall together are coupled (union-find). An atom may be a product: channel `c` of a tensor that is
+or fall together are coupled (union-find, by hand: the time of a cut goes into its inner loops, and
+its parents are read as one tensor). An atom may be a product: channel `c` of a tensor that is
 read as heads is there as long as head `c // E` and width `c % E` both are. An atom that must stay
 is blocked, with the reason.
 """

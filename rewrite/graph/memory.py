@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
+from ...grammar.reached import reached
 from ..torch_internals import order_of
 from .index import GraphView
 from .writes import may_share, writes, written
@@ -40,14 +41,7 @@ def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.
 
 def memory_of(view: GraphView, value: fx.Node) -> set[fx.Node]:
     """The values whose memory `value` may be: itself and what it is a view of."""
-    found: set[fx.Node] = set()
-    waiting = [value]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += may_share(node, view.call(node))
-    return found
+    return set(reached([value], lambda node: may_share(node, view.call(node))))
 
 
 def seen_through(
