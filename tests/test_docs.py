@@ -15,6 +15,7 @@ from lissom.grammar.library.vocabulary import Declarations, library_sources
 from lissom.grammar.text.parse import parse
 
 from . import fresh
+from .demo_run import demo_run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -57,9 +58,10 @@ def test_python_of_how_to_add_a_rule_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demo_prints_the_transcript(tmp_path: Path) -> None:
+def test_the_demo_prints_the_transcript(tmp_path_factory: pytest.TempPathFactory) -> None:
     (wanted,) = blocks(PAGES[0], "console")
-    printed = _run([sys.executable, "-m", "lissom", "demo"], tmp_path)
+    folder, printed = demo_run(tmp_path_factory)
+    assert (folder / "weights.safetensors").is_file()
     _assert_like(wanted.removeprefix("$ lissom demo\n").splitlines(), printed.splitlines())
 
 

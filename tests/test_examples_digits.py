@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from .demo_run import demo_run
 from .examples import example, rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,8 +21,11 @@ def digits() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def trained(digits: ModuleType) -> nn.Module:
-    return digits.build()
+def trained(digits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """As the demo trains it, by this same file."""
+    folder, _ = demo_run(tmp_path_factory)
+    assert (folder / "model.py").read_bytes() == Path(digits.__file__ or "").read_bytes()
+    return digits.load(folder / "weights.safetensors")
 
 
 def test_digits_splits_have_their_sizes_and_share_no_scan(digits: ModuleType) -> None:
