@@ -156,7 +156,7 @@ def test_a_gain_comes_back() -> None:
 @pytest.mark.slow
 def test_a_rule_without_any_guard_or_shape() -> None:
     """Of three axes a pool in two directions takes the channels for rows."""
-    found = propose(subject(POOLED), 150)
+    found = propose(subject(POOLED), 200)
     conditions = set((found.guard or "").split("; "))
     assert conditions > {"rank(x) == 4", "mode(n) == eval"}
     (gain,) = conditions - {"rank(x) == 4", "mode(n) == eval"}
