@@ -19,6 +19,7 @@ from lissom.grammar.tree import tree as t
 from lissom.rewrite.apply.claims import judge_claims
 from lissom.rewrite.apply.queries import QUESTIONS
 from lissom.rewrite.journal import Costs, Opaque, Refused
+from lissom.rewrite.rules.facts import Facts
 from lissom.rewrite.rules.rule import compile_rule
 from lissom.rewrite.rules.scope import Scope
 
@@ -213,7 +214,9 @@ def test_an_op_that_reads_less_may_cost_anything() -> None:
     (claim,) = compile_rule(parse(LESS).all(t.Rule)[0], {}).claims
     scope = Scope({}, {}, QUESTIONS, None)
     for other, decided in ((big, True), (small, False)):
-        scope.facts.update(before=Costs(8, 32, 100, 2, (big,)), after=Costs(4, 16, 60, 2, (other,)))
+        scope.facts = Facts(
+            before=Costs(8, 32, 100, 2, (big,)), after=Costs(4, 16, 60, 2, (other,))
+        )
         if decided:
             (found,) = judge_claims(scope, [claim], [0])
             assert found.holds

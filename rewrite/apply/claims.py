@@ -17,7 +17,7 @@ from ..match.site import Site
 from ..ops.call import OpCall
 from ..rules.scope import Scope, shown
 from ..rules.state import State
-from .cost import SUPPOSED, calls_costs, not_counted, plan_costs
+from .cost import calls_costs, not_counted, plan_costs
 from .plan import Plan, Planned
 from .run import Env, operand_value, run_nodes, run_plan, weights_read
 from .site_error import relative, site_error, squares
@@ -29,14 +29,15 @@ _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 def check_claims(state: State, site: Site, plan: Plan) -> tuple[Verdict, ...]:
     """One verdict for each claim of `ensure`; facts (`needs recover`) belong to the pipeline."""
     scope = site.scope
-    scope.facts.update(before=before(state, site), after=after(state, site, plan))
+    facts = site.scope.facts
+    facts.before, facts.after = before(state, site), after(state, site, plan)
     samples = [0]
-    scope.facts["error"] = lambda value: _error(state, site, plan, value, samples)
-    scope.facts["equal"] = lambda value: _equal(state, site, plan, value)
+    facts.error = lambda value: _error(state, site, plan, value, samples)
+    facts.equal = lambda value: _equal(state, site, plan, value)
     try:
         return judge_claims(scope, site.rule.claims, samples)
     finally:  # they hold the site, which holds them: its weights would wait for the collector
-        del scope.facts["error"], scope.facts["equal"]
+        facts.error = facts.equal = None
 
 
 def before(state: State, site: Site) -> Costs:
@@ -125,7 +126,10 @@ def _supposing(
     """A claim, where each uncounted op costs `kept` if it is there before and after, `gone` if only
     before, `new` if only after. `asked` is told of them.
     """
-    before, after = (set(scope.facts[side].uncounted) for side in ("before", "after"))
+    facts = scope.facts
+    assert isinstance(facts.before, Costs)
+    assert isinstance(facts.after, Costs)
+    before, after = set(facts.before.uncounted), set(facts.after.uncounted)
 
     def cost(op: Opaque) -> int:
         return (kept if op in before else new) if op in after else gone
@@ -134,11 +138,11 @@ def _supposing(
         asked.extend(ops)
         return sum(map(cost, ops))
 
-    scope.facts[SUPPOSED] = supposed
+    facts.supposed = supposed
     try:
         return _judge(scope, claim)
     finally:
-        del scope.facts[SUPPOSED]
+        facts.supposed = None
 
 
 def _judge(scope: Scope, claim: t.Claim) -> tuple[Any, Any, bool]:

@@ -23,11 +23,6 @@ from .plan import Plan, Planned
 NAMED = 3
 """Uncounted ops that one line names."""
 
-SUPPOSED = "supposed"
-"""Among the facts of a scope: a function that gives the multiply-accumulates of uncounted ops. It
-is there while a claim is judged (claims.py).
-"""
-
 SKIPPED = ("placeholder", "output", "get_attr")
 
 

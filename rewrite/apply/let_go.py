@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from ..match.site import Site
 from ..measure.large_blocks import LARGE, give_back
 from ..ops.call import tensor_at
+from ..rules.facts import Facts
 from .plan import Plan
 
 
@@ -54,5 +55,6 @@ def forget(site: Site) -> None:
     """Lets a site go: what was measured at it holds it, and it holds weights in float64, which
     would otherwise wait for the collector.
     """
-    for held in (site.scope.facts, site.scope.names, site.scope.doubles):
+    site.scope.facts = Facts()
+    for held in (site.scope.names, site.scope.doubles):
         held.clear()

@@ -24,7 +24,7 @@ from ..ops.spec import TensorSpec
 from ..rules.dimension import DIM_QUESTIONS, DimValue, thinned
 from ..rules.global_ranking import survivors
 from ..rules.scope import ParamRef, Scope
-from .cost import SUPPOSED, calls_costs, model_costs, not_counted
+from .cost import calls_costs, model_costs, not_counted
 from .plan import Planned
 
 
@@ -175,9 +175,9 @@ def macs(scope: Scope, what: Any) -> int:
     found = _costs(scope, what)
     if not found.uncounted:
         return found.macs
-    if SUPPOSED not in scope.facts:
+    if scope.facts.supposed is None:
         raise not_counted(found, Label(None))
-    return found.macs + scope.facts[SUPPOSED](found.uncounted)
+    return found.macs + scope.facts.supposed(found.uncounted)
 
 
 def _costs(scope: Scope, what: Any) -> Costs:
@@ -188,8 +188,8 @@ def _costs(scope: Scope, what: Any) -> Costs:
         return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
     if what == "model":
         return model_costs(state.module, state.view)
-    if what in scope.facts:
-        known = scope.facts[what]
+    known = {"before": scope.facts.before, "after": scope.facts.after}.get(what)
+    if known is not None:
         return known() if callable(known) else known
     raise fail(
         "R004",
@@ -199,35 +199,31 @@ def _costs(scope: Scope, what: Any) -> Costs:
     )
 
 
-def error(scope: Scope, value: Any) -> float:
-    """Relative L2 error of a matched value at this site, or of the model's outputs."""
-    return scope.facts["error"](value)
+def measured(field: str) -> Callable[..., float]:
+    """`error(y)`: relative L2 error of a matched value at this site, or of the model's outputs.
+    `equal(y)`: the largest relative difference of a value before and after the rewrite; 0 is bit
+    for bit. `drift(outputs)`: relative L2 distance of the outputs from those of the original model.
+    `drop(metric)`: how far a metric fell below the original model's; negative if it rose.
+    """
 
+    def ask(scope: Scope, what: Any) -> float:
+        measure = getattr(scope.facts, field)
+        if measure is None:
+            raise LookupError(f"`{field}` is not known here")
+        return measure(what)
 
-def equal(scope: Scope, value: Any) -> float:
-    """The largest relative difference of a value before and after the rewrite; 0 is bit for bit."""
-    return scope.facts["equal"](value)
-
-
-def drift(scope: Scope, value: Any) -> float:
-    """Relative L2 distance of the model's outputs from those of the original model."""
-    return scope.facts["drift"](value)
-
-
-def drop(scope: Scope, metric: Any) -> float:
-    """How far a metric fell below the original model's; negative if it rose."""
-    return scope.facts["drop"](metric)
+    return ask
 
 
 def latency(scope: Scope, what: Any) -> float:
     """Milliseconds for the example inputs, the median of turns with the model before. Raises R004
     where there is no whole model to run.
     """
-    if "latency" not in scope.facts:
+    if scope.facts.latency is None:
         place = Label(None)
         hint = "ask in a `budget`, in `until`, or in `ensure` of a rule over dimensions"
         raise fail("R004", "there is no whole model to time here", place, help=hint)
-    return scope.facts["latency"](what)
+    return scope.facts.latency(what)
 
 
 def params(scope: Scope, what: Any) -> Any:
@@ -252,10 +248,10 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "dtype": dtype,
     "moments": moments,
     "observed": observed,
-    "error": error,
-    "equal": equal,
-    "drift": drift,
-    "drop": drop,
+    "error": measured("error"),
+    "equal": measured("equal"),
+    "drift": measured("drift"),
+    "drop": measured("drop"),
     "latency": latency,
     **DIM_QUESTIONS,
     "params": params,

@@ -20,14 +20,12 @@ from ..rules.scope import ParamRef, Scope
 from ..rules.state import State
 from .match import Search
 
-REPEATS = "repeats"
-"""Among the facts of a scope: a function that gives the nodes of the sites that repeat its own."""
-
 
 def foreign_readers(scope: Scope, ref: ParamRef) -> list[fx.Node]:
     """Who else reads the storage of a parameter, apart from sites that repeat the present one."""
     others = [node for node in scope.state.readers(ref.path) if node is not ref.call.node]
-    alike = scope.facts[REPEATS]() if others and REPEATS in scope.facts else ()
+    asked = scope.facts.repeats
+    alike = asked() if others and asked is not None else ()
     return [node for node in others if node not in alike]
 
 

@@ -26,7 +26,7 @@ from ..rules.scope import Scope, shown
 from ..rules.state import State
 from ..torch_internals import order_of
 from .match import Search, is_part
-from .repeats import REPEATS, foreign_readers, repeats
+from .repeats import foreign_readers, repeats
 from .shapes import match_shapes
 
 
@@ -56,7 +56,8 @@ class Site:
     @property
     def repeats(self) -> frozenset[fx.Node]:
         """The nodes of the sites that run the same layers, and that change as this one does."""
-        return self.scope.facts[REPEATS]()
+        assert self.scope.facts.repeats is not None
+        return self.scope.facts.repeats()
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -81,7 +82,7 @@ def examine(
     """
     site = _site(state, rule, bindings)
     if alike is not None:
-        site.scope.facts[REPEATS] = lambda: alike
+        site.scope.facts.repeats = lambda: alike
     return (
         _uses(site) or _effects(state, site) or _named(state, site) or _clauses(state, site) or site
     )
@@ -105,7 +106,7 @@ def _site(state: State, rule: CompiledRule, bindings: Bindings) -> Site:
     gone = {node for call in removed for node in with_parts(call)}
     outputs = {n: v for n, v in bindings.values.items() if n in rule.outputs}
     scope = state.scope(names)
-    scope.facts[REPEATS] = cache(lambda: _repeats(state, rule, bindings))
+    scope.facts.repeats = cache(lambda: _repeats(state, rule, bindings))
     return Site(rule, bindings, scope, calls, nodes, removed, gone, outputs)
 
 

@@ -17,6 +17,7 @@ from ..graph.snapshot import finish
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import Metrics, drift
 from ..measure.latency import TURNS, Latency, measure_latency
+from ..rules.facts import Facts
 from ..rules.scope import Scope, shown
 from ..rules.state import State, sample_count
 from .bound_units import require_possible, require_unit
@@ -64,20 +65,20 @@ class Measures:
         """Both sides of a condition, whether it holds, and on how many samples it was measured."""
         self._check_metrics(condition)
         scope = self.scope(data)
-        scope.facts["asked"] = condition
+        scope.facts.asked = condition
         if within is not None:
             found, allowed = scope.number(condition), scope.number(within)
-            return found, allowed, found <= allowed, scope.facts["samples"][0]
+            return found, allowed, found <= allowed, scope.facts.samples[0]
         if not isinstance(condition, t.Binary):
             found = scope.number(condition)
-            return found, None, bool(found), scope.facts["samples"][0]
+            return found, None, bool(found), scope.facts.samples[0]
         found, allowed = scope.number(condition.left), scope.number(condition.right)
         if _is_share(condition, found, allowed):
             found = found / self._of_original(condition.left.function.text)  # type: ignore[attr-defined]
         names = scope.child({"_left": found, "_right": allowed})
         left, right = t.Name("_left", span=condition.span), t.Name("_right", span=condition.span)
         holds = bool(names.number(t.Binary(condition.op, left, right, span=condition.span)))
-        return found, allowed, holds, scope.facts["samples"][0]
+        return found, allowed, holds, scope.facts.samples[0]
 
     def require_units(self, asked: t.Node) -> None:
         """Raises D008 for an `until` that means a share: it is not reached, and nothing says so."""
@@ -109,12 +110,12 @@ class Measures:
         known = {name: name for name in self.metrics.metrics}
         scope = self.state.scope({**known, **self.names})
         samples = [0]
-        scope.facts.update(
+        scope.facts = Facts(
             samples=samples,
             before=self.original,
             after=lambda: model_costs(self.state.module, self.state.view),
             latency=lambda what: self._latency(what, samples),
-            drop=lambda metric: self._drop(metric, data, samples, scope.facts.get("asked")),
+            drop=lambda metric: self._drop(metric, data, samples, scope.facts.asked),
             drift=lambda _: self._drift(data, samples),
             error=lambda _: self._drift(data, samples),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,9 @@ def survivors(scope: Scope, score: Tensor, share: float) -> int:
     """How many features of this dimension are among the best `share` of the features of all
     dimensions that the rule could cut when its step began.
     """
-    survey: Callable[[], Survey] | None = scope.facts["survey"]
-    if survey is None:
+    ranking = scope.facts.ranking
+    if ranking is None:
+        raise LookupError("there is no dimension to rank here")
+    if ranking.survey is None:
         raise Scoring(score)
-    return survey().survivors(scope.facts["class"], score, share)
+    return ranking.survey().survivors(ranking.key, score, share)

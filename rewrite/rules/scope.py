@@ -21,6 +21,7 @@ from ...grammar.tree.fold import Fold
 from ...grammar.tree.operators import ARITHMETIC, COMPARISONS, pairs
 from ..ops.call import OpCall, tensor_at
 from ..torch_internals import version_of
+from .facts import Facts
 from .no_value import NoValue, uncomputed
 
 SYMBOLS = frozenset(
@@ -65,7 +66,7 @@ class Scope(Fold[Any]):
         self.functions = functions
         self.questions = questions
         self.state = state
-        self.facts: dict[str, Any] = {}
+        self.facts = Facts()
         self.read: dict[str, ParamRef] = {}
         self.asked: set[str] = set()
         self.doubles: dict[str, Tensor] = {}

@@ -273,18 +273,15 @@ def promised(
     before: Costs,
     after: Costs,
     samples: list[int],
-    measured: Mapping[str, Callable[[Any], Any]],
+    measured: Mapping[str, Any],
 ) -> tuple[Verdict, ...]:
     """A verdict for each claim of the rule. left: what its names mean afterwards. measured: what
     claims may ask besides costs; `samples` says on how many samples.
     """
     scope = site.scope.child(left)
-    scope.facts.update(before=before, after=after, **measured)
-    try:
-        return judge_claims(scope, site.rule.claims, samples)
-    finally:  # they hold the trial, which holds them, and a model each
-        for name in measured:
-            del scope.facts[name]
+    # Facts of its own: they hold the trial, and the site must not hold them.
+    scope.facts = replace(site.scope.facts, before=before, after=after, **measured)
+    return judge_claims(scope, site.rule.claims, samples)
 
 
 def broken_claim(rule: CompiledRule, claims: Iterable[Verdict]) -> NoMatch | None:

@@ -16,6 +16,7 @@ from ..graph.places import lies_at
 from ..match.site import bind_all, holds
 from ..rules.binding import GUARDS, PLAN, SITES, NoMatch
 from ..rules.dimension import DimValue
+from ..rules.facts import Ranking
 from ..rules.global_ranking import Survey
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
@@ -68,7 +69,7 @@ def examined(
     `Scoring` where the rule asks for one.
     """
     scope = state.scope({**rule.args, rule.dim: DimValue.of(state.features(), dim)})
-    scope.facts.update({"survey": survey, "class": key_of(dim)})
+    scope.facts.ranking = Ranking(survey, key_of(dim))
     found = guard_miss(rule, scope)
     if found is not None:
         return found

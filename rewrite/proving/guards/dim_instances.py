@@ -10,6 +10,7 @@ from ....grammar.tree import tree as t
 from ...channels.classes import DimClass
 from ...ops.call import OpCall
 from ...rules.dimension import DimValue
+from ...rules.facts import Ranking
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.scope import Scope
 from ...rules.state import State
@@ -43,7 +44,7 @@ def dim_instances(source: ChoiceSource, subject: Subject, early: t.Rule) -> list
 def _scope(state: State, rule: CompiledRule, dim: DimClass) -> Scope | None:
     """What names mean at a dimension; None where it does not come so far."""
     scope = state.scope({**rule.args, rule.dim: DimValue.of(state.features(), dim)})
-    scope.facts.update({"survey": None, "class": None})
+    scope.facts.ranking = Ranking()
     try:
         return scope if guard_miss(rule, scope) is None else None
     except LissomError:
