@@ -43,7 +43,7 @@ def refusal(text: str) -> str:
     [
         ("int8", "rule `watch` needs observers"),
         ("cluster", "rule `cluster` needs `kmeans`"),
-        ("early_exit", "rule `early_exit` needs matching values by site"),
+        ("early_exit", "rule `early_exit` needs exits"),
     ],
 )
 def test_h21_quantisers_and_others_are_refused(program: str, what: str) -> None:

@@ -17,8 +17,8 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.graph import exchange as exchange_module
 from lissom.rewrite.graph.exchange import exchange, like
 from lissom.rewrite.ops.vocabulary import Vocabulary
+from lissom.rewrite.proving import halves
 from lissom.rewrite.proving.choices.source import Rolled
-from lissom.rewrite.proving.params import mutants
 from lissom.rewrite.proving.params.mutants import param_score, param_specimens
 from lissom.rewrite.proving.params.near import EDITS, param_near
 from lissom.rewrite.proving.params.trial import param_outcomes
@@ -102,7 +102,7 @@ def test_a_mutant_that_the_engine_lets_pass(monkeypatch: pytest.MonkeyPatch) -> 
     found = param_score(chosen, specimens)
     assert "model" in {fate.by for fate in found.fates}
     assert not found.survivors
-    monkeypatch.setattr(mutants, "AGREES", 1e9)
+    monkeypatch.setattr(halves, "AGREES", 1e9)
     assert param_score(chosen, specimens).survivors
 
 

@@ -184,7 +184,7 @@ class Names:
             self._use_word(build.origin, "rewrite")
         for word in build.targets:
             self.later.pop(word.text, None)
-            if word.text in self.sides.produced:
+            if word.text in self.sides.produced or word.text in self.sides.ranged:
                 self.scope.used.add(word.text)
             else:
                 self._bind(word, "value")
@@ -260,6 +260,8 @@ class Names:
 
     def _unknown_function(self, name: str, span: Span, clause: str) -> None:
         is_op = self.known.is_op(name)
+        if is_op and clause == "perturb" and self.sides.ranged:
+            return  # what is given to the readers of a value is computed when the model runs
         if clause in ("rewrite", "exit") and (is_op or not nearest(name, self.known.extern_names)):
             return
         if is_op:

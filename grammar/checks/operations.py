@@ -13,7 +13,7 @@ from .kind import ANY, NUMBERS, TENSOR, Kind, accepts, declared_kind
 from .kinds import Kinds
 from .names import RuleNames
 from .report import Messages
-from .sides import Sides, SideStep, pattern_steps
+from .sides import Sides, SideStep, pattern_steps, perturbed_steps
 
 
 @dataclass(slots=True)
@@ -34,7 +34,7 @@ class Operations:
             self._readers(clause)
         for clause in self.rule.clauses:
             _CLAUSES.get(type(clause), lambda *_: None)(self, clause)
-        for step in self.sides.right:
+        for step in (*perturbed_steps(self.rule, self.known), *self.sides.right):
             self.step(step, "rewrite")
 
     def _pattern_steps(self) -> list[SideStep]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from ..diagnostics import Span
 from ..tree import tree as t
-from ..tree.clauses import builds
+from ..tree.clauses import builds, typed
 from .declared import OpFacts, SymbolTable
 
 Operand = str | t.Expr | t.Rest | None
@@ -66,6 +66,11 @@ class Sides:
     def produced(self) -> dict[str, SideStep]:
         return {name: step for step in self.left for name in step.results if name != "_"}
 
+    @cached_property
+    def ranged(self) -> frozenset[str]:
+        """The values that the rule ranges over: they stay, and what reads them is given another."""
+        return frozenset(clause.name.text for clause in self.rule.all(t.MatchValue))
+
     def op_of(self, step: SideStep, chosen: Mapping[int, str]) -> str:
         """The op that a build makes; that of the matched op if it is a copy."""
         source = self.handles.get(step.clone)
@@ -107,13 +112,23 @@ def sides(rule: t.Rule, known: SymbolTable) -> Sides:
     result = Sides(rule)
     for match in rule.all(t.Match):
         _add_patterns(result, match.patterns)
-    for value in rule.all(t.MatchValue):
-        path = t.Path((value.name,), span=value.name.span)
-        result.shapes.append(t.ShapePattern(path, value.type, span=value.span))
+    result.shapes += map(typed, rule.all(t.MatchValue))
     handles = set(result.handles)
     for build in builds(rule):
         _add_build(result, build, known, handles)
     return result
+
+
+def perturbed_steps(rule: t.Rule, known: SymbolTable) -> list[SideStep]:
+    """The ops that `perturb { y := op(y) }` of a rule over values runs."""
+    result = Sides(rule)
+    for move in (m for p in rule.all(t.Perturb) for m in p.moves if isinstance(m, t.Assign)):
+        value = move.value
+        if not result.ranged or not isinstance(value, t.Call):
+            continue
+        if isinstance(value.function, t.Name) and known.is_op(value.function.text):
+            _call_step(result, value, known, set())
+    return result.right
 
 
 def pattern_steps(patterns: tuple[t.Pattern, ...]) -> list[SideStep]:

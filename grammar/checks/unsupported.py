@@ -20,7 +20,6 @@ SHOWN = 4
 """Places that the checker shows of one rule."""
 
 _LATER: Sequence[tuple[type, str]] = (
-    (t.MatchValue, "matching values by site"),
     (t.Store, "storing parameters in another form"),
     (t.Attach, "observers"),
     (t.Exit, "exits"),
@@ -44,6 +43,8 @@ def unsupported(rule: t.Rule, functions: Container[str] | None) -> Iterator[Diag
         yield from _more_than_a_cut(rule)
     elif rule.all(t.MatchParam):
         yield from _more_than_numbers(rule)
+    elif rule.all(t.MatchValue):
+        yield from _more_than_another_value(rule)
     elif over_ops(rule):
         yield from _moves(rule)
         yield from _builds(rule)
@@ -104,8 +105,7 @@ def _more_than_numbers(rule: t.Rule) -> Iterator[Diagnostic]:
     first, *more = rule.all(t.MatchParam)
     steps = [step for r in rule.all(t.Rewrite) for step in r.steps]
     odd: list[t.Node] = [*more, *rule.all(t.Match, t.Unless, t.MatchDim, t.MatchValue)]
-    later = (t.Store, t.Attach, t.Exit)  # said already
-    changes = [s for s in (*moves(rule), *steps) if not isinstance(s, later)]
+    changes = [s for s in (*moves(rule), *steps) if not isinstance(s, _SAID)]
     odd += [s for s in changes if not resizes(s, first.name.text)]
     odd += changes[1:] if len(steps) > 1 else []
     message = f"rule `{rule.name}` does more than give a parameter other numbers"
@@ -113,6 +113,29 @@ def _more_than_numbers(rule: t.Rule) -> Iterator[Diagnostic]:
     for place in odd[:1] or ([] if changes else [rule.name]):
         yield _refusal(message, place.span, "a rule over parameters has no place for it", hint)
     yield from _measured_inside(rule)
+
+
+def _more_than_another_value(rule: t.Rule) -> Iterator[Diagnostic]:
+    """What a rule over values cannot hold: anything but ops between this one and what reads it."""
+    first, *more = rule.all(t.MatchValue)
+    name = first.name.text
+    steps = [s for r in rule.all(t.Rewrite) for s in r.steps if not isinstance(s, _SAID)]
+    made = [s.targets[0].text for s in steps if isinstance(s, t.Build) and len(s.targets) == 1]
+    odd: list[t.Node] = [*more, *rule.all(t.Match, t.Unless)]
+    odd += [m for m in moves(rule) if not resizes(m, name)] + list(moves(rule))[1:]
+    odd += [s for s in steps if not isinstance(s, t.Build) or len(s.targets) != 1]
+    odd += [step for step in steps[-1:] if made[-1:] != [name]]
+    odd += [build for build in builds(rule) if build.handle or build.origin]
+    message = f"rule `{rule.name}` does more than give the readers of a value another one"
+    hint = f"perturb {{ {name} := clamp({name}, ...) }}  rewrite {{ {name} = clamp({name}, ...) }}"
+    later = any(isinstance(s, _SAID) for r in rule.all(t.Rewrite) for s in r.steps)
+    for place in odd[:1] or ([] if steps or later else [rule.name]):
+        yield _refusal(message, place.span, "a rule over values has no place for it", hint)
+    yield from _measured_inside(rule)
+
+
+_SAID = (t.Store, t.Attach, t.Exit)
+"""Steps that `_parts` speaks of."""
 
 
 def _measured_inside(rule: t.Rule) -> Iterator[Diagnostic]:
@@ -162,8 +185,9 @@ def _moves(rule: t.Rule) -> Iterator[Diagnostic]:
 
 def _builds(rule: t.Rule) -> Iterator[Diagnostic]:
     for step in (s for r in rule.all(t.Rewrite) for s in r.steps):
-        later = isinstance(step, (t.Store, t.Attach, t.Exit))  # said already
-        if not later and not (isinstance(step, t.Build) and len(step.targets) == 1):
+        if not isinstance(step, _SAID) and not (
+            isinstance(step, t.Build) and len(step.targets) == 1
+        ):
             message = "this version can only build single values"
             yield _refusal(message, step.span, "built here", "build each with an op of its own")
 

@@ -41,6 +41,13 @@ def over_ops(rule: t.Rule) -> bool:
     return not rule.all(t.MatchDim, t.MatchParam, t.MatchValue)
 
 
+def typed(clause: t.MatchValue) -> t.ShapePattern:
+    """The `y : f[N, C]` of `match value y : f[N, C] at ...`."""
+    return t.ShapePattern(
+        t.Path((clause.name,), span=clause.name.span), clause.type, span=clause.span
+    )
+
+
 def patterns(rule: t.Rule) -> Iterator[t.Pattern]:
     return (pattern for clause in rule.all(t.Match) for pattern in clause.patterns)
 

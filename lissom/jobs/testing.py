@@ -166,7 +166,7 @@ def _tested(job: Job) -> RuleReport | Proposal | str:
     report = report_of(proved(subject, job.models, job.seed), rule)
     # A model that is wrong on other inputs than its example's is no site that a guard could leave.
     telling = (WRONG, UNSOUND) if wide else (UNSOUND,)
-    asks = not rule.all(t.MatchParam)  # what tells parameters apart is asked of nobody yet
+    asks = not rule.all(t.MatchParam, t.MatchValue)  # what tells those apart is asked of nobody yet
     differs = asks and any(found.kind in telling for found in report.failures)
     return (
         replace(report, because=because(subject, like=report.tape or None)) if differs else report

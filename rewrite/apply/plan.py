@@ -80,8 +80,8 @@ class Constructor:
         self.plan = Plan()
         self.origin: OpCall | None = None
 
-    def run(self) -> Plan:
-        for clause in self.site.rule.source.all(t.Perturb, t.Rewrite):
+    def run(self, clauses: Sequence[type] = (t.Perturb, t.Rewrite)) -> Plan:
+        for clause in self.site.rule.source.all(*clauses):
             if isinstance(clause, t.Perturb):
                 self._perturb(clause)
             else:

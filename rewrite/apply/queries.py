@@ -159,6 +159,18 @@ def observed(scope: Scope, value: fx.Node) -> Tensor | None:
     return thinned(torch.cat(rows, 1))
 
 
+def seen_range(scope: Scope, value: fx.Node) -> tuple[float, float]:
+    """The smallest and the largest number that a value holds on all calibration data, on the
+    example inputs where there is none. Raises ValueError where one of them is not finite.
+    """
+    state = scope.state
+    found = [batch[value] for batch in state.samples.recorded(state.module, [value])]
+    ends = torch.stack([end.double() for v in found for end in v.detach().aminmax()])
+    if not ends.isfinite().all():
+        raise ValueError("it is not finite on the data")
+    return float(ends.min()), float(ends.max())
+
+
 def cost(field: str) -> Callable[..., Any]:
     """`macs(before)`, `params(after)`, `bytes(model)`, `ops(c)`."""
 
@@ -248,6 +260,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "dtype": dtype,
     "moments": moments,
     "observed": observed,
+    "seen_range": seen_range,
     "error": measured("error"),
     "equal": measured("equal"),
     "drift": measured("drift"),

@@ -16,6 +16,7 @@ from ..ops.call import OpCall
 from ..ops.read_back import check_spellings
 from ..ops.spec import TensorSpec
 from ..ops.vocabulary import Vocabulary
+from ..torch_internals import order_of
 from .modules import has_hooks
 from .ties import Owners, overwrites_others
 from .writes import may_share
@@ -107,12 +108,13 @@ class GraphView:
             self._owners.add(node)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Give every reader of `old` the node `new` instead, which has the same shape and dtype.
+        """Give every reader of `old` that stands behind `new` this node instead, which has the same
+        shape and dtype and may itself be made of `old`.
 
         Readers need no second reading: only one of their inputs has another name.
         """
-        readers = list(old.users)
-        old.replace_all_uses_with(new)
+        readers = [user for user in old.users if order_of(user) > order_of(new)]
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user in readers)
         for reader in readers:
             known = self._read.get(reader)
             if known is not None:

@@ -79,7 +79,7 @@ def replay(
 
 
 def _replay_wide(subject: Subject, choices: Sequence[int]) -> bool:
-    """The same for a rule over dimensions or parameters: all of them in turn."""
+    """The same for a rule over dimensions, parameters or values: all of them in turn."""
     ground = ground_of(subject.source)
     rule, graph = ground.case(subject, Replayed(choices))
     _print_model(graph.module, graph.args)

@@ -7,22 +7,28 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import LissomError
 from ..apply.faulty_sites import model_faults
 from ..apply.queries import QUESTIONS
 from ..graph.runs import watched
-from ..journal import Journal
-from ..measure.compare import distance, model_equality
+from ..graph.snapshot import finish, snapshot
+from ..journal import Journal, VerdictKind
+from ..measure.compare import distance, drift, model_equality
 from ..measure.samples import Example, Samples
 from ..ops.spec import spec_of
 from ..rules.binding import NoMatch
+from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from ..targets.target import Prepared, Target
-from .dims.models import Graph
+from .budget_check import Kept, fresh
+from .choices.source import ChoiceSource, Unsuitable
+from .dims.models import Graph, drawn, in_single
 from .models.variants import longer
 from .mutants.mutate import RAISED
 from .trial import (
@@ -35,6 +41,7 @@ from .trial import (
     Functions,
     Outcome,
     Subject,
+    arguments,
     blamed,
     condition,
     elsewhere,
@@ -64,6 +71,45 @@ def _other_sizes(graph: Graph) -> Iterator[Example]:
     for inputs in longer(graph.args):
         if not isinstance(run_or_error(graph.module, inputs), Exception):
             yield Example(sizes_of(inputs), inputs)
+
+
+def drawn_model(subject: Subject, source: ChoiceSource) -> tuple[CompiledRule, Graph]:
+    """The rule with drawn arguments, and a model for it. Raises `Unsuitable`."""
+    return compile_rule(subject.source, arguments(source, subject.source)), drawn(source)
+
+
+def drawn_case(subject: Subject, source: ChoiceSource) -> tuple[CompiledRule, Graph]:
+    """The same, one model in four in float32."""
+    rule, graph = drawn_model(subject, source)
+    return rule, in_single(graph) if source.chance(25) else graph
+
+
+def outcomes_of(
+    tried: Callable[[State, CompiledRule, int], list[Outcome]],
+) -> Callable[[Subject, ChoiceSource], list[Outcome]]:
+    """One outcome for each place of a drawn model, which is changed on the way; none where the
+    draws did not fit together.
+    """
+
+    def outcomes(subject: Subject, source: ChoiceSource) -> list[Outcome]:
+        try:
+            rule, graph = drawn_case(subject, source)
+        except Unsuitable:
+            return []
+        return tried(graph_state(subject, graph), rule, graph.seed)
+
+    return outcomes
+
+
+def tried_each(
+    target: Target[P, Any], seed: int, tried: Callable[[Any, P, int], Outcome]
+) -> list[Outcome]:
+    """The rule at every place that the model has, one after another."""
+    return [
+        tried(target, left, seed + number)
+        for number, place in enumerate(target.candidates())
+        for left in target.alive([place])
+    ]
 
 
 def tried_at(target: Target[P, R], place: P, applied: Callable[[R], Outcome]) -> Outcome:
@@ -152,3 +198,51 @@ def add_output(graph: Graph, extra: fx.Node, step: str) -> None:
             node.meta.update(val=spec_of(value), site="", step=step)
 
     watched(module, graph.args, describe)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """A model that shares all that the working one holds, and its numbers and code."""
+
+    module: fx.GraphModule
+    numbers: dict[str, Tensor]
+    code: str
+
+    @classmethod
+    def of(cls, state: State) -> Before:
+        finish(state.module)
+        module = snapshot(state.module)
+        numbers = {name: held.clone() for name, held in module.state_dict().items()}
+        return cls(module, numbers, module.code)
+
+    def is_changed(self) -> bool:
+        """Whether somebody wrote into what the snapshot shares, or exchanged it there."""
+        now = self.module.state_dict()
+        return any(not torch.equal(now[name], held) for name, held in self.numbers.items())
+
+    def left_alone(self, found: Outcome, name: str) -> Outcome:
+        """The outcome; where nothing was applied, that the model is as it was."""
+        if found.kind in (SILENT, REFUSED) and self.is_changed():
+            return Outcome(WRONG, "structure", f"at {name}: the original changed")
+        return found
+
+
+def ratio_of(ready: Prepared) -> float:
+    """The engine's own comparison of both halves, over what it allows."""
+    verdict = next(iter(ready.verdicts), None)
+    if verdict is None or not verdict.tolerance:
+        return 0.0
+    return (verdict.worst or 0.0) / verdict.tolerance
+
+
+def promise_kept(
+    module: fx.GraphModule, reference: fx.GraphModule, ready: Prepared, given: tuple[Tensor, ...]
+) -> Kept | None:
+    """How the perturbed model keeps the budget of `error(...)`; None for a rule that states
+    none.
+    """
+    claim = next((v for v in ready.verdicts if v.kind is VerdictKind.ERROR), None)
+    if claim is None or not claim.tolerance:
+        return None
+    own, other = (drift(module, reference, [args]) for args in (given, fresh(given)))
+    return Kept(own / claim.tolerance, other / claim.tolerance, other)

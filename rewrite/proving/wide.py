@@ -20,9 +20,13 @@ from .near_miss import NearResult
 from .one_guard import Drawn
 from .params.mutants import param_score, param_specimens
 from .params.near import param_near
-from .params.trial import param_case, param_outcomes, tried_params
+from .params.trial import param_outcomes, tried_params
 from .prove import Outcomes, Proof, explore, guards_of
 from .trial import Outcome, Subject, arguments
+from .values.mutants import value_score
+from .values.near import value_near
+from .values.trial import tried_values, value_outcomes
+from .whole import drawn_case
 
 Tapes = Sequence[Sequence[int]]
 
@@ -49,16 +53,22 @@ def _param_score(subject: Subject, tapes: Tapes) -> Score:
 
 
 _DIMS = Ground(dim_case, tried_dims, dim_outcomes, dim_near, _dim_score)
-_PARAMS = Ground(param_case, tried_params, param_outcomes, param_near, _param_score)
+_PARAMS = Ground(drawn_case, tried_params, param_outcomes, param_near, _param_score)
+
+
+_VALUES = Ground(drawn_case, tried_values, value_outcomes, value_near, value_score)
 
 
 def ground_of(rule: t.Rule) -> Ground:
+    if rule.all(t.MatchValue):
+        return _VALUES
     return _PARAMS if rule.all(t.MatchParam) else _DIMS
 
 
 def prove_wide(subject: Subject, models: int, start: int = 0) -> Proof:
-    """Tries a rule over dimensions or parameters on `models` random models, each of their places
-    one after another, on near-misses, and with mistakes planted in its text. `start` is the seed.
+    """Tries a rule over dimensions, parameters or values on `models` random models, each of their
+    places one after another, on near-misses, and with mistakes planted in its text. `start` is the
+    seed.
 
     Which features stand or fall together, and which layers share a memory, is no polynomial
     identity: nothing is shown in exact arithmetic here.

@@ -13,7 +13,7 @@ from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ...grammar.documents import sha256
 from ...grammar.text.fragment import parse_expression
 from ...grammar.tree import tree as t
-from ...grammar.tree.clauses import claims, names_in, over_images, over_ops
+from ...grammar.tree.clauses import claims, names_in, over_images, over_ops, typed
 from ...grammar.tree.fold import literal
 from .pattern import MatchStep, Pattern, compile_pattern, steps_from
 
@@ -83,6 +83,12 @@ class CompiledRule:
         clause = self.source.one(t.MatchParam)
         return "" if clause is None else clause.name.text
 
+    @property
+    def value(self) -> str:
+        """The value of the model that the rule ranges over; "" if it ranges over none."""
+        clause = self.source.one(t.MatchValue)
+        return "" if clause is None else clause.name.text
+
     @cached_property
     def images(self) -> bool:
         """Whether the dimension is the height of an image input."""
@@ -141,9 +147,11 @@ def compile_rule(
     check_supported(source, functions)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     if not over_ops(source):
-        bare = compile_pattern(())
+        values = source.all(t.MatchValue)
+        bare = compile_pattern(tuple(map(typed, values)))
+        outputs = frozenset(clause.name.text for clause in values)
         return CompiledRule(
-            source, _arguments(source, args), bare, (), frozenset(), dict(args), at, order
+            source, _arguments(source, args), bare, (), outputs, dict(args), at, order
         )
     pattern = compile_pattern(statements)
     known = set(pattern.produced) | {name for op in pattern.ops for name in op.reads}

@@ -5,7 +5,7 @@ the rule promises.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -19,16 +19,16 @@ from ..apply.faulty_sites import run_both
 from ..graph.index import GraphView
 from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
-from ..journal import Costs, Verdict
+from ..journal import Costs, Verdict, VerdictKind
 from ..measure.compare import drift, drift_from, equality_at, outputs
 from ..measure.latency import TURNS, measure_latency
 from ..measure.samples import Example, numbers_in
 from ..measure.twins import FAULTY, faults_text, kernel_faults
-from ..rules.binding import GUARDS, PLAN, NoMatch, left_for
+from ..rules.binding import PLAN, NoMatch, left_for
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State, sample_count
-from .target import Condition, Rank, Target, guards, line
+from .target import Target
 
 
 def miss(
@@ -97,6 +97,11 @@ class CutTrial(ABC, Generic[S]):
                 raise
             found = equality_at(self.reference, self.after, examples[:1], nodes)
         return replace(found, claim=self.claim)
+
+    def unsplit(self) -> Verdict:
+        """In place of `equality`, where an approximate rule says only what becomes of the model."""
+        said = "the rule has no `perturb`: only its error is measured"
+        return Verdict(self.claim, "not checked", True, detail=said, kind=VerdictKind.EQUALITY)
 
     def run(self) -> None:
         """Runs both models on what they are compared on."""
@@ -319,29 +324,3 @@ def _unsound(trial: CutTrial[Any], verdict: Verdict) -> Exception:
     note = f"at {trial.site.name}: {verdict.claim}: {numbers}; {verdict.detail}"
     message = f"`{rule.name}` does not compute the same"
     return fail("V101", message, place, note=note, help=trial.remedy)
-
-
-# -- conditions ------------------------------------------------------------------------------------
-
-_STAYS, _CHOICE, _CLAIM = range(3)
-
-
-def change_conditions(
-    rule: CompiledRule, stays: tuple[str, str], choice: tuple[str, str]
-) -> Iterator[Condition]:
-    """Guards; then that the model lets the change happen, that there is something to change, and
-    what the rule promises. Each as (kind, text).
-    """
-    yield from guards(rule)
-    yield (PLAN, _STAYS), *stays
-    yield (PLAN, _CHOICE), *choice
-    yield (PLAN, _CLAIM), "plan", "; ".join(map(line, rule.claims)) or "nothing is promised"
-
-
-def change_rank(miss: NoMatch) -> Rank:
-    """How far a candidate came. Whether the model lets it happen is asked when all guards hold."""
-    if miss.stage == GUARDS:
-        return miss.rank
-    if miss.stage == PLAN:
-        return PLAN, _CLAIM if miss.code == "B001" else _CHOICE
-    return PLAN, _STAYS

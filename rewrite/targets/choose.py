@@ -11,6 +11,7 @@ from .images import ImageTarget
 from .ops import OpTarget
 from .params import ParamTarget
 from .target import Target
+from .values import ValueTarget
 
 
 def kind_of(rule: CompiledRule) -> type[Target[Any, Any]]:
@@ -19,6 +20,8 @@ def kind_of(rule: CompiledRule) -> type[Target[Any, Any]]:
         return ImageTarget
     if rule.param:
         return ParamTarget
+    if rule.value:
+        return ValueTarget
     return FeatureTarget if rule.dim else OpTarget
 
 

@@ -31,10 +31,10 @@ from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Scoring, Survey
 from ..rules.rule import CompiledRule
 from ..rules.state import State
-from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank
+from .check import Change, CutTrial, WholeTarget
 from .dims import DimSite, examined, key_of, lies_in
 from .sweep import Batch, PlannedCut, Proven, Sweep, one_by_one, proven
-from .target import Condition, Outcome, Rank, line
+from .target import Condition, Outcome, Rank, change_conditions, change_rank, line
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 

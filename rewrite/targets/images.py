@@ -25,7 +25,7 @@ from ..rules.binding import PLAN, SITES, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
 from ..rules.state import State
-from .check import Change, CutTrial, WholeTarget, change_conditions, change_rank, miss
+from .check import Change, CutTrial, WholeTarget, miss
 from .dims import guard_miss
 from .features import reshaped
 from .resize import (
@@ -38,7 +38,7 @@ from .resize import (
     smaller,
     written_size,
 )
-from .target import Condition, Rank, line
+from .target import Condition, Rank, change_conditions, change_rank, line
 
 EXACT_RESIZE = "the model equals the one before on images that are resized outside of it"
 

@@ -18,7 +18,7 @@ from torch import fx
 
 from ...grammar.tree import tree as t
 from ..journal import Costs, Refused, Verdict
-from ..rules.binding import GUARDS, NoMatch
+from ..rules.binding import GUARDS, PLAN, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
 
@@ -236,3 +236,29 @@ def guards(rule: CompiledRule) -> Iterator[Condition]:
 def line(node: t.Node) -> str:
     """The source of a part of a rule on one line."""
     return node.span.flat
+
+
+# -- of what changes the whole model ---------------------------------------------------------------
+
+_STAYS, _CHOICE, _CLAIM = range(3)
+
+
+def change_conditions(
+    rule: CompiledRule, stays: tuple[str, str], choice: tuple[str, str]
+) -> Iterator[Condition]:
+    """Guards; then that the model lets the change happen, that there is something to change, and
+    what the rule promises. Each as (kind, text).
+    """
+    yield from guards(rule)
+    yield (PLAN, _STAYS), *stays
+    yield (PLAN, _CHOICE), *choice
+    yield (PLAN, _CLAIM), "plan", "; ".join(map(line, rule.claims)) or "nothing is promised"
+
+
+def change_rank(miss: NoMatch) -> Rank:
+    """How far a candidate came. Whether the model lets it happen is asked when all guards hold."""
+    if miss.stage == GUARDS:
+        return miss.rank
+    if miss.stage == PLAN:
+        return PLAN, _CLAIM if miss.code == "B001" else _CHOICE
+    return PLAN, _STAYS

@@ -15,8 +15,8 @@ from ..dims.models import Graph
 from ..near_miss import ENOUGH, NearMiss, NearResult
 from ..one_guard import alone, judge
 from ..trial import Outcome, Subject
-from ..whole import add_output, graph_state, said_at
-from .trial import param_model, try_param
+from ..whole import add_output, drawn_model, graph_state, said_at
+from .trial import try_param
 
 Edit = Callable[[fx.GraphModule, str], fx.Node]
 """Adds something that sees the memory at a path, and gives it as a node."""
@@ -25,7 +25,7 @@ Edit = Callable[[fx.GraphModule, str], fx.Node]
 def param_near(subject: Subject, tapes: Sequence[Sequence[int]], start: int) -> list[NearResult]:
     """All near-misses. `tapes` are of models in which the rule fires."""
     edited = (_edited(subject, tapes, *edit) for edit in EDITS)
-    return [*alone(subject, start, param_model), *edited]
+    return [*alone(subject, start, drawn_model), *edited]
 
 
 def _written(module: fx.GraphModule, path: str) -> fx.Node:
@@ -70,13 +70,13 @@ def _edited(
 
 def _spoilt(subject: Subject, tape: Sequence[int], edit: Edit) -> Outcome | None:
     """What becomes of the first parameter at which the rule fires, in the edited model."""
-    rule, graph = param_model(subject, Replayed(tape))
+    rule, graph = drawn_model(subject, Replayed(tape))
     target = ParamTarget(graph_state(subject, graph), rule)
     fit = (p for p in target.candidates() if p.ref.tensor.is_contiguous())
     name = next((param.name for param in fit if not said_at(target, param)), None)
     if name is None:
         return None
-    rule, again = param_model(subject, Replayed(tape))
+    rule, again = drawn_model(subject, Replayed(tape))
     _add(again, name, edit)
     changed = ParamTarget(graph_state(subject, again), rule)
     twin = next(param for param in changed.candidates() if param.name == name)
