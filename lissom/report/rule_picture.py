@@ -26,6 +26,8 @@ def picture(rule: t.Rule, known: SymbolTable) -> str:
         return _dim_picture(rule)
     if rule.all(t.MatchParam):
         return _param_picture(rule)
+    if rule.all(t.MatchValue):
+        return _value_picture(rule)
     both = sides(rule, known)
     if not both.left:
         return ""
@@ -218,6 +220,17 @@ def _param_picture(rule: t.Rule) -> str:
         for x, text in sides
     )
     return _flowchart([*_subgraph("before", before), *_subgraph("after", after)], ["b1", "a1"])
+
+
+def _value_picture(rule: t.Rule) -> str:
+    """What gives the value, the ops behind it, and what reads it."""
+    name = rule.all(t.MatchValue)[0].name.text
+    steps = "; ".join(_text(s) for r in rule.all(t.Rewrite) for s in r.steps)
+    arrow = mermaid_label(name)
+    before = ["b1[an op]", "b2[its readers]", f"b1 -->|{arrow}| b2"]
+    after = ["a1[an op]", f"a2[{mermaid_label(steps)}]", "a3[its readers]"]
+    after += [f"a1 -->|{arrow}| a2", "a2 --> a3"]
+    return _flowchart([*_subgraph("before", before), *_subgraph("after", after)], [])
 
 
 def _dim_name(rule: t.Rule) -> str:
