@@ -304,6 +304,21 @@ def test_functions_are_short_in_the_median() -> None:
     assert statistics.median(lengths) <= MEDIAN
 
 
+def public_classes(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+
+
+def test_no_public_class_has_two_meanings() -> None:
+    found: dict[str, list[Path]] = {}
+    for path in FILES:
+        for name in public_classes(path):
+            found.setdefault(name, []).append(path)
+    assert len(found) > 300
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
 def test_no_file_is_long() -> None:
     counts = {path.relative_to(ROOT): path.read_text("utf-8").count("\n") for path in FILES}
     assert {str(path): count for path, count in counts.items() if count > MOST_LINES} == {}

@@ -78,7 +78,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Page:
+class RulePage:
     """One rule file. `source`: its path, seen from the page."""
 
     path: Path
@@ -91,7 +91,7 @@ class Page:
         return f"{self.path.stem}.md"
 
 
-def pages_of(programs: Mapping[Path, Program], evidence: Evidence, out: Path) -> list[Page]:
+def pages_of(programs: Mapping[Path, Program], evidence: Evidence, out: Path) -> list[RulePage]:
     """A page for each rule file that has rules, to stand in `out`. Raises V113 for all rules whose
     evidence is about another text.
     """
@@ -106,18 +106,18 @@ def pages_of(programs: Mapping[Path, Program], evidence: Evidence, out: Path) ->
     ]
 
 
-def _page(path: Path, program: Program, evidence: Evidence, out: Path) -> Page:
+def _page(path: Path, program: Program, evidence: Evidence, out: Path) -> RulePage:
     known = SymbolTable(program.file, program.declarations)
     rules = program.file.all(t.Rule)
     source = Path(os.path.relpath(path, out)).as_posix()
     start = program.file.statements[0].span.start
     sections = tuple(Section(rule, known, evidence.of(rule)) for rule in rules)
-    return Page(path, source, header_comment(program.text, start), sections)
+    return RulePage(path, source, header_comment(program.text, start), sections)
 
 
-def documents(pages: Sequence[Page], evidence: Evidence) -> dict[str, str]:
+def documents(pages: Sequence[RulePage], evidence: Evidence) -> dict[str, str]:
     """File name -> Markdown. Raises U005 where two files ask for one page."""
-    by_name: dict[str, Page] = {}
+    by_name: dict[str, RulePage] = {}
     for page in pages:
         if page.file == INDEX or page.file in by_name:
             taken = by_name[page.file].path if page.file in by_name else "the index"
@@ -132,7 +132,7 @@ def documents(pages: Sequence[Page], evidence: Evidence) -> dict[str, str]:
 # -- a page ----------------------------------------------------------------------------------------
 
 
-def page_text(page: Page) -> str:
+def page_text(page: RulePage) -> str:
     """The whole page of one rule file."""
     link = f"[{prose(page.path.name)}]({quote(page.source)})"
     parts = [
@@ -212,7 +212,7 @@ def _evidence(section: Section) -> str:
 # -- the index -------------------------------------------------------------------------------------
 
 
-def index_text(pages: Sequence[Page], evidence: Evidence) -> str:
+def index_text(pages: Sequence[RulePage], evidence: Evidence) -> str:
     """All rules in one table for each file, what the words mean, and where the numbers are from."""
     sections = list(chain.from_iterable(page.sections for page in pages))
     used = {section.exactness for section in sections}
@@ -231,13 +231,13 @@ def index_text(pages: Sequence[Page], evidence: Evidence) -> str:
     return _joined(parts)
 
 
-def _index_part(page: Page) -> Iterator[str]:
+def _index_part(page: RulePage) -> Iterator[str]:
     yield f"## [{prose(page.path.stem)}]({quote(page.file)})"
     yield first_sentence(page.header)
     yield table(("rule", "what", "exact", "verdict"), [_row(page, s) for s in page.sections])
 
 
-def _row(page: Page, section: Section) -> tuple[str, ...]:
+def _row(page: RulePage, section: Section) -> tuple[str, ...]:
     link = f"[`{section.name}`]({quote(page.file)}#{section.name})"
     return link, section.doc, f"*{section.exactness}*", verdict(section.entry)
 

@@ -40,7 +40,7 @@ from .questions import TYPE
 from .recorded import CaptureGuard
 from .sizes import call_axes
 from .structure import demands
-from .tracer import Recorder
+from .tracer import CallRecorder
 from .watch import WatchedNodes, is_given, roots, text_of
 
 _REMEDY = (
@@ -56,7 +56,7 @@ def by_trace(
     """Trace `model` on the first trial's case; `opaque` maps paths of modules to keep whole to the
     reason.
     """
-    recorder = Recorder(model, frozenset(opaque))
+    recorder = CallRecorder(model, frozenset(opaque))
     bound = bind(recorder, trials[0].case.fresh())
     try:
         graph = recorder.trace(*bound.args, **bound.kwargs, **bound.defaults)
@@ -96,7 +96,7 @@ def by_trace(
     )
 
 
-def _asked(recorder: Recorder) -> tuple[AskedSize, ...]:
+def _asked(recorder: CallRecorder) -> tuple[AskedSize, ...]:
     """Where the model's code was told sizes: those of inputs first."""
     found = []
     for (node, axis), source in recorder.asked.items():
@@ -106,7 +106,7 @@ def _asked(recorder: Recorder) -> tuple[AskedSize, ...]:
     return tuple(sorted(found, key=lambda asked: not asked.input))
 
 
-def _ranked(recorder: Recorder) -> set[str]:
+def _ranked(recorder: CallRecorder) -> set[str]:
     """The inputs whose number of axes the model's code knew, be it by a value made of them."""
     asked = (node for node, _ in recorder.asked)
     return {text_of(n) for n in reached(asked, lambda node: node.all_input_nodes) if is_given(n)}
@@ -142,7 +142,7 @@ def by_export(model: nn.Module, trials: Sequence[CaptureTrial]) -> CaptureAttemp
     return CaptureAttempt(module, "export", candidate, lifted.fixed, (), notes, proved, held)
 
 
-def _broken_trace(recorder: Recorder, error: Exception) -> CaptureFailure:
+def _broken_trace(recorder: CallRecorder, error: Exception) -> CaptureFailure:
     reason, _, remedy = str(error).partition("\n")
     if not isinstance(error, Untraceable):
         reason, remedy = f"{type(error).__name__}: {one_line(error)}", ""

@@ -28,7 +28,7 @@ from ..torch_internals import tree_leaves, tree_map, tree_unflatten
 from .inputs import Bound, Case, bind, placeholder_values
 from .lowering import Untraceable
 from .recorded import Specialised
-from .tracer import Recorder, version_of
+from .tracer import CallRecorder, version_of
 
 _ASSERTIONS = ("_assert", "sym_constrain", "_guards")
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -49,7 +49,7 @@ def exported(model: nn.Module, case: Case) -> Lifted:
     """
     if any(has_hooks(module) for module in model.modules()):
         raise Untraceable("torch.export would dissolve the hooks of the model")
-    recorder = Recorder(model)
+    recorder = CallRecorder(model)
     bound = bind(recorder, case.fresh())
     program = _export(model, case)
     _Transfer(recorder, program, bound).run()
@@ -96,7 +96,7 @@ class _Transfer:
     paths.
     """
 
-    def __init__(self, recorder: Recorder, program: ExportedProgram, bound: Bound) -> None:
+    def __init__(self, recorder: CallRecorder, program: ExportedProgram, bound: Bound) -> None:
         self.recorder, self.program = recorder, program
         self.inputs = iter(tree_leaves((bound.args, bound.kwargs)))
         self.inputs_of = {spec.arg.name: spec for spec in program.graph_signature.input_specs}

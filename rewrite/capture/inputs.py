@@ -19,7 +19,7 @@ from ..graph.scalars import is_traced
 from ..graph.values import PathStep, leaves, path_text, rebuild, tensors
 from ..measure.large_blocks import giving_back
 from .recorded import Specialised
-from .tracer import Recorder
+from .tracer import CallRecorder
 
 BY_POSITION = "by_position"
 """The input in front of those that were captured by names which forward does not declare: a call by
@@ -175,7 +175,7 @@ class Bound:
     fixed: tuple[Specialised, ...]
 
 
-def bind(recorder: Recorder, case: Case) -> Bound:
+def bind(recorder: CallRecorder, case: Case) -> Bound:
     """Give every parameter of forward a placeholder."""
     signature = inspect.signature(recorder.root.forward)
     given = signature.bind(*case.args, **case.kwargs).arguments

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ..torch_internals import absent
-from .tracer import Recorder
+from .tracer import CallRecorder
 
 
 class _Twice(torch.autograd.Function):
@@ -50,7 +50,7 @@ def check_instruments() -> None:
 
 
 def _recorded() -> fx.Graph:
-    recorder = Recorder(_Model().eval())
+    recorder = CallRecorder(_Model().eval())
     return recorder.trace(recorder.placeholder("x", (), torch.ones(2)))
 
 

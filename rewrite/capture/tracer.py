@@ -47,7 +47,7 @@ _SPLITS = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dspl
 """Calls whose number of results may follow from a size."""
 
 
-class Recorder(TorchFunctionMode):
+class CallRecorder(TorchFunctionMode):
     """One trace of `root`. `opaque` are module paths to keep as one node whatever their class.
 
     `node.meta` holds `val` (TensorSpec or plain value), `site` (owning module), `source`

@@ -26,7 +26,7 @@ def free_name(module: nn.Module, stem: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class SizeShare:
     """A size that is computed from the batch, say: `times / over` of what it was."""
 
     node: fx.Node
@@ -80,7 +80,7 @@ class Work:
 
     def now(self, value: Any) -> Any:
         """The number that a node gives after the cut; anything else as it is."""
-        if isinstance(value, Share):
+        if isinstance(value, SizeShare):
             return self.now(value.node) * value.times // value.over
         if not isinstance(value, fx.Node):
             return value
@@ -158,11 +158,11 @@ class Work:
         new.op, new.target, new.args, new.kwargs = op, target, args, kwargs
 
     def _renewed(self, value: Any) -> Any:
-        if isinstance(value, Share):
+        if isinstance(value, SizeShare):
             return self._computed(value)
         return self.new.get(value, value) if isinstance(value, fx.Node) else value
 
-    def _computed(self, share: Share) -> fx.Node:
+    def _computed(self, share: SizeShare) -> fx.Node:
         """Nodes that compute the share of a size."""
         node = self.new[share.node]
         for function, number in ((operator.mul, share.times), (operator.floordiv, share.over)):

@@ -15,7 +15,7 @@ from ...grammar.diagnostics import Label, fail
 from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
 from ..ops.spec import TensorSpec
-from .cut_builder import Share, Work, free_name
+from .cut_builder import SizeShare, Work, free_name
 from .labels import compressed, on_axis
 from .movement import Region, given, reordered
 from .selection import Axes, selected
@@ -147,7 +147,7 @@ class _Job:
         if not isinstance(written, fx.Node) or now < 1:
             return wanted
         common = gcd(now, wanted)
-        return Share(written, wanted // common, now // common)
+        return SizeShare(written, wanted // common, now // common)
 
     def _before(self, axis: int, start: int) -> int:
         """How many positions in front of one stay."""

@@ -34,7 +34,7 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CutEffect:
     """What one cut did to a graph. nodes: those that it made anew or whose values have other
     shapes. gone: those that are no longer in the graph. other_classes: features that stay may
     belong together in another way than before.
@@ -62,7 +62,7 @@ class Shrinking:
         flow.contracted = {self.work.new[node]: None for node in before.contracted}
         flow.statistics = {self.work.new[node]: None for node in before.statistics}
 
-    def cut(self, removed: Collection[int]) -> Change:
+    def cut(self, removed: Collection[int]) -> CutEffect:
         """Cuts leaves out of the model. Raises as `cut` does, and then nothing has changed."""
         work, flow = self.work, self.flow
         steps = shrink(work, removed)
@@ -81,7 +81,7 @@ class Shrinking:
         for node in changed:
             flow.view.add(node)
         moved = self._relabel(set(steps.tensors))
-        return Change(changed, work.dropped, moved or work.kept.products(steps.lost))
+        return CutEffect(changed, work.dropped, moved or work.kept.products(steps.lost))
 
     def _relabel(self, sliced: Collection[Key]) -> bool:
         """The parameters that were sliced carry what is left. Whether one of them has no longer the

@@ -21,7 +21,7 @@ Order = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class HeldRun:
     """The values that are still to be read when all nodes up to `order` have run."""
 
     order: Order
@@ -34,16 +34,16 @@ class Stops:
 
     room: int
     graph: fx.Graph | None = None
-    held: list[Stop] = field(default_factory=list)
+    held: list[HeldRun] = field(default_factory=list)
 
-    def begin(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> Stop | None:
+    def begin(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> HeldRun | None:
         """The last stop from which all that is wanted can be reached."""
         if module.graph is not self.graph:
             self.graph, self.held = module.graph, []
         wanted = list(wanted)
         return next((stop for stop in reversed(self.held) if _reaches(stop, module, wanted)), None)
 
-    def take(self, stop: Stop) -> None:
+    def take(self, stop: HeldRun) -> None:
         """Holds one more; where there is no room, every second one goes."""
         rest = [other for other in self.held if other.order != stop.order]
         self.held = sorted([*rest, stop], key=lambda one: one.order)
@@ -55,7 +55,7 @@ class Stops:
         self.held = [stop for stop in self.held if stop.order < order]
 
 
-def _reaches(stop: Stop, module: fx.GraphModule, wanted: Sequence[fx.Node]) -> bool:
+def _reaches(stop: HeldRun, module: fx.GraphModule, wanted: Sequence[fx.Node]) -> bool:
     """Whether what has to run finds all that it reads."""
     if any(order_of(node) <= stop.order and node not in stop.env for node in wanted):
         return False
@@ -65,7 +65,7 @@ def _reaches(stop: Stop, module: fx.GraphModule, wanted: Sequence[fx.Node]) -> b
     return all(order_of(value) > stop.order or value in stop.env for value in read)
 
 
-def _bytes(stops: Iterable[Stop]) -> int:
+def _bytes(stops: Iterable[HeldRun]) -> int:
     leaves = (leaf for stop in stops for leaf in tree_leaves(list(stop.env.values())))
     blocks = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor))
     return sum({block.data_ptr(): block.nbytes() for block in blocks}.values())
@@ -82,7 +82,7 @@ class _Resuming(Recorder):
         env = {} if self.begun is None else self._entered(self.begun)
         return super().run(*args, initial_env=env)
 
-    def _entered(self, stop: Stop) -> dict[fx.Node, Any]:
+    def _entered(self, stop: HeldRun) -> dict[fx.Node, Any]:
         """Nodes that have run are skipped; nobody reads those whose values are gone."""
         for node in self.wanted & stop.env.keys():
             self.keep(node, stop.env[node])
@@ -98,7 +98,7 @@ class _Resuming(Recorder):
 
     def _hold(self, before: fx.Node) -> None:
         live = {node: value for node, value in self.env.items() if value is not None}
-        self.stops.take(Stop(order_of(before.prev), live))
+        self.stops.take(HeldRun(order_of(before.prev), live))
 
 
 def resume(

@@ -18,7 +18,7 @@ from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
 from ..targets.choose import kind_of, target_of
-from ..targets.target import Outcome, Prepared, Target
+from ..targets.target import Attempt, Prepared, Target
 from .gc import fewer_collections
 from .loops import described_cycle
 from .queue import Queue
@@ -69,7 +69,7 @@ class Runner:
             more = target.fresh(target.alive(places))
             tell_of_more(self.state.journal, self.stage, rule, more)
 
-    def _settle(self, target: Target[P, R], outcome: Outcome[P, R]) -> None:
+    def _settle(self, target: Target[P, R], outcome: Attempt[P, R]) -> None:
         """Commits what was prepared, or writes down why not."""
         journal, found = self.state.journal, outcome.found
         if found is None:

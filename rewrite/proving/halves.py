@@ -37,7 +37,7 @@ class Judge:
 
 
 @dataclass(frozen=True)
-class Specimen:
+class SiteSpecimen:
     """A place of a model at which the rule applies, and what would become of it."""
 
     state: State
@@ -46,13 +46,13 @@ class Specimen:
     own: Any
 
 
-def specimens(subject: Subject, tapes: Sequence[Sequence[int]], judge: Judge) -> list[Specimen]:
+def specimens(subject: Subject, tapes: Sequence[Sequence[int]], judge: Judge) -> list[SiteSpecimen]:
     """The first place of each model at which the rule applies."""
     found = (_specimen(subject, tape, judge) for tape in tapes[:WANTED])
     return [specimen for specimen in found if specimen is not None]
 
 
-def _specimen(subject: Subject, tape: Sequence[int], judge: Judge) -> Specimen | None:
+def _specimen(subject: Subject, tape: Sequence[int], judge: Judge) -> SiteSpecimen | None:
     rule, graph = drawn_model(subject, Replayed(tape))
     state = graph_state(subject, graph, MUTATION_FUNCTIONS)
     target = judge.target(state, rule)
@@ -62,11 +62,11 @@ def _specimen(subject: Subject, tape: Sequence[int], judge: Judge) -> Specimen |
         except LissomError:  # where the rule breaks its promise is none for here
             continue
         if not isinstance(found, NoMatch):
-            return Specimen(state, rule, place, found)
+            return SiteSpecimen(state, rule, place, found)
     return None
 
 
-def score(subject: Subject, found: Sequence[Specimen], judge: Judge) -> Score:
+def score(subject: Subject, found: Sequence[SiteSpecimen], judge: Judge) -> Score:
     """Tries every mutant until one model tells it from the rule. What says the same wherever it was
     tried is no mistake.
     """
@@ -74,7 +74,7 @@ def score(subject: Subject, found: Sequence[Specimen], judge: Judge) -> Score:
     return Score(tuple(fate for fate in fates if fate is not None), len(found))
 
 
-def _kill(mutant: Mutant, found: Sequence[Specimen], judge: Judge) -> Fate | None:
+def _kill(mutant: Mutant, found: Sequence[SiteSpecimen], judge: Judge) -> Fate | None:
     closest = None
     for index, specimen in enumerate(found):
         fate = _judged(mutant, specimen, index, judge)
@@ -84,7 +84,7 @@ def _kill(mutant: Mutant, found: Sequence[Specimen], judge: Judge) -> Fate | Non
     return closest
 
 
-def _judged(mutant: Mutant, specimen: Specimen, index: int, judge: Judge) -> Fate | None:
+def _judged(mutant: Mutant, specimen: SiteSpecimen, index: int, judge: Judge) -> Fate | None:
     """None where the mutant says the same."""
     state, place, given = specimen.state, specimen.place, specimen.rule.given
 

@@ -34,7 +34,7 @@ from ..rules.state import State
 from .check import Change, CutTrial, WholeTarget
 from .dims import DimSite, examined, key_of, lies_in
 from .sweep import Batch, PlannedCut, Proven, Sweep, one_by_one, proven
-from .target import Condition, Outcome, Rank, change_conditions, change_rank, line
+from .target import Attempt, Condition, Rank, change_conditions, change_rank, line
 
 EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
 
@@ -130,7 +130,7 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
 
     def prepare_next(
         self, places: Sequence[DimClass], most: int | None, tell: Callable[[int], None]
-    ) -> list[Outcome[DimClass, DimReady]]:
+    ) -> list[Attempt[DimClass, DimReady]]:
         """All of them, planned one upon the other and verified together; those in front of the
         first at which that fails, which is verified alone then.
         """
@@ -142,7 +142,7 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
                 return self._outcomes(found)
         return super().prepare_next(places, most, tell)
 
-    def _outcomes(self, whole: Proven) -> list[Outcome[DimClass, DimReady]]:
+    def _outcomes(self, whole: Proven) -> list[Attempt[DimClass, DimReady]]:
         state, flow, count = self.state, whole.flow, len(whole.sites)
         equal = () if whole.verdict is None else (_said(whole.verdict, count),)
         removed = [leaf for site in whole.sites for leaf in site.removed]
@@ -154,7 +154,7 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
                 known = found.before, found.after, state.changes.now, False
                 verdicts = (*equal, *found.claims)
                 found = DimReady(trial, *known, verdicts, None, found.changed)
-            outcomes.append(Outcome(one.place, found, one.seconds))
+            outcomes.append(Attempt(one.place, found, one.seconds))
         return outcomes
 
     def weigh(self, place: DimClass) -> DimReady | NoMatch:

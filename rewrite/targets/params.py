@@ -30,7 +30,7 @@ from ..rules.state import State
 from .check import Change, CutTrial, WholeTarget, miss
 from .dims import guard_miss
 from .target import Condition, Rank, change_conditions, change_rank, line
-from .weights import Param, is_same, param_at, params_of, writer_of
+from .weights import ParamPlace, is_same, param_at, params_of, writer_of
 
 EXACT_NUMBERS = "the model with what is stored equals the one with the perturbed numbers"
 
@@ -42,7 +42,7 @@ class ParamSite:
     """
 
     rule: CompiledRule
-    param: Param
+    param: ParamPlace
     scope: Scope
     moved: Tensor
     stored: Tensor
@@ -55,7 +55,7 @@ class ParamSite:
 # -- one parameter ---------------------------------------------------------------------------------
 
 
-def _examined(state: State, rule: CompiledRule, param: Param) -> ParamSite | NoMatch:
+def _examined(state: State, rule: CompiledRule, param: ParamPlace) -> ParamSite | NoMatch:
     scope = state.scope({**rule.args, rule.param: param.ref})
     found = guard_miss(rule, scope) or _stays(state, rule, param)
     if found is not None:
@@ -66,7 +66,7 @@ def _examined(state: State, rule: CompiledRule, param: Param) -> ParamSite | NoM
     return _again(site) or _not_finite(site) or site
 
 
-def _stays(state: State, rule: CompiledRule, param: Param) -> NoMatch | None:
+def _stays(state: State, rule: CompiledRule, param: ParamPlace) -> NoMatch | None:
     """Why the model does not let its numbers change."""
     node = param.ref.call.node
     other = next((path for path in param.paths if not is_same(state, param, path)), None)
@@ -77,11 +77,11 @@ def _stays(state: State, rule: CompiledRule, param: Param) -> NoMatch | None:
     return None if writer is None else miss(rule, SITES, text, "R015", writer)
 
 
-def _mark(rule: CompiledRule, param: Param) -> tuple[str, str]:
+def _mark(rule: CompiledRule, param: ParamPlace) -> tuple[str, str]:
     return rule.name, param.ref.name
 
 
-def _site(rule: CompiledRule, param: Param, scope: Scope) -> ParamSite:
+def _site(rule: CompiledRule, param: ParamPlace, scope: Scope) -> ParamSite:
     """The numbers of both halves; one that a rule leaves out says the same as the other. Raises
     R003 for numbers of another shape.
     """
@@ -183,7 +183,7 @@ class ParamReady(Change[_NumbersTrial]):
 # -- the target ------------------------------------------------------------------------------------
 
 
-class ParamTarget(WholeTarget[Param, ParamReady]):
+class ParamTarget(WholeTarget[ParamPlace, ParamReady]):
     """Candidates are the weights of ops of the set, each memory once."""
 
     @property
@@ -195,20 +195,20 @@ class ParamTarget(WholeTarget[Param, ParamReady]):
         """The names of the set."""
         return frozenset(word.text for word in self._set.names)
 
-    def candidates(self) -> list[Param]:
+    def candidates(self) -> list[ParamPlace]:
         at = self.rule.at
         found = params_of(self.state, self.ops)
         return found if at is None else [p for p in found if param_at(self.state, p, at)]
 
-    def alive(self, places: Sequence[Param]) -> list[Param]:
+    def alive(self, places: Sequence[ParamPlace]) -> list[ParamPlace]:
         """Parameters keep their paths."""
         now = {param.name: param for param in self.candidates()}
         return [now[param.name] for param in places if param.name in now]
 
-    def weigh(self, place: Param) -> ParamReady | NoMatch:
+    def weigh(self, place: ParamPlace) -> ParamReady | NoMatch:
         return self._or_reason(lambda: self._changed(place), place.ref.call.node)
 
-    def _changed(self, place: Param) -> ParamReady | NoMatch:
+    def _changed(self, place: ParamPlace) -> ParamReady | NoMatch:
         state, site = self.state, _examined(self.state, self.rule, place)
         if isinstance(site, NoMatch):
             return site
@@ -250,10 +250,10 @@ class ParamTarget(WholeTarget[Param, ParamReady]):
     def kind(self) -> str:
         return f"weight of {'any op' if '_' in self.ops else ' or '.join(sorted(self.ops))}"
 
-    def name(self, place: Param) -> str:
+    def name(self, place: ParamPlace) -> str:
         return place.name
 
-    def at(self, places: Sequence[Param], path: str) -> list[Param]:
+    def at(self, places: Sequence[ParamPlace], path: str) -> list[ParamPlace]:
         named = [param for param in places if param_at(self.state, param, path)]
         if places and not named:
             known = [param.name for param in places]

@@ -16,7 +16,7 @@ from ...grammar.diagnostics import LissomError
 from ..apply.cost import RunningCosts
 from ..channels.classes import DimClass
 from ..channels.flow import Flow
-from ..channels.update_after_cut import Change, Shrinking, cut_and_carry
+from ..channels.update_after_cut import CutEffect, Shrinking, cut_and_carry
 from ..journal import Costs, Verdict
 from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Survey
@@ -48,7 +48,7 @@ class PlannedCut:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class TriedCut:
     """What became of one candidate while cuts were planned. found: None where it is gone."""
 
     place: DimClass
@@ -72,7 +72,7 @@ class Sweep:
         self.state, self.rule, self.survey = state, rule, survey
         self.before = state.features()
         self.dims = {key_of(dim): dim for dim in dims}
-        self.tried: list[Planned] = []
+        self.tried: list[TriedCut] = []
         self.made: list[DimSite] = []
         self.places: list[int] = []
 
@@ -85,7 +85,7 @@ class Sweep:
                 tell(number)
                 begun = time.perf_counter()
                 found = self._planned(place)
-                self.tried.append(Planned(place, found, time.perf_counter() - begun))
+                self.tried.append(TriedCut(place, found, time.perf_counter() - begun))
 
     @contextmanager
     def _in_hand(self) -> Iterator[None]:
@@ -151,7 +151,7 @@ class Sweep:
             return ()
         return promised(site, site.left(self.model.flow), before, after, [0], {})
 
-    def _changed(self, change: Change) -> tuple[str, ...]:
+    def _changed(self, change: CutEffect) -> tuple[str, ...]:
         now = {node.name: node for node in change.nodes}
         names = [
             origin
@@ -184,7 +184,7 @@ class Proven:
     sites: where they are. verdict: None where nothing was cut or verified.
     """
 
-    tried: Sequence[Planned]
+    tried: Sequence[TriedCut]
     flow: Flow
     sites: Sequence[DimSite] = ()
     verdict: Verdict | None = None

@@ -76,7 +76,7 @@ R = TypeVar("R", bound=Prepared)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[P, R]):
+class Attempt(Generic[P, R]):
     """What became of one candidate, and how long that took. found: None where it is gone."""
 
     place: P
@@ -123,7 +123,7 @@ class Target(ABC, Generic[P, R]):
 
     def prepare_next(
         self, places: Sequence[P], most: int | None, tell: Callable[[int], None]
-    ) -> list[Outcome[P, R]]:
+    ) -> list[Attempt[P, R]]:
         """What becomes of the first candidates, each on what those before it leave: of at least
         one, of as many as can be verified together. All that is returned is to be committed, in
         this order. At most `most` are changed; `tell` hears how many were tried.
@@ -135,7 +135,7 @@ class Target(ABC, Generic[P, R]):
         if now:
             tell(1)
         found = self.prepare(now[0]) if now else None
-        return [Outcome(places[0], found, time.perf_counter() - begun)]
+        return [Attempt(places[0], found, time.perf_counter() - begun)]
 
     @abstractmethod
     def commit(self, stage: str, ready: R, seconds: float) -> None:

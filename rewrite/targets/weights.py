@@ -19,7 +19,7 @@ from ..rules.state import State
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Param:
+class ParamPlace:
     """One memory: how the first op of the set reads it, and all its paths in the model."""
 
     ref: ParamRef
@@ -30,7 +30,7 @@ class Param:
         return self.ref.path
 
 
-def params_of(state: State, ops: Collection[str]) -> list[Param]:
+def params_of(state: State, ops: Collection[str]) -> list[ParamPlace]:
     """What ops of these names read as a weight, each memory once, in the order of the model; "_"
     names them all.
     """
@@ -40,7 +40,7 @@ def params_of(state: State, ops: Collection[str]) -> list[Param]:
     paths: dict[Any, list[str]] = {}
     for path, tensor in _held(state.module):
         paths.setdefault(storage_key(tensor), []).append(path)
-    return [Param(ref, tuple(paths[key])) for key, ref in found.items()]
+    return [ParamPlace(ref, tuple(paths[key])) for key, ref in found.items()]
 
 
 def _refs(state: State, names: Collection[str]) -> Iterator[ParamRef]:
@@ -70,14 +70,14 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
-def is_same(state: State, param: Param, path: str) -> bool:
+def is_same(state: State, param: ParamPlace, path: str) -> bool:
     """Whether the tensor at `path` is the parameter, and no other view of its memory."""
     one, two = param.ref.tensor, tensor_at(state.module, path)
     places = [(x.storage_offset(), tuple(x.shape), x.stride(), x.dtype) for x in (one, two)]
     return places[0] == places[1]
 
 
-def writer_of(state: State, param: Param) -> fx.Node | None:
+def writer_of(state: State, param: ParamPlace) -> fx.Node | None:
     """A node that changes the memory while the model runs."""
     holders = {node for node, _ in state.view.owners(param.name) if node.op == "get_attr"}
     for node in state.mutations if holders else ():
@@ -87,7 +87,7 @@ def writer_of(state: State, param: Param) -> fx.Node | None:
     return None
 
 
-def param_at(state: State, param: Param, glob: str) -> bool:
+def param_at(state: State, param: ParamPlace, glob: str) -> bool:
     """A parameter lies at its own paths, and where it is read."""
     if any(lies_at(path, glob) for path in param.paths):
         return True

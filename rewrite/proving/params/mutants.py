@@ -14,7 +14,7 @@ from ....grammar.tree import tree as t
 from ...measure.compare import outputs
 from ...rules.state import State
 from ...targets.params import ParamReady, ParamTarget, with_numbers
-from ..halves import Judge, Specimen, put, score, specimens
+from ..halves import Judge, SiteSpecimen, put, score, specimens
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import Score
 from ..trial import Subject
@@ -78,11 +78,11 @@ def _apart(state: State, found: ParamReady) -> float:
 PARAMS = Judge(ParamTarget, param_mutants, _same, _apart)
 
 
-def param_specimens(subject: Subject, tapes: Sequence[Sequence[int]]) -> list[Specimen]:
+def param_specimens(subject: Subject, tapes: Sequence[Sequence[int]]) -> list[SiteSpecimen]:
     """The first parameter of each model at which the rule applies."""
     return specimens(subject, tapes, PARAMS)
 
 
-def param_score(subject: Subject, found: Sequence[Specimen]) -> Score:
+def param_score(subject: Subject, found: Sequence[SiteSpecimen]) -> Score:
     """Tries every mutant until one model tells it from the rule."""
     return score(subject, found, PARAMS)

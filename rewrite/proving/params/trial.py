@@ -17,7 +17,7 @@ from ...measure.compare import outputs
 from ...rules.rule import CompiledRule
 from ...rules.state import State
 from ...targets.params import ParamReady, ParamSite, ParamTarget
-from ...targets.weights import Param
+from ...targets.weights import ParamPlace
 from ..trial import FIRED, VACUOUS, WRONG, Outcome
 from ..whole import (
     MOVES,
@@ -41,7 +41,7 @@ def tried_params(state: State, rule: CompiledRule, seed: int) -> list[Outcome]:
 param_outcomes = outcomes_of(tried_params)
 
 
-def try_param(target: ParamTarget, param: Param, seed: int) -> Outcome:
+def try_param(target: ParamTarget, param: ParamPlace, seed: int) -> Outcome:
     """What becomes of one parameter. `seed` chooses the other inputs that are compared."""
     before = Before.of(target.state)
     found = tried_at(target, param, lambda ready: _applied(target, ready, before, seed))
