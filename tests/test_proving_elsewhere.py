@@ -155,7 +155,9 @@ def test_a_permutation_of_axes_that_are_equally_long() -> None:
 def test_a_model_that_cannot_run_says_nothing_about_the_rule(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trial, "_run", lambda module, inputs: RuntimeError("no such kernel"))
+    monkeypatch.setattr(
+        trial, "run_or_error", lambda module, inputs: RuntimeError("no such kernel")
+    )
     found = explored(ORDER.replace("RESULT", "contiguous(clone(x))"))
     assert found.failure is None
     assert found.fired == 0

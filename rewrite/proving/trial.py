@@ -184,14 +184,15 @@ def _place(span: Span | None) -> str:
 def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     """Commits, and compares the whole model with the (perturbed) one before."""
     original = before = snapshot(state.module)
-    if ready.plan.moved:
+    perturbs = bool(ready.plan.moved)  # the plan is let go when it is applied
+    if perturbs:
         before = moved(original, ready.plan.moved)
     judged = [v for v in ready.verdicts if v.kind in EXACT]
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
     random = is_random(state)
     apply(state, "trial", ready, 0.0)
     finish(state.module)
-    if random or (ready.site.rule.kind == "approx" and not ready.plan.moved):
+    if random or (ready.site.rule.kind == "approx" and not perturbs):
         return Outcome(FIRED, ratio=worst)
     inputs = state.samples.inputs
     given, after = run_or_error(before, inputs), run_or_error(state.module, inputs)
@@ -212,7 +213,7 @@ def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     if isinstance(others, Outcome):
         return others
     fired = Outcome(FIRED, ratio=worst, elsewhere=others)
-    if not ready.plan.moved:
+    if not perturbs:
         return fired
     return budgeted(lambda: kept(original, before, ready, inputs), fired)
 
