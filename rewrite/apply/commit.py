@@ -1,5 +1,5 @@
-"""Writing a verified plan into the graph. The only place that changes the model; by now nothing can
-fail.
+"""Writing a verified plan into the graph: the one place that changes it for rules over ops; by now
+nothing can fail.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which target a rule has: the one place that asks what kind of rule it is."""
+"""Which target a rule has: the one place of the engine that asks what kind of rule it is."""
 
 from __future__ import annotations
 

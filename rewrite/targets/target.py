@@ -1,4 +1,4 @@
-"""What a rule ranges over: ops, dimensions, images.
+"""What a rule ranges over: ops, dimensions, images, parameters, values.
 
 Whoever runs, explains or measures rules speaks to a `Target` and never asks what kind of rule it
 has. A target is made for one rule and one step of a pipeline. A new kind of thing that rules may
