@@ -165,7 +165,8 @@ def test_a_mistake_of_the_engine_is_found(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_memory_that_the_model_writes_to_must_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapes = proof().explored.tapes[:6]  # before the mistake is planted: the proof is kept
     monkeypatch.setattr(params, "writer_of", lambda state, param: None)
-    near = param_near(subject_of(ROUND), proof().explored.tapes[:6], 0)
+    near = param_near(subject_of(ROUND), tapes, 0)
     wrong = [result.near.name for result in near if result.wrong]
     assert wrong == ["the model writes into it"]
