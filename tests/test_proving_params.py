@@ -146,7 +146,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "old tensors are written to": (params, "like", lambda old, new: old.data.copy_(new)),
     "a parameter becomes a buffer": (params, "like", lambda old, new: like(old, new).detach()),
     "another type of numbers": (params, "like", lambda old, new: like(old, new).data.double()),
-    "budgets are not measured": (check, "drift", lambda *_: 0.0),
+    "budgets are not measured": (check, "drift_from", lambda *_: 0.0),
     "both halves are believed": (check, "judged", lambda trial: ()),
 }
 TEXTS = {

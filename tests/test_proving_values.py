@@ -95,7 +95,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "one of several readers is left": (GraphView, "replace", first_alone),
     "nobody reads the new value": (GraphView, "replace", lambda self, old, new: None),
     "both halves are believed": (check, "judged", lambda trial: ()),
-    "budgets are not measured": (check, "drift", lambda *_: 0.0),
+    "budgets are not measured": (check, "drift_from", lambda *_: 0.0),
 }
 TEXTS = {
     "both halves are believed": WIDER,

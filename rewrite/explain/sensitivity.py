@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from ..apply.cost import model_costs
-from ..measure.compare import drift
+from ..measure.compare import drift_from
+from ..measure.given import Given
 from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
@@ -46,7 +47,8 @@ def effects(
     rule = replace(rule, unlimited=True)
     reference = None if metric is None else metric(state.module)
     chosen = range(part, len(target_of(state, rule).candidates()), parts)
-    return [_effect(state, _changed(state, rule, at), metric, reference) for at in chosen]
+    given = state.given()
+    return [_effect(given, _changed(state, rule, at), metric, reference) for at in chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ class _Changed:
 
 
 def _effect(
-    state: State, changed: _Changed, metric: Metric | None, reference: float | None
+    given: Given, changed: _Changed, metric: Metric | None, reference: float | None
 ) -> SiteCost:
     model = changed.model
     if model is None:
         return SiteCost(changed.site, changed.reason)
-    apart = drift(state.module, model, state.samples.calibration(state.module))
+    apart = drift_from(given, model, given.batches)
     drop = None if metric is None or reference is None else reference - metric(model)
     return SiteCost(changed.site, "", apart, drop, changed.params, changed.macs)
 

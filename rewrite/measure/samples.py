@@ -19,6 +19,7 @@ from ..graph.runs import RunFailed, interpret, record
 from ..ops.call import OpCall
 from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
+from .given import Given
 from .gradients import Loss, loss_of_task, slopes
 from .large_blocks import giving_back
 from .moments import affordable, second_moments
@@ -82,6 +83,7 @@ class Samples:
         self._divides: bool | None = None
         self.recordings = 0
         self._stops: list[Stops] | None = None
+        self._given: Given | None = None
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -152,7 +154,7 @@ class Samples:
         self._values.clear()
         self._moments.clear()
         self._slopes.clear()
-        self._stops = None
+        self._stops = self._given = None
         self.recordings += 1
 
     def go_on(self, module: fx.GraphModule) -> None:
@@ -165,8 +167,17 @@ class Samples:
 
     def changed(self, order: Order) -> None:
         """The graph is changed there: what held runs stand behind it is worth nothing."""
+        self._given = None
         for stops in self._stops or ():
             stops.drop(order)
+
+    def given(self, module: fx.GraphModule, run: Callable[[tuple[Any, ...]], list[Any]]) -> Given:
+        """What the graph, as it is now, gives for the calibration inputs: all who compare a changed
+        model with it share one run. `run` gives the outputs for one batch.
+        """
+        if self._given is None or self._given.model is not module:
+            self._given = Given(module, run, self.calibration(module))
+        return self._given
 
     def seen(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[dict[fx.Node, Any]]:
         """What `nodes` hold on each batch of the calibration inputs: tensors, and numbers that

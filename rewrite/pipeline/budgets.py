@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ...grammar.diagnostics import Label
@@ -15,7 +16,8 @@ from ...grammar.tree.clauses import functions_in
 from ..apply.cost import model_costs, not_counted
 from ..graph.snapshot import finish
 from ..journal import Verdict, VerdictKind
-from ..measure.compare import Metrics, drift
+from ..measure.compare import Metrics, drift, drift_from, outputs
+from ..measure.given import Given
 from ..measure.latency import TURNS, Latency, measure_latency
 from ..rules.facts import Facts
 from ..rules.scope import Scope, shown
@@ -36,6 +38,7 @@ class Measures:
         self.original = model_costs(state.module, state.view)
         self.timed: Latency
         self._apart: list[float] | None = None
+        self._given: Given | None = None
 
     @contextmanager
     def of_one_model(self) -> Iterator[None]:
@@ -167,11 +170,18 @@ class Measures:
         if self._apart:
             return self._apart[0]
         finish(self.state.module)
-        data = self.state.samples.calibration(self.state.module)
-        found = drift(self.metrics.original, self.state.module, data)
+        given = self._outputs_of_original()
+        found = drift_from(given, self.state.module, given.batches)
         if self._apart is not None:
             self._apart.append(found)
         return found
+
+    def _outputs_of_original(self) -> Given:
+        if self._given is None:
+            original = self.metrics.original
+            data = self.state.samples.calibration(self.state.module)
+            self._given = Given(original, partial(outputs, original, what="the data"), data)
+        return self._given
 
 
 def _only_name(state: State) -> str | None:

@@ -13,7 +13,10 @@ from ..channels.flow import Flow
 from ..channels.other_sizes import analyse_at
 from ..graph.index import GraphView
 from ..graph.memory import mutations
+from ..graph.snapshot import finish
 from ..journal import Journal
+from ..measure.compare import outputs
+from ..measure.given import Given
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault
 from ..ops.vocabulary import Vocabulary
@@ -65,6 +68,14 @@ class State:
         if self.flow is None:
             self.flow = analyse_at(self.view, self.samples.others)
         return self.flow
+
+    def given(self) -> Given:
+        """What the present graph gives on calibration data; it runs once until it is changed."""
+        return self.samples.given(self.module, self._outputs)
+
+    def _outputs(self, args: tuple[Any, ...]) -> list[Any]:
+        finish(self.module)
+        return outputs(self.module, args, "the data")
 
     def scope(self, names: Mapping[str, Any]) -> Scope:
         """What names mean at one site."""

@@ -20,7 +20,7 @@ from ..graph.index import GraphView
 from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
 from ..journal import Costs, Verdict, VerdictKind
-from ..measure.compare import drift, drift_from, equality_at, outputs
+from ..measure.compare import drift_from, equality_at
 from ..measure.latency import TURNS, measure_latency
 from ..measure.samples import Example, numbers_in
 from ..measure.twins import FAULTY, faults_text, kernel_faults
@@ -134,12 +134,13 @@ class CutTrial(ABC, Generic[S]):
 
     def _error(self, samples: list[int]) -> float:
         samples[0] = sample_count(self.state)
-        return self.drift()
+        return self.drift
 
+    @cached_property
     def drift(self) -> float:
         """How far the perturbation moves the model's outputs, on calibration data: relative L2."""
-        module = self.unchanged()
-        return drift(module, self.reference, self.state.samples.calibration(module))
+        given = self.state.given()
+        return drift_from(given, self.reference, given.batches)
 
     def cannot_run(self, error: RunFailed) -> NoMatch:
         """The reason, where what the change stands for refuses to run: a norm over a single number.
@@ -165,7 +166,6 @@ class Change(Generic[Tr]):
     when: int
     asks_model: bool
     verdicts: tuple[Verdict, ...] = ()
-    drift: float | None = None
 
     @classmethod
     def of(cls, trial: Tr) -> Self:
@@ -202,7 +202,7 @@ class Change(Generic[Tr]):
     @property
     def sensitivity(self) -> float:
         """How far it moves the model's outputs on calibration data, relative L2."""
-        return self.tried.drift() if self.drift is None else self.drift
+        return self.tried.drift
 
 
 P = TypeVar("P")
@@ -214,27 +214,15 @@ class WholeTarget(Target[P, C]):
     verified, which runs both, only where it is wanted.
     """
 
-    given: tuple[int, list[Any]] | None = None
-    """What the working model gives on calibration data, and after how many changes."""
-
     def measure(self, ready: C) -> C | NoMatch:
         def measured() -> C | NoMatch:
-            trial = ready.tried
-            data = trial.state.samples.calibration(trial.unchanged())
             try:
-                ready.drift = drift_from(self._outputs(data), trial.reference, data)
+                _ = ready.tried.drift
             except RunFailed as error:
-                return trial.cannot_run(error)
+                return ready.tried.cannot_run(error)
             return ready
 
         return self._or_reason(measured, ready.node)
-
-    def _outputs(self, data: list[tuple[Any, ...]]) -> list[Any]:
-        """Run once for all candidates."""
-        now = self.state.changes.now
-        if self.given is None or self.given[0] != now:
-            self.given = now, [outputs(self.state.module, args, "the data") for args in data]
-        return self.given[1]
 
     def verify(self, ready: C) -> C | NoMatch:
         """Raises V101 if the changed model does not do what the rule says."""

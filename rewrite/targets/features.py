@@ -153,7 +153,7 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
                 trial = _CutTrial(state, found.site, flow.view, flow, removed)
                 known = found.before, found.after, state.changes.now, False
                 verdicts = (*equal, *found.claims)
-                found = DimReady(trial, *known, verdicts, None, found.changed)
+                found = DimReady(trial, *known, verdicts, found.changed)
             outcomes.append(Attempt(one.place, found, one.seconds))
         return outcomes
 

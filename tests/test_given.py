@@ -1,0 +1,155 @@
+"""What the unchanged model gives is found out once, and lent to all candidates of a step."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lissom
+from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.explain.sensitivity import effects
+from lissom.rewrite.journal import Refused
+from lissom.rewrite.measure import compare, given
+from lissom.rewrite.measure.given import Given
+from lissom.rewrite.pipeline.pipeline import RANKS
+from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.rules.rule import CompiledRule
+from lissom.rewrite.targets import check
+
+from .support import library, state_of, the_rule
+from .test_cuts_together import counted
+
+BATCHES = [torch.randn(4, 6, generator=torch.Generator().manual_seed(at)) for at in (1, 2)]
+"""Two batches, so that a model runs twice where it runs on all data."""
+
+ROUND = library("round").replace("2% on calib", "90% on calib")
+
+
+def net() -> nn.Module:
+    torch.manual_seed(7)
+    widths = (6, 7, 8, 7, 3)
+    layers = [part for wide, out in pairwise(widths) for part in (nn.Linear(wide, out), nn.Tanh())]
+    return nn.Sequential(*layers).eval()
+
+
+def runner() -> Runner:
+    made = Runner(state_of(capture(net(), (BATCHES[0],)).module, (BATCHES[0],)), "stage")
+    made.state.samples.named = {"calib": [(x, torch.zeros(4)) for x in BATCHES]}
+    return made
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What models were run on, of calibration data alone."""
+    found, real = [], compare.run_model
+
+    def ran(model: nn.Module, args: Any, kwargs: Any = None, what: str = "") -> Any:
+        found.extend([what] if what == "the data" else [])
+        return real(model, args, kwargs, what)
+
+    monkeypatch.setattr(compare, "run_model", ran)
+    return found
+
+
+KINDS = [
+    pytest.param("round", {"least": 1}, "error(outputs) <= 2% on calib", id="parameters"),
+    pytest.param("bound", {}, "error(outputs) <= 0.1% on calib", id="values"),
+    pytest.param("prune", {"ratio": 0.3}, "params(after) < params(before)", id="dimensions"),
+]
+
+
+def rule_with(name: str, args: dict[str, Any], claim: str, budget: str) -> CompiledRule:
+    """A rule of the library that promises only how far it moves the outputs."""
+    return the_rule(library(name).replace(claim, f"error(outputs) <= {budget}"), **args)
+
+
+@pytest.mark.parametrize(("name", "args", "claim"), KINDS)
+def test_candidates_share_the_run_of_the_unchanged_model(
+    runs: list[str], name: str, args: dict[str, Any], claim: str
+) -> None:
+    """None applies: each is run once, and the model that all are compared with once."""
+    made = runner()
+    assert made.once([rule_with(name, args, claim, "-1%")]) == 0
+    tried = [e for e in made.state.journal.of(Refused) if e.code == "B001"]
+    assert len(tried) > 2
+    assert len(runs) == len(BATCHES) * (len(tried) + 1)
+
+
+@pytest.mark.parametrize(("name", "args", "claim"), KINDS)
+def test_what_was_measured_for_the_order_is_not_measured_for_the_promise(
+    monkeypatch: pytest.MonkeyPatch,
+    runs: list[str],
+    name: str,
+    args: dict[str, Any],
+    claim: str,
+) -> None:
+    made, drifts = runner(), counted(monkeypatch, check, "drift_from")
+    done = lambda: made.applied >= 2  # noqa: E731
+    rule = rule_with(name, args, claim, "1000%")
+    made.each(rule, RANKS["sensitivity"], done, measured=True)
+    assert made.applied == 2
+    tried = made.state.journal.tried[rule.label]
+    refused = [e for e in made.state.journal.of(Refused) if e.code != "B003"]
+    assert len(drifts) == tried - len(refused)
+    assert len(runs) == len(BATCHES) * (len(drifts) + made.applied)
+
+
+def test_a_commit_ends_what_was_known() -> None:
+    made = runner()
+    state, rule = made.state, the_rule(ROUND, least=1)
+    before = state.given()
+    assert state.given() is before
+    made.once([rule])
+    assert made.applied == 4
+    now = state.given()
+    assert now is not before
+    wanted = [compare.outputs(state.module, (x,)) for x in BATCHES]
+    assert all(torch.equal(a, b) for [a], [b] in zip(now, wanted, strict=True))
+    state.samples.forget()
+    assert state.samples._given is None
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 0), (48, 1), (95, 1), (96, 2)])
+def test_outputs_are_kept_as_long_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, room: int, kept: int
+) -> None:
+    """Four rows of three float32 are 48 bytes; what is not kept is run again."""
+    monkeypatch.setattr(given, "ROOM", room)
+    ran: list[int] = []
+
+    def run(args: tuple[Any, ...]) -> list[Any]:
+        ran.append(len(ran))
+        return [args[0][:, :3] * 2]
+
+    found = Given(capture(net(), (BATCHES[0],)).module, run, [(x,) for x in BATCHES])
+    first, again = list(found), list(found)
+    assert len(ran) == 2 + 2 - kept
+    assert all(torch.equal(a, b) for [a], [b] in zip(first, again, strict=True))
+    assert len(found.kept) == kept
+
+
+def test_places_are_compared_with_one_run(runs: list[str]) -> None:
+    """`sensitivity` too."""
+    state = runner().state
+    places = effects(state, the_rule(library("prune"), ratio=0.3), None)
+    moved = [place for place in places if not place.reason]
+    assert len(moved) == 3
+    assert len(runs) == len(BATCHES) * (len(moved) + 1)
+
+
+def test_the_original_runs_once_for_a_budget_that_is_asked_after_each_commit(
+    runs: list[str],
+) -> None:
+    step = "each round_bfloat16(least = 1) order by saving"
+    text = f"budget drift(outputs) <= 50%; stage s {{ {step} }}"
+    data = [(x, torch.zeros(4)) for x in BATCHES]
+    program = f'{ROUND} pipeline p {{ data calib = sample("train", all); {text} }}'
+    result = lissom.compile(net(), program, inputs=(BATCHES[0],), data=data)
+    assert len(result.applied) == 4
+    # Each is measured for its promise against the model before it, then asked for the budget; and
+    # the stage once more at its end.
+    assert len(runs) == len(BATCHES) * (4 * 2 + 1 + 4 + 1)
