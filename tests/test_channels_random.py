@@ -89,9 +89,9 @@ def no_sizes(*_: Any) -> dict[str, Any]:
     return {}
 
 
-def shifted(kept: Selection, tracks: Labels, axis: int) -> Any:
-    found = AXIS(kept, tracks, axis)
-    return found if found is None or axis != 2 else found.flip(0)
+def shifted(kept: Selection, tracks: Labels) -> Any:
+    found = AXES(kept, tracks)
+    return {axis: left.flip(0) if axis == 2 else left for axis, left in found.items()}
 
 
 def last_only(of: Any, path: str, axes: Any) -> None:
@@ -103,7 +103,7 @@ def unordered(work: Work, node: fx.Node, region: Any) -> None:
     SELECT(work, node, replace(region, order=region.order.sort().values))
 
 
-AXIS, SELECT = Selection.axis, fit_sizes._select
+AXES, SELECT = Selection.axes, fit_sizes._select
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "elementwise ops couple nothing": (analyse, "together", apart),
@@ -117,7 +117,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "numbers follow the sizes": (cut, "old_numbers", nothing),
     "layers with shared parameters part": (cut, "_pass_on", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),
-    "positions of one axis change their order": (Selection, "axis", shifted),
+    "positions of one axis change their order": (Selection, "axes", shifted),
     "one layer is cut for its first call only": (flow.Flow, "give", last_only),
     "shuffles lose their order": (fit_sizes, "_select", unordered),
     "glu gates nothing": (movement, "couple", nothing),

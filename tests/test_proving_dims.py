@@ -292,18 +292,18 @@ def nothing(*_: Any) -> None:
     pass
 
 
-def shifted(kept: Selection, tracks: Any, axis: int) -> Any:
-    found = AXIS(kept, tracks, axis)
-    return found if found is None or axis != 2 else found.flip(0)
+def shifted(kept: Selection, tracks: Any) -> Any:
+    found = AXES(kept, tracks)
+    return {axis: left.flip(0) if axis == 2 else left for axis, left in found.items()}
 
 
-AXIS = Selection.axis
+AXES = Selection.axes
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "the mask forgets an op": (features, "masked", forgetful),
     "groups stay what they were": (cut, "_sized", lambda *_: {}),
     "splits keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
-    "positions of one axis change their order": (Selection, "axis", shifted),
+    "positions of one axis change their order": (Selection, "axes", shifted),
     "elementwise ops couple nothing": (analyse, "together", lambda *_: ()),
     "cat and stack couple nothing": (movement, "together", lambda *_: ()),
     "nothing must stay": (Units, "block", nothing),

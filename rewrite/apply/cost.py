@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from ..graph.building import assertions
 from ..graph.index import GraphView
 from ..graph.opaque import opaque_costs
 from ..journal import Costs
-from ..ops.call import OpCall, tensor_at
+from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.opspec import OpSpec
 from ..rules.scope import ParamRef
 from .plan import Plan, Planned
@@ -30,11 +30,17 @@ def model_costs(module: fx.GraphModule, view: GraphView) -> Costs:
     """Costs of a whole model at its example inputs; tied parameters count once. Nodes that are no
     op are told: the multiply-accumulates are a lower bound where one of them has no known cost.
     """
+    return _model_costs(module, view, lambda node: node_macs(view, node))
+
+
+def _model_costs(
+    module: fx.GraphModule, view: GraphView, macs_of: Callable[[fx.Node], int]
+) -> Costs:
     trained = {id(tensor): tensor for tensor in module.parameters()}
     tensors = {**trained, **{id(tensor): tensor for tensor in module.buffers()}}
     checks = assertions(module.graph)
     nodes = [n for n in module.graph.nodes if n.op not in SKIPPED and n not in checks]
-    macs = sum(call_macs(call) for node in nodes if (call := view.call(node)) is not None)
+    macs = sum(map(macs_of, nodes))
     opaque = opaque_costs(module, view)
     macs += sum(node.macs or 0 for node in opaque)
     # A scripted part hands out its parameters as plain tensors.
@@ -97,6 +103,12 @@ def _weighs(op: OpSpec) -> bool:
     return bool(op.params) or "macs" in op._costs
 
 
+def node_macs(view: GraphView, node: fx.Node) -> int:
+    """Multiply-accumulates of one node; 0 where it is no op."""
+    call = view.call(node) if node.op not in SKIPPED else None
+    return 0 if call is None else call_macs(call)
+
+
 def call_macs(call: OpCall) -> int:
     """Multiply-accumulates of one call at its recorded shapes; 0 where the op declares none."""
     return call.op.macs(call.op.bind(call.shapes(), call.attrs)) if "macs" in call.op._costs else 0
@@ -128,12 +140,12 @@ class RunningCosts:
 
     def __init__(self, module: fx.GraphModule, view: GraphView) -> None:
         self.module, self.view = module, view
-        self.costs = model_costs(module, view)
         self._macs: dict[fx.Node, int] = {}
         self._held: dict[fx.Node, list[Tensor]] = {}
         self._holders: Counter[int] = Counter()
         for node in module.graph.nodes:
             self._enter(node)
+        self.costs = _model_costs(module, view, self._macs.__getitem__)
 
     def update(self, nodes: Sequence[fx.Node], gone: Sequence[fx.Node]) -> Costs:
         """The costs after a change: `nodes` are new or of another size, `gone` are not there any
@@ -157,8 +169,7 @@ class RunningCosts:
 
     def _enter(self, node: fx.Node) -> Costs:
         """What the model costs more with a node."""
-        call = self.view.call(node) if node.op not in SKIPPED else None
-        macs = self._macs[node] = call_macs(call) if call is not None else 0
+        macs = self._macs[node] = node_macs(self.view, node)
         held = self._held[node] = _tensors_of(self.module, node)
         first = [tensor for tensor in held if not self._holders[id(tensor)]]
         self._holders.update(map(id, held))
@@ -184,11 +195,11 @@ def _added(left: Costs, right: Costs) -> Costs:
 def _tensors_of(module: nn.Module, node: fx.Node) -> list[Tensor]:
     """The parameters and buffers that a node holds, each once."""
     if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
+        layer = module_at(module, str(node.target))
         return list({id(t): t for t in (*layer.parameters(), *layer.buffers())}.values())
     if node.op != "get_attr":
         return []
     place, _, name = str(node.target).rpartition(".")
-    owner = module.get_submodule(place)
+    owner = module_at(module, place)
     found = owner._parameters.get(name, owner._buffers.get(name))
     return [] if found is None else [found]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .flow import Flow, Key, Place
-from .labels import axes_of
+from .labels import OncePerVector, axes_of
 from .units import NONE, KeepReason
 
 Role = tuple[Place, int]
@@ -80,7 +80,8 @@ def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], l
     for (_, leaves), key in zip(listed, keys[1:], strict=True):
         sums[leaves] += key
     sums[[leaf for leaf in flow.atoms.blocked_leaves() if sums[leaf]]] += keys[0]
-    order = _once(torch.cat([leaves for _, leaves in listed] or [keys[:0]]))
+    each_once = {id(leaves): leaves for _, leaves in listed}
+    order = _once(torch.cat([*each_once.values(), keys[:0]]))
     groups: dict[int, list[int]] = {}
     for leaf, total in zip(order.tolist(), sums[order].tolist(), strict=True):
         groups.setdefault(total, []).append(leaf)
@@ -100,9 +101,10 @@ def _listed(flow: Flow) -> Iterator[Listed]:
     for path, key in flow.paths.items():
         paths.setdefault(key, path)
     table = flow.atoms.table()
+    factors = OncePerVector(lambda vector: _factors(table[vector]))
     for key, tracks in flow.params.items():
         for track in tracks:
-            for factor, leaves in enumerate(_factors(table[track.reshape(-1)])):
+            for factor, leaves in enumerate(factors.of(track.reshape(-1))):
                 for axis in axes_of(track):
                     yield ((paths[key], axis), factor), leaves
 

@@ -18,7 +18,7 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.exchange import shallow
 from ..graph.formats import in_format_of
 from ..graph.snapshot import finish, snapshot
-from ..ops.call import OpCall, tensor_at
+from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.layers import build_layer
 from ..ops.spec import TensorSpec
 from .cut_builder import Work
@@ -61,7 +61,7 @@ def shrink(work: Work, removed: Iterable[int]) -> Steps:
     kept, numbers, gone = work.kept, dict(work.numbers), set(work.gone)
     work.kept = kept.more(set(removed))
     try:
-        steps = _planned(work, work.kept.lost_since(kept))
+        steps = _planned(work, work.kept.lost)
     except LissomError:
         work.kept, work.numbers, work.gone = kept, numbers, gone
         raise
@@ -79,7 +79,7 @@ def shrink(work: Work, removed: Iterable[int]) -> Steps:
 
 @dataclass
 class Steps:
-    """What one cut makes anew. lost: the atoms that go, bool [atoms]. nodes: those of the old graph
+    """What one cut makes anew. lost: the atoms that go. nodes: those of the old graph
     that they reach, in its order. skipped: those that are needed no longer.
     """
 
@@ -190,7 +190,7 @@ def _implied(work: Work, call: OpCall) -> None:
 def _sliced(work: Work, path: str) -> Tensor | None:
     """What stays of a parameter; None where all of it does."""
     key, tensor = work.flow.key(path), tensor_at(work.flow.view.root, path)
-    axes = work.kept.axes(work.flow.params.get(key, ()), tensor.ndim)
+    axes = work.kept.axes(work.flow.params.get(key, ()))
     if not axes:
         return None
     if not all(map(len, axes.values())):
@@ -218,8 +218,8 @@ def _held(work: Work, path: str) -> None:
 def _owner(work: Work, path: str) -> nn.Module:
     """The module that holds a parameter, and that the old model does not hold."""
     place = path.rpartition(".")[0]
-    owner = work.module.get_submodule(place)
-    if not place or owner is not work.flow.view.root.get_submodule(place):
+    owner = module_at(work.module, place)
+    if not place or owner is not module_at(work.flow.view.root, place):
         return owner
     owner = shallow(owner)
     _put(work.module, place, owner)
@@ -228,7 +228,7 @@ def _owner(work: Work, path: str) -> nn.Module:
 
 def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
     owner, _, name = path.rpartition(".")
-    root.get_submodule(owner).add_module(name, layer)
+    module_at(root, owner).add_module(name, layer)
 
 
 def _layer(work: Work, call: OpCall) -> None:
@@ -239,7 +239,7 @@ def _layer(work: Work, call: OpCall) -> None:
     if is_layer and target not in work.layers:
         work.layers.add(target)
         _build(work, call, target, attrs)
-    bare = is_layer and type(work.module.get_submodule(target)) is nn.Module
+    bare = is_layer and type(module_at(work.module, target)) is nn.Module
     if bare or (not is_layer and attrs != call.attrs):
         work.respell(call, call.op, attrs)
 
@@ -249,7 +249,7 @@ def _build(work: Work, call: OpCall, target: str, attrs: dict[str, Any]) -> None
     parameters are kept as they are, and the op's meaning reads them.
     """
     params = {name: _now(work, path) for name, path in call.params.items()}
-    like = work.flow.view.root.get_submodule(target)
+    like = module_at(work.flow.view.root, target)
     rank = len(shape_at(call.inputs[0]))
     layer = build_layer(call.op.name, params, settings(attrs), like, rank)
     if layer is not None:
@@ -282,7 +282,7 @@ def _sized(work: Work, call: OpCall) -> dict[str, Any]:
     """Settings that are the size of a dimension."""
     found = {}
     for name, vectors in work.flow.sized.get(call.node, {}).items():
-        kept = work.kept.axis(joined([vectors]), 0)
+        kept = work.kept.axes(joined([vectors])).get(0)
         if kept is not None:
             found[name] = (len(kept),) if call.op.attrs[name].type == "ints" else len(kept)
     return found
@@ -295,7 +295,7 @@ def _pass_on(work: Work, target: str, old: nn.Module, layer: nn.Module) -> None:
         key = work.flow.key(path)
         kept = parameter if key in work.tensors else old.get_parameter(name)
         owner, _, own = name.rpartition(".")
-        layer.get_submodule(owner)._parameters[own] = work.parameters.setdefault(key, kept)
+        module_at(layer, owner)._parameters[own] = work.parameters.setdefault(key, kept)
     for name, buffer in old.named_buffers():
         if f"{target}.{name}" not in work.flow.paths:
             layer._buffers[name] = buffer

@@ -71,7 +71,7 @@ class Work:
     def axes(self, node: fx.Node, result: int = 0) -> Axes:
         """What stays of a result."""
         spec = specs_of(node)[result]
-        return {} if spec is None else self.kept.axes(self.tracks(node, result), len(spec.shape))
+        return {} if spec is None else self.kept.axes(self.tracks(node, result))
 
     def shape(self, node: fx.Node, result: int = 0) -> tuple[int, ...]:
         """The new shape of a result."""

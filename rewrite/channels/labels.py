@@ -7,8 +7,9 @@ which it does not vary has extent 1. A value has several tracks where its positi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,26 @@ Track = Tensor
 Labels = tuple[Track, ...]
 Vectors = tuple[Tensor, ...]
 """The tracks of one axis, int64 [extent] each."""
+
+T = TypeVar("T")
+
+
+class OncePerVector(Generic[T]):
+    """What is found out about vectors, once for all that are one memory: most tracks of a chain of
+    ops, and of the parameters beside it, are the same vector in other shapes.
+    """
+
+    def __init__(self, find: Callable[[Tensor], T]) -> None:
+        self._find = find
+        self._known: dict[tuple[int, int, int], tuple[Tensor, T]] = {}
+
+    def of(self, vector: Tensor) -> T:
+        """`vector`, [extent], is held, so that its memory is not taken by another one."""
+        key = vector.data_ptr(), vector.stride(0), len(vector)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = vector, self._find(vector)
+        return known[1]
 
 
 def axes_of(track: Track) -> tuple[int, ...]:
@@ -196,4 +217,6 @@ def keep_all(atoms: Units, tracks: Iterable[Tensor], why: KeepReason) -> None:
 def spread(vectors: Vectors, sizes: Sequence[int], at: int) -> Vectors:
     """The vectors of factor `at` of an axis that is a product of factors with these sizes."""
     before, after = prod(sizes[:at]), prod(sizes[at + 1 :])
+    if before == after == 1:
+        return vectors
     return tuple(v.repeat_interleave(after).repeat(before) for v in vectors)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph.snapshot import finish, snapshot
-from ..ops.call import OpCall
+from ..ops.call import OpCall, module_at
 from ..ops.layers import build_layer
 from ..ops.opspec import OpSpec
 from .cut_builder import free_name
@@ -33,7 +33,7 @@ def masked(flow: Flow, removed: Collection[int]) -> fx.GraphModule:
     kept = Selection(flow.atoms, removed)
     for node in flow.contracted:
         for value, summed in summed_axes(_call(flow, node)).items():
-            axes = _among(kept.axes(flow.of(value), len(shape_at(value))), summed)
+            axes = _among(kept.axes(flow.of(value)), summed)
             if axes:
                 _mask(module, new[node], new[value], _gone(shape_at(value), axes))
     for node, names in flow.recurrent.items():
@@ -84,14 +84,14 @@ def _forget(
         weight, path = params[name], str(call.params[name])
         assert weight is not None
         last = weight.ndim - 1
-        left = kept.axis(flow.weight(path), last)
+        left = kept.axes(flow.weight(path)).get(last)
         if left is not None:
             params[name] = weight.detach().masked_fill(_gone(weight.shape, {last: left}), 0)
     target = str(call.node.target)
-    layer = build_layer(call.op.name, params, call.attrs, module.get_submodule(target), None)
+    layer = build_layer(call.op.name, params, call.attrs, module_at(module, target), None)
     assert layer is not None
     owner, _, own = target.rpartition(".")
-    module.get_submodule(owner).add_module(own, layer)
+    module_at(module, owner).add_module(own, layer)
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -129,21 +129,21 @@ def _renew(
     """The op sees what is left, and nothing else."""
     source = call.inputs[0]
     over = statistic_axes(call)
-    read = _among(kept.axes(flow.of(source), len(shape_at(source))), over)
+    read = _among(kept.axes(flow.of(source)), over)
     if not read:
         return
     attrs = settings(call.attrs)
     for name, vectors in flow.sized.get(call.node, {}).items():
-        left = kept.axis(joined([vectors]), 0)
+        left = kept.axes(joined([vectors])).get(0)
         if left is not None:
             attrs[name] = (len(left),) if call.op.attrs[name].type == "ints" else len(left)
     shape = shape_at(call.node)
-    given = {} if "reduction" in call.op.traits else kept.axes(flow.of(call.node), len(shape))
+    given = {} if "reduction" in call.op.traits else kept.axes(flow.of(call.node))
     layer = _OnWhatIsLeft(call.op, attrs, read, _among(given, over))
     layer.extents = dict(enumerate(shape))
     for name, path in call.params.items():
         value = call.tensor(name)
-        own = {} if path is None else kept.axes(flow.weight(path), 1)
+        own = {} if path is None else kept.axes(flow.weight(path))
         layer.hold(name, None if value is None else selected(value.detach(), own))
     name = free_name(module, "renewed")
     module.add_module(name, layer)

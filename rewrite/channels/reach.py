@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import Tensor, fx
 
 from ..graph.building import assertions
 from .flow import Flow, Key
-from .units import NONE
+from .incidence import Incidence
+from .labels import OncePerVector
 
 
 class Reach:
@@ -21,22 +21,43 @@ class Reach:
         self.nodes = list(flow.view.root.graph.nodes)
         self.place = {node: place for place, node in enumerate(self.nodes)}
         self.checks = assertions(flow.view.root.graph)
-        tracks = ([] if n in self.checks else list(_tracks(flow, n)) for n in self.nodes)
-        self._of_nodes = _Groups(len(flow.atoms), tracks)
         self.paths: dict[Key, list[str]] = {}
         for path, key in flow.paths.items():
             self.paths.setdefault(key, []).append(path)
         self._keys = list(self.paths)
-        carried = (flow.params.get(key, ()) for key in self._keys)
-        self._of_keys = _Groups(len(flow.atoms), carried)
+        self._vectors: list[Tensor] = []
+        number = OncePerVector(self._numbered)
+        self._nodes_of = self._readers(
+            number, ([] if n in self.checks else _tracks(flow, n) for n in self.nodes)
+        )
+        self._keys_of = self._readers(number, (flow.params.get(key, ()) for key in self._keys))
+        self._of_atoms = Incidence.of_lists(self._vectors, len(flow.atoms))
+
+    def _numbered(self, vector: Tensor) -> int:
+        self._vectors.append(vector.unique())
+        return len(self._vectors) - 1
+
+    def _readers(
+        self, number: OncePerVector[int], groups: Iterable[Iterable[Tensor]]
+    ) -> dict[int, list[int]]:
+        """The groups that each vector is in."""
+        found: dict[int, list[int]] = {}
+        for place, tracks in enumerate(groups):
+            for vector in {number.of(track.reshape(-1)) for track in tracks}:
+                found.setdefault(vector, []).append(place)
+        return found
 
     def nodes_of(self, lost: Tensor) -> list[int]:
-        """The places in the graph of the nodes that some of these atoms reach, bool [atoms]."""
-        return self._of_nodes.of(lost)
+        """The places in the graph of the nodes that some of these atoms reach, in its order."""
+        return self._those(self._nodes_of, lost)
 
     def keys_of(self, lost: Tensor) -> list[Key]:
         """The parameters that carry some of these atoms."""
-        return [self._keys[place] for place in self._of_keys.of(lost)]
+        return [self._keys[place] for place in self._those(self._keys_of, lost)]
+
+    def _those(self, readers: Mapping[int, list[int]], lost: Tensor) -> list[int]:
+        vectors = self._of_atoms.of(lost).unique().tolist()
+        return sorted({place for vector in vectors for place in readers.get(vector, ())})
 
 
 def _tracks(flow: Flow, node: fx.Node) -> Iterator[Tensor]:
@@ -59,26 +80,3 @@ def _given(flow: Flow, node: fx.Node) -> Iterator[Tensor]:
         yield from flow.params.get(flow.key(str(node.target)), ())
     for tracks in flow.values.get(node, ()):
         yield from tracks
-
-
-class _Groups:
-    """Which groups of tracks have an atom: `places[starts[atom]:ends[atom]]`."""
-
-    def __init__(self, count: int, groups: Iterable[Sequence[Tensor]]) -> None:
-        atoms, places = [torch.zeros(0).long()], [torch.zeros(0).long()]
-        for place, tracks in enumerate(groups):
-            if tracks:
-                own = torch.cat([track.reshape(-1) for track in tracks]).unique()
-                atoms.append(own)
-                places.append(torch.full_like(own, place))
-        every, order = torch.cat(atoms).sort(stable=True)
-        self.places = torch.cat(places)[order]
-        self.counts = every.bincount(minlength=count)
-        self.counts[NONE] = 0
-        self.starts = torch.searchsorted(every, torch.arange(count))
-
-    def of(self, lost: Tensor) -> list[int]:
-        """Those that have one of these atoms, bool [atoms], in ascending order."""
-        starts, counts = self.starts[lost], self.counts[lost]
-        first = (starts - counts.cumsum(0) + counts).repeat_interleave(counts)
-        return self.places[first + torch.arange(len(first))].unique().tolist()

@@ -40,6 +40,7 @@ class Units:
         self._parent = [NONE]
         self._parts: dict[int, tuple[int, ...]] = {}
         self._blocked: dict[int, KeepReason] = {}
+        self._roots: Tensor | None = None
         self._table: Tensor | None = None
 
     def copy(self) -> Units:
@@ -47,7 +48,7 @@ class Units:
         other = Units()
         other._parent = list(self._parent)
         other._parts, other._blocked = dict(self._parts), dict(self._blocked)
-        other._table = self._table
+        other._roots, other._table = self._roots, self._table
         return other
 
     def __len__(self) -> int:
@@ -55,7 +56,8 @@ class Units:
 
     def fresh(self, number: int) -> Tensor:
         """New atoms, int64 [number]."""
-        first, self._table = len(self._parent), None
+        first = len(self._parent)
+        self._roots = self._table = None
         self._parent.extend(range(first, first + number))
         return torch.arange(first, first + number)
 
@@ -68,10 +70,12 @@ class Units:
 
     def roots(self) -> Tensor:
         """The root of every atom, int64 [len(self)]."""
-        found = torch.tensor(self._parent)
-        while not torch.equal(found[found], found):
-            found = found[found]
-        return found
+        if self._roots is None:
+            found = torch.tensor(self._parent)
+            while not torch.equal(found[found], found):
+                found = found[found]
+            self._roots = found
+        return self._roots
 
     def table(self) -> Tensor:
         """The leaves of every atom, int64 [len(self), most leaves], filled up with NONE."""
@@ -171,7 +175,8 @@ class Units:
         left, right = self.root(left), self.root(right)
         if left == right:
             return
-        left, right, self._table = min(left, right), max(left, right), None
+        left, right = min(left, right), max(left, right)
+        self._roots = self._table = None
         self._parent[right] = left
         why = self._blocked.pop(right, None)
         if why is not None:

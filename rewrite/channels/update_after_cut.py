@@ -19,8 +19,6 @@ from .cut_builder import Work
 from .flow import Flow, Key, key_of
 from .labels import Labels, Vectors, along, axes_of, joined, keep_all
 from .movement import Region, constant
-from .selection import selected
-from .sizes import specs_of
 from .units import KeepReason, Units
 
 
@@ -75,9 +73,8 @@ class Shrinking:
         for node in work.fresh:
             flow.values[node] = [()]
         for node in nodes:
-            results = range(len(work.flow.values[node]))
-            found = [_left(work, flow.atoms, node, index) for index in results]
-            flow.values[work.new[node]] = found
+            results = work.flow.values[node]
+            flow.values[work.new[node]] = [_left(work, flow.atoms, one) for one in results]
         for node in changed:
             flow.view.add(node)
         moved = self._relabel(set(steps.tensors))
@@ -91,7 +88,7 @@ class Shrinking:
         for key in sliced:
             paths = work.reach.paths[key]
             tensor, known = tensor_at(self.module, paths[0]), flow.params.pop(flow.paths[paths[0]])
-            found = _selected(work, flow.atoms, work.flow.params.get(key, ()), tensor.ndim)
+            found = _left(work, flow.atoms, work.flow.params.get(key, ()))
             moved |= list(map(axes_of, known)) != list(map(axes_of, found))
             flow.paths |= dict.fromkeys(paths, key_of(tensor))
             flow.params[key_of(tensor)] = found
@@ -125,30 +122,21 @@ class Shrinking:
         return flow
 
 
-def _left(work: Work, atoms: Units, node: fx.Node, result: int) -> Labels:
-    specs, tracks = specs_of(node), work.flow.values[node][result]
-    spec = specs[result] if result < len(specs) else None
-    return tracks if spec is None else _selected(work, atoms, tracks, len(spec.shape))
-
-
-def _selected(work: Work, atoms: Units, tracks: Labels, rank: int) -> Labels:
+def _left(work: Work, atoms: Units, tracks: Labels) -> Labels:
     """The tracks at the positions that stay. A feature that stands alone has no track, so it has to
     stay: without it nothing would be left there.
     """
-    axes = work.kept.axes(tracks, rank)
-    found = []
-    for track in tracks:
-        own = {axis: kept for axis, kept in axes.items() if track.shape[axis] > 1}
-        part = selected(track, own)
-        if part.numel() > 1:
-            found.append(part)
-        else:
-            keep_all(atoms, (part,), KeepReason("the cut", "one feature is left of it"))
-    return tuple(found)
+    found = work.kept.left(tracks)
+    if found is tracks:
+        return tracks
+    alone = [part for part in found if part.numel() < 2]
+    if alone:
+        keep_all(atoms, alone, KeepReason("the cut", "one feature is left of it"))
+    return tuple(part for part in found if part.numel() > 1)
 
 
 def _vectors(work: Work, atoms: Units, vectors: Vectors) -> Vectors:
-    return along(_selected(work, atoms, joined([vectors]), 1), 0)
+    return along(_left(work, atoms, joined([vectors])), 0)
 
 
 def _region(work: Work, node: fx.Node) -> Region | None:

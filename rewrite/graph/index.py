@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 
 from ..ops.attributes import Unreadable
-from ..ops.call import OpCall
+from ..ops.call import OpCall, module_at
 from ..ops.read_back import check_spellings
 from ..ops.spec import TensorSpec
 from ..ops.vocabulary import Vocabulary
@@ -188,7 +188,7 @@ class GraphView:
         return "; ".join(dict.fromkeys(reasons))
 
     def _is_altered(self, node: fx.Node) -> bool:
-        module = self.root.get_submodule(str(node.target))
+        module = module_at(self.root, str(node.target))
         return has_hooks(module) or "forward" in module.__dict__
 
     def _not_a_slice(self, node: fx.Node) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, fx, nn
 
 from ..journal import Opaque
-from ..ops.call import tensor_at
+from ..ops.call import module_at, tensor_at
 from ..ops.spec import TensorSpec
 from .index import GraphView
 
@@ -54,7 +54,7 @@ def _told(module: fx.GraphModule, view: GraphView, node: fx.Node, known: set[int
 def _weights(module: fx.GraphModule, node: fx.Node) -> list[Tensor]:
     """The parameters of a layer, and those that a node reads by name."""
     if node.op == "call_module":
-        return list(module.get_submodule(str(node.target)).parameters())
+        return list(module_at(module, str(node.target)).parameters())
     named = (value for value in node.all_input_nodes if value.op == "get_attr")
     found = (tensor_at(module, str(value.target)) for value in named)
     return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
@@ -66,7 +66,7 @@ def _macs(module: fx.GraphModule, node: fx.Node) -> int | None:
     """
     if node.target is operator.getitem:
         return 0
-    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    layer = module_at(module, str(node.target)) if node.op == "call_module" else None
     spec = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if layer is None or type(layer) not in RECURRENT or not isinstance(spec, TensorSpec):
         return None

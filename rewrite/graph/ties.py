@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..ops.call import OpCall, tensor_at
+from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.spec import TensorSpec
 from ..store.overlap import addresses, overlapping
 from ..torch_internals import unwrapped
@@ -122,7 +122,7 @@ def _held(root: nn.Module, node: fx.Node) -> Iterator[tuple[str, torch.Tensor]]:
         if isinstance(found, torch.Tensor):
             yield target, found
         return
-    module = root.get_submodule(target)
+    module = module_at(root, target)
     for held in (module.named_parameters, module.named_buffers):
         for name, tensor in held(remove_duplicate=False):
             yield f"{target}.{name}", tensor

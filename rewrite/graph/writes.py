@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..ops.call import OpCall
+from ..ops.call import OpCall, module_at
 from ..ops.callables import IN_PLACE_OPERATORS
 from ..torch_internals import checked
 
@@ -89,7 +89,7 @@ def is_pure(node: fx.Node, module: fx.GraphModule | None = None) -> bool:
 
 
 def _layer_writes(module: fx.GraphModule, path: str) -> bool:
-    return bool(getattr(module.get_submodule(path), "inplace", False))
+    return bool(getattr(module_at(module, path), "inplace", False))
 
 
 def _spelled(node: fx.Node) -> bool:

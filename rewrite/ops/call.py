@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ...grammar.diagnostics import Label, fail
 from .opspec import OpSpec
@@ -67,10 +67,27 @@ class OpCall:
         return {name: shape_of(spec) for name, spec in specs.items()}
 
 
-def tensor_at(root: torch.nn.Module, path: str) -> torch.Tensor:
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """The module at a dotted path, "" the root itself. Raises AttributeError where there is none.
+
+    The same as `get_submodule`, which asks the class of every module on the way for each name; this
+    is asked for every node of a graph many times over.
+    """
+    module = root
+    for name in path.split(".") if path else ():
+        if name not in module._modules or (inner := module._modules[name]) is None:
+            return root.get_submodule(path)
+        module = inner
+    return module
+
+
+def tensor_at(root: nn.Module, path: str) -> torch.Tensor:
     """The parameter or buffer at a dotted path."""
     owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
+    held = module_at(root, owner)
+    if name in held._parameters:
+        return cast("torch.Tensor", held._parameters[name])
+    return getattr(held, name)
 
 
 def _spec(value: Any, reader: fx.Node) -> Any:

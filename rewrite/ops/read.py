@@ -12,7 +12,7 @@ from torch import fx, nn
 from ...grammar.checks.declared import COMPUTED
 from ...grammar.tree import tree as t
 from .attributes import Unreadable, has_node, numeric_padding, read_attr
-from .call import OpCall, tensor_at
+from .call import OpCall, module_at, tensor_at
 from .dims import compiled
 from .meaning import forward_names
 from .opspec import OpSpec
@@ -87,7 +87,7 @@ class CallReader:
             values[ours] = convert(values.get(self.op.inputs[0].name), values.get(ours))
         module = None
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
+            module = module_at(root, str(node.target))
             self._read_module(module, values)
         self._check_required(values)
         inputs = tuple(self._input(spec, values.get(spec.name)) for spec in self.op.inputs)

@@ -13,6 +13,7 @@ from ...grammar.diagnostics import Span
 from ...grammar.library.vocabulary import Declarations, library_sources
 from ...grammar.tree import tree as t
 from .attributes import AttrSpec
+from .call import module_at
 from .callables import (
     IN_PLACE_OPERATORS,
     PROPERTIES,
@@ -123,7 +124,7 @@ class Vocabulary:
             return self._methods.get(str(node.target))
         if node.op != "call_module":
             return f"a {node.op} is no op"
-        base = self._base(type(root.get_submodule(str(node.target))))
+        base = self._base(type(module_at(root, str(node.target))))
         return base if isinstance(base, str) else self._classes[base]
 
     def _base(self, kind: type) -> type | str:
