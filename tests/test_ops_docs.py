@@ -6,6 +6,7 @@ import doctest
 import re
 from pathlib import Path
 
+from lissom.grammar.checks.declared import TRAITS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 
 PAGE = Path(__file__).parent.parent / "docs" / "ops.md"
@@ -19,6 +20,8 @@ def test_the_examples_run() -> None:
 
 def test_every_trait_in_use_is_explained() -> None:
     library = Vocabulary.library()
-    row = next(line for line in PAGE.read_text().splitlines() if line.startswith("| `trait"))
-    explained = set(re.findall(r"`(\w+)`", row))
+    table = PAGE.read_text().partition("| trait | says |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.MULTILINE)
+    explained = {trait for row in rows for trait in re.findall(r"`(\w+)`", row)}
     assert explained == {trait for name in library.names() for trait in library[name].traits}
+    assert explained == TRAITS

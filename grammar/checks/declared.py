@@ -11,9 +11,10 @@ from ..diagnostics import Diagnostic, LissomError, Span
 from ..tree import tree as t
 
 TRAITS = frozenset((
-    "alias", "barrier", "broadcasts", "commutative", "elementwise", "idempotent", "inplace_safe",
-    "linear_in_weight", "linear_in_x", "many", "movement", "normalises", "pooling", "random",
-    "reduction", "resize", "statistics",
+    "addend", "alias", "broadcasts", "commutative", "elementwise", "equation", "gated",
+    "idempotent", "linear_in_weight", "linear_in_x", "many", "mask", "movement",
+    "normalises", "pads", "per_channel", "pooling", "random", "reduction", "resize", "scaled",
+    "selection", "statistics",
 ))  # fmt: skip
 COMPUTED = frozenset(("movement", "resize"))
 """Traits of the ops whose settings may be computed in the graph."""

@@ -67,19 +67,45 @@ def _op(facts: OpFacts, report: Messages) -> None:
         _type(type_, ("int", "float", "bool", "any", "str"), report)
     for attr in facts.attrs.values():
         _type(attr.type, ATTR_TYPES, report)
-    _traits(op, report)
+    _traits(facts, report)
     _mixes(facts, report)
     _sums(facts, report)
     _dimensions(facts, report)
     _slots(facts, report)
 
 
-def _traits(op: t.Op, report: Messages) -> None:
-    words = (word for i in op.items if isinstance(i, t.OpTrait) for word in i.names)
+def _traits(facts: OpFacts, report: Messages) -> None:
+    words = (word for i in facts.decl.items if isinstance(i, t.OpTrait) for word in i.names)
     for word in words:
         if word.text not in TRAITS:
             label = Label(word.span, f"known: {', '.join(sorted(TRAITS))}")
             report.unknown("T003", f"`{word}` is not a trait", label, word.text, TRAITS)
+        about, line = ABOUT.get(word.text, ("", ""))
+        if about and not _has(facts, about):
+            message = f"`{facts.name}` has the trait `{word}` and lacks {about}"
+            label = Label(word.span, f"it is about {about}")
+            report.error("T004", message, label, help=f"declare `{line}`")
+
+
+ABOUT = {
+    "addend": ("an input without axes", "z: f"),
+    "equation": ("the setting `equation`", "attr equation: str = none"),
+    "gated": ("the setting `dim`", "attr dim: int = -1"),
+    "mask": ("an input without axes", "mask?: t"),
+    "pads": ("the setting `pad`", "attr pad: ints = none"),
+    "per_channel": ("a weight", "param weight: [C]"),
+    "scaled": ("the setting `scale`", "attr scale: any = none"),
+    "selection": ("an input of positions", "index: i"),
+}
+"""What some traits are about, and how it is declared."""
+
+
+def _has(facts: OpFacts, about: str) -> bool:
+    if about == "an input without axes":
+        return any(param.type.dims is None for param in facts.inputs)
+    if about == "an input of positions":
+        return len(facts.inputs) == 2
+    return bool(facts.params) if about == "a weight" else about.split("`")[1] in facts.attrs
 
 
 def _mixes(facts: OpFacts, report: Messages) -> None:

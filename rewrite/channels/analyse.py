@@ -13,6 +13,7 @@ from ..graph.building import assertions
 from ..graph.index import GraphView
 from ..ops.call import OpCall
 from . import contraction, einsum, movement
+from .declared import axis_exprs, name_of
 from .flow import Flow
 from .labels import along, joined, keep_all, together
 from .sizes import shape_at, specs_of
@@ -72,12 +73,9 @@ def _opaque(flow: Flow, node: fx.Node) -> None:
 
 def _op(flow: Flow, call: OpCall) -> None:
     traits = call.op.traits
-    if call.op.name in _OTHERS:
-        _OTHERS[call.op.name](flow, call)
-    elif "movement" in traits:
-        movement.moved(flow, call)
-    elif "reduction" in traits:
-        movement.reduced(flow, call)
+    own = next((trait for trait in _BY_TRAIT if trait in traits), None)
+    if own is not None:
+        _BY_TRAIT[own](flow, call)
     elif "elementwise" in traits and not call.op.params:
         _elementwise(flow, call)
     elif call.op.mixes is not None or call.op.sums or traits & _PLAIN:
@@ -87,12 +85,19 @@ def _op(flow: Flow, call: OpCall) -> None:
 
 
 def _resized(flow: Flow, call: OpCall) -> None:
-    """`interpolate`: along all axes but the first two."""
-    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
+    """Along the axes that the header of the op does not name."""
+    spec, rank = call.op.inputs[0].shape, len(shape_at(call.inputs[0]))
+    if call.op.outputs[0] is not None:
+        contraction.contracted(flow, call)
+        return
+    tracks = flow.separate(call.inputs[0])
     axes = [along(tracks, axis) for axis in range(rank)]
     why = KeepReason(call.node.name, "it is resized along this axis")
-    keep_all(flow.atoms, (vector for vectors in axes[2:] for vector in vectors), why)
-    flow.set(call.node, joined([*axes[:2], *[()] * (rank - 2)]))
+    for axis, expr in enumerate(axis_exprs(spec, rank) if spec is not None else [""] * rank):
+        if name_of(expr) is None or isinstance(expr, str):
+            keep_all(flow.atoms, axes[axis], why)
+            axes[axis] = ()
+    flow.set(call.node, joined(axes))
 
 
 def _elementwise(flow: Flow, call: OpCall) -> None:
@@ -112,36 +117,16 @@ def _elementwise(flow: Flow, call: OpCall) -> None:
     flow.set(call.node, *[joined(axes)] * max(1, call.op.results))
 
 
-def _pooled(flow: Flow, call: OpCall) -> None:
-    """Adaptive pooling reads all of an axis, unless its new size is None: that one it leaves."""
-    tracks, rank = flow.separate(call.inputs[0]), len(shape_at(call.inputs[0]))
-    axes = [along(tracks, axis) for axis in range(rank)]
-    wanted = call.attrs["output_size"]
-    sizes = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-    for axis, size in zip(range(rank - len(sizes), rank), sizes, strict=True):
-        if size is not None:
-            why = f"{call.op.name} reads all of axis {axis}"
-            keep_all(flow.atoms, axes[axis], KeepReason(call.node.name, why))
-            axes[axis] = ()
-    flow.set(call.node, joined(axes))
-
-
-_ADAPTIVE = [f"adaptive_{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)]
-_OTHERS = {
-    **dict.fromkeys(_ADAPTIVE, _pooled),
-    "cat": movement.concatenated,
-    "stack": movement.concatenated,
-    "pad": movement.padded,
-    "glu": movement.gated,
-    "interpolate": _resized,
-    "prelu": contraction.sloped,
-    "index_select": movement.chosen,
-    "einsum": einsum.summed,
-    "reshape_as": movement.reshaped,
-    "expand_as": _elementwise,
-    "take": movement.taken,
+_BY_TRAIT = {
+    "equation": einsum.summed,
+    "selection": movement.chosen,
+    "gated": movement.gated,
+    "pads": movement.padded,
+    "resize": _resized,
+    "movement": movement.moved,
+    "reduction": movement.reduced,
+    "per_channel": contraction.sloped,
 }
-"""Ops whose effect on features depends on the values of their settings (which equation, how much
-padding, whose sizes), or on which of several inputs it comes from: more than a trait can say. Every
-other op, an own one too, is read by its traits, `mixes` and `sums`.
+"""What an op does to features, by the first of these traits that it has. Of the others the header
+tells, with `mixes` and `sums`.
 """

@@ -69,6 +69,7 @@ def contracted(flow: Flow, call: OpCall) -> None:
         if spec.shape is None:
             continue
         _read(dims, spec.shape, tracks, shape_at(value), spec.name)
+    _passed_on(dims)
     _mixed(dims, attrs)
     _summed(dims)
     _tell_inputs(dims)
@@ -84,10 +85,12 @@ def contracted(flow: Flow, call: OpCall) -> None:
 
 
 def sloped(flow: Flow, call: OpCall) -> None:
-    """`prelu`: one slope for all, or one for each position of the second axis."""
-    tracks, slopes = flow.separate(call.inputs[0]), call.tensor("weight")
-    if slopes is not None:
-        flow.give(str(call.params["weight"]), [along(tracks, 1) if slopes.numel() > 1 else ()])
+    """Parameters with one number for all, or one for each position of the second axis."""
+    tracks = flow.separate(call.inputs[0])
+    for name, path in call.params.items():
+        numbers = call.tensor(name)
+        if path is not None and numbers is not None:
+            flow.give(path, [along(tracks, 1) if numbers.numel() > 1 else ()])
     flow.set(call.node, tracks)
 
 
@@ -153,23 +156,12 @@ def _of_params(dims: _Dims) -> set[str]:
     return set().union(*(named(spec, spec.least) for spec in specs))
 
 
-_ADDED = {
-    "addmm": 0,
-    "baddbmm": 0,
-    "scaled_dot_product_attention": 2,
-    "grouped_query_attention": 2,
-}
-"""Ops with an input that broadcasts with the result, but for so many axes at the end. A declaration
-cannot say this of an input; what such an input of an own op brings along must stay, and says so.
-"""
-
-
 def _beside(dims: _Dims, name: str, value: fx.Node) -> None:
     """An input whose axes are not declared: it broadcasts with the result, or nothing is known."""
     flow, node = dims.flow, dims.call.node
     tracks, shape = flow.separate(value), shape_at(value)
     made, rank = flow.values[node][0], len(shape_at(node))
-    apart = _ADDED.get(dims.call.op.name)
+    apart = _apart(dims.call.op)
     why = dims.why(f"has no dimensions for `{name}`")
     if apart is None or len(shape) > rank:
         keep_all(flow.atoms, (*tracks, *made), why)
@@ -179,6 +171,13 @@ def _beside(dims: _Dims, name: str, value: fx.Node) -> None:
             couple(flow.atoms, along(tracks, axis), along(made, axis + rank - len(shape)), why)
         elif extent > 1:
             keep_all(flow.atoms, along(tracks, axis), why)
+
+
+def _apart(op: OpSpec) -> int | None:
+    """How many axes at the end are none of the result's, where an input without declared axes
+    broadcasts with it; None where that is not said.
+    """
+    return 0 if "addend" in op.traits else 2 if "mask" in op.traits else None
 
 
 def _tell_inputs(dims: _Dims) -> None:
@@ -193,9 +192,23 @@ def _tell_inputs(dims: _Dims) -> None:
             dims.flow.roles.setdefault((str(value.target), axis), role)
 
 
+def _passed_on(dims: _Dims) -> None:
+    """An axis whose new size is none is that of the input: `output_size = none`."""
+    op, source, found = dims.call.op, dims.call.inputs[0], specs_of(dims.call.node)[0]
+    first, made = op.inputs[0].shape if op.inputs else None, op.outputs[0]
+    if first is None or made is None or found is None:
+        return
+    before, after = axis_exprs(first, len(shape_at(source))), axis_exprs(made, len(found.shape))
+    for pair in zip(reversed(before), reversed(after), strict=False):
+        old, new = map(name_of, pair)
+        if new is not None and dims.env.get(new, 0) is None and old in dims.known:
+            dims.known[new] = dims.known.pop(old)
+
+
 def _summed(dims: _Dims) -> None:
     kept = outputs(dims.call)
     items = [item for item in dims.call.op.decl.items if isinstance(item, t.OpDim)]
+    items = [item for item in items if dims.env.get(item.name.text, 0) is not None]
     computed = {name for item in items for name in (item.name.text, *names_of(item.value))}
     running = {name for name in dims.known if name == "N" or name.startswith("...")}
     for name, vectors in dims.known.items():

@@ -153,8 +153,8 @@ def _moves(work: Work, call: OpCall) -> bool:
 def _computed(work: Work, node: fx.Node, call: OpCall | None) -> None:
     if call is not None and _is_changed(work, call):
         _layer(work, call)
-    elif call is not None and call.op.name in _IMPLIED:
-        _implied(work, call)
+    elif call is not None and "scaled" in call.op.traits:
+        _scaled(work, call)
     if any(source in work.numbers for source in node.all_input_nodes):
         old_numbers(work, node)
 
@@ -165,23 +165,13 @@ def _is_changed(work: Work, call: OpCall) -> bool:
     return any(work.sliced(path) is not None for path in paths) or bool(_sized(work, call))
 
 
-_ATTENTION = ("scale", lambda width: width**-0.5)
-_IMPLIED = {
-    "scaled_dot_product_attention": _ATTENTION,
-    "grouped_query_attention": _ATTENTION,
-}
-"""Settings that torch takes from the last axis of the first input where they are none. A default
-that is computed has no place in a declaration; an own op that has one is refused where it is
-compared.
-"""
-
-
-def _implied(work: Work, call: OpCall) -> None:
-    """The number that a size stood for stays what it was."""
-    name, number = _IMPLIED[call.op.name]
+def _scaled(work: Work, call: OpCall) -> None:
+    """Products that are divided by the root of a size, where no `scale` is given: the number that
+    it stood for stays what it was.
+    """
     old, new = shape_at(call.inputs[0])[-1], work.shape(call.inputs[0])[-1]
-    if old != new and call.attrs[name] is None:
-        work.respell(call, call.op, {**call.attrs, name: number(old)})
+    if old != new and call.attrs["scale"] is None:
+        work.respell(call, call.op, {**call.attrs, "scale": old**-0.5})
 
 
 # -- parameters ------------------------------------------------------------------------------------

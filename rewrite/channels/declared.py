@@ -55,7 +55,7 @@ def outputs(call: OpCall) -> set[str]:
 
 def summed_axes(call: OpCall) -> dict[fx.Node, set[int]]:
     """The axes of each input that the op sums over: the result lacks one of their dimensions."""
-    if call.op.name == "einsum":
+    if "equation" in call.op.traits:
         return einsum.summed_axes(call)
     left = outputs(call)
     found: dict[fx.Node, set[int]] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from math import gcd
 from typing import Any
 
@@ -77,12 +78,6 @@ def _select(work: Work, node: fx.Node, region: Region) -> None:
 
 # -- settings --------------------------------------------------------------------------------------
 
-_SIZES = {"reshape": "shape", "expand": "size", "unflatten": "sizes"}
-"""Which setting holds new sizes: torch gives it a name of its own in each of these. Of an own op
-nobody knows which setting is a size: where it does not fit as it is, the positions that it takes
-are written instead.
-"""
-
 
 @dataclass
 class _Job:
@@ -109,35 +104,51 @@ class _Job:
     # -- what to try -------------------------------------------------------------------------------
 
     def candidates(self) -> Iterator[tuple[OpSpec, dict[str, Any]]]:
+        """As it is written; then with settings that are sizes of the result, positions or slices
+        made to fit, whatever they are called; what gives several parts, by their sizes.
+        """
         op, attrs = self.call.op, self.call.attrs
         yield op, attrs
-        if op.name in _SIZES:
-            yield from ((op, {**attrs, _SIZES[op.name]: sizes}) for sizes in self._sizes())
-        elif op.name in ("split", "chunk"):
-            sizes = [shape[attrs["dim"]] for shape in self.wanted()]
-            split = self.work.flow.view.vocabulary["split"]
-            yield split, {"split_size_or_sections": sizes, "dim": attrs["dim"]}
-        elif op.name == "narrow":
-            axis = attrs["dim"] % len(self.old)
-            start = settings(attrs)["start"]
-            yield (
-                op,
-                {**attrs, "start": self._before(axis, start), "length": self.wanted()[0][axis]},
-            )
-        elif op.name == "getitem":
-            yield op, {"index": self._index(settings(attrs)["index"])}
+        if "many" in op.traits:
+            yield from self._parts()
+            return
+        old = settings(attrs)
+        tried = {name: found for name in attrs if (found := list(self._tried(name, old)))}
+        for chosen in product(*tried.values()):
+            yield op, {**attrs, **dict(zip(tried, chosen, strict=True))}
 
-    def _sizes(self) -> Iterator[tuple[Any, ...]]:
-        """The written sizes where they still hold and the new ones elsewhere; all of them new."""
-        wanted = self.wanted()[0]
-        if self.call.op.name == "unflatten":
-            axis = self.call.attrs["dim"] % len(self.old)
-            wanted = wanted[axis : axis + len(self.call.attrs["sizes"])]
-        written = self.call.attrs[_SIZES[self.call.op.name]]
-        if len(written) == len(wanted):
-            pairs = zip(written, wanted, strict=True)
-            yield tuple(self._size(w, n) for w, n in pairs)
-        yield wanted
+    def _parts(self) -> Iterator[tuple[OpSpec, dict[str, Any]]]:
+        split = self.work.flow.view.vocabulary.computed_by(torch.split)
+        dim, shapes = self.call.attrs["dim"], self.wanted()
+        if len(shapes[0]) == len(self.old):
+            sizes = [shape[dim] for shape in shapes]
+            yield split, {"split_size_or_sections": sizes, "dim": dim}
+
+    def _tried(self, name: str, old: Mapping[str, Any]) -> Iterator[Any]:
+        """What to try for one setting: nothing where it is neither of these."""
+        value, written = old[name], self.call.attrs[name]
+        entries = value if isinstance(value, (tuple, list)) else (value,)
+        if any(isinstance(entry, slice) for entry in entries):
+            yield self._index(value)
+        elif isinstance(value, (tuple, list)) and all(type(entry) is int for entry in value):
+            yield from self._sizes(written, value)
+        elif type(value) is int and name != "dim" and "dim" in old:
+            axis = old["dim"] % len(self.old)
+            yield written
+            yield self._before(axis, value)
+            yield from self.wanted()[0][axis : axis + 1]
+
+    def _sizes(self, written: Sequence[Any], value: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        """The written sizes where they still hold and the new ones elsewhere; all of them new.
+        They may be those of some axes in a row.
+        """
+        spec, wanted = specs_of(self.call.node)[0], self.wanted()[0]
+        old = () if spec is None else spec.shape
+        for at in range(len(old) - len(value) + 1):
+            part = slice(at, at + len(value))
+            if all(n in (-1, size) for n, size in zip(value, old[part], strict=True)):
+                yield tuple(map(self._size, written, wanted[part]))
+                yield wanted[part]
 
     def _size(self, written: Any, wanted: int) -> Any:
         """What is written, if it holds; a share of it, if it is computed (from the batch, say)."""

@@ -70,7 +70,7 @@ def _mask(module: fx.GraphModule, reader: fx.Node, value: fx.Node, gone: Tensor)
     module.register_buffer(name, gone)
     with module.graph.inserting_before(reader):
         held = module.graph.get_attr(name)
-        filled = module.graph.call_method("masked_fill", (value, held, 0))
+        filled = module.graph.call_function(torch.masked_fill, (value, held, 0))
     filled.meta["val"] = value.meta["val"]
     reader.replace_input_with(value, filled)
 

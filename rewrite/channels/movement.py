@@ -32,7 +32,17 @@ from .units import KeepReason
 
 
 def moved(flow: Flow, call: OpCall) -> None:
-    """One tensor in, one or several out."""
+    """What moves numbers: of several tensors into one, or of one into one or several."""
+    if call.op.inputs[0].variadic:
+        concatenated(flow, call)
+        return
+    _moved(flow, call)
+    if call.op.outputs[0] is None:
+        for like in call.inputs[1:]:
+            _as_large(flow, call, like)
+
+
+def _moved(flow: Flow, call: OpCall) -> None:
     found: list[list[Tensor]] = [[] for _ in specs_of(call.node)]
     for track in flow.of(call.inputs[0]):
         parts = run_on_labels(call, track)
@@ -111,13 +121,12 @@ def given(
     return {first.name: value, **like}
 
 
-def reshaped(flow: Flow, call: OpCall) -> None:
+def _as_large(flow: Flow, call: OpCall, like: fx.Node) -> None:
     """`x.reshape_as(like)`: what each axis loses, that of `like` loses."""
-    moved(flow, call)
-    like, made = flow.separate(call.inputs[1]), flow.separate(call.node)
+    tracks, made = flow.separate(like), flow.separate(call.node)
     why = KeepReason(call.node.name, "it takes its sizes from what has no such features")
     for axis in range(len(shape_at(call.node))):
-        couple(flow.atoms, along(made, axis), along(like, axis), why)
+        couple(flow.atoms, along(made, axis), along(tracks, axis), why)
 
 
 def padded(flow: Flow, call: OpCall) -> None:
@@ -128,7 +137,8 @@ def padded(flow: Flow, call: OpCall) -> None:
     axes = [along(tracks, axis) for axis in range(rank)]
     for axis in range(rank):
         first, last = ends[2 * (rank - axis) - 2 : 2 * (rank - axis)]
-        if (first, last) != (0, 0) and (attrs["mode"] != "constant" or min(first, last) < 0):
+        constant = attrs.get("mode", "constant") == "constant"
+        if (first, last) != (0, 0) and (not constant or min(first, last) < 0):
             keep_all(
                 flow.atoms, axes[axis], KeepReason(call.node.name, "it repeats or drops features")
             )
@@ -204,19 +214,15 @@ def _next(flow: Flow, node: fx.Node) -> OpCall | None:
 
 
 def chosen(flow: Flow, call: OpCall) -> None:
-    """`index_select`."""
+    """`index_select`, and `x[index]`: the axes of the index take the place of the axis `dim`, or
+    of the first one.
+    """
     source, index = call.inputs
-    _chosen(flow, call, call.attrs["dim"] % len(shape_at(source)), index)
-
-
-def taken(flow: Flow, call: OpCall) -> None:
-    """`x[index]`: the axes of the index take the place of the first one."""
-    index = call.inputs[1]
     spec = index.meta.get("val") if isinstance(index, fx.Node) else None
     if not isinstance(spec, TensorSpec) or spec.dtype == torch.bool:
         flow.block_inputs(call.node, "what it chooses is computed")
         return
-    _chosen(flow, call, 0, index)
+    _chosen(flow, call, call.attrs.get("dim", 0) % len(shape_at(source)), index)
 
 
 def _chosen(flow: Flow, call: OpCall, axis: int, index: fx.Node) -> None:
@@ -252,8 +258,13 @@ def constant(root: fx.GraphModule, value: Any) -> Tensor | None:
 
 
 def concatenated(flow: Flow, call: OpCall) -> None:
-    """`cat` and `stack`."""
-    stacks = call.op.name == "stack"
+    """`cat` and `stack`: side by side along the axis `dim`, which is a new one where the result has
+    one more.
+    """
+    if "dim" not in call.op.attrs:
+        flow.block_inputs(call.node, f"{call.op.name} has no `dim` along which it joins them")
+        return
+    stacks = len(shape_at(call.node)) > max(len(shape_at(v)) for v in call.inputs[0])
     values = [v for v in call.inputs[0] if stacks or shape_at(v) != (0,)]
     shapes = [shape_at(value) for value in values]
     tracks = [flow.separate(value) for value in values]

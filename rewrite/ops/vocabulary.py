@@ -101,6 +101,12 @@ class Vocabulary:
     def names(self) -> tuple[str, ...]:
         return self.declarations.names()
 
+    def computed_by(self, function: Any) -> OpSpec:
+        """The op that a function of torch computes, the first of those declared. Raises KeyError
+        where there is none.
+        """
+        return self[self._functions[function].ops[0]]
+
     # -- readers -----------------------------------------------------------------------------------
 
     def readers(self, node: fx.Node, root: fx.GraphModule) -> tuple[CallReader, ...] | str:
