@@ -113,7 +113,7 @@ PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "movements keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
     "mixing ops are no barriers": (contraction, "_mixed", nothing),
     "nothing must stay": (Units, "block", nothing),
-    "the scale of fused attention is made anew": (cut, "_implied", nothing),
+    "the scale of fused attention is made anew": (cut, "_scaled", nothing),
     "numbers follow the sizes": (cut, "old_numbers", nothing),
     "layers with shared parameters part": (cut, "_pass_on", nothing),
     "the recorded shapes are the old ones": (Work, "describe", nothing),

@@ -10,6 +10,7 @@ from typing import Any
 from unicodedata import category
 
 from ..diagnostics import SOURCE, Label, LissomError, Source, Span, fail
+from ..tree.operators import OPS
 from ..tree.tree import File
 from . import tables
 from .build import BuildRules
@@ -153,11 +154,10 @@ def _bad_token(error: BadToken, source: Source) -> LissomError:
 
 def _pattern_help(token: Token, accepts: Iterable[str]) -> str:
     """Help for `y = x + z` in a pattern, where only an op may follow the `=`."""
-    name = _OPS.get(token, "") if set(accepts) == {"LPAR", "OPTIONAL", "STAR"} else ""
+    name = (
+        {**OPS, "^": "pow"}.get(token, "") if set(accepts) == {"LPAR", "OPTIONAL", "STAR"} else ""
+    )
     return f"a pattern names ops: `{name}(x, z)`" if name else ""
-
-
-_OPS = {"+": "add", "-": "sub", "/": "div", "@": "matmul", "^": "pow"}
 
 
 def _token_help(token: Token, source: Source) -> str:

@@ -15,6 +15,9 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 
+OPS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul"}
+"""The ops that they write between values of a graph."""
+
 
 def pairs(left: Any, right: Any) -> Iterator[tuple[Any, Any]]:
     """The elements of two tuples, one by one; what is no tuple counts for each. Raises ValueError

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import Diagnostic, Label, fail
 from ...grammar.tree import tree as t
+from ...grammar.tree.operators import OPS
 from ..match.site import Site
 from ..ops.attributes import read_attr
 from ..ops.call import OpCall
@@ -23,8 +24,6 @@ from ..ops.spec import TensorSpec
 from ..rules.no_value import NoValue
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
-
-_ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "@": "matmul"}
 
 
 @dataclass(eq=False, slots=True)
@@ -140,7 +139,7 @@ class Constructor:
             planned = self._op_call(expr, expr.function)
             if planned is not None:
                 return planned
-        if isinstance(expr, t.Binary) and expr.op in _ARITHMETIC:
+        if isinstance(expr, t.Binary) and expr.op in OPS:
             return self._arithmetic(expr)
         return self.scope.value(expr)
 
@@ -148,7 +147,7 @@ class Constructor:
         left, right = self.graph_value(expr.left), self.graph_value(expr.right)
         if not any(isinstance(value, (fx.Node, Planned)) for value in (left, right)):
             return self.scope.value(expr)
-        op = self.state.vocabulary[_ARITHMETIC[expr.op]]
+        op = self.state.vocabulary[OPS[expr.op]]
         return self._plan(op, (self._operand(left), self._operand(right)), {}, {}, expr)
 
     def _operand(self, value: Any) -> Any:

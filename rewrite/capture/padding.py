@@ -14,11 +14,7 @@ from ..graph.modules import has_hooks
 from ..ops.layers import build_layer
 from ..ops.spec import TensorSpec
 
-_LAYERS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "conv1d",
-    nn.Conv2d: "conv2d",
-    nn.Conv3d: "conv3d",
-}
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FUNCTIONS = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
 _POSITIONS = {"padding": 4, "dilation": 5}
 
@@ -43,15 +39,19 @@ def split_padding(module: fx.GraphModule) -> None:
 def _open_layer(module: fx.GraphModule, path: str) -> list[int] | None:
     """Give the layer numbers for its padding; what is to be added before it, None for nothing."""
     layer: Any = module.get_submodule(path)
-    op = next((name for kind, name in _LAYERS.items() if isinstance(layer, kind)), "")
-    if not op or layer.padding != "same" or layer.padding_mode != "zeros" or has_hooks(layer):
+    if (
+        not isinstance(layer, _LAYERS)
+        or layer.padding != "same"
+        or layer.padding_mode != "zeros"
+        or has_hooks(layer)
+    ):
         return None
     each, more = _split(layer.kernel_size, layer.dilation)
     if not any(more):
         return None
     names = ("stride", "dilation", "groups")
     settings = {name: getattr(layer, name) for name in names} | {"padding": each}
-    new = build_layer(op, {"weight": layer.weight, "bias": layer.bias}, settings, layer, None)
+    new = build_layer(_LAYERS, {"weight": layer.weight, "bias": layer.bias}, settings, layer, None)
     assert new is not None
     module.set_submodule(path, new)
     return more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ def is_size(node: fx.Node) -> bool:
 
 def is_given(node: fx.Node) -> bool:
     """Whether a node is an input of the model, or a part of one that is no tensor."""
-    while node.op == "call_function" and node_name(node) in ("getitem", "getattr"):
+    while node.target in (operator.getitem, getattr):
         node = node.all_input_nodes[0]
         if isinstance(node.meta["val"], TensorSpec):
             return False

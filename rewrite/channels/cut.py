@@ -241,7 +241,7 @@ def _build(work: Work, call: OpCall, target: str, attrs: dict[str, Any]) -> None
     params = {name: _now(work, path) for name, path in call.params.items()}
     like = module_at(work.flow.view.root, target)
     rank = len(shape_at(call.inputs[0]))
-    layer = build_layer(call.op.name, params, settings(attrs), like, rank)
+    layer = build_layer(call.op.layers, params, settings(attrs), like, rank)
     if layer is not None:
         _pass_on(work, target, like, layer)
         _put(work.module, target, layer)

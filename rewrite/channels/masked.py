@@ -88,7 +88,7 @@ def _forget(
         if left is not None:
             params[name] = weight.detach().masked_fill(_gone(weight.shape, {last: left}), 0)
     target = str(call.node.target)
-    layer = build_layer(call.op.name, params, call.attrs, module_at(module, target), None)
+    layer = build_layer(call.op.layers, params, call.attrs, module_at(module, target), None)
     assert layer is not None
     owner, _, own = target.rpartition(".")
     module_at(module, owner).add_module(own, layer)

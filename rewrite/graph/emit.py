@@ -120,7 +120,7 @@ def _layer(
 ) -> nn.Module | None:
     if not op.params:
         return None
-    return build_layer(op.name, params, attrs, like, _rank(inputs))
+    return build_layer(op.layers, params, attrs, like, _rank(inputs))
 
 
 def _check_names(op: OpSpec, given: Mapping[str, Any]) -> None:

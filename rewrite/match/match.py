@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -269,11 +270,7 @@ def _producer(op: PatternOp, value: fx.Node) -> fx.Node:
 
 
 def is_part(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and getattr(node.target, "__name__", "") == "getitem"
-        and type(node.args[1]) is int
-    )
+    return node.target is operator.getitem and type(node.args[1]) is int
 
 
 def result_parts(node: fx.Node) -> dict[int, fx.Node]:

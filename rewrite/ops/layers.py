@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 Params = Mapping[str, torch.Tensor | None]
-Build = Callable[[type[Any], Params, Mapping[str, Any]], nn.Module]
+Build = Callable[[type[Any], Params, Mapping[str, Any]], nn.Module | None]
 
 
 def build_layer(
-    op_name: str,
+    kinds: Sequence[type[nn.Module]],
     params: Params,
     attrs: Mapping[str, Any],
     like: nn.Module | None,
     rank: int | None,
 ) -> nn.Module | None:
-    """The layer that computes the op with these very tensors; None where torch.nn has none, or not
-    this variant.
+    """A layer of one of the classes `kinds` that computes an op with these very tensors; None where
+    it is not known how to make one, or not this variant.
 
     `like` gives the class where several compute the same (BatchNorm1d, 2d, 3d), the training flag
     and which parameters are trained; without it the `rank` of the input decides the class.
     """
-    kind = _class_of(op_name, like, rank)
-    if kind is None or (op_name in _SIZED_BY_TENSORS and not _any_tensor(params)):
+    kind = _class_of([kind for kind in kinds if kind in _BUILD], like, rank)
+    layer = None if kind is None else _BUILD[kind](kind, params, attrs)
+    if layer is None:
         return None
-    layer = _BUILD[op_name](kind, params, attrs)
     for name, tensor in params.items():
         _put(layer, name, tensor, like)
     _count_batches(layer, like)
@@ -38,15 +38,12 @@ def build_layer(
     return layer
 
 
-def _any_tensor(params: Params) -> bool:
-    return any(tensor is not None for tensor in params.values())
-
-
-def _class_of(op_name: str, like: nn.Module | None, rank: int | None) -> type[nn.Module] | None:
-    choices = _CLASSES.get(op_name, ())
+def _class_of(
+    choices: list[type[nn.Module]], like: nn.Module | None, rank: int | None
+) -> type[nn.Module] | None:
     same = [kind for kind in choices if isinstance(like, kind)]
     if same or len(choices) < 2:
-        return (same or list(choices) or [None])[0]
+        return next(iter(same or choices), None)
     by_rank = {2: 0, 3: 0, 4: 1, 5: 2}
     return choices[by_rank[rank]] if rank in by_rank else None
 
@@ -94,7 +91,7 @@ def _conv(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Modul
     weight = _weight(params)
     out_width, in_width, *kernel = weight.shape
     more = {name: attrs[name] for name in ("stride", "padding", "dilation", "groups")}
-    bias = params["bias"] is not None
+    bias = params.get("bias") is not None
     return kind(in_width * attrs["groups"], out_width, kernel, bias=bias, device="meta", **more)
 
 
@@ -103,7 +100,7 @@ def _conv_transpose(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -
     in_width, out_width, *kernel = weight.shape
     names = ("stride", "padding", "output_padding", "dilation", "groups")
     more = {name: attrs[name] for name in names}
-    bias = params["bias"] is not None
+    bias = params.get("bias") is not None
     return kind(in_width, out_width * attrs["groups"], kernel, bias=bias, device="meta", **more)
 
 
@@ -117,15 +114,24 @@ def _embedding(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
     return kind(rows, width, padding_idx=attrs["padding_idx"], device="meta")
 
 
-def _with_statistics(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
-    width = next(len(tensor) for tensor in params.values() if tensor is not None)
-    return kind(
-        width,
-        eps=attrs["eps"],
-        momentum=attrs["momentum"],
-        affine=params["weight"] is not None,
-        track_running_stats=params["running_mean"] is not None,
-        device="meta",
+def _width(params: Params) -> int | None:
+    """That of the tensors; None without any, where it is a function call and no layer."""
+    return next((len(tensor) for tensor in params.values() if tensor is not None), None)
+
+
+def _with_statistics(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module | None:
+    width = _width(params)
+    return (
+        None
+        if width is None
+        else kind(
+            width,
+            eps=attrs["eps"],
+            momentum=attrs["momentum"],
+            affine=params["weight"] is not None,
+            track_running_stats=params["running_mean"] is not None,
+            device="meta",
+        )
     )
 
 
@@ -136,10 +142,13 @@ def _layer_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn
     return kind(list(shape), eps=eps, elementwise_affine=affine, device="meta", **more)
 
 
-def _group_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
-    width = next(len(tensor) for tensor in params.values() if tensor is not None)
-    affine = params["weight"] is not None
-    return kind(attrs["num_groups"], width, eps=attrs["eps"], affine=affine, device="meta")
+def _group_norm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module | None:
+    width, affine = _width(params), params["weight"] is not None
+    return (
+        None
+        if width is None
+        else kind(attrs["num_groups"], width, eps=attrs["eps"], affine=affine, device="meta")
+    )
 
 
 def _prelu(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
@@ -170,39 +179,20 @@ def _recurrent(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
     return kind(device="meta", bidirectional=both, **more)
 
 
-_SIZED_BY_TENSORS = {"batch_norm", "instance_norm", "group_norm"}
-"""Layers whose width is that of their tensors; without any they are function calls."""
-
-_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv1d": (nn.Conv1d,),
-    "conv2d": (nn.Conv2d,),
-    "conv3d": (nn.Conv3d,),
-    "conv_transpose1d": (nn.ConvTranspose1d,),
-    "conv_transpose2d": (nn.ConvTranspose2d,),
-    "conv_transpose3d": (nn.ConvTranspose3d,),
-    "linear": (nn.Linear,),
-    "embedding": (nn.Embedding,),
-    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    "instance_norm": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    "layer_norm": (nn.LayerNorm,),
-    "rms_norm": (nn.RMSNorm,),
-    "group_norm": (nn.GroupNorm,),
-    "prelu": (nn.PReLU,),
-    "multihead_attention": (nn.MultiheadAttention,),
-    "lstm": (nn.LSTM,),
-    "lstm_bidirectional": (nn.LSTM,),
-    "gru": (nn.GRU,),
-    "rnn": (nn.RNN,),
+_BUILD: dict[type[nn.Module], Build] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _with_statistics),
+    nn.SyncBatchNorm: _with_statistics,
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _with_statistics),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    nn.GroupNorm: _group_norm,
+    nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), _recurrent),
 }
-_BUILD: dict[str, Build] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
-    **dict.fromkeys(("batch_norm", "instance_norm"), _with_statistics),
-    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
-    "linear": _linear,
-    "embedding": _embedding,
-    "group_norm": _group_norm,
-    "prelu": _prelu,
-    "multihead_attention": _attention,
-    **dict.fromkeys(("lstm", "lstm_bidirectional", "gru", "rnn"), _recurrent),
-}
+"""How a layer of each class is made; which op a class computes, its declaration says. Of an own
+class nobody knows it: the op's meaning is called.
+"""

@@ -14,6 +14,7 @@ import torch
 from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from .attributes import AttrSpec, numbers
+from .callables import is_module, lookup
 from .dims import (
     Evaluate,
     Scope,
@@ -100,6 +101,12 @@ class OpSpec:
         """The meaning and all spellings, in textual order."""
         kinds = (t.OpMeaning, t.OpSpelling)
         return tuple(item.signature for item in self.decl.items if isinstance(item, kinds))
+
+    @cached_property
+    def layers(self) -> tuple[type[Any], ...]:
+        """The module classes that compute the op, in textual order."""
+        found = (lookup(signature.dotted, self.own) for signature in self.signatures)
+        return tuple(kind for kind in found if kind is not None and is_module(kind))
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
@@ -326,7 +333,7 @@ class OpSpec:
         args, kwargs = self.writer.arguments({**inputs, **params, **settings})
         if not self.writer.is_module:
             return self.writer.function(*args, **kwargs)
-        layer = build_layer(self.name, params, settings, None, None)
+        layer = build_layer(self.layers, params, settings, None, None)
         if layer is None:
             raise fail("N001", f"`{self.name}` cannot be built", Label(self.meaning.span))
         return layer(*args, **kwargs)

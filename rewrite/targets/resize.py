@@ -86,7 +86,11 @@ def _is_image(node: fx.Node) -> bool:
 def written_size(state: State, image: Image) -> tuple[int, int] | None:
     """The size that the only reader of an image gives it; None where it is no resize to a size."""
     calls = [state.view.call(user) for user in readers(image.node)]
-    resizes = [call for call in calls if call is not None and call.op.name == "interpolate"]
+    resizes = [
+        call
+        for call in calls
+        if call is not None and call.op is state.vocabulary.computed_by(interpolate)
+    ]
     if len(calls) != 1 or not resizes or resizes[0].attrs["size"] is None:
         return None
     height, width = resizes[0].node.meta["val"].shape[2:]
@@ -156,7 +160,7 @@ def _insert(state: State, site: ImageSite, module: fx.GraphModule) -> fx.Node:
     """Puts the resize in front of everything that reads the image."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     image, first = inputs[site.dim.place], inputs[-1].next
-    op = state.vocabulary["interpolate"]
+    op = state.vocabulary.computed_by(interpolate)
     attrs = {**op.defaults, **settings(image.meta["val"].dtype), "size": site.size}
     resize = Emitted(op, (image,), {}, attrs, None).insert(module, first, "")
     image.replace_all_uses_with(resize, delete_user_cb=lambda user: user is not resize)
