@@ -210,6 +210,20 @@ def test_moments_of_what_is_no_such_layer_are_refused_in_words() -> None:
 def test_an_own_linear_layer_counts_among_the_weights() -> None:
     model = nn.Sequential(Dense(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     ops = Vocabulary.from_files([parse(DENSE.replace("OP", "dense"), "own.lissom")], OPS)
-    with declared(OPS):
+    with declared(ops):
         module = capture(model, (X,), prove=False).module
     assert listing(analyse(GraphView(module, ops))).weights == 6 * 8 + 8 * 3 + 3
+
+
+class Levelling(Dense):
+    def forward(self, x: Tensor) -> Tensor:
+        return dense(x, self.weight / self.weight.norm())
+
+
+def test_a_computed_weight_of_an_own_layer_is_stored_as_one() -> None:
+    model = Levelling(6, 3).eval()
+    ops = Vocabulary.from_files([parse(DENSE.replace("OP", "dense"), "own.lissom")], OPS)
+    with declared(ops):
+        module = capture(model, (X,)).module
+    assert list(dict(module.named_parameters())) == ["folded_weight"]
+    assert GraphView(module, ops).calls_of("dense")

@@ -20,6 +20,7 @@ from ..rewrite.graph.opaque import opaque_costs
 from ..rewrite.graph.own import declared
 from ..rewrite.journal import Opaque
 from ..rewrite.measure.compare import Metrics
+from ..rewrite.ops.vocabulary import Vocabulary
 from ..rewrite.pipeline.compile import Options, example_of, working_state
 from ..rewrite.pipeline.pipeline import PipelineRun
 from ..rewrite.rules.rule import compile_rule
@@ -86,7 +87,8 @@ def rule_of(program: Program, name: str) -> t.Rule:
 def state_of(file: ModelFile, program: Program, out: Output) -> State:
     """The model of a file, captured, with the data that the program's pipeline names."""
     options = Options(functions={**FUNCTIONS, **file.functions}, own=file.ops, loss=file.loss)
-    with out.progress(f"capturing {file.name}"), declared(options.own):
+    vocabulary = Vocabulary(program.declarations, options.own)
+    with out.progress(f"capturing {file.name}"), declared(vocabulary):
         captured = capture(
             file.model, file.inputs or example_of(file.data, file.model), second=file.second
         )

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ...grammar.checks.declared import BUFFERS
 from ...grammar.reached import reached
+from ..graph.own import known_ops
 from ..graph.ties import storage_key
 from ..graph.writes import is_pure, may_share, node_name
 from ..ops.spec import spec_of
@@ -27,11 +29,6 @@ from .written_memory import Memory, written_memory
 _GROWTH = 4
 _SMALL_BYTES = 1 << 20
 _UNINITIALISED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-_CONTRACTIONS = ("conv1d", "conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d")
-_CONTRACTIONS += ("conv_transpose3d", "batch_norm", "layer_norm", "group_norm", "embedding")
-_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv"})
-# Names of functions of torch, not of ops: a graph has no ops yet while it is captured, and what an
-# own function reads gets a neutral name.
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,11 @@ def fold_constants(module: fx.GraphModule) -> tuple[Folded, ...]:
     """
     found = _Constants(module)
     computed = list(found.frontier())
-    weights = [node for node in computed if _role(node) != "constant" or _is_operand(node, found)]
+    weights = [
+        node
+        for node in computed
+        if _role(module, node) != "constant" or _is_operand(module, node, found)
+    ]
     apart = separable(module, weights, found.values)
     folded = [item for node in computed for item in _fold(module, found, node, apart)]
     if folded or found.replaced:
@@ -176,7 +177,7 @@ def _fold(
     sources = found.sources[node]
     if not _affordable(value, [found.values[source] for source in sources]):
         return
-    role = _role(node)
+    role = _role(module, node)
     path = _fresh_path(module, node, role)
     made_of = [found.values[source] for source in sources]
     _store(module, path, _as_state(value, "weight" if origin is not None else role, made_of))
@@ -220,21 +221,28 @@ def _fresh_path(module: nn.Module, node: fx.Node, role: str) -> str:
     return path
 
 
-def _role(node: fx.Node) -> str:
-    """`weight` or `bias` if the value is used as one, else `constant`."""
+def _role(module: fx.GraphModule, node: fx.Node) -> str:
+    """The weight or bias of an op that the value is, by its declaration; else `constant`."""
     for user in node.users:
-        if node_name(user) in _CONTRACTIONS and node in user.args[1:3]:
-            return "weight" if user.args[1] is node else "bias"
-        if node_name(user) in _CONTRACTIONS and node in user.kwargs.values():
-            return next(key for key, arg in user.kwargs.items() if arg is node)
+        readers = known_ops().readers(user, module)
+        for reader in () if isinstance(readers, str) else readers:
+            weights = [param.name for param in reader.op.params if param.name not in BUFFERS]
+            role = next((name for name in reader.given_as(user, node) if name in weights), None)
+            if role is not None:
+                return role
     return "constant"
 
 
-def _is_operand(node: fx.Node, found: _Constants) -> bool:
-    """Whether arithmetic alone reads it: a gain or shift of channels, say. Other calls may compute
-    otherwise for a parameter that wants gradients than for a view of one.
+def _is_operand(module: fx.GraphModule, node: fx.Node, found: _Constants) -> bool:
+    """Whether what works element by element alone reads it: a gain or shift of channels, say. Other
+    calls may compute otherwise for a parameter that wants gradients than for a view of one.
     """
-    return all(user in found.values or node_name(user) in _ARITHMETIC for user in node.users)
+    return all(user in found.values or _is_elementwise(module, user) for user in node.users)
+
+
+def _is_elementwise(module: fx.GraphModule, node: fx.Node) -> bool:
+    ops = [known_ops()[name] for name in known_ops().candidates(node, module)]
+    return bool(ops) and all("elementwise" in op.traits and not op.params for op in ops)
 
 
 def _exists(module: Any, path: str) -> bool:

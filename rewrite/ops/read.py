@@ -99,6 +99,12 @@ class CallReader:
         call.attrs = self._attrs(values, call)
         return call
 
+    def given_as(self, node: fx.Node, value: fx.Node) -> set[str]:
+        """The declared names under which a call reads a value."""
+        places = [*zip(self.ours, node.args, strict=False)]
+        places += [(self.by_name.get(name, name), arg) for name, arg in node.kwargs.items()]
+        return {name for name, arg in places if arg is value}
+
     # -- arguments ---------------------------------------------------------------------------------
 
     def _bind(self, node: fx.Node, values: dict[str, Any]) -> None:

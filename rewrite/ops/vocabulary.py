@@ -58,7 +58,7 @@ class Vocabulary:
 
     def __init__(self, declarations: Declarations, own: Mapping[str, Any] | None = None) -> None:
         self.declarations = declarations
-        self._own = dict(own or {})
+        self.own = dict(own or {})
         self._specs: dict[str, OpSpec] = {}
         self._functions: dict[Any, _Spelled] = {}
         self._methods: dict[str, _Spelled] = {}
@@ -95,7 +95,7 @@ class Vocabulary:
             decl = self.declarations.op(name)
             if decl is None:
                 return None
-            self._specs[name] = op_spec(decl, self._own)
+            self._specs[name] = op_spec(decl, self.own)
         return self._specs[name]
 
     def names(self) -> tuple[str, ...]:
@@ -149,9 +149,9 @@ class Vocabulary:
         return found.readers
 
     def _add(self, dotted: str, names: tuple[str, ...]) -> None:
-        found = lookup(dotted, self._own)
+        found = lookup(dotted, self.own)
         if found is None:
-            found = resolve(dotted, self._own, self._span(dotted, names[0]))
+            found = resolve(dotted, self.own, self._span(dotted, names[0]))
         pairs = [(dotted, name) for name in names]
         if is_module(found):
             self._classes.setdefault(found, _Spelled()).names += pairs

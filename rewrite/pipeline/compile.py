@@ -161,7 +161,7 @@ def compile_checked(
     """As `compile_model`, of a program that went through the checker, which said `notes`."""
     begun = time.perf_counter()
     example = inputs if inputs is not None else example_of(data, model)
-    with declared(options.own), giving_back():
+    with declared(Vocabulary(program.declarations, options.own)), giving_back():
         captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
