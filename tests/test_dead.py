@@ -156,49 +156,6 @@ def test_a_branch_that_gives_anything_stays(gamma: float, beta: float) -> None:
     assert "gives something" in reasons(result, "drop_dead_branch")["last"]
 
 
-def test_what_a_branch_widens_is_not_replaced_by_it() -> None:
-    """x + 0 has the shape of both."""
-    layer = nn.Conv2d(3, 8, 1)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    model = Fn(lambda m, x: x[:, :1] + m.layer(x), layer=layer).double()
-    result = cleaned(model, images(2, 3, 4, 4))
-    assert "widens" in reasons(result, "drop_dead_branch")["layer"]
-
-
-def test_features_under_a_norm_are_read_by_it() -> None:
-    """A layer norm takes its mean over features that nothing else reads."""
-    model = randomised(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 3)))
-    with torch.no_grad():
-        model[2].weight[:, 3] = 0.0
-    result = cleaned(model, images(5, 4))
-    assert sites(result, "drop_unread") == []
-    assert reasons(result, "drop_unread")["0"] == "1 reads all of it, without weights"
-
-
-def test_a_mean_over_pixels_reads_no_channels() -> None:
-    """Pooling takes its mean over other axes than that of the features."""
-    pool = Fn(
-        lambda m, x: m.head(m.conv(x).mean((2, 3))), conv=nn.Conv2d(3, 8, 3), head=nn.Linear(8, 3)
-    )
-    model, x = randomised(pool), images(2, 3, 6, 6)
-    with torch.no_grad():
-        model.head.weight[:, [1, 6]] = 0.0
-    result = cleaned(model, x)
-    assert layers(result)["conv"].out_channels == 6
-    torch.testing.assert_close(result.model(x), model(x), rtol=1e-12, atol=1e-12)
-
-
-def test_one_feature_is_left_of_a_dimension_that_nothing_reads() -> None:
-    model = randomised(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)))
-    with torch.no_grad():
-        model[2].weight.zero_()
-    x = images(5, 4)
-    result = cleaned(model, x)
-    assert layers(result)["0"].out_features == 1
-    torch.testing.assert_close(result.model(x), model(x))
-
-
 def test_a_recurrent_feature_that_only_time_reads_stays() -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:

@@ -11,24 +11,6 @@ from lissom.rewrite.journal import Applied
 
 from .support import Fn, library, random_norms, run
 
-
-def test_a_reshape_of_a_number_is_left() -> None:
-    """It has no rows that a layer could give."""
-    driven = run(Fn(lambda m, x: x.sum().reshape(())), torch.randn(3), library("tidy")).check()
-    assert driven.ops() == ["sum", "reshape"]
-    assert driven.applied == 0
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element")
-def test_a_layer_without_inputs_keeps_its_bias() -> None:
-    """A subtrahend before a layer that reads nothing: the response to it is zero."""
-    layer = nn.Linear(0, 5)
-    model = Fn(lambda m, x: m.layer(x - m.k), layer=layer, k=torch.tensor(2.0))
-    driven = run(model, torch.randn(3, 0), library("absorb")).check()
-    assert driven.sites("absorb_subtract_linear") == ["sub"]
-    assert driven.ops() == ["linear"]
-
-
 ARRAY = """
 exact rule drop_neg {
   match { h = linear(x) as c
@@ -73,19 +55,3 @@ def test_an_empty_batch_is_checked_on_two_samples() -> None:
     tested = [verdict for verdict in event.verdicts if verdict.how == "tested"]
     assert tested
     assert all(verdict.samples >= 2 and verdict.worst for verdict in tested)
-
-
-def test_a_dtype_may_be_named_by_a_word() -> None:
-    text = """
-exact rule drop_cast_before_cast {
-  match {
-    h = cast(x, dtype = "float64")
-    y = cast(h, dtype = "float32")
-    x : f[...]
-  }
-  rewrite { y = cast(x, dtype = "float32") }
-}
-"""
-    x = torch.randn(2, 3)
-    assert run(Fn(lambda m, x: x.double().float()), x, text).check().applied == 1
-    assert run(Fn(lambda m, x: x.half().float()), x, text).check().applied == 0
