@@ -4,8 +4,9 @@ one, few forward passes, and a cut at fault is found among the others.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +20,11 @@ from lissom.grammar.diagnostics import LissomError
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.apply.queries import QUESTIONS
 from lissom.rewrite.channels import masked as masked_module
+from lissom.rewrite.channels.analyse import analyse
+from lissom.rewrite.channels.classes import DimClass, classes
 from lissom.rewrite.channels.flow import Flow
+from lissom.rewrite.channels.update_after_cut import CutEffect, Shrinking
+from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.graph.snapshot import finish, snapshot
 from lissom.rewrite.journal import Applied, Journal, Refused
 from lissom.rewrite.measure import compare
@@ -30,8 +35,9 @@ from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.dims.models import Graph, drawn
 from lissom.rewrite.rules.state import State
 from lissom.rewrite.targets import features, sweep
+from lissom.rewrite.targets.dims import key_of
 
-from .cutting import randomised
+from .cutting import flow_of, randomised
 from .support import library, rules_of
 
 PRUNE = library("prune")
@@ -141,6 +147,67 @@ def test_random_models_come_out_bit_for_bit(seed: int) -> None:
     assert all(
         torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, values, strict=True)
     )
+
+
+class Heads(nn.Module):
+    """Blocks of attention on [4, 6, 8], two heads each, with a residual sum around every one."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.embed, self.score = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(blocks))
+        self.out = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = qkv(x).reshape(4, 6, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            x = x + out(mixed.transpose(1, 2).flatten(2))
+        return self.score(x)
+
+
+def heads(blocks: int) -> Flow:
+    return flow_of(Heads(blocks).eval(), torch.zeros(4, 6, 5))
+
+
+def cut_by_cut(flow: Flow) -> Iterator[tuple[Shrinking, DimClass, CutEffect]]:
+    """Half of each dimension of a model; what is known after each cut."""
+    model = Shrinking(flow)
+    for dim in classes(flow):
+        if not dim.blocks:
+            with contextlib.suppress(LissomError):
+                yield model, dim, model.cut(dim.leaves[: dim.size // 2])
+
+
+def known(dims: Iterable[DimClass]) -> dict[object, tuple[str, set[int]]]:
+    return {key_of(dim): (dim.name, set(dim.leaves)) for dim in dims}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_only_what_a_cut_moved_is_grouped_anew(seed: int) -> None:
+    """All other dimensions are those of the model before."""
+    flow = heads(2) if not seed else analyse(GraphView(drawn(Rolled(seed)).module))
+    dims = known(classes(flow))
+    for model, dim, change in cut_by_cut(flow):
+        del dims[key_of(dim)]
+        moved = set(change.moved.tolist())
+        dims = {key: told for key, told in dims.items() if moved.isdisjoint(told[1])}
+        dims |= known(model.classes(change.moved))
+        found = known(classes(model.finished()))
+        assert {key: found.get(key) for key in dims} == dims
+        assert all(moved.isdisjoint(found[key][1]) for key in found.keys() - dims)
+
+
+def test_the_cut_of_a_head_looks_at_its_block_alone() -> None:
+    """However many blocks there are."""
+    found = []
+    for blocks in (2, 5):
+        cuts = cut_by_cut(heads(blocks))
+        sizes = [(d.name, len(c.moved)) for _, d, c in cuts if "qkv.0" in d.name]
+        assert any(count for _, count in sizes)
+        found.append(sizes)
+    assert found[0] == found[1]
 
 
 def test_fuel_makes_the_first_cuts_only() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .flow import Flow, Key, Place
-from .labels import OncePerVector, axes_of
+from .labels import Labels, OncePerVector, axes_of
 from .units import NONE, KeepReason
 
 Role = tuple[Place, int]
@@ -49,9 +49,21 @@ def classes(flow: Flow) -> list[DimClass]:
     """All dimension classes that something makes or reads, those that can be cut first, in the
     order of the graph.
     """
-    listed = list(_listed(flow))
+    paths: dict[Key, str] = {}
+    for path, key in flow.paths.items():
+        paths.setdefault(key, path)
+    return classes_among(flow, [(paths[key], tracks) for key, tracks in flow.params.items()])
+
+
+def classes_among(
+    flow: Flow, params: Iterable[tuple[str, Labels]], among: Tensor | None = None
+) -> list[DimClass]:
+    """The same for those leaves alone that are `among` these, int64; `params` are all that carry
+    some of them, by their first paths.
+    """
+    listed = list(_listed(flow, params))
     products = {place for (place, factor), _ in listed if factor}
-    groups = ((leaves, roles) for leaves, roles in _groups(flow, listed) if len(leaves) > 1)
+    groups = ((leaves, roles) for leaves, roles in _groups(flow, listed, among) if len(leaves) > 1)
     found = [_class(flow, leaves, roles, products) for leaves, roles in groups]
     used = [dim for dim in found if any(flow.roles.get(p, "rides") != "rides" for p in dim.places)]
     return sorted(used, key=lambda dim: bool(dim.blocks))
@@ -68,7 +80,9 @@ def _class(
     return DimClass(name, tuple(leaves), tuple(roles), tuple(b for b in blocks if b is not None))
 
 
-def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], list[Role]]]:
+def _groups(
+    flow: Flow, listed: Sequence[Listed], among: Tensor | None
+) -> Iterator[tuple[list[int], list[Role]]]:
     """Leaves with the same roles, blocked ones apart from others.
 
     Every role gets a random number; leaves are told apart by the sum of theirs, so that no list of
@@ -79,9 +93,10 @@ def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], l
     sums = torch.zeros(len(flow.atoms), dtype=torch.int64)
     for (_, leaves), key in zip(listed, keys[1:], strict=True):
         sums[leaves] += key
-    sums[[leaf for leaf in flow.atoms.blocked_leaves() if sums[leaf]]] += keys[0]
     each_once = {id(leaves): leaves for _, leaves in listed}
     order = _once(torch.cat([*each_once.values(), keys[:0]]))
+    order = order if among is None else order[torch.isin(order, among)]
+    sums[flow.atoms.blocked_among(order.tolist())] += keys[0]
     groups: dict[int, list[int]] = {}
     for leaf, total in zip(order.tolist(), sums[order].tolist(), strict=True):
         groups.setdefault(total, []).append(leaf)
@@ -95,18 +110,15 @@ def _groups(flow: Flow, listed: Sequence[Listed]) -> Iterator[tuple[list[int], l
     return ((firsts[leaf], found) for leaf, found in roles.items())
 
 
-def _listed(flow: Flow) -> Iterator[Listed]:
+def _listed(flow: Flow, params: Iterable[tuple[str, Labels]]) -> Iterator[Listed]:
     """Every role, and the leaves that have it, in the order of the graph."""
-    paths: dict[Key, str] = {}
-    for path, key in flow.paths.items():
-        paths.setdefault(key, path)
     table = flow.atoms.table()
     factors = OncePerVector(lambda vector: _factors(table[vector]))
-    for key, tracks in flow.params.items():
+    for path, tracks in params:
         for track in tracks:
             for factor, leaves in enumerate(factors.of(track.reshape(-1))):
                 for axis in axes_of(track):
-                    yield ((paths[key], axis), factor), leaves
+                    yield ((path, axis), factor), leaves
 
 
 def _factors(rows: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, fx
 
 from ..graph.building import assertions
@@ -54,6 +55,11 @@ class Reach:
     def keys_of(self, lost: Tensor) -> list[Key]:
         """The parameters that carry some of these atoms."""
         return [self._keys[place] for place in self._those(self._keys_of, lost)]
+
+    def beside(self, lost: Tensor) -> Tensor:
+        """All atoms of the axes of parameters that some of these atoms are on, int64."""
+        vectors = self._of_atoms.of(lost).unique().tolist()
+        return torch.cat([self._vectors[v] for v in vectors if v in self._keys_of] or [lost])
 
     def _those(self, readers: Mapping[int, list[int]], lost: Tensor) -> list[int]:
         vectors = self._of_atoms.of(lost).unique().tolist()

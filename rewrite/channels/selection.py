@@ -41,7 +41,7 @@ class Selection:
 
     def _remove(self, leaves: Collection[int]) -> None:
         roots = self._roots[torch.tensor(list(leaves), dtype=torch.int64)]
-        reached = self._atoms_of.of(roots).unique()
+        reached = self.atoms_of(roots)
         self.lost = reached[~self._dead[reached]]
         self._dead[self.lost] = True
         self._losses = OncePerVector(self._loss)
@@ -52,6 +52,15 @@ class Selection:
         other._dead = self._dead.clone()
         other._remove(removed)
         return other
+
+    def atoms_of(self, leaves: Tensor) -> Tensor:
+        """The atoms that some of these leaves are part of."""
+        return self._atoms_of.of(leaves).unique()
+
+    def leaves_of(self, atoms: Tensor) -> Tensor:
+        """The leaves that these atoms consist of."""
+        leaves = self._table[atoms].unique()
+        return leaves[leaves != NONE]
 
     def products(self, lost: Tensor) -> bool:
         """Whether one of these atoms is a product."""

@@ -113,8 +113,8 @@ class Units:
     def blocked(self, leaf: int) -> KeepReason | None:
         return self._blocked.get(self.root(leaf))
 
-    def blocked_leaves(self) -> list[int]:
-        return [atom for atom in self._blocked if self._parent[atom] == atom]
+    def blocked_among(self, leaves: Iterable[int]) -> list[int]:
+        return [leaf for leaf in leaves if leaf in self._blocked]
 
     def is_product(self, atom: int) -> bool:
         return self.root(atom) in self._parts

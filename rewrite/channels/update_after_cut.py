@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..graph.index import GraphView
 from ..graph.snapshot import finish
 from ..ops.call import tensor_at
-from .classes import DimClass, classes
+from .classes import DimClass, classes_among
 from .cut import begun, shrink
 from .cut_builder import Work
 from .flow import Flow, Key, key_of
@@ -34,13 +34,13 @@ def cut_and_carry(flow: Flow, removed: Iterable[int]) -> Flow:
 @dataclass(frozen=True, slots=True)
 class CutEffect:
     """What one cut did to a graph. nodes: those that it made anew or whose values have other
-    shapes. gone: those that are no longer in the graph. other_classes: features that stay may
-    belong together in another way than before.
+    shapes. gone: those that are no longer in the graph. moved: leaves that may belong together in
+    another way than before.
     """
 
     nodes: list[fx.Node]
     gone: list[fx.Node]
-    other_classes: bool
+    moved: Tensor
 
 
 class Shrinking:
@@ -77,8 +77,9 @@ class Shrinking:
             flow.values[work.new[node]] = [_left(work, flow.atoms, one) for one in results]
         for node in changed:
             flow.view.add(node)
-        moved = self._relabel(set(steps.tensors))
-        return CutEffect(changed, work.dropped, moved or work.kept.products(steps.lost))
+        moved = self._relabel(set(steps.tensors)) or work.kept.products(steps.lost)
+        beside = work.reach.beside(steps.lost) if moved else steps.lost[:0]
+        return CutEffect(changed, work.dropped, work.kept.leaves_of(beside))
 
     def _relabel(self, sliced: Collection[Key]) -> bool:
         """The parameters that were sliced carry what is left. Whether one of them has no longer the
@@ -94,10 +95,13 @@ class Shrinking:
             flow.params[key_of(tensor)] = found
         return moved
 
-    def classes(self) -> list[DimClass]:
-        """The dimension classes of the model as it is."""
-        self._in_order()
-        return classes(self.flow)
+    def classes(self, leaves: Tensor) -> list[DimClass]:
+        """The dimension classes that these leaves make in the model as it is."""
+        work, flow = self.work, self.flow
+        keys = work.reach.keys_of(work.kept.atoms_of(leaves))
+        paths = [work.reach.paths[key][0] for key in keys]
+        params = [(path, flow.params[flow.paths[path]]) for path in paths]
+        return classes_among(flow, params, leaves)
 
     def _in_order(self) -> None:
         """Parameters in the order in which the analysis met them."""

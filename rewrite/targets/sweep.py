@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ...grammar.diagnostics import LissomError
 from ..apply.cost import RunningCosts
 from ..channels.classes import DimClass
@@ -142,9 +144,15 @@ class Sweep:
         self.places.append(len(self.tried))
         self.state.samples.forget()
         del self.dims[key_of(site.dim)]
-        if change.other_classes:
-            self.dims = {key_of(dim): dim for dim in self.model.classes()}
+        if len(change.moved):
+            self._regroup(change.moved)
         return PlannedCut(site, before, after, self._changed(change), claims)
+
+    def _regroup(self, moved: Tensor) -> None:
+        """Leaves that belong together in another way now. All of a class are among them, or none."""
+        leaves = set(moved.tolist())
+        left = {key: dim for key, dim in self.dims.items() if leaves.isdisjoint(dim.leaves[:1])}
+        self.dims = left | {key_of(dim): dim for dim in self.model.classes(moved)}
 
     def _claims(self, site: DimSite, before: Costs, after: Costs) -> tuple[Verdict, ...]:
         if not self.state.verify:
