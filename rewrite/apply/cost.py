@@ -10,10 +10,9 @@ from torch import Tensor, fx, nn
 
 from ...grammar.checks.declared import BUFFERS
 from ...grammar.diagnostics import Label, LissomError, fail
-from ..channels.sizes import specs_of
 from ..graph.building import assertions
 from ..graph.index import GraphView
-from ..graph.opaque import opaque_costs
+from ..graph.opaque import is_uncertain, opaque_costs
 from ..journal import Costs
 from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.opspec import OpSpec
@@ -141,6 +140,7 @@ class RunningCosts:
     def __init__(self, module: fx.GraphModule, view: GraphView) -> None:
         self.module, self.view = module, view
         self._macs: dict[fx.Node, int] = {}
+        self._uncertain: set[fx.Node] = set()
         self._held: dict[fx.Node, list[Tensor]] = {}
         self._holders: Counter[int] = Counter()
         for node in module.graph.nodes:
@@ -151,26 +151,25 @@ class RunningCosts:
         """The costs after a change: `nodes` are new or of another size, `gone` are not there any
         more.
         """
+        uncertain = self._uncertain.intersection((*gone, *nodes))
         left, new = self._leave_all((*gone, *nodes)), _NOTHING
         for node in nodes:
             new = _added(new, self._enter(node))
         now = _added(self.costs - left, new)
         opaque, macs = self.costs.opaque, now.macs
-        if any(self._may_be_opaque(node) for node in (*gone, *nodes)):
+        if uncertain or not self._uncertain.isdisjoint(nodes):
             macs -= sum(node.macs or 0 for node in opaque)
             opaque = opaque_costs(self.module, self.view)
             macs += sum(node.macs or 0 for node in opaque)
         self.costs = replace(now, macs=macs, opaque=opaque)
         return self.costs
 
-    def _may_be_opaque(self, node: fx.Node) -> bool:
-        tensors = any(spec is not None for spec in specs_of(node))
-        return node.op.startswith("call_") and tensors and self.view.call(node) is None
-
     def _enter(self, node: fx.Node) -> Costs:
         """What the model costs more with a node."""
         macs = self._macs[node] = node_macs(self.view, node)
         held = self._held[node] = _tensors_of(self.module, node)
+        if is_uncertain(self.module, self.view, node):
+            self._uncertain.add(node)
         first = [tensor for tensor in held if not self._holders[id(tensor)]]
         self._holders.update(map(id, held))
         return _sum(first, macs, int(node.op not in SKIPPED))
@@ -178,6 +177,7 @@ class RunningCosts:
     def _leave_all(self, nodes: Sequence[fx.Node]) -> Costs:
         """What it costs less without nodes that it had."""
         known = [node for node in dict.fromkeys(nodes) if node in self._held]
+        self._uncertain.difference_update(known)
         held = [tensor for node in known for tensor in self._held.pop(node)]
         self._holders.subtract(map(id, held))
         last = {id(tensor): tensor for tensor in held if not self._holders[id(tensor)]}

@@ -95,9 +95,9 @@ def _planned(work: Work, lost: Tensor) -> Steps:
     reach = work.reach
     sliced = {key: _sliced(work, reach.paths[key][0]) for key in reach.keys_of(lost)}
     tensors = {key: tensor for key, tensor in sliced.items() if tensor is not None}
-    steps = Steps(lost, tensors, _skipped(work))
-    work.gone.update(steps.skipped)
     waiting = reach.nodes_of(lost)
+    steps = Steps(lost, tensors, _skipped(work, waiting))
+    work.gone.update(steps.skipped)
     seen = set(waiting)
     while waiting:
         node = reach.nodes[heappop(waiting)]
@@ -122,9 +122,10 @@ def _planned_at(work: Work, node: fx.Node, steps: Steps) -> Iterable[fx.Node]:
     return ()
 
 
-def _skipped(work: Work) -> list[fx.Node]:
+def _skipped(work: Work, reached: Iterable[int]) -> list[fx.Node]:
     """What stands inside of shuffles that one selection is going to replace."""
-    regions = [r for r in work.flow.regions.values() if r.axis in work.axes(r.source)]
+    found = (work.flow.regions.get(work.reach.nodes[place]) for place in reached)
+    regions = [r for r in found if r is not None and r.axis in work.axes(r.source)]
     return [node for r in regions for node in r.inside if node not in work.gone]
 
 

@@ -66,7 +66,7 @@ def _gone(shape: tuple[int, ...], axes: Axes) -> Tensor:
 
 def _mask(module: fx.GraphModule, reader: fx.Node, value: fx.Node, gone: Tensor) -> None:
     """What one op reads of a value is 0 where `gone` says so."""
-    name = free_name(module, "gone")
+    name = free_name(module, f"{value.name}_gone")
     module.register_buffer(name, gone)
     with module.graph.inserting_before(reader):
         held = module.graph.get_attr(name)
@@ -145,7 +145,7 @@ def _renew(
         value = call.tensor(name)
         own = {} if path is None else kept.axes(flow.weight(path))
         layer.hold(name, None if value is None else selected(value.detach(), own))
-    name = free_name(module, "renewed")
+    name = free_name(module, f"{node.name}_renewed")
     module.add_module(name, layer)
     with module.graph.inserting_before(node):
         new = module.graph.call_module(name, (node.all_input_nodes[0],))

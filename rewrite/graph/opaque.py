@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
@@ -23,14 +22,14 @@ def opaque_costs(module: fx.GraphModule, view: GraphView) -> tuple[Opaque, ...]:
     that several of them read count with the first.
     """
     known: set[int] = set()
-    return tuple(_told(module, view, node, known) for node in _uncertain(module, view))
+    nodes = (node for node in module.graph.nodes if is_uncertain(module, view, node))
+    return tuple(_told(module, view, node, known) for node in nodes)
 
 
-def _uncertain(module: fx.GraphModule, view: GraphView) -> Iterator[fx.Node]:
-    for node in module.graph.nodes:
-        hidden = node.op.startswith("call_") and view.why_opaque(node)
-        if hidden and (_multiplies(view, node) or _weights(module, node)):
-            yield node
+def is_uncertain(module: fx.GraphModule, view: GraphView, node: fx.Node) -> bool:
+    """Whether a node is no op and holds parameters, or may be an op that multiplies."""
+    hidden = node.op.startswith("call_") and view.why_opaque(node)
+    return bool(hidden and (_multiplies(view, node) or _weights(module, node)))
 
 
 def _multiplies(view: GraphView, node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from ..channels.declared import statistic_axes, summed_axes
 from ..channels.flow import Flow, Place
 from ..channels.labels import Labels
 from ..channels.sizes import shape_at
+from ..channels.units import NONE
 from ..graph.index import GraphView
 from ..ops.call import tensor_at
 from .scope import Scope
@@ -75,8 +76,8 @@ def _measured(dim: DimValue, node: fx.Node) -> bool:
 def _part(dim: DimValue, value: fx.Node, axes: Iterable[int] | None = None) -> set[int]:
     """The features of the dimension that a value carries, along some of its axes."""
     along = range(len(shape_at(value))) if axes is None else axes
-    found = (leaf for axis in along for _, leaf in _leaves(dim, dim.flow.of(value), axis))
-    return set(dim.dim.leaves).intersection(found)
+    found = (_leaves(dim, dim.flow.of(value), axis)[1].tolist() for axis in along)
+    return set(dim.dim.leaves) & set().union(*found)
 
 
 class Slices(tuple[Tensor, ...]):
@@ -180,7 +181,7 @@ def _carriers(dim: DimValue, value: fx.Node) -> list[int]:
     """The axes of a value along which all of the dimension lies."""
     rank, wanted = len(shape_at(value)), set(dim.dim.leaves)
     tracks = dim.flow.of(value)
-    return [i for i in range(rank) if wanted <= {leaf for _, leaf in _leaves(dim, tracks, i)}]
+    return [i for i in range(rank) if wanted.issubset(_leaves(dim, tracks, i)[1].tolist())]
 
 
 def _rows(dim: DimValue, tensor: Tensor, tracks: Labels, axis: int) -> Tensor:
@@ -188,12 +189,11 @@ def _rows(dim: DimValue, tensor: Tensor, tracks: Labels, axis: int) -> Tensor:
     tensor = tensor.reshape(len(tensor), -1)
     if _is_whole(dim, tracks, axis):
         return tensor
-    places = _positions(dim, tracks, axis)
-    width = max(map(len, places))
-    if all(len(own) == width for own in places):
-        return tensor[torch.tensor(places)].flatten(1)
-    index = torch.tensor([[*own, *[-1] * (width - len(own))] for own in places])
-    return torch.where((index < 0)[:, :, None], 0.0, tensor[index]).flatten(1)
+    index = _positions(dim, tracks, axis)
+    lacking = index < 0
+    if not bool(lacking.any()):
+        return tensor[index].flatten(1)
+    return torch.where(lacking[:, :, None], 0.0, tensor[index]).flatten(1)
 
 
 def _is_whole(dim: DimValue, tracks: Labels, axis: int) -> bool:
@@ -205,24 +205,28 @@ def _is_whole(dim: DimValue, tracks: Labels, axis: int) -> bool:
     return not bool(leaves[:, 1:].any()) and leaves[:, 0].tolist() == list(dim.dim.leaves)
 
 
-def _positions(dim: DimValue, tracks: Labels, axis: int) -> list[list[int]]:
-    """Where on the axis each feature is."""
-    found: dict[int, list[int]] = {leaf: [] for leaf in dim.dim.leaves}
-    for place, leaf in _leaves(dim, tracks, axis):
-        if leaf in found:
-            found[leaf].append(place)
-    return list(found.values())
+def _positions(dim: DimValue, tracks: Labels, axis: int) -> Tensor:
+    """Where on the axis each feature is, int64 [size, most]; -1 where it is there less often."""
+    places, leaves = _leaves(dim, tracks, axis)
+    known, order = torch.tensor(dim.dim.leaves).sort()
+    at = torch.searchsorted(known, leaves).clamp_max(len(known) - 1)
+    ours = known[at] == leaves
+    feature, sorting = order[at[ours]].sort(stable=True)
+    counts = feature.bincount(minlength=len(known))
+    nth = torch.arange(len(feature)) - (counts.cumsum(0) - counts)[feature]
+    index = torch.full((len(known), int(counts.max())), -1)
+    index[feature, nth] = places[ours][sorting]
+    return index
 
 
-def _leaves(dim: DimValue, tracks: Labels, axis: int) -> Iterator[tuple[int, int]]:
-    atoms = dim.flow.atoms
-    for track in tracks:
-        if track.shape[axis] > 1:
-            for place, atom in enumerate(track.reshape(-1).tolist()):
-                if atoms.is_product(atom):
-                    yield from ((place, leaf) for leaf in atoms.leaves(atom))
-                else:
-                    yield place, atoms.root(atom)
+def _leaves(dim: DimValue, tracks: Labels, axis: int) -> tuple[Tensor, Tensor]:
+    """Positions of the axis and the leaves there, int64 [pairs] each."""
+    table = dim.flow.atoms.table()
+    rows = [table[track.reshape(-1)] for track in tracks if track.shape[axis] > 1]
+    numbers = [torch.arange(len(own)).repeat_interleave(own.shape[1]) for own in rows]
+    none = torch.zeros(0, dtype=torch.int64)
+    places, leaves = torch.cat([none, *numbers]), torch.cat([none, *(r.flatten() for r in rows)])
+    return places[leaves != NONE], leaves[leaves != NONE]
 
 
 DIM_QUESTIONS: Mapping[str, Callable[..., Any]] = {

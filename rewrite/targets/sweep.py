@@ -149,7 +149,7 @@ class Sweep:
         return PlannedCut(site, before, after, self._changed(change), claims)
 
     def _regroup(self, moved: Tensor) -> None:
-        """Leaves that belong together in another way now. All of a class are among them, or none."""
+        """Leaves that belong together in another way now: all of a class, or none."""
         leaves = set(moved.tolist())
         left = {key: dim for key, dim in self.dims.items() if leaves.isdisjoint(dim.leaves[:1])}
         self.dims = left | {key_of(dim): dim for dim in self.model.classes(moved)}
