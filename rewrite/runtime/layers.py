@@ -1,0 +1,262 @@
+"""Layers with integer weights.
+
+A layer holds plain tensors: `weight` (int8), `scale` (float32, one for each output feature: that of
+the values times that of the weights) and `bias` (float32, or None), so that it is copied, saved,
+loaded and exported like any other. It runs a kernel of this machine where that gives the bits of
+`int8.py` (see `kernels.py`), and `int8.py` itself otherwise; `ran` says which, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from . import int8, kernels
+
+Run = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """What runs on inputs of one shape, and the tensors that it was made for."""
+
+    run: Run
+    name: str
+    tensors: tuple[Tensor | None, ...]
+    versions: tuple[int, ...]
+
+
+class Int8Layer(nn.Module):
+    """What all integer layers have in common.
+
+    zero: the zero point of the codes that come in. activation: a key of `int8.ACTIVATIONS`.
+    output_scale, output_zero: of the codes that go out; without them numbers go out, in the type
+    of `scale`. other_scale, other_zero: of the codes that are added, where a layer is called with
+    `other`, codes in the shape of the result.
+    """
+
+    meaning: ClassVar[Callable[..., Tensor]]
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        zero: int = 0,
+        activation: str = "none",
+        output_scale: float | None = None,
+        output_zero: int = 0,
+        other_scale: float = 1.0,
+        other_zero: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(weight, scale, bias)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.zero, self.activation = zero, activation
+        self.output_scale = None if output_scale is None else int8.single(output_scale)
+        self.output_zero = output_zero
+        self.other_scale, self.other_zero = int8.single(other_scale), other_zero
+        self._chosen: dict[Any, _Chosen] = {}
+
+    def forward(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
+        key = (codes.shape[1:], other is None)
+        chosen = self._chosen.get(key)
+        if chosen is None or self._changed(chosen):
+            chosen = self._chosen[key] = self._choose(codes, other)
+        return chosen.run(codes, other)
+
+    @property
+    def ran(self) -> str | None:
+        """What runs on inputs of the newest shape: the kernel, or "plain torch: " and why; None
+        before the first run.
+        """
+        return next(reversed(self._chosen.values())).name if self._chosen else None
+
+    # -- choosing ----------------------------------------------------------------------------------
+
+    def _choose(self, codes: Tensor, other: Tensor | None) -> _Chosen:
+        tensors = (self.weight, self.scale, self.bias)
+        versions = tuple(map(_version, tensors))
+        why = self._why_plain(codes)
+        if why is None:
+            sample = (codes[:1], None if other is None else other[:1])
+            wanted = self._plain(*sample)
+            for run, name in self._kernels():
+                if _gives(run, sample, wanted):
+                    return _Chosen(run, name, tensors, versions)
+            why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
+        return _Chosen(self._plain, f"plain torch: {why}", tensors, versions)
+
+    def _why_plain(self, codes: Tensor) -> str | None:
+        """Why no kernel may be tried on these codes."""
+        return kernels.why_none(self.weight, self.scale, codes)
+
+    def _changed(self, chosen: _Chosen) -> bool:
+        """Whether a tensor was exchanged or written to since."""
+        now = (self._buffers["weight"], self._buffers["scale"], self._buffers["bias"])
+        same = all(a is b for a, b in zip(now, chosen.tensors, strict=True))
+        return not same or chosen.versions != tuple(map(_version, now))
+
+    def _kernels(self) -> Iterator[tuple[Run, str]]:
+        """All in one kernel; the sums in a kernel and the rest in plain torch."""
+        fused, sums = self._packed()
+        yield fused, "oneDNN"
+        finish = partial(int8.finished, **self._stored())
+        yield (lambda codes, other: finish(sums(codes), other)), "oneDNN, the rest plain torch"
+
+    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
+        """The whole layer, and its numbers before anything is added; either may raise."""
+        raise NotImplementedError
+
+    def _plain(self, codes: Tensor, other: Tensor | None) -> Tensor:
+        tensors = (self.weight, self.scale, self.bias, other, self.zero)
+        return type(self).meaning(codes, *tensors, *self._geometry(), **self._stored())
+
+    def _geometry(self) -> tuple[Any, ...]:
+        """What the meaning takes besides, by position."""
+        return ()
+
+    def _stored(self) -> dict[str, Any]:
+        names = ("activation", "output_scale", "output_zero", "other_scale", "other_zero")
+        return {name: getattr(self, name) for name in names}
+
+    def _tensors(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and bias as kernels take them: their strides would be ignored."""
+        return self.scale.contiguous(), None if self.bias is None else self.bias.contiguous()
+
+    @property
+    def _output(self) -> tuple[float, int] | None:
+        return None if self.output_scale is None else (self.output_scale, self.output_zero)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a kernel packed has no storage: it is made again where it is needed."""
+        return {**self.__dict__, "_chosen": {}}
+
+    def extra_repr(self) -> str:
+        shape = "x".join(map(str, self.weight.shape))
+        output = f", output_scale={self.output_scale:.3g}" if self.output_scale else ""
+        return f"{shape}, zero={self.zero}, activation={self.activation!r}{output}"
+
+
+class Int8Linear(Int8Layer):
+    """Codes [..., I] (uint8) with weights [O, I] to numbers or codes [..., O]."""
+
+    meaning = staticmethod(int8.int8_linear)
+
+    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
+        given = (kernels.packed_linear(self.weight), *self._tensors(), self.zero)
+
+        def fused(codes: Tensor, other: Tensor | None) -> Tensor:
+            if other is not None:
+                raise NotImplementedError
+            return kernels.linear(codes, *given, self.activation, self._output)
+
+        return fused, lambda codes: kernels.linear(codes, *given)
+
+
+class Int8Conv(Int8Layer):
+    """Convolution of codes [N, C, ...] (uint8) with weights [O, C / groups, ...] to numbers or
+    codes [N, O, ...]; the subclasses say of how many axes. `settings` are those of every layer.
+    """
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        zero: int = 0,
+        stride: int8.Sizes = 1,
+        padding: int8.Sizes = 0,
+        dilation: int8.Sizes = 1,
+        groups: int = 1,
+        **settings: Any,
+    ) -> None:
+        super().__init__(weight, scale, bias, zero, **settings)
+        self.stride, self.padding = self._each(stride), self._each(padding)
+        self.dilation, self.groups = self._each(dilation), groups
+
+    def _each(self, size: int8.Sizes) -> tuple[int, ...]:
+        return (size,) * self.axes if isinstance(size, int) else tuple(size)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def _why_plain(self, codes: Tensor) -> str | None:
+        if self.zero and kernels.reads_padding_alone(self.weight, self._lists()):
+            return "a window may lie in the padding alone, where oneDNN is wrong"
+        return super()._why_plain(codes)
+
+    def _lists(self) -> kernels.Geometry:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
+        geometry = self._lists()
+        packed = kernels.packed_convolution(self.weight, self.scale, self.zero, geometry)
+        given = (packed, *self._tensors(), self.zero, geometry)
+        stored = (self.activation, self._output)
+
+        def fused(codes: Tensor, other: Tensor | None) -> Tensor:
+            if other is None:
+                return kernels.convolution(codes, *given, *stored)
+            return kernels.convolution_added(
+                codes, *given, *stored, other, self.other_scale, self.other_zero
+            )
+
+        return fused, lambda codes: kernels.convolution(codes, *given)
+
+
+class Int8Conv1d(Int8Conv):
+    """Codes [N, C, L] with weights [O, C / groups, K]."""
+
+    axes = 1
+    meaning = staticmethod(int8.int8_conv1d)
+
+
+class Int8Conv2d(Int8Conv):
+    """Codes [N, C, H, W] with weights [O, C / groups, K, L]."""
+
+    axes = 2
+    meaning = staticmethod(int8.int8_conv2d)
+
+
+class Int8Conv3d(Int8Conv):
+    """Codes [N, C, D, H, W] with weights [O, C / groups, J, K, L]."""
+
+    axes = 3
+    meaning = staticmethod(int8.int8_conv3d)
+
+
+def _gives(run: Run, sample: tuple[Tensor, Tensor | None], wanted: Tensor) -> bool:
+    """Whether a kernel gives these bits. Kernels raise for what they do not have."""
+    try:
+        found = run(*sample)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+def _require(weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    """Raises TypeError or ValueError for tensors that a kernel would read as something else."""
+    if weight.dtype != torch.int8:
+        raise TypeError(f"the weight of an integer layer is int8, this is {weight.dtype}")
+    for name, tensor in (("scale", scale), ("bias", bias)):
+        if tensor is not None and tensor.shape != weight.shape[:1]:
+            shape, features = list(tensor.shape), len(weight)
+            raise ValueError(f"{name} has one number for each of {features} features, not {shape}")
+
+
+def _version(tensor: Tensor | None) -> int:
+    """How often it was written to; tensors of inference mode do not say."""
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
