@@ -34,6 +34,7 @@ from lissom.rewrite.pipeline.strategy import Runner
 from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.dims.models import Graph, drawn
 from lissom.rewrite.rules.state import State
+from lissom.rewrite.targets import cuts as trials
 from lissom.rewrite.targets import features, sweep
 from lissom.rewrite.targets.dims import key_of
 
@@ -267,8 +268,8 @@ def wrong_at(place: str) -> Callable[[Flow, Any], fx.GraphModule]:
 
 @pytest.mark.parametrize("place", ["0", "8", "22"])
 def test_a_wrong_cut_among_many_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    proofs = counted(monkeypatch, features, "_proof")
-    monkeypatch.setattr(features, "masked", wrong_at(place))
+    proofs = counted(monkeypatch, features, "proof")
+    monkeypatch.setattr(trials, "masked", wrong_at(place))
     with pytest.raises(LissomError, match="V101") as raised:
         compiled(chain(12))
     assert f"at {place}: " in str(raised.value)
@@ -276,8 +277,8 @@ def test_a_wrong_cut_among_many_is_named(place: str, monkeypatch: pytest.MonkeyP
 
 
 def test_many_faults_cost_about_as_much_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    proofs = counted(monkeypatch, features, "_proof")
-    monkeypatch.setattr(features, "_proof", lambda *_: proofs.append(_))
+    proofs = counted(monkeypatch, features, "proof")
+    monkeypatch.setattr(features, "proof", lambda *_: proofs.append(_))
     result = compiled(chain(12))
     assert len(cuts(result)) == 12
     assert len(proofs) <= 12 + 4

@@ -14,8 +14,8 @@ from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.channels import masked as masked_module
 from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.store.folder import load
-from lissom.rewrite.targets import features
-from lissom.rewrite.targets.features import EXACT_CUT
+from lissom.rewrite.targets import cuts
+from lissom.rewrite.targets.cuts import EXACT_CUT
 
 from .cutting import flow_of, randomised, shapes
 from .support import library
@@ -219,7 +219,7 @@ def test_a_wrong_cut_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             del flow.contracted[node]
         return masked(flow, removed)
 
-    monkeypatch.setattr(features, "masked", forgetful)
+    monkeypatch.setattr(cuts, "masked", forgetful)
     with pytest.raises(LissomError, match="V101"):
         compiled(PRUNE + pipeline("once prune_l1(ratio = 50%)"))
 

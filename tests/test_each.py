@@ -12,21 +12,32 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.apply import engine
+from lissom.rewrite.apply.cost import model_costs
 from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.channels import cut as cut_module
+from lissom.rewrite.channels.classes import classes
+from lissom.rewrite.channels.update_after_cut import cut_and_carry
 from lissom.rewrite.graph.runs import record
 from lissom.rewrite.graph.snapshot import snapshot
 from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.match.site import Site
-from lissom.rewrite.measure import recording
+from lissom.rewrite.measure import compare, recording
 from lissom.rewrite.pipeline import queue
 from lissom.rewrite.pipeline.pipeline import RANKS
 from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.proving.choices.source import Rolled
+from lissom.rewrite.proving.dims.models import drawn
 from lissom.rewrite.rules.binding import NoMatch
 from lissom.rewrite.rules.changes import Changes
 from lissom.rewrite.rules.rule import CompiledRule
-from lissom.rewrite.targets import check
+from lissom.rewrite.targets import check, cuts
 from lissom.rewrite.targets.choose import target_of
+from lissom.rewrite.targets.cuts import EXACT_CUT
+from lissom.rewrite.targets.features import FeatureTarget
+from lissom.rewrite.targets.target import Target
+from lissom.rewrite.targets.weighing import Weighing
 from lissom.rewrite.torch_internals import order_of
 
 from .cutting import randomised
@@ -284,7 +295,11 @@ def test_a_neighbour_is_planned_again(counted: Counted) -> None:
     assert (runner.applied, counted.plans) == (10, 19)
 
 
+MEASURED = library("prune").replace("params(after) < params(before)", "error(outputs) <= 1e9")
+
+
 def test_a_cut_is_verified_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a promise is measured, one by one."""
     verified, judged = [], check.judged
 
     def watched(trial: Any) -> Any:
@@ -292,9 +307,149 @@ def test_a_cut_is_verified_when_its_turn_has_come(monkeypatch: pytest.MonkeyPatc
         return judged(trial)
 
     monkeypatch.setattr(check, "judged", watched)
-    runner = Case(convolutions(), IMAGES, the_rule(library("prune"), ratio=0.4)).lazily(2)
+    runner = Case(convolutions(), IMAGES, the_rule(MEASURED, ratio=0.4)).lazily(2)
     assert verified == sites(runner)
     assert [e.code for e in runner.state.journal.of(Refused)].count("B003") == 2
+
+
+# -- cuts ahead ------------------------------------------------------------------------------------
+
+
+def chain(count: int) -> nn.Module:
+    """`count` dimensions to cut, each with another saving."""
+    torch.manual_seed(6)
+    sizes = [12, *(8 + at % 5 for at in range(count)), 3]
+    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.Tanh())]
+    return nn.Sequential(*layers).eval()
+
+
+def calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[Any]:
+    """What a function gives from now on."""
+    found, real = [], getattr(owner, name)
+
+    def told(*args: Any, **named: Any) -> Any:
+        found.append(real(*args, **named))
+        return found[-1]
+
+    monkeypatch.setattr(owner, name, told)
+    return found
+
+
+@pytest.mark.parametrize("order", ["saving", "macs"])
+def test_what_is_done_for_each_cut_does_not_grow_with_the_model(
+    monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Copies of the model, runs of it, and looks at a candidate for each that there is."""
+    runs = calls(monkeypatch, compare, "run_model")
+    copies = calls(monkeypatch, cut_module, "snapshot")
+    weighed = calls(monkeypatch, Weighing, "weigh")
+    found, looks = [], []
+    for count in (4, 32):
+        for known in (runs, copies, weighed):
+            known.clear()
+        runner = Case(chain(count), ROWS, the_rule(library("prune"), ratio=0.3), order).lazily(100)
+        assert runner.applied == count
+        found.append((len(runs), len(copies)))
+        looks.append(len(weighed) / count)
+    assert found == [(2, 2), (2, 2)]
+    assert max(looks) < 3
+
+
+def test_verdicts_are_those_of_all_cuts_together() -> None:
+    runner = Case(chain(4), ROWS, the_rule(library("prune"), ratio=0.3)).lazily(100)
+    events = runner.state.journal.of(Applied)
+    assert {event.verdicts[0].claim for event in events} == {EXACT_CUT}
+    assert all("together with 3 others" in event.verdicts[0].detail for event in events)
+    assert all(a.after == b.before for a, b in pairwise(events))
+    module = runner.state.module
+    assert events[-1].after == model_costs(module, runner.state.view)
+
+
+def alone(case: Case, broken: Broken = lambda: None) -> Runner:
+    """Each cut made in the working model, and verified before the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureTarget, "together", Target.together)
+        return case.lazily(100, broken)
+
+
+def told(runner: Runner) -> list[Any]:
+    """The journal, without what it says of verdicts and time."""
+    return [
+        event
+        if isinstance(event, Refused)
+        else (event.site, event.bindings, event.renewed, event.origins, event.before, event.after)
+        for event in runner.state.journal.events
+    ]
+
+
+MANY = (14, 15, 113, 116, 44, 12, 30)
+"""Seeds of random models with four dimensions to cut, or more."""
+
+
+@dataclass
+class Drawn(Case):
+    """A random model, as it was drawn."""
+
+    def runner(self) -> Runner:
+        graph = drawn(Rolled(int(self.x)))
+        return Runner(state_of(snapshot(graph.module), tuple(graph.args)), "stage")
+
+
+@pytest.mark.parametrize("order", ["saving", "macs", "sensitivity"])
+@pytest.mark.parametrize("seed", MANY)
+def test_random_models_come_out_as_cut_by_cut(seed: int, order: str) -> None:
+    case = Drawn(nn.Identity(), torch.tensor(seed), the_rule(library("prune"), ratio=0.4), order)
+
+    def every_third() -> Broken:
+        said = iter(range(1000))
+        return lambda: "too much" if next(said) % 3 == 2 else None
+
+    ahead, one_by_one = case.lazily(100, every_third()), alone(case, every_third())
+    assert told(ahead) == told(one_by_one)
+    assert outcome(ahead) == outcome(one_by_one)
+    assert ahead.state.journal.tried == one_by_one.state.journal.tried or order != "sensitivity"
+
+
+def test_a_fault_among_them_is_found_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of what was done ahead is left: the mistake is raised at the cut at fault."""
+    case = Case(chain(5), ROWS, the_rule(library("prune"), ratio=0.3))
+    wanted = alone(case)
+    real = cuts.masked
+
+    def forgetful(flow: Any, removed: Any) -> fx.GraphModule:
+        return real(flow, removed[1:] if len(removed) > 4 else removed)
+
+    monkeypatch.setattr(cuts, "masked", forgetful)
+    runner = case.lazily(100)
+    assert told(runner) == told(wanted)
+    assert runner.state.journal.tried == wanted.state.journal.tried
+    assert outcome(runner) == outcome(wanted)
+    assert all("together" not in e.verdicts[0].detail for e in runner.state.journal.of(Applied))
+
+
+def test_a_cut_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuts, "masked", lambda flow, removed: snapshot(flow.view.root))
+    with pytest.raises(LissomError) as caught:
+        Case(chain(3), ROWS, the_rule(library("prune"), ratio=0.3)).lazily(100)
+    assert caught.value.diagnostics[0].code == "V101"
+
+
+def test_what_was_weighed_is_as_it_was_before() -> None:
+    """Costs with and without features, one after another, are those of models that were cut."""
+    count = 0
+    for seed in MANY:
+        graph = drawn(Rolled(seed))
+        state = state_of(snapshot(graph.module), tuple(graph.args))
+        flow = state.features()
+        scales, free = Weighing(flow), [dim for dim in classes(flow) if not dim.blocks]
+        count += len(free)
+        for dim in (*free, *reversed(free)):
+            gone = dim.leaves[: dim.size // 2]
+            cut = cut_and_carry(flow, gone)
+            found = scales.weigh(gone)
+            assert found.before == model_costs(flow.view.root, flow.view)
+            assert found.after == model_costs(cut.view.root, cut.view)
+    assert count > 10
 
 
 # -- changes ---------------------------------------------------------------------------------------

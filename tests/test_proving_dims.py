@@ -33,7 +33,7 @@ from lissom.rewrite.proving.reproduce import replay
 from lissom.rewrite.proving.trial import BAD, FIRED, Subject
 from lissom.rewrite.proving.wide import prove_wide
 from lissom.rewrite.rules.rule import compile_rule
-from lissom.rewrite.targets import features
+from lissom.rewrite.targets import cuts
 
 from .support import library
 
@@ -300,7 +300,7 @@ def shifted(kept: Selection, tracks: Any) -> Any:
 AXES = Selection.axes
 
 PLANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-    "the mask forgets an op": (features, "masked", forgetful),
+    "the mask forgets an op": (cuts, "masked", forgetful),
     "groups stay what they were": (cut, "_sized", lambda *_: {}),
     "splits keep their old sizes": (fit_sizes._Job, "fits", lambda *_: True),
     "positions of one axis change their order": (Selection, "axes", shifted),

@@ -10,7 +10,7 @@ import torch
 
 import lissom
 from lissom.rewrite.journal import Applied, Refused
-from lissom.rewrite.targets.features import EXACT_CUT
+from lissom.rewrite.targets.cuts import EXACT_CUT
 
 from .support import leaves, library
 from .test_trained_models import trained

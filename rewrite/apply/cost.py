@@ -17,6 +17,7 @@ from ..journal import Costs
 from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.opspec import OpSpec
 from ..rules.scope import ParamRef
+from ..rules.state import State
 from .plan import Plan, Planned
 
 NAMED = 3
@@ -45,6 +46,13 @@ def _model_costs(
     # A scripted part hands out its parameters as plain tensors.
     params = sum(tensor.numel() for tensor in trained.values())
     return replace(_sum(tensors.values(), macs, len(nodes)), params=params, opaque=opaque)
+
+
+def present_costs(state: State) -> Costs:
+    """Costs of the working model; counted once until it is changed."""
+    if state.costs is None or state.costs[0] != state.version:
+        state.costs = state.version, model_costs(state.module, state.view)
+    return state.costs[1]
 
 
 def said_of_uncounted(costs: Costs) -> str:

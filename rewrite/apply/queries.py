@@ -24,7 +24,7 @@ from ..ops.spec import TensorSpec
 from ..rules.dimension import DIM_QUESTIONS, DimValue, thinned
 from ..rules.global_ranking import survivors
 from ..rules.scope import ParamRef, Scope
-from .cost import calls_costs, model_costs, not_counted
+from .cost import calls_costs, not_counted, present_costs
 from .plan import Planned
 
 
@@ -199,7 +199,7 @@ def _costs(scope: Scope, what: Any) -> Costs:
     if isinstance(what, ParamRef):
         return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
     if what == "model":
-        return model_costs(state.module, state.view)
+        return present_costs(state)
     known = {"before": scope.facts.before, "after": scope.facts.after}.get(what)
     if known is not None:
         return known() if callable(known) else known

@@ -110,6 +110,12 @@ class Shrinking:
 
     def finished(self) -> Flow:
         """What is known of the model, and its code made anew."""
+        self.settle()
+        finish(self.module)
+        return self.flow
+
+    def settle(self) -> None:
+        """Finds out what is known of the model and needed only when it is masked or cut again."""
         before, work, flow = self.work.flow, self.work, self.flow
         left = {node: new for node, new in work.new.items() if node not in work.gone}
         flow.recurrent = {left[node]: names for node, names in before.recurrent.items()}
@@ -122,8 +128,6 @@ class Shrinking:
         self._in_order()
         found = ((new, _region(work, node)) for node, new in left.items())
         flow.regions = {node: region for node, region in found if region is not None}
-        finish(self.module)
-        return flow
 
 
 def _left(work: Work, atoms: Units, tracks: Labels) -> Labels:

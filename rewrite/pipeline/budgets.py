@@ -13,7 +13,7 @@ from ...grammar.diagnostics import Label
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import functions_in
-from ..apply.cost import model_costs, not_counted
+from ..apply.cost import model_costs, not_counted, present_costs
 from ..graph.snapshot import finish
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import Metrics, drift, drift_from, outputs
@@ -116,7 +116,7 @@ class Measures:
         scope.facts = Facts(
             samples=samples,
             before=self.original,
-            after=lambda: model_costs(self.state.module, self.state.view),
+            after=lambda: present_costs(self.state),
             latency=lambda what: self._latency(what, samples),
             drop=lambda metric: self._drop(metric, data, samples, scope.facts.asked),
             drift=lambda _: self._drift(data, samples),

@@ -246,7 +246,6 @@ class PipelineRun:
         """The first budget that does not hold on the present graph, said in words."""
         if not self._budget_items():
             return None
-        finish(self.state.module)
         verdicts = checked(self.state.module, self.budgets)
         broken = next((v for v in verdicts if not v.holds), None)
         return None if broken is None else f"`{broken.claim}` would not hold: {broken.detail}"

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from ...grammar.diagnostics import Label, fail
 from ..apply.engine import attempt
-from ..graph.snapshot import snapshot
 from ..journal import Refused
 from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
@@ -179,12 +178,28 @@ class Runner:
         An application after which a budget is `broken` is taken back, and the others go on.
         Candidates that are left when the goal is reached are written down as not tried.
         """
-        before, target = self.applied, target_of(self.state, rule)
+        before, journal = self.applied, self.state.journal
+        mark = len(journal.events), journal.tried.copy(), self.applied, self.state.fuel
+        target, goal = target_of(self.state, rule), (rank, done, broken, measured)
+        if not target.together(lambda: self._best_first(target, *goal)):
+            del journal.events[mark[0] :]
+            journal.tried, self.applied, self.state.fuel = mark[1:]
+            self._best_first(target_of(self.state, rule), *goal)
+        return self.applied - before
+
+    def _best_first(
+        self,
+        target: Target[P, R],
+        rank: Callable[[Prepared], float],
+        done: Callable[[], bool],
+        broken: Callable[[], str | None],
+        measured: bool,
+    ) -> None:
+        rule, ranked = target.rule, False
         places, tried = target.candidates(), partial(self._tried, rule)
         queue: Queue[Any, Any] = Queue(
             target, rank, measured, tried, partial(self._or_told, target)
         )
-        ranked = False
         while (places or queue.waiting) and self.state.fuel != 0 and not done():
             if not ranked:
                 target.look_ahead(places)
@@ -195,7 +210,6 @@ class Runner:
                 queue.let_go()
         left = target.alive(queue.places())
         self._untried(rule, [target.name(place) for place in left])
-        return self.applied - before
 
     def _untried(self, rule: CompiledRule, sites: Sequence[str]) -> None:
         """Says which sites could still have been changed when the step ended."""
@@ -208,7 +222,7 @@ class Runner:
     ) -> bool:
         """Applies a site; takes it back, and says no, if that breaks a budget."""
         state, rule = self.state, best.site.rule
-        entry = snapshot(state.module)
+        back = target.way_back()
         place, site = str(rule.source.name.span), best.site.name
         target.commit(self.stage, best, 0.0)
         why = broken()
@@ -216,7 +230,6 @@ class Runner:
             self._burn()
             return True
         state.journal.events.pop()
-        state.reset(entry)
-        state.samples.forget()
+        back()
         state.journal.add(Refused(self.stage, rule.label, site, "B002", why, place))
         return False

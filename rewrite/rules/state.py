@@ -14,7 +14,7 @@ from ..channels.other_sizes import analyse_at
 from ..graph.index import GraphView
 from ..graph.memory import mutations
 from ..graph.snapshot import finish
-from ..journal import Journal
+from ..journal import Costs, Journal
 from ..measure.compare import outputs
 from ..measure.given import Given
 from ..measure.samples import Samples
@@ -24,6 +24,8 @@ from .changes import Changes
 from .pattern import Pattern
 from .scope import Scope
 
+Version = tuple[int, int]
+
 
 @dataclass
 class State:
@@ -32,7 +34,7 @@ class State:
     why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
     nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
     site of what must be left because of kernels, with those. `changes`: when the graph was changed,
-    and from where on.
+    and from where on. `costs`: what it costs, and of which version of it that is said.
     """
 
     module: fx.GraphModule
@@ -52,6 +54,7 @@ class State:
     flow: Flow | None = None
     shared: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
     barred: dict[tuple[str, str], tuple[KernelFault, ...]] = field(default_factory=dict)
+    costs: tuple[Version, Costs] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.reset(self.module)
@@ -62,6 +65,11 @@ class State:
         self.changes.everywhere()
         self.view = GraphView(module, self.vocabulary)
         self.mutations = mutations(module)
+
+    @property
+    def version(self) -> Version:
+        """Another one whenever the graph was changed."""
+        return self.changes.now, self.samples.recordings
 
     def features(self) -> Flow:
         """Which features the axes of the present graph carry."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -56,7 +56,7 @@ class CutTrial(ABC, Generic[S]):
 
     state: State
     site: S
-    view: GraphView
+    view: GraphView = field(init=False)
 
     claim: ClassVar[str]
     remedy: ClassVar[str]
@@ -135,6 +135,11 @@ class CutTrial(ABC, Generic[S]):
     def _error(self, samples: list[int]) -> float:
         samples[0] = sample_count(self.state)
         return self.drift
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known how far the outputs move."""
+        return "drift" in vars(self)
 
     @cached_property
     def drift(self) -> float:

@@ -9,98 +9,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx
 
 from ...grammar.diagnostics import LissomError
-from ...grammar.tree import tree as t
 from ..channels.classes import DimClass, classes
 from ..channels.flow import Flow
 from ..channels.listing import dims_at, reason_of, source_of
-from ..channels.masked import masked
-from ..channels.update_after_cut import cut_and_carry
 from ..graph.memory import mutations
-from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
-from ..journal import Applied, Costs, Verdict
+from ..journal import Costs
 from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Scoring, Survey
 from ..rules.rule import CompiledRule
 from ..rules.state import State
-from .check import Change, CutTrial, WholeTarget
+from .ahead import Ahead
+from .check import WholeTarget
+from .cuts import DimReady, FeatureTrial, applied, proof, said_together
 from .dims import DimSite, examined, key_of, lies_in
 from .sweep import Batch, PlannedCut, Proven, Sweep, one_by_one, proven
 from .target import Attempt, Condition, Rank, change_conditions, change_rank, line
-
-EXACT_CUT = "the cut equals the model in which every sum leaves the removed features out"
-
-
-# -- verifying -------------------------------------------------------------------------------------
-
-
-def _proof(state: State, sites: Sequence[DimSite], flow: Flow) -> Verdict | None:
-    """What is known of several cuts at once: one model without all that they remove, beside one in
-    which all of it is masked. None where these are not equal, or one of them does not run.
-    """
-    try:
-        found = _trial(state, sites, flow).equality()
-    except RunFailed:
-        return None
-    return found if found.holds else None
-
-
-def _trial(state: State, sites: Sequence[DimSite], flow: Flow) -> _CutTrial:
-    removed = [leaf for site in sites for leaf in site.removed]
-    return _CutTrial(state, sites[0], flow.view, flow, removed)
-
-
-def _said(verdict: Verdict, count: int) -> Verdict:
-    """The verdict of one cut among several that were compared together."""
-    if count == 1:
-        return verdict
-    others = "1 other" if count == 2 else f"{count - 1} others"
-    return replace(verdict, detail=f"{verdict.detail}; together with {others}")
-
-
-@dataclass
-class _CutTrial(CutTrial[DimSite]):
-    """A cut beside the masked model; beside the model itself where the rule perturbs nothing."""
-
-    flow: Flow
-    removed: Sequence[int]
-
-    claim = EXACT_CUT
-    remedy = "what is removed must not count: `perturb { zero(readers(D), outside = keep) }`"
-
-    def perturbed(self) -> nn.Module:
-        if self.site.rule.source.all(t.Perturb):
-            return masked(self.state.features(), self.removed)
-        return self.unchanged()
-
-    def left(self) -> dict[str, Any]:
-        return self.site.left(self.flow)
-
-
-@dataclass(slots=True)
-class DimReady(Change[_CutTrial]):
-    """A cut that waits to be verified and committed; of cuts that were verified together, the model
-    is the one after all of them. changed: see `reshaped`; None where that is still to be seen.
-    """
-
-    changed: tuple[str, ...] | None = None
-
-    @property
-    def site(self) -> DimSite:
-        return self.tried.site
-
-    @property
-    def flow(self) -> Flow:
-        return self.tried.flow
-
+from .weighing import Weighing
 
 # -- the target ------------------------------------------------------------------------------------
 
@@ -112,8 +43,12 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
         super().__init__(state, rule)
         self.known: tuple[Flow, list[DimClass]] | None = None
         self.batch = Batch(math.inf)
+        self.ahead: Ahead | None = None
+        self._weighing: Weighing | None = None
 
     def _classes(self) -> list[DimClass]:
+        if self.ahead is not None:
+            return list(self.ahead.sweep.dims.values())
         flow = self.state.features()
         if self.known is None or self.known[0] is not flow:
             self.known = flow, classes(flow)
@@ -125,8 +60,13 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
 
     def alive(self, places: Sequence[DimClass]) -> list[DimClass]:
         """Classes keep their places when others are cut."""
-        now = {key_of(dim): dim for dim in self._classes()}
+        now = self._by_key()
         return [now[key_of(dim)] for dim in places if key_of(dim) in now]
+
+    def _by_key(self) -> Mapping[object, DimClass]:
+        if self.ahead is not None:
+            return self.ahead.sweep.dims
+        return {key_of(dim): dim for dim in self._classes()}
 
     def prepare_next(
         self, places: Sequence[DimClass], most: int | None, tell: Callable[[int], None]
@@ -137,35 +77,60 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
         if not one_by_one(self.rule) and key_of(places[0]) != self.batch.at_fault:
             sweep = Sweep(self.state, self.rule, self._classes(), lambda: self.scores)
             sweep.plan(places, min(self.batch.most, math.inf if most is None else most), tell)
-            self.batch, found = proven(sweep, partial(_proof, self.state), self.batch)
+            self.batch, found = proven(sweep, partial(proof, self.state), self.batch)
             if found.tried:
                 return self._outcomes(found)
         return super().prepare_next(places, most, tell)
 
     def _outcomes(self, whole: Proven) -> list[Attempt[DimClass, DimReady]]:
-        state, flow, count = self.state, whole.flow, len(whole.sites)
-        equal = () if whole.verdict is None else (_said(whole.verdict, count),)
+        state, count = self.state, len(whole.sites)
+        equal = () if whole.verdict is None else (said_together(whole.verdict, count),)
         removed = [leaf for site in whole.sites for leaf in site.removed]
         outcomes = []
         for one in whole.tried:
             found = one.found
             if isinstance(found, PlannedCut):
-                trial = _CutTrial(state, found.site, flow.view, flow, removed)
+                trial = FeatureTrial(state, found.site, removed)
+                trial.flow = whole.flow
                 known = found.before, found.after, state.changes.now, False
                 verdicts = (*equal, *found.claims)
                 found = DimReady(trial, *known, verdicts, found.changed)
             outcomes.append(Attempt(one.place, found, one.seconds))
         return outcomes
 
-    def weigh(self, place: DimClass) -> DimReady | NoMatch:
-        return self._or_reason(lambda: self._cut(place))
+    def prepare(self, place: DimClass) -> DimReady | NoMatch:
+        found = self._or_reason(lambda: self._examined(place, self._made))
+        return found if isinstance(found, NoMatch) else self.verify(found)
 
-    def _cut(self, place: DimClass) -> DimReady | NoMatch:
+    def weigh(self, place: DimClass) -> DimReady | NoMatch:
+        return self._or_reason(lambda: self._examined(place, self._weighed))
+
+    def _examined(
+        self, place: DimClass, ready: Callable[[DimSite], DimReady]
+    ) -> DimReady | NoMatch:
         site = examined(self.state, self.rule, place, lambda: self.scores)
-        if isinstance(site, NoMatch):
-            return site
-        flow = cut_and_carry(self.state.features(), site.removed)
-        return DimReady.of(_CutTrial(self.state, site, flow.view, flow, site.removed))
+        return site if isinstance(site, NoMatch) else ready(site)
+
+    def _made(self, site: DimSite) -> DimReady:
+        return DimReady.of(FeatureTrial(self.state, site, site.removed))
+
+    def _weighed(self, site: DimSite) -> DimReady:
+        """Without making it."""
+        found, now = self._scales().weigh(site.removed), self.state.changes.now
+        trial = FeatureTrial(self.state, site, site.removed)
+        trial.costs = found.before, found.after
+        ready = DimReady(trial, *trial.costs, now, "model" in site.scope.asked)
+        ready.weighed = found
+        return ready
+
+    def _scales(self) -> Weighing:
+        """On the present model."""
+        if self.ahead is not None:
+            return self.ahead.weighing
+        flow = self.state.features()
+        if self._weighing is None or self._weighing.flow is not flow:
+            self._weighing = Weighing(flow)
+        return self._weighing
 
     @cached_property
     def scores(self) -> Survey:
@@ -185,34 +150,90 @@ class FeatureTarget(WholeTarget[DimClass, DimReady]):
 
     def commit(self, stage: str, ready: DimReady, seconds: float) -> None:
         """The cut model becomes the working one."""
-        started = time.perf_counter()
-        site, state, old = ready.site, self.state, self.state.module
-        bindings = {site.rule.dim: f"{site.dim.size} -> {len(site.keep)}"}
-        if ready.flow is not state.flow:
-            state.module, state.view = ready.flow.view.root, ready.flow.view
-            state.mutations = mutations(state.module)
-            state.flow = ready.flow
-            state.changes.everywhere()
-            state.samples.forget()
-        changed = reshaped(old, state.module) if ready.changed is None else ready.changed
-        seconds += time.perf_counter() - started
-        state.journal.add(
-            Applied(
-                stage,
-                site.rule.label,
-                site.name,
-                site.rule.place,
-                (),
-                (),
-                changed,
-                ready.before,
-                ready.after,
-                ready.verdicts,
-                bindings,
-                seconds,
-                tuple(dict.fromkeys(path for path, _ in site.dim.places)),
-            )
-        )
+        started, old = time.perf_counter(), self.state.module
+        if self.ahead is None and ready.flow is not self.state.flow:
+            self._goes_on(ready.flow)
+        changed = reshaped(old, self.state.module) if ready.changed is None else ready.changed
+        event = applied(stage, ready, changed, seconds + time.perf_counter() - started)
+        if self.ahead is None:
+            self.state.journal.add(event)
+        else:
+            assert ready.weighed is not None
+            self.ahead.commit(event, ready.site, ready.weighed.reached)
+
+    def _goes_on(self, flow: Flow) -> None:
+        state = self.state
+        state.module, state.view, state.flow = flow.view.root, flow.view, flow
+        state.mutations = mutations(state.module)
+        state.changes.everywhere()
+        state.samples.forget()
+
+    # -- ahead -------------------------------------------------------------------------------------
+
+    def together(self, steps: Callable[[], object]) -> bool:
+        """Not where a promise of the rule needs the model before and after each cut."""
+        if one_by_one(self.rule):
+            return False
+        sweep = Sweep(self.state, self.rule, self._classes(), lambda: self.scores)
+        try:
+            with sweep.in_hand():
+                ahead = self.ahead = Ahead(sweep)
+                steps()
+            return self._adopted(ahead)
+        except LissomError:
+            return False
+        finally:
+            self.ahead = None
+            self.state.changes.everywhere()
+
+    def _adopted(self, ahead: Ahead) -> bool:
+        """Whether all cuts are right together; then the cut model becomes the working one."""
+        made = ahead.sweep.made
+        if not made:
+            return True
+        flow = ahead.sweep.model.finished()
+        if self.state.verify:
+            verdict = proof(self.state, made, flow)
+            if verdict is None:
+                return False
+            ahead.tell(said_together(verdict, len(made)))
+        self._goes_on(flow)
+        return True
+
+    def verify(self, ready: DimReady) -> DimReady | NoMatch:
+        ahead = self.ahead
+        if ahead is None:
+            return super().verify(ready)
+        found = self._or_reason(lambda: ahead.sweep.cut(ready.site))
+        if isinstance(found, NoMatch):
+            return found
+        ready.before, ready.after = found.before, found.after
+        ready.verdicts, ready.changed = found.claims, found.changed
+        return ready
+
+    def way_back(self) -> Callable[[], None]:
+        return super().way_back() if self.ahead is None else self.ahead.take_back
+
+    def stands(self, ready: DimReady) -> bool:
+        if super().stands(ready):
+            return True
+        if self.ahead is None or not ready.held or ready.weighed is None:
+            return False
+        measured = ready.tried.is_measured
+        return not measured and self.ahead.stands(ready.site, ready.weighed, ready.when)
+
+    def measure(self, ready: DimReady) -> DimReady | NoMatch:
+        if self.ahead is not None:
+            self.ahead.sweep.model.settle()
+        return super().measure(ready)
+
+    def hold(self, ready: DimReady) -> int:
+        """Cuts that were only weighed hold what their rule computed."""
+        if self.ahead is None and "flow" in vars(ready.tried):
+            return super().hold(ready)
+        names, doubles = ready.site.scope.names.values(), ready.site.scope.doubles
+        doubles.clear()
+        return sum(value.nbytes for value in names if isinstance(value, Tensor))
 
     def with_one(self, ready: DimReady) -> tuple[fx.GraphModule, Costs]:
         finish(self.state.module)

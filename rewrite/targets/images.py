@@ -93,6 +93,8 @@ class _OnSmaller(nn.Module):
 
 @dataclass
 class _ResizeTrial(CutTrial[ImageSite]):
+    view: GraphView
+
     claim = EXACT_RESIZE
     remedy = "this is a mistake of lissom: please report it with the model"
 

@@ -21,6 +21,7 @@ from ...grammar.tree import tree as t
 from ..apply.cost import model_costs
 from ..apply.plan import check_shape
 from ..graph.exchange import exchange, like
+from ..graph.index import GraphView
 from ..graph.snapshot import finish, snapshot
 from ..journal import Applied, Costs, Verdict, VerdictKind
 from ..rules.binding import PLAN, SITES, NoMatch
@@ -131,6 +132,8 @@ def with_numbers(state: State, site: ParamSite, numbers: Tensor) -> fx.GraphModu
 @dataclass
 class _NumbersTrial(CutTrial[ParamSite]):
     """Stored numbers beside the perturbed ones. `view` is the model before: it has the same ops."""
+
+    view: GraphView
 
     claim = EXACT_NUMBERS
     remedy = "what `rewrite` stores must compute what `perturb` says; check both `:=`"

@@ -80,7 +80,7 @@ class Sweep:
 
     def plan(self, places: Sequence[DimClass], most: float, tell: Callable[[int], None]) -> None:
         """Tries candidates in their order, until `most` were cut."""
-        with self._in_hand():
+        with self.in_hand():
             for number, place in enumerate(places, 1):
                 if len(self.made) >= most:
                     break
@@ -90,7 +90,7 @@ class Sweep:
                 self.tried.append(TriedCut(place, found, time.perf_counter() - begun))
 
     @contextmanager
-    def _in_hand(self) -> Iterator[None]:
+    def in_hand(self) -> Iterator[None]:
         """While it lasts, guards and scores see the copy as it is by then."""
         state = self.state
         kept = state.module, state.view, state.flow
@@ -120,14 +120,15 @@ class Sweep:
             return None
         try:
             site = examined(self.state, self.rule, dim, self.survey)
-            return site if isinstance(site, NoMatch) else self._cut(site)
+            return site if isinstance(site, NoMatch) else self.cut(site)
         except LissomError as error:
             left = left_for(error, self.rule.source.name.span, None)
             if left is None:
                 raise
             return left
 
-    def _cut(self, site: DimSite) -> PlannedCut | NoMatch:
+    def cut(self, site: DimSite) -> PlannedCut | NoMatch:
+        """One more, where the rule keeps what it promises."""
         before = self.costs.costs
         change = self.model.cut(site.removed)
         after = self.costs.update(change.nodes, change.gone)
@@ -143,6 +144,8 @@ class Sweep:
         self.made.append(site)
         self.places.append(len(self.tried))
         self.state.samples.forget()
+        self._dims_before, self.regrouped = self.dims, len(change.moved) > 0
+        self.dims = dict(self.dims)
         del self.dims[key_of(site.dim)]
         if len(change.moved):
             self._regroup(change.moved)
@@ -153,6 +156,13 @@ class Sweep:
         leaves = set(moved.tolist())
         left = {key: dim for key, dim in self.dims.items() if leaves.isdisjoint(dim.leaves[:1])}
         self.dims = left | {key_of(dim): dim for dim in self.model.classes(moved)}
+
+    def take_back(self) -> None:
+        """The last cut is none."""
+        self.made.pop()
+        self.places.pop()
+        self.dims = self._dims_before
+        self._begin()
 
     def _claims(self, site: DimSite, before: Costs, after: Costs) -> tuple[Verdict, ...]:
         if not self.state.verify:

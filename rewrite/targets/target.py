@@ -17,6 +17,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from torch import fx
 
 from ...grammar.tree import tree as t
+from ..graph.snapshot import snapshot
 from ..journal import Costs, Refused, Verdict
 from ..rules.binding import GUARDS, PLAN, NoMatch
 from ..rules.rule import CompiledRule
@@ -140,6 +141,23 @@ class Target(ABC, Generic[P, R]):
     @abstractmethod
     def commit(self, stage: str, ready: R, seconds: float) -> None:
         """Changes the working model, and writes it down as part of `stage`."""
+
+    def way_back(self) -> Callable[[], None]:
+        """What takes the next commit back."""
+        state, entry = self.state, snapshot(self.state.module)
+
+        def back() -> None:
+            state.reset(entry)
+            state.samples.forget()
+
+        return back
+
+    def together(self, steps: Callable[[], object]) -> bool:
+        """Runs `steps`, whose commits are made in a copy meanwhile and verified together when they
+        end. Whether that was done and they hold; if not, the working model is as it was before,
+        and what was written down in between is to be forgotten.
+        """
+        return False
 
     def look_ahead(self, places: Sequence[P]) -> None:
         """Told which candidates come next: what they read may be recorded in one run."""

@@ -22,6 +22,7 @@ from ..apply.commit import commit, emit_plan, origins
 from ..apply.engine import describe
 from ..apply.plan import Constructor, Plan, Planned
 from ..apply.verify import spec_after
+from ..graph.index import GraphView
 from ..graph.memory import after, memory_of
 from ..graph.places import name_of, node_at, nodes_at
 from ..graph.snapshot import finish, snapshot
@@ -205,6 +206,8 @@ def _made(
 
 @dataclass
 class _ValueTrial(CutTrial[ValueSite]):
+    view: GraphView
+
     claim = EXACT_VALUE
     remedy = "what `rewrite` builds must compute what `perturb` says; check both"
 
