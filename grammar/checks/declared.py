@@ -11,10 +11,10 @@ from ..diagnostics import Diagnostic, LissomError, Span
 from ..tree import tree as t
 
 TRAITS = frozenset((
-    "addend", "alias", "broadcasts", "commutative", "elementwise", "equation", "gated",
-    "idempotent", "linear_in_weight", "linear_in_x", "many", "mask", "movement",
+    "addend", "additive", "alias", "broadcasts", "commutative", "elementwise", "equation", "gated",
+    "idempotent", "linear_in_weight", "linear_in_x", "many", "mask", "movement", "nonnegative",
     "normalises", "pads", "per_channel", "pooling", "random", "reduction", "resize", "scaled",
-    "selection", "statistics",
+    "selection", "statistics", "unrounded",
 ))  # fmt: skip
 COMPUTED = frozenset(("movement", "resize"))
 """Traits of the ops whose settings may be computed in the graph."""

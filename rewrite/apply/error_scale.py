@@ -69,7 +69,7 @@ class Scale:
         scales = {
             name: absolute(operand_value(operand, self.known)) for name, operand in inputs.items()
         }
-        self.terms = max(self.terms, terms(op.name, scales, params))
+        self.terms = max(self.terms, terms(op, scales, params))
         if op.names_type(attrs) and isinstance(value, Tensor) and value.is_floating_point():
             named = [name for name, spec in op.attrs.items() if spec.type == "dtype"]
             attrs = {**attrs, **dict.fromkeys(named, torch.float64)}  # the type of magnitudes
@@ -78,7 +78,7 @@ class Scale:
             with torch.no_grad():
                 return op.run(i, p, attrs)
 
-        return magnitude(op.name, "linear_in_x" in op.traits, run, scales, params, value)
+        return magnitude(op, run, scales, params, value)
 
 
 def _tensor(value: Any) -> Any:

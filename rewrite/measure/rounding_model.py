@@ -12,37 +12,34 @@ the bound stays ten orders of magnitude below any mistake in a rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops.opspec import OpSpec
+
 ULPS = 8.0
 """Units in the last place that both sides together may differ by, for each sqrt of a term."""
 
-_SUMS = frozenset({"mul", "div", "matmul", "bmm", "baddbmm", "cat", "stack"})
-"""Ops whose scale is what they give for magnitudes: a sharper bound than the one for any function.
-An own product stands in no table here, and is judged less sharply.
+_PLAIN = frozenset({"linear_in_x", "movement"})
+"""Traits of ops whose scale is what they give for magnitudes: a sharper bound than the one for any
+function.
 """
 
 
 def magnitude(
-    name: str,
-    linear: bool,
-    run: Any,
-    inputs: Mapping[str, Any],
-    params: Mapping[str, Any],
-    value: Any,
+    op: OpSpec, run: Any, inputs: Mapping[str, Any], params: Mapping[str, Any], value: Any
 ) -> Any:
     """The scale of one op's result, from the scales of its inputs. `run(inputs, params)` computes
     the op.
     """
-    if name == "batch_norm":
-        return run(inputs, _batch_norm(params))
-    if name in ("add", "sub"):
+    if op.keeps_statistics and params["running_mean"] is not None:
+        return run(inputs, _shifted(params))
+    if op.traits & {"additive", "addend"}:
         return _sum(run, inputs)
-    if linear or name in _SUMS:
+    if op.traits & _PLAIN:
         return absolute(run(inputs, {key: absolute(p) for key, p in params.items()}))
     scales = [scale for scale in inputs.values() if isinstance(scale, Tensor)]
     result = run(inputs, params)
@@ -62,16 +59,13 @@ def magnitude(
 
 def _sum(run: Any, inputs: Mapping[str, Any]) -> Any:
     """|x| + |y|: with magnitudes alone a difference would give | |x| - |y| |."""
-    first, second = inputs
-    negated = {
-        first: inputs[first],
-        second: -inputs[second] if not _is_bool(inputs[second]) else inputs[second],
-    }
+    name = next(name for name, value in inputs.items() if not _is_bool(value))
+    negated = {**inputs, name: -inputs[name]}
     return torch.maximum(absolute(run(inputs, {})), absolute(run(negated, {})))
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.bool
+    return isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
 
 
 def absolute(value: Any) -> Any:
@@ -85,20 +79,32 @@ def absolute(value: Any) -> Any:
     return abs(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _batch_norm(params: Mapping[str, Any]) -> dict[str, Any]:
+def _shifted(params: Mapping[str, Any]) -> dict[str, Any]:
     """(|x| + |mean|) |g| / sqrt(var + eps) + |b|."""
     out = {key: absolute(p) for key, p in params.items()}
-    mean = out.get("running_mean")
-    return {**out, "running_mean": None if mean is None else -mean}
+    return {**out, "running_mean": -out["running_mean"]}
 
 
-def terms(name: str, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> int:
+def terms(op: OpSpec, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> int:
     """How many products one output element of an op sums, at most."""
     weights = [p for p in params.values() if isinstance(p, Tensor) and p.dim() >= 2]
     found = [p.numel() // max(1, min(p.shape[:2])) for p in weights]
-    if name in ("matmul", "bmm", "baddbmm"):
-        found += [v.shape[-1] for v in inputs.values() if isinstance(v, Tensor) and v.dim()]
-    return max(found, default=1)
+    return max([*found, *_contracted(op, inputs)], default=1)
+
+
+def _contracted(op: OpSpec, inputs: Mapping[str, Any]) -> Iterator[int]:
+    """The sizes of dimensions that several inputs have and no result."""
+    sizes: dict[str, list[int]] = {}
+    for spec in op.inputs:
+        value, shape = inputs.get(spec.name), spec.shape
+        if shape is None or not isinstance(value, Tensor) or value.dim() < shape.least:
+            continue
+        places = [*enumerate(shape.before), *enumerate(shape.after, -len(shape.after))]
+        for place, axis in places:
+            sizes.setdefault(axis.alone or "", []).append(value.shape[place])
+    made = {name for output in op.outputs if output is not None for name in output.names}
+    for name in sizes.keys() - made - {""}:
+        yield from sizes[name][1:]
 
 
 def tolerance(dtype: torch.dtype, count: int) -> float:

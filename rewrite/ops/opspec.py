@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ...grammar.checks.declared import BUFFERS
 from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from .attributes import AttrSpec, numbers
@@ -28,7 +29,7 @@ from .dims import (
 )
 from .layers import build_layer
 from .meaning import CallWriter
-from .shapes import each_shape, on_meta, shape_of, spec_leaves, with_result
+from .shapes import each_shape, on_meta, one_float, shape_of, with_result
 from .spec import TensorSpec, spec_of
 
 
@@ -152,6 +153,13 @@ class OpSpec:
         """The dimensions that the op says it only sums products over."""
         items = (i for i in self.decl.items if isinstance(i, t.OpSums))
         return frozenset(word.text for item in items for word in item.names)
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether statistics that it keeps scale and shift each position by itself, as those of
+        `batch_norm` do in eval mode.
+        """
+        return self.mixes == () and {p.name for p in self.params} >= BUFFERS
 
     @cached_property
     def _dims(self) -> tuple[tuple[str, Evaluate, frozenset[str]], ...]:
@@ -314,13 +322,8 @@ class OpSpec:
         if attrs.get("dtype") is not None or not self.results:
             return None
         values = {spec.name: inputs.get(spec.name) for spec in self.inputs if spec.kind in "ft"}
-        found = {
-            leaf.dtype if isinstance(leaf, TensorSpec) else type(leaf)
-            for value in (*values.values(), *params.values())
-            for leaf in spec_leaves(value)
-        } - {bool, int, float}
-        dtype = next(iter(found), None)
-        if len(found) != 1 or not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        dtype = one_float((*values.values(), *params.values()))
+        if dtype is None:
             return None
         by_kind = {"f": dtype, "t": dtype, "b": torch.bool, "i": torch.int64}
         return tuple(by_kind[kind.name or "t"] for kind in self.decl.results)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,17 @@ def spec_leaves(value: Any) -> list[Any]:
         if isinstance(value, tuple)
         else [value]
     )
+
+
+def one_float(values: Iterable[Any]) -> torch.dtype | None:
+    """The floating type that all tensors among the specs have; None where they have no such one."""
+    leaves = [leaf for value in values for leaf in spec_leaves(value)]
+    found = {leaf.dtype if isinstance(leaf, TensorSpec) else type(leaf) for leaf in leaves}
+    found -= {bool, int, float}
+    dtype = next(iter(found), None)
+    if len(found) != 1 or not isinstance(dtype, torch.dtype):
+        return None
+    return dtype if dtype.is_floating_point else None
 
 
 def shape_of(spec: Any) -> Any:

@@ -314,7 +314,7 @@ def is_random(state: State) -> bool:
     return any(
         call is not None
         and "random" in call.op.traits
-        and all(call.attrs.get(name, True) for name in ("training", "dropout", "dropout_p"))
+        and all(call.attrs.get(name, True) for name in ("training", "dropout_p"))
         for call in calls
     )
 

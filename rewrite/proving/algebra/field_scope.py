@@ -33,7 +33,7 @@ class Weights:
         self.root, self.world = site.calls[0].root, world
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._drawn: dict[Any, Any] = {}
-        norms = [call for call in site.calls if call.op.name == "batch_norm"]
+        norms = [call for call in site.calls if call.op.keeps_statistics]
         self._eps = {c.params["running_var"]: c.attrs["eps"] for c in reversed(norms)}
 
     def at(self, path: str) -> Any:

@@ -22,6 +22,7 @@ from ...apply.engine import anchor, apply, ready_at
 from ...graph.index import GraphView
 from ...graph.snapshot import finish, snapshot
 from ...ops.call import OpCall, tensor_at
+from ...ops.opspec import OpSpec
 from ...rules.binding import NoMatch
 from ...rules.state import State
 from ..models.double import widen
@@ -38,9 +39,6 @@ ones."""
 
 EPS = 2.0**-4
 """Epsilon of every batch norm: large enough that a rule which forgets it is far off."""
-
-_INEXACT = ("tanh", "sigmoid")
-"""What may stand around an instance and gives numbers with many digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +137,11 @@ class _Numbers:
         matched = {node for p in self.planted for node in p.nodes.values()}
         matched |= {node for p in self.planted for chain in p.chains.values() for node in chain}
         for call in self.calls:
-            if call.op.name == "batch_norm":
+            if call.op.keeps_statistics:
                 self._norm(call)
-            elif call.op.name == "div":
+            elif _divides(call.op):
                 self._divisor(call)
-            elif call.op.name in _INEXACT and call.node not in matched:
+            elif _rounds(call.op) and call.node not in matched:
                 call.node.target, call.node.kwargs = torch.neg, {}
 
     def _write(self, held: Tensor, value: Tensor) -> None:
@@ -179,6 +177,17 @@ class _Numbers:
             call.node.args = tuple(4 if arg == 3 else arg for arg in call.node.args)
             for planted in self.planted:
                 planted.values.update((n, 4) for n, v in planted.values.items() if v == 3)
+
+
+def _divides(op: OpSpec) -> bool:
+    """Whether the result is the first input times a function of the second that is not it."""
+    return op.traits >= {"elementwise", "linear_in_x"} and "commutative" not in op.traits
+
+
+def _rounds(op: OpSpec) -> bool:
+    """Whether it is a function of one number, which gives numbers with many digits."""
+    plain = op.traits & {"unrounded", "linear_in_x", "additive"}
+    return "elementwise" in op.traits and len(op.inputs) == 1 and not (plain or op.attrs)
 
 
 def _set_eps(call: OpCall) -> None:

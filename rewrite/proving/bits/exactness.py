@@ -17,12 +17,6 @@ from ...ops.call import tensor_at
 from ...ops.spec import TensorSpec
 from ...rules.state import State
 
-_SELECTING = frozenset(
-    """relu hardtanh relu6 clamp abs neg maximum minimum amax amin max_pool1d max_pool2d max_pool3d
-    identity dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout""".split()  # noqa: SIM905
-)
-"""Ops that pass numbers on: nothing is rounded."""
-
 ROOM = 64.0
 """How many times the usual rounding error a rule's own numbers may add."""
 
@@ -81,24 +75,39 @@ def _behind_the_point(op: Any, values: list[Any], params: Any, attrs: Any) -> in
     """Bits behind the point of the products that an op adds up; 0 where it computes nothing, None
     where that is not known.
     """
-    if op.name in _SELECTING or "movement" in op.traits:
+    if op.traits & {"unrounded", "movement"}:
         return 0
-    if op.name == "batch_norm" and params["running_var"] is None:
+    if op.keeps_statistics and params["running_var"] is None:
         return None  # the variance is the batch's
-    if op.name == "batch_norm":
+    if op.keeps_statistics:
         gain = params["weight"] if params["weight"] is not None else 1.0
         factor = gain / (params["running_var"] + attrs["eps"]).sqrt()
         product = max(_bits(values[0]), _bits(params["running_mean"])) + _bits(factor)
         return max(product, _bits(params["bias"]))
-    if op.name in ("add", "sub"):
-        return max(map(_bits, values)) + _bits(attrs.get("alpha"))
-    if op.name == "div" and attrs.get("rounding_mode") is None:
-        divisor = torch.as_tensor(values[1], dtype=torch.float64)
-        return _bits(values[0]) + _bits(1 / divisor)
-    if op.name == "mul" or "linear_in_x" in op.traits:
+    if "additive" in op.traits:
+        return max(map(_bits, values)) + max(map(_bits, _numbers(attrs)), default=0)
+    if {"linear_in_x", "elementwise"} <= op.traits:
+        return _multiplied(op, values, attrs)
+    if "linear_in_x" in op.traits:
         weights = [p for name, p in params.items() if name != "bias"]
         return max(sum(map(_bits, (*values, *weights))), _bits(params.get("bias")))
     return None
+
+
+def _numbers(attrs: Any) -> list[Any]:
+    return [value for value in attrs.values() if isinstance(value, (int, float))]
+
+
+def _multiplied(op: Any, values: list[Any], attrs: Any) -> int | None:
+    """Of x * f(y), where f may be 1 / y: what the op gives for 1 in place of x. None where some
+    setting makes it another function.
+    """
+    first, *others = (spec.name for spec in op.inputs)
+    beside = dict(zip(others, values[1:], strict=True))
+    factor = op.run({first: torch.ones((), dtype=torch.float64), **beside}, {}, attrs)
+    found = op.run({first: values[0], **beside}, {}, attrs)
+    same = bool((torch.as_tensor(found) == values[0] * factor).all())
+    return _bits(values[0]) + _bits(factor) if same else None
 
 
 def _bits(value: Any) -> int:

@@ -301,7 +301,7 @@ def _place(op: PatternOp, name: str) -> int:
 
 
 def _keeps_shape(spec: OpSpec) -> bool:
-    return bool(spec.traits & {"elementwise", "normalises"}) or spec.name == "batch_norm"
+    return bool(spec.traits & {"elementwise", "normalises"})
 
 
 def spec_at(spec: OpSpec, index: int) -> InputSpec:

@@ -5,11 +5,16 @@ and in `perturb`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ....grammar.tree import tree as t
 from ....grammar.tree.fold import literal
 from ...ops.attributes import AttrSpec
+from ...ops.dims import ShapeSpec
 from ...ops.opspec import OpSpec, ParamSpec
 from .pieces import (
     WEIGHTS,
@@ -55,15 +60,33 @@ def _siblings(node: t.Call, roles: Roles) -> Iterator[Change]:
     spec = roles.called(node)[0]
     form = _form(spec)
     others = (roles.vocabulary.get(n) for n in roles.vocabulary.names() if n != spec.name)
-    same = [o.name for o in others if o is not None and _form(o) == form]
-    same = [other for other in same if other != SAME_ON_NUMBERS.get(spec.name)]
-    for other in same[:2]:
+    same = (o for o in others if o is not None and _form(o) == form)
+    apart = (other.name for other in same if not _same_on_numbers(spec, other))
+    for other in islice(apart, 2):
         function = t.replace(node.function, text=other)
         yield f"{other} built for {spec.name}", t.replace(node, function=function)
 
 
-SAME_ON_NUMBERS = {"sum": "nansum", "nansum": "sum", "mean": "nanmean", "nanmean": "mean"}
-"""Ops that differ where a value is nan alone: beside products with weights that is not compared."""
+def _same_on_numbers(one: OpSpec, other: OpSpec) -> bool:
+    """Whether two ops give the same for numbers, as `sum` and `nansum` do, which differ where a
+    value is nan alone: beside products with weights that is not compared.
+    """
+    inputs = {s.name: _drawn(s.shape, s.kind) for s in one.inputs}
+    inputs |= {s.name: (inputs[s.name],) * 2 for s in one.inputs if s.variadic}
+    params = {p.name: _drawn(p.shape, "f") for p in one.params}
+    renamed = dict(zip((s.name for s in other.inputs), inputs.values(), strict=True))
+    try:
+        found = one.run(inputs, params, one.fill({}, (*inputs, *params)))
+        again = other.run(renamed, params, other.fill({}, (*renamed, *params)))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    return isinstance(found, Tensor) and isinstance(again, Tensor) and torch.equal(found, again)
+
+
+def _drawn(shape: ShapeSpec | None, kind: str) -> Tensor:
+    rank = 2 if shape is None else shape.least + 2 * shape.rest
+    numbers = torch.linspace(-1.7, 2.3, 2**rank).reshape((2,) * rank)
+    return numbers > 0 if kind == "b" else (numbers > 0).long() if kind == "i" else numbers
 
 
 def _form(spec: OpSpec) -> Any:

@@ -10,22 +10,6 @@ from ....grammar.tree.fold import literal
 from ...ops.opspec import OpSpec
 from ...ops.vocabulary import Vocabulary
 
-NEVER_NEGATIVE = frozenset(
-    {
-        "relu",
-        "relu6",
-        "abs",
-        "sigmoid",
-        "hardsigmoid",
-        "softplus",
-        "softmax",
-        "exp",
-        "square",
-        "sqrt",
-    }
-    | {"norm", "var", "std", "rsqrt"}
-)
-
 
 @dataclass(frozen=True)
 class Roles:
@@ -86,7 +70,8 @@ class Roles:
     @property
     def signless(self) -> bool:
         """Whether some op is never negative: then its magnitude is no news."""
-        return bool(self.ops & NEVER_NEGATIVE)
+        specs = (self.vocabulary.get(name) for name in self.ops)
+        return any(spec is not None and "nonnegative" in spec.traits for spec in specs)
 
 
 def _beside(group: Sequence[str], name: str) -> tuple[str, ...]:
