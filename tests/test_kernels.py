@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lissom.grammar.checks.unsupported import is_later
-from lissom.grammar.diagnostics import LissomError
-from lissom.grammar.library.vocabulary import library
+import lissom
+from lissom.grammar.checks.check import check, check_program
+from lissom.grammar.checks.unsupported import is_later, unsupported
+from lissom.grammar.diagnostics import LissomError, Source
+from lissom.grammar.library.program import load_program
+from lissom.grammar.library.vocabulary import Declarations, library, library_sources
 from lissom.grammar.text.parse import parse
 from lissom.grammar.tree import tree
 from lissom.passes import channels, lowrank, separable, tensors
 from lissom.passes.functions import FUNCTIONS, MODULES
 from lissom.rewrite.apply.queries import QUESTIONS
+from lissom.rewrite.rules.rule import compile_rule
 
 torch.set_num_threads(1)
 
@@ -48,12 +53,98 @@ STRUCTURE = {"sample", "zero"}
 """Read from the tree of a program: `data d = sample(...)`, `perturb { zero(readers(D), ...) }`."""
 
 
+def without_a_computation(names: Iterable[str]) -> set[str]:
+    """Functions that neither numbers, nor the graph, nor the tree of a program answers."""
+    return set(names) - {*FUNCTIONS, *QUESTIONS, *STRUCTURE}
+
+
 def test_what_is_declared_is_implemented_or_said_to_come_later() -> None:
     names = set(library().extern_names())
-    implemented = {*FUNCTIONS, *QUESTIONS, *STRUCTURE} & names
-    assert implemented == {name for name in names if not is_later(name)}
+    assert without_a_computation(names) == {name for name in names if is_later(name)}
     assert set(FUNCTIONS) <= names
     assert set(QUESTIONS) <= names
+
+
+def test_a_function_of_the_library_without_a_computation_would_be_found() -> None:
+    planted = Source("passes/builtin.lissom", "extern fn planted(x: any) -> any pure\n")
+    names = Declarations([*library_sources(), planted]).extern_names()
+    later = {name for name in names if is_later(name)}
+    assert without_a_computation(names) - later == {"planted"}
+
+
+def calling(name: str, count: int) -> str:
+    """A rule whose guard calls a function with so many arguments."""
+    args = ", ".join(["c.weight"] * count)
+    return f"""
+exact rule asks {{
+  match {{ y = prelu(x) as c }}
+  where {{ {name}({args}) == 1  else "no" }}
+  rewrite {{ y = x }}
+}}
+"""
+
+
+LATER = [name for name in library().extern_names() if is_later(name)]
+
+
+def test_there_are_functions_of_a_later_version() -> None:
+    assert len(LATER) > 10
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_function_that_nothing_computes_is_refused_by_name(name: str) -> None:
+    """A warning of `lissom check`, and an error of the engine; not where the program gives it."""
+    declared = library().extern(name)
+    assert declared is not None
+    rule = parse(calling(name, sum(p.default is None for p in declared.params))).all(tree.Rule)[0]
+    found = [d for d in unsupported(rule, set()) if d.code == "R002"]
+    assert [f"`{name}`" in d.message for d in found] == [True]
+    assert found[0].labels[0].span is not None
+    assert found[0].labels[0].span.text == name
+    assert list(unsupported(rule, {name})) == []
+    impure = not declared.pure
+    codes = [d.code for d in check(rule_file(rule), library())]
+    assert ("G001" if impure else "R002") in codes
+    with pytest.raises(LissomError, match=rf"R002.*`{name}`"):
+        compile_rule(rule, {}, functions=FUNCTIONS)
+
+
+def rule_file(rule: tree.Rule) -> tree.File:
+    return parse(rule.span.text)
+
+
+OWN = "extern fn planted(x: any) -> int pure\n" + calling("planted", 1)
+
+
+def test_an_own_function_that_nobody_gives_is_refused_before_anything_runs() -> None:
+    """No layer of the model matches: the rule is refused all the same."""
+    model, text = (
+        torch.nn.Sequential(torch.nn.ReLU()).eval(),
+        OWN + "pipeline p { stage s { once asks } }",
+    )
+    with pytest.raises(LissomError, match=r"R002.*`planted`, which is given by nobody") as caught:
+        lissom.compile(model, text, inputs=(torch.ones(2),))
+    (found,) = caught.value.diagnostics
+    assert 'functions = {"planted": ...}' in found.helps[0]
+    result = lissom.compile(
+        model, text, inputs=(torch.ones(2),), functions={"planted": lambda w: 0}
+    )
+    assert result.applied == []
+    assert check(parse(OWN), library()) == []
+
+
+def test_a_function_that_another_file_declares_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "first.lissom").write_text("extern fn planted(x: any) -> int pure\n")
+    text = "use first\n" + calling("planted", 1)
+    (tmp_path / "second.lissom").write_text(text)
+    program = load_program(tmp_path / "second.lissom")
+    (rule,) = program.file.all(tree.Rule)
+    assert [d.code for d in check_program(program)] == []
+    with pytest.raises(LissomError, match=r"R002.*`planted`"):
+        compile_rule(rule, {}, functions=FUNCTIONS, declared=program.declarations)
+    assert compile_rule(
+        rule, {}, functions={**FUNCTIONS, "planted": len}, declared=program.declarations
+    )
 
 
 # -- tensors ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from ..diagnostics import Diagnostic, Label, Span
 from ..library.vocabulary import library
@@ -27,10 +28,19 @@ _LATER: Sequence[tuple[type, str]] = (
 )
 
 
-def unsupported(rule: t.Rule, functions: Container[str] | None) -> Iterator[Diagnostic]:
+class Externs(Protocol):
+    """Where functions are declared."""
+
+    def extern(self, name: str) -> t.Extern | None: ...
+
+
+def unsupported(
+    rule: t.Rule, functions: Container[str] | None, declared: Externs | None = None
+) -> Iterator[Diagnostic]:
     """Why no engine can apply a rule: V004 for an open guard, R002 for all else.
 
     functions: the names that can be computed beside those of the library, None if it is not asked.
+    declared: the declarations whose functions are asked for, those of the library if left out.
     """
     for hole in guard_holes(rule):
         message = f"a guard of `{rule.name}` is left open"
@@ -38,7 +48,7 @@ def unsupported(rule: t.Rule, functions: Container[str] | None) -> Iterator[Diag
         yield Diagnostic("V004", message, (Label(hole.span, "when?"),), helps=(help,))
     yield from _parts(rule)
     if functions is not None:
-        yield from _functions(rule, functions)
+        yield from _functions(rule, functions, declared or library())
     if rule.all(t.MatchDim):
         yield from _more_than_a_cut(rule)
     elif rule.all(t.MatchParam):
@@ -58,14 +68,18 @@ def _parts(rule: t.Rule) -> Iterator[Diagnostic]:
                 yield _refusal(message, node.span, "needed by this")
 
 
-def _functions(rule: t.Rule, functions: Container[str]) -> Iterator[Diagnostic]:
+def _functions(rule: t.Rule, functions: Container[str], declared: Externs) -> Iterator[Diagnostic]:
     built = {id(call) for build in builds(rule) for call in _ops(build.value)}
     calls = [n for n in t.walk(rule) if isinstance(n, t.Call) and id(n) not in built]
     for name in (c.function for c in calls if isinstance(c.function, t.Name)):
-        if name.text not in functions and is_later(name.text):
-            message = f"rule `{rule.name}` needs `{name.text}`, which is not in this version"
+        if name.text in functions or declared.extern(name.text) is None:
+            continue
+        own = library().extern(name.text) is None
+        if own or is_later(name.text):
+            why = "given by nobody" if own else "not in this version"
+            message = f"rule `{rule.name}` needs `{name.text}`, which is {why}"
             help = f'give one in the model file: functions = {{"{name.text}": ...}}'
-            yield _refusal(message, name.span, "not in this version", help)
+            yield _refusal(message, name.span, why, help)
 
 
 def _ops(value: t.Expr) -> Iterator[t.Call]:

@@ -46,9 +46,8 @@ def ask(
     read = program_at(program)
     source = rule_of(read, rule)
     state = state_of(load_model(model), read, out)
-    compiled = compile_rule(
-        source, given_by(read, rule, state) | read_settings(settings, source.params)
-    )
+    given = given_by(read, rule, state) | read_settings(settings, source.params)
+    compiled = compile_rule(source, given, functions=state.functions, declared=read.declarations)
     with out.progress(f"asking {rule}"):
         found = funnel(state, compiled, at, nearest)
     # What keeps a dimension from being cut names the opaque ops that read it.

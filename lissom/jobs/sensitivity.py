@@ -140,7 +140,8 @@ def _effects(job: _Job) -> list[SiteCost]:
     state = state_of(file, program, out)
     given = given_by(program, question.rule, state)
     settings = [*question.settings, *([job.value] if job.value else [])]
-    rule = compile_rule(source, given | read_settings(settings, source.params))
+    given |= read_settings(settings, source.params)
+    rule = compile_rule(source, given, functions=state.functions, declared=program.declarations)
     return effects(state, rule, _metric(file, question), job.part, job.parts)
 
 

@@ -156,7 +156,7 @@ def _tested(job: Job) -> RuleReport | Proposal | str:
     if guard_holes(rule) and not wide:
         return propose(_subject(job.path, rule, job.python), job.models, job.seed)
     try:
-        check_supported(rule, _functions(job.python))
+        check_supported(rule, _functions(job.python), _program(job.path).declarations)
     except LissomError as error:
         return error.diagnostics[0].message
     if over_images(rule):

@@ -258,7 +258,8 @@ class PipelineRun:
             given = {k.name.text: scope.number(k.value) for k in ref.keywords}
             names = [p.name.text for p in source.params]
             given |= dict(zip(names, (scope.number(a) for a in ref.args), strict=False))
-            rule = compile_rule(source, given, ref.at, order, self.state.functions)
+            declared = self.program.declarations
+            rule = compile_rule(source, given, ref.at, order, self.state.functions, declared)
             self.state.journal.kinds[rule.label] = rule.kind
             if source.kind in self.allow:
                 self.state.journal.tried[rule.label] += 0

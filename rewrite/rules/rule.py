@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ...grammar.checks.structure import is_budget
-from ...grammar.checks.unsupported import resizes, unsupported
+from ...grammar.checks.unsupported import Externs, resizes, unsupported
 from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ...grammar.documents import sha256
 from ...grammar.text.fragment import parse_expression
@@ -140,11 +140,13 @@ def compile_rule(
     at: str | None = None,
     order: int = 0,
     functions: Container[str] | None = None,
+    declared: Externs | None = None,
 ) -> CompiledRule:
     """The rule for the engine. Raises where the rule needs parts of the language that have no
-    engine yet, and, with `functions`, where it calls what is not among them.
+    engine yet, and, with `functions`, where it calls a function of `declared` that is not among
+    them.
     """
-    check_supported(source, functions)
+    check_supported(source, functions, declared)
     statements = [s for match in source.all(t.Match) for s in match.patterns]
     if not over_ops(source):
         values = source.all(t.MatchValue)
@@ -222,9 +224,12 @@ def _check_range(param: t.Param, value: Any) -> None:
         )
 
 
-def check_supported(source: t.Rule, functions: Container[str] | None = None) -> None:
+def check_supported(
+    source: t.Rule, functions: Container[str] | None = None, declared: Externs | None = None
+) -> None:
     """Raises R002 where the rule needs parts of the language that have no engine yet, V004 where a
-    guard is left open. `functions` are the names that can be computed, None if that is not asked.
+    guard is left open. `functions` are the names that can be computed, None if that is not asked,
+    and `declared` where they are declared: in the library if left out.
     """
-    for refused in unsupported(source, functions):
+    for refused in unsupported(source, functions, declared):
         raise LissomError(refused)
