@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -281,6 +282,19 @@ def test_what_has_no_meaning_is_refused() -> None:
     for attempt in refused:
         with pytest.raises(Unexpressible):
             attempt()
+
+
+@pytest.mark.parametrize("number", [math.exp(0.5), math.sqrt(2), 1 / 3, 1.0507009873554805])
+def test_what_was_rounded_is_refused_not_taken_as_exact(number: float) -> None:
+    """exp(0.5) exp(0.25) is exp(0.75), but not of the floats that stand for them."""
+    world = World(0, EXACT)
+    with pytest.raises(Unexpressible, match="rounded"):
+        world.lift(torch.tensor(number, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("number", [0.1, 1e-5, 2.0**-30, 3.0, 1e20, 0.123456789, 1000.001])
+def test_what_is_written_is_exact(number: float) -> None:
+    World(0, EXACT).lift(torch.tensor(number, dtype=torch.float64))
 
 
 def test_long_sums_are_refused_not_wrong() -> None:

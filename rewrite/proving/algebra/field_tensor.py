@@ -8,7 +8,6 @@ arguments on both sides of a rule.
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -262,6 +261,7 @@ def _text(world: World, value: Any) -> str:
     if isinstance(value, Tensor):
         return "tensor"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value):
-        return str(world.numbers.fraction(value))
-    return repr(value)
+    try:
+        return str(world.numbers.fraction(value)) if number else repr(value)
+    except Unexpressible:
+        return repr(value)

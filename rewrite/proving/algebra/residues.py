@@ -165,7 +165,9 @@ class Numbers:
         return made
 
     def fraction(self, number: float) -> Fraction:
-        """The shortest decimal that is this float; what it was computed as, if that is known."""
+        """The shortest decimal that is this float; what it was computed as, if that is known. What
+        was rounded on its way here (`exp(0.5)`) stands for no number that is known.
+        """
         if not math.isfinite(number):
             raise Unexpressible(f"{number} is no number of the field")
         if isinstance(number, Exact):
@@ -175,13 +177,30 @@ class Numbers:
         found = self.known.get(number, _UNKNOWN)
         if found is None:
             raise Unexpressible(f"two exact numbers are both {number} as a float")
-        return Fraction(repr(float(number))) if found is _UNKNOWN else found
+        if found is not _UNKNOWN:
+            return found
+        if _is_rounded(float(number)):
+            raise Unexpressible(f"{number} was rounded; what it stands for is not known")
+        return Fraction(repr(float(number)))
 
     def residue(self, number: float) -> int:
         return of_fraction(self.fraction(number))
 
 
 _UNKNOWN: Any = object()
+
+
+def _is_rounded(number: float) -> bool:
+    """Whether it is neither a decimal that people write nor a short binary fraction."""
+    digits = len(repr(number).partition("e")[0].replace(".", "").strip("-0"))
+    return digits > WRITTEN and Fraction(number).numerator.bit_length() > SHORT
+
+
+WRITTEN = 15
+"""Digits of a decimal that a float64 tells from every other one."""
+
+SHORT = 32
+"""Bits of a number that more than one rounding to float64 is not likely to leave."""
 
 
 # -- how certain -----------------------------------------------------------------------------------

@@ -181,7 +181,8 @@ class _Numbers:
 
 def _divides(op: OpSpec) -> bool:
     """Whether the result is the first input times a function of the second that is not it."""
-    return op.traits >= {"elementwise", "linear_in_x"} and "commutative" not in op.traits
+    product = op.traits >= {"elementwise", "linear_in_x"} and len(op.inputs) == 2
+    return product and "commutative" not in op.traits
 
 
 def _rounds(op: OpSpec) -> bool:
