@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 import lissom
 from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.channels.classes import classes
+from lissom.rewrite.channels.masked import masked
 from lissom.rewrite.explain.sensitivity import effects
+from lissom.rewrite.graph.snapshot import finish, snapshot
 from lissom.rewrite.journal import Refused
-from lissom.rewrite.measure import compare, given
+from lissom.rewrite.measure import alike, compare, given, recording
+from lissom.rewrite.measure.alike import common_front
 from lissom.rewrite.measure.given import Given
 from lissom.rewrite.pipeline.pipeline import RANKS
 from lissom.rewrite.pipeline.strategy import Runner
+from lissom.rewrite.proving.choices.source import Rolled
+from lissom.rewrite.proving.dims.models import drawn
 from lissom.rewrite.rules.rule import CompiledRule
 from lissom.rewrite.targets import check
+from lissom.rewrite.torch_internals import order_of
 
 from .support import library, state_of, the_rule
 from .test_cuts_together import counted
@@ -45,13 +52,18 @@ def runner() -> Runner:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What models were run on, of calibration data alone."""
-    found, real = [], compare.run_model
+    found, real, interpret = [], compare.run_model, alike.interpret
 
     def ran(model: nn.Module, args: Any, kwargs: Any = None, what: str = "") -> Any:
         found.extend([what] if what == "the data" else [])
         return real(model, args, kwargs, what)
 
+    def interpreted(runner: fx.Interpreter, args: Any, what: str) -> Any:
+        found.append(what)
+        return interpret(runner, args, what)
+
     monkeypatch.setattr(compare, "run_model", ran)
+    monkeypatch.setattr(alike, "interpret", interpreted)
     return found
 
 
@@ -121,7 +133,7 @@ def test_outputs_are_kept_as_long_as_there_is_room(
     monkeypatch.setattr(given, "ROOM", room)
     ran: list[int] = []
 
-    def run(args: tuple[Any, ...]) -> list[Any]:
+    def run(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
         ran.append(len(ran))
         return [args[0][:, :3] * 2]
 
@@ -153,3 +165,114 @@ def test_the_original_runs_once_for_a_budget_that_is_asked_after_each_commit(
     # Each is measured for its promise against the model before it, then asked for the budget; and
     # the stage once more at its end.
     assert len(runs) == len(BATCHES) * (4 * 2 + 1 + 4 + 1)
+
+
+# -- models that begin alike -----------------------------------------------------------------------
+
+
+def changed_at(module: fx.GraphModule, place: int) -> fx.GraphModule:
+    """A copy with a doubled value behind one of its layers."""
+    copied = snapshot(module)
+    node = [n for n in copied.graph.nodes if n.op == "call_module"][place]
+    with copied.graph.inserting_after(node):
+        twice = copied.graph.call_function(torch.mul, (node, 2))
+    node.replace_all_uses_with(twice, delete_user_cb=lambda user: user is not twice)
+    finish(copied)
+    return copied
+
+
+def run_of(model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
+    return compare.outputs(model, args, "the data")
+
+
+def layers_run(module: nn.Module) -> list[str]:
+    """The layers that have run since."""
+    ran: list[str] = []
+    for name, layer in module.named_modules():
+        if name:
+            layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    return ran
+
+
+def test_a_model_that_begins_alike_runs_from_where_it_differs() -> None:
+    module = capture(net(), (BATCHES[0],)).module
+    known = Given(module, run_of, [(x,) for x in BATCHES])
+    known.hold()
+    wanted = list(known)
+    ran = layers_run(module)
+    for place in range(8):
+        other = changed_at(module, place)
+        assert len(common_front(module, other)) == place + 2
+        ran.clear()
+        found = list(known.beside(other))
+        assert len(ran) == len(BATCHES) * (7 - place)
+        full = [compare.outputs(other, (x,)) for x in BATCHES]
+        assert all(torch.equal(a, b) for [a], [b] in zip(found, full, strict=True))
+        assert not any(torch.equal(a, b) for [a], [b] in zip(found, wanted, strict=True))
+
+
+def test_behind_a_change_nothing_is_kept() -> None:
+    """The graph itself is changed in the middle: runs begin in front of that, and give the same."""
+    module = capture(net(), (BATCHES[0],)).module
+    known = Given(module, run_of, [(x,) for x in BATCHES])
+    known.hold()
+    list(known)
+    node = [n for n in module.graph.nodes if n.op == "call_module"][4]
+    weight = module.get_submodule(str(node.target)).weight
+    with torch.no_grad():
+        weight.mul_(3)
+    ran = layers_run(module)
+    found = list(known.behind(order_of(node)))
+    assert len(ran) == len(BATCHES) * 4
+    full = [compare.outputs(module, (x,)) for x in BATCHES]
+    assert all(torch.equal(a, b) for [a], [b] in zip(found, full, strict=True))
+
+
+@pytest.mark.parametrize("room", [0, 1, 200, 1000, 1 << 20])
+def test_room_for_held_runs_changes_no_number(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr(given, "ROOM", room)
+    for seed in (14, 15, 30):
+        graph = drawn(Rolled(seed))
+        state = state_of(snapshot(graph.module), tuple(graph.args))
+        flow, known, args = state.features(), state.given(), state.samples.inputs
+        known.hold()
+        wanted = compare.outputs(state.module, args)
+        for dim in (dim for dim in classes(flow) if not dim.blocks):
+            other = masked(flow, dim.leaves[::2])
+            full = compare.outputs(other, args)
+            assert compare.drift_from(known, other) == compare.drift_of([wanted], [full])
+        held = [value for stop in known.stops for run in stop.held for value in run.env.values()]
+        blocks = [value.untyped_storage() for value in held if isinstance(value, Tensor)]
+        assert sum({block.data_ptr(): block.nbytes() for block in blocks}.values()) <= room
+
+
+def test_what_writes_is_not_held() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 2).relu_() + 1
+
+    module = capture(Writing().eval(), (BATCHES[0],)).module
+    known = Given(module, run_of, [(x,) for x in BATCHES])
+    known.hold()
+    assert not known.stops
+    found = list(known.beside(snapshot(module)))
+    assert all(torch.equal(a, b) for [a], [b] in zip(found, known, strict=True))
+
+
+def test_a_run_is_not_held_between_inputs() -> None:
+    """A run that begins there would hand the first input to the second."""
+
+    class Two(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a - b).tanh() * 2
+
+    args = BATCHES[0], BATCHES[1]
+    module = capture(Two().eval(), args).module
+    stops = recording.Stops(1 << 20)
+    nodes = [
+        node for node in module.graph.nodes if node.op == "call_function" or "tanh" in node.name
+    ]
+    recording.resume(module, nodes[-1:], args, stops)
+    stops.drop(order_of(nodes[0].prev))  # as where there is little room
+    found = recording.resume(module, nodes, args, stops)
+    assert torch.equal(found[nodes[0]], args[0] - args[1])

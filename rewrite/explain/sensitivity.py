@@ -48,6 +48,7 @@ def effects(
     reference = None if metric is None else metric(state.module)
     chosen = range(part, len(target_of(state, rule).candidates()), parts)
     given = state.given()
+    given.hold()
     return [_effect(given, _changed(state, rule, at), metric, reference) for at in chosen]
 
 
@@ -68,7 +69,7 @@ def _effect(
     model = changed.model
     if model is None:
         return SiteCost(changed.site, changed.reason)
-    apart = drift_from(given, model, given.batches)
+    apart = drift_from(given, model)
     drop = None if metric is None or reference is None else reference - metric(model)
     return SiteCost(changed.site, "", apart, drop, changed.params, changed.macs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..journal import Verdict, VerdictKind
 from ..ops.spec import spec_of
 from ..torch_internals import tree_map
 from .batches import Batches
+from .given import Given
 from .rounding import disturbed
 from .samples import Example
 from .twins import KernelFault, Twins, faults_text
@@ -248,18 +249,25 @@ def untouched(
 # -- against the original model --------------------------------------------------------------------
 
 
-def drift(original: nn.Module, model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
+def drift(original: nn.Module, model: nn.Module, batches: Sequence[tuple[Any, ...]]) -> float:
     """Relative L2 distance of all outputs on the given inputs."""
-    return drift_from((outputs(original, args, "the data") for args in batches), model, batches)
+
+    def given(one: nn.Module) -> Iterator[list[Any]]:
+        return (outputs(one, args, "the data") for args in batches)
+
+    return drift_of(given(original), given(model))
 
 
-def drift_from(
-    given: Iterable[list[Any]], model: nn.Module, batches: Sequence[tuple[Any, ...]]
-) -> float:
-    """The same from what the original gave for each batch."""
+def drift_from(given: Given, model: nn.Module) -> float:
+    """The same from what the original gives."""
+    return drift_of(given, given.beside(model))
+
+
+def drift_of(given: Iterable[list[Any]], found: Iterable[list[Any]]) -> float:
+    """The same from both outputs for each batch."""
     apart, size = 0.0, 0.0
-    for before, args in zip(given, batches, strict=True):
-        for reference, value in zip(before, outputs(model, args, "the data"), strict=True):
+    for before, after in zip(given, found, strict=True):
+        for reference, value in zip(before, after, strict=True):
             if isinstance(reference, Tensor) and reference.is_floating_point():
                 apart += float((value.double() - reference.double()).square().sum())
                 size += float(reference.double().square().sum())

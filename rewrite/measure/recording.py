@@ -91,7 +91,8 @@ class _Resuming(Recorder):
     def run_node(self, n: fx.Node) -> Any:
         done = len(self.kept) == len(self.wanted)
         step = max(1, len(self.traced.nodes) // APART)
-        if self.ran >= 0 and (done or self.ran % step == step - 1):
+        behind = n.op != "placeholder"  # all inputs have been read
+        if behind and self.ran >= 0 and (done or self.ran % step == step - 1):
             self._hold(n)
         self.ran = -1 if done else self.ran + 1
         return super().run_node(n)

@@ -19,7 +19,7 @@ from ..graph.runs import RunFailed, interpret, record
 from ..ops.call import OpCall
 from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
-from .given import Given
+from .given import Given, Run
 from .gradients import Loss, loss_of_task, slopes
 from .large_blocks import giving_back
 from .moments import affordable, second_moments
@@ -149,12 +149,16 @@ class Samples:
 
     # -- recording ---------------------------------------------------------------------------------
 
-    def forget(self) -> None:
-        """Drops recorded values: the graph has changed in value."""
+    def forget(self, behind: Order | None = None) -> None:
+        """Drops recorded values: the graph has changed in value, nothing of it in front of `behind`
+        where that is known.
+        """
         self._values.clear()
         self._moments.clear()
         self._slopes.clear()
-        self._stops = self._given = None
+        self._stops = None
+        known = self._given
+        self._given = None if known is None or behind is None else known.behind(behind)
         self.recordings += 1
 
     def go_on(self, module: fx.GraphModule) -> None:
@@ -171,9 +175,9 @@ class Samples:
         for stops in self._stops or ():
             stops.drop(order)
 
-    def given(self, module: fx.GraphModule, run: Callable[[tuple[Any, ...]], list[Any]]) -> Given:
+    def given(self, module: fx.GraphModule, run: Run) -> Given:
         """What the graph, as it is now, gives for the calibration inputs: all who compare a changed
-        model with it share one run. `run` gives the outputs for one batch.
+        model with it share one run. `run` gives the outputs of any model for one batch.
         """
         if self._given is None or self._given.model is not module:
             self._given = Given(module, run, self.calibration(module))

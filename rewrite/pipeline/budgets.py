@@ -171,7 +171,7 @@ class Measures:
             return self._apart[0]
         finish(self.state.module)
         given = self._outputs_of_original()
-        found = drift_from(given, self.state.module, given.batches)
+        found = drift_from(given, self.state.module)
         if self._apart is not None:
             self._apart.append(found)
         return found
@@ -180,7 +180,7 @@ class Measures:
         if self._given is None:
             original = self.metrics.original
             data = self.state.samples.calibration(self.state.module)
-            self._given = Given(original, partial(outputs, original, what="the data"), data)
+            self._given = Given(original, partial(outputs, what="the data"), data)
         return self._given
 
 

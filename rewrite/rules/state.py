@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..channels.flow import Flow
 from ..channels.other_sizes import analyse_at
@@ -81,9 +81,10 @@ class State:
         """What the present graph gives on calibration data; it runs once until it is changed."""
         return self.samples.given(self.module, self._outputs)
 
-    def _outputs(self, args: tuple[Any, ...]) -> list[Any]:
-        finish(self.module)
-        return outputs(self.module, args, "the data")
+    def _outputs(self, model: nn.Module, args: tuple[Any, ...]) -> list[Any]:
+        if model is self.module:
+            finish(self.module)
+        return outputs(model, args, "the data")
 
     def scope(self, names: Mapping[str, Any]) -> Scope:
         """What names mean at one site."""

@@ -61,10 +61,8 @@ class Ahead:
         self._changed(self.sweep.costs.costs)
 
     def _changed(self, costs: Costs) -> None:
-        state = self.state
-        state.changes.everywhere()
-        state.samples.forget()
-        state.costs = state.version, costs
+        self.state.changes.everywhere()
+        self.state.costs = self.state.version, costs
 
     def stands(self, site: DimSite, weighed: Weighed, when: int) -> bool:
         """Whether nothing has changed that a site read, or that says what its cut saves."""

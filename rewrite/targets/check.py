@@ -144,8 +144,7 @@ class CutTrial(ABC, Generic[S]):
     @cached_property
     def drift(self) -> float:
         """How far the perturbation moves the model's outputs, on calibration data: relative L2."""
-        given = self.state.given()
-        return drift_from(given, self.reference, given.batches)
+        return drift_from(self.state.given(), self.reference)
 
     def cannot_run(self, error: RunFailed) -> NoMatch:
         """The reason, where what the change stands for refuses to run: a norm over a single number.
@@ -221,6 +220,7 @@ class WholeTarget(Target[P, C]):
 
     def measure(self, ready: C) -> C | NoMatch:
         def measured() -> C | NoMatch:
+            self.state.given().hold()
             try:
                 _ = ready.tried.drift
             except RunFailed as error:

@@ -24,6 +24,7 @@ from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Survey
 from ..rules.rule import CompiledRule
 from ..rules.state import State
+from ..torch_internals import order_of
 from .check import broken_claim, promised
 from .dims import DimSite, examined, key_of
 
@@ -143,7 +144,7 @@ class Sweep:
             return broken
         self.made.append(site)
         self.places.append(len(self.tried))
-        self.state.samples.forget()
+        self.state.samples.forget(min(map(order_of, change.nodes), default=()))
         self._dims_before, self.regrouped = self.dims, len(change.moved) > 0
         self.dims = dict(self.dims)
         del self.dims[key_of(site.dim)]
