@@ -1,14 +1,15 @@
 """What `each` costs beside `once`: CPU seconds over the number of sites.
 
     python benchmarks/each.py [--sizes 10 20 40 80] [--orders saving macs sensitivity]
-        [--models vit_tiny_patch16_224] [--samples 32] [--share 70] [--rounds 1] [--threads 1]
+        [--models vit_tiny_patch16_224] [--depths 12] [--rules low_rank_linear prune_l1]
+        [--samples 32] [--share 70] [--rounds 1] [--threads 1]
 
 Stacks of equal linear layers with an activation between them, in plain torch; chains of
-convolutions, whose dimensions are cut; and models of timm by name, where it is installed. `once`
-applies the rule at every site, `each` at the best ones until the model has `--share` percent of its
-parameters. Both go through `compile`; what capturing takes, and comparing the whole model, is left
-out: a run with a rule that applies nowhere is subtracted. Pairs of runs are interleaved, medians
-are told.
+convolutions, whose dimensions are cut; and transformers of timm by name, with so many blocks, where
+it is installed: their layers are factored, and their dimensions cut. `once` applies the rule at
+every site, `each` at the best ones until the model has `--share` percent of its parameters. Both go
+through `compile`; what capturing takes, and comparing the whole model, is left out: a run with a
+rule that applies nowhere is subtracted. Pairs of runs are interleaved, medians are told.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -63,7 +65,7 @@ CUTS = (
 )
 
 
-def tasks(sizes: list[int], models: list[str]) -> Iterator[Task]:
+def tasks(sizes: list[int], models: list[str], depths: list[int]) -> Iterator[Task]:
     for depth in sizes:
         build = lambda n=depth: stack(n)  # noqa: E731
         yield Task(f"{depth} linear layers", build, (64, WIDTH), *LOW_RANK)
@@ -71,16 +73,18 @@ def tasks(sizes: list[int], models: list[str]) -> Iterator[Task]:
         build = lambda n=depth - 1: convolutions(n)  # noqa: E731
         yield Task(f"{depth} convolutions", build, (3, 16, 16), *CUTS)
     for name in models if importlib.util.find_spec("timm") else ():
-        yield Task(name, lambda n=name: _of_timm(n), (3, 224, 224), *LOW_RANK)
+        for rule, depth in product((LOW_RANK, CUTS), depths):
+            build = lambda n=name, d=depth: _of_timm(n, d)  # noqa: E731
+            yield Task(f"{depth} blocks of {name}", build, (3, 224, 224), *rule)
 
 
-def _of_timm(name: str) -> nn.Module:
+def _of_timm(name: str, depth: int) -> nn.Module:
     import torchvision_cpu
 
     torchvision_cpu.prepare()
     import timm
 
-    return timm.create_model(name, pretrained=False)
+    return timm.create_model(name, pretrained=False, depth=depth)
 
 
 @dataclass
@@ -120,21 +124,23 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[10, 20, 40, 80])
     parser.add_argument("--orders", nargs="*", default=["saving", "macs", "sensitivity"])
     parser.add_argument("--models", nargs="*", default=["vit_tiny_patch16_224"])
+    parser.add_argument("--depths", type=int, nargs="*", default=[12])
+    parser.add_argument("--rules", nargs="*", default=["low_rank_linear", "prune_l1"])
     for name, default in (("samples", 32), ("share", 70), ("rounds", 1), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    print("| model | order by | `once`: sites | CPU s | `each`: sites | CPU s | ratio |")
-    print("| :-- | :-- | --: | --: | --: | --: | --: |")
+    print("| model | rule | order by | `once`: sites | CPU s | `each`: sites | CPU s | ratio |")
+    print("| :-- | :-- | :-- | --: | --: | --: | --: | --: |")
     growth: dict[tuple[str, str], dict[int, float]] = {}
-    for task in tasks(asked.sizes, asked.models):
-        for order in asked.orders:
+    for task in tasks(asked.sizes, asked.models, asked.depths):
+        rule = task.rule.partition("(")[0]
+        for order in asked.orders if rule in asked.rules else ():
             once, each = measured(task, order, asked)
             row = f"{once.sites} | {once.seconds:.2f} | {each.sites} | {each.seconds:.2f}"
-            print(
-                f"| {task.name} | {order} | {row} | {each.seconds / once.seconds:.2f} |", flush=True
-            )
-            kind = task.name.lstrip("0123456789 ")
+            ratio = each.seconds / once.seconds
+            print(f"| {task.name} | {rule} | {order} | {row} | {ratio:.2f} |", flush=True)
+            kind = f"{task.name.lstrip('0123456789 ')}, {rule}"
             growth.setdefault((kind, order), {})[once.sites] = each.seconds
     for (kind, order), seconds in growth.items():
         if not math.isnan(slope := exponent(seconds)):
