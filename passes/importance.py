@@ -7,12 +7,15 @@ returns one score for each feature, [features], in float64; the lowest are the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .tensors import require
+
+BLOCK = 1 << 16
+"""Numbers of which a score is computed at once."""
 
 Slices = Sequence[Tensor]
 """None where nothing carries the dimension so; no score can be made of that."""
@@ -20,12 +23,18 @@ Slices = Sequence[Tensor]
 
 def l1_over(slices: Slices) -> Tensor:
     """Sum of magnitudes (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
-    return _added("l1_over", [part.abs().sum(1) for part in _some("l1_over", slices)])
+    return _added(
+        "l1_over",
+        [_of_rows(lambda rows: rows.abs().sum(1), part) for part in _some("l1_over", slices)],
+    )
 
 
 def l2_over(slices: Slices) -> Tensor:
     """Euclidean norm (He et al. 2018, arXiv:1808.06866, section 3.2)."""
-    return _added("l2_over", [part.square().sum(1) for part in _some("l2_over", slices)]).sqrt()
+    return _added(
+        "l2_over",
+        [_of_rows(lambda rows: rows.square().sum(1), part) for part in _some("l2_over", slices)],
+    ).sqrt()
 
 
 def median_over(slices: Slices) -> Tensor:
@@ -47,7 +56,10 @@ def activity_over(slices: Slices) -> Tensor:
 
 def mean_over(slices: Slices) -> Tensor:
     """Mean magnitude of the activations (Molchanov et al. 2017, arXiv:1611.06440, section 2.2)."""
-    return _added("mean_over", [part.abs().mean(1) for part in _some("mean_over", slices)])
+    return _added(
+        "mean_over",
+        [_of_rows(lambda rows: rows.abs().mean(1), part) for part in _some("mean_over", slices)],
+    )
 
 
 def taylor_over(slices: Slices, gradients: Slices) -> Tensor:
@@ -97,6 +109,13 @@ def _some(name: str, slices: Slices | None) -> Slices:
 
 def _added(name: str, parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
+
+
+def _of_rows(score: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+    """The scores of the rows of a part, some rows at a time: what is computed on the way is small
+    then, and memory for it is at hand.
+    """
+    return torch.cat([score(rows) for rows in part.split(max(1, BLOCK // max(1, part.shape[1])))])
 
 
 def _paired(name: str, slices: Slices, others: Slices) -> list[tuple[Tensor, Tensor]]:

@@ -238,18 +238,22 @@ def test_a_weight_that_moves_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) 
     assert (len(result.applied), held) == (2, [0, 0])
 
 
-@pytest.mark.skipif(
+glibcs = pytest.mark.skipif(
     large_blocks._glibc() is None or bool(os.environ.keys() & set(large_blocks.OWN)),
     reason="another allocator than glibc's, or settings of its own",
 )
+
+
+def resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+@glibcs
 def test_large_blocks_go_back_when_they_are_free() -> None:
     """Behind a block of 32 MB the allocator takes the next ones from its heap, which a small block
     at its end keeps from shrinking.
     """
-
-    def resident() -> int:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
 
     torch.ones(1 << 23)
     with large_blocks.large_blocks_mapped():
@@ -259,6 +263,26 @@ def test_large_blocks_go_back_when_they_are_free() -> None:
         assert resident() - begun > 40e6
         blocks.clear()
         assert resident() - begun < 4e6
+    assert last.all()
+
+
+@glibcs
+def test_where_blocks_come_and_go_their_memory_stays_at_hand() -> None:
+    """Until that ends: the system is asked for few of their pages twice."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(1 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with large_blocks.large_blocks_mapped():
+        begun = resident()
+        with large_blocks.large_blocks_reused():
+            last = [torch.ones(1 << 20), torch.ones(1 << 14)][1]
+            reused = faults()
+        assert resident() - begun < 4e6
+        assert faults() > 4 * reused
     assert last.all()
 
 

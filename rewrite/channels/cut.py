@@ -27,7 +27,7 @@ from .flow import Flow, Key
 from .labels import joined
 from .numbers import old_numbers, renumbered
 from .reach import Reach
-from .selection import Selection, selected
+from .selection import Selection, selected, since
 from .sizes import settings, shape_at, specs_of
 
 
@@ -61,7 +61,7 @@ def shrink(work: Work, removed: Iterable[int]) -> Steps:
     kept, numbers, gone = work.kept, dict(work.numbers), set(work.gone)
     work.kept = kept.more(set(removed))
     try:
-        steps = _planned(work, work.kept.lost)
+        steps = _planned(work, kept)
     except LissomError:
         work.kept, work.numbers, work.gone = kept, numbers, gone
         raise
@@ -90,10 +90,10 @@ class Steps:
     fits: dict[fx.Node, Fit] = field(default_factory=dict)
 
 
-def _planned(work: Work, lost: Tensor) -> Steps:
-    """All that can fail, so that nothing is left half done."""
-    reach = work.reach
-    sliced = {key: _sliced(work, reach.paths[key][0]) for key in reach.keys_of(lost)}
+def _planned(work: Work, before: Selection) -> Steps:
+    """All that can fail, so that nothing is left half done. before: what was kept until now."""
+    reach, lost = work.reach, work.kept.lost
+    sliced = {key: _sliced(work, reach.paths[key][0], before) for key in reach.keys_of(lost)}
     tensors = {key: tensor for key, tensor in sliced.items() if tensor is not None}
     waiting = reach.nodes_of(lost)
     steps = Steps(lost, tensors, _skipped(work, waiting))
@@ -178,16 +178,18 @@ def _scaled(work: Work, call: OpCall) -> None:
 # -- parameters ------------------------------------------------------------------------------------
 
 
-def _sliced(work: Work, path: str) -> Tensor | None:
-    """What stays of a parameter; None where all of it does."""
-    key, tensor = work.flow.key(path), tensor_at(work.flow.view.root, path)
-    axes = work.kept.axes(work.flow.params.get(key, ()))
+def _sliced(work: Work, path: str, before: Selection) -> Tensor | None:
+    """What stays of a parameter, of what earlier cuts left of it; None where all of it does."""
+    key, whole = work.flow.key(path), tensor_at(work.flow.view.root, path)
+    tracks = work.flow.params.get(key, ())
+    axes = work.kept.axes(tracks)
     if not axes:
         return None
     if not all(map(len, axes.values())):
         place, hint = Label(None, where=path), "keep at least one feature"
         raise fail("R011", f"nothing would be left of `{path}`", place, help=hint)
-    return in_format_of(selected(tensor.detach(), axes), (tensor,))
+    left = work.tensors.get(key, whole.detach())
+    return in_format_of(selected(left, since(axes, before.axes(tracks))), (whole,))
 
 
 def _held(work: Work, path: str) -> None:

@@ -111,6 +111,18 @@ def selected(tensor: Tensor, axes: Axes) -> Tensor:
     return tensor
 
 
+def since(axes: Axes, before: Axes) -> Axes:
+    """Where the positions that stay are among those that stayed before, for axes that lose more."""
+    found = {}
+    for axis, kept in axes.items():
+        known = before.get(axis)
+        if known is None:
+            found[axis] = kept
+        elif len(kept) < len(known):
+            found[axis] = torch.searchsorted(known, kept)
+    return found
+
+
 def shrunk(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     """What stays of a shape."""
     return tuple(len(axes[axis]) if axis in axes else n for axis, n in enumerate(shape))

@@ -40,12 +40,40 @@ def large_blocks_mapped() -> Iterator[None]:
         return
     setting, trim = glibc
     setting(_THRESHOLD, LARGE)
+    _mapped.append(True)
     try:
         yield
     finally:
-        setting(_THRESHOLD, USUAL)
-        setting(_TRIM, 2 * USUAL)
+        _mapped.pop()
+        _as_usual(setting)
         trim(0)
+
+
+@contextmanager
+def large_blocks_reused() -> Iterator[None]:
+    """Not so while this lasts: where blocks of much the same sizes come and go, one that is mapped
+    anew costs more than what is computed in it.
+    """
+    glibc = _glibc()
+    if glibc is None or not _mapped:
+        yield
+        return
+    setting, trim = glibc
+    _as_usual(setting)
+    try:
+        yield
+    finally:
+        setting(_THRESHOLD, LARGE)
+        trim(0)
+
+
+_mapped: list[bool] = []
+"""One for each `large_blocks_mapped` that lasts."""
+
+
+def _as_usual(setting: Callable[[int, int], int]) -> None:
+    setting(_THRESHOLD, USUAL)
+    setting(_TRIM, 2 * USUAL)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ...grammar.diagnostics import Label
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import functions_in
-from ..apply.cost import model_costs, not_counted, present_costs
+from ..apply.cost import not_counted, present_costs
 from ..graph.snapshot import finish
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import Metrics, drift, drift_from, outputs
@@ -35,7 +35,7 @@ class Measures:
         self.program = program
         self.metrics = metrics
         self.names = names
-        self.original = model_costs(state.module, state.view)
+        self.original = present_costs(state)
         self.timed: Latency
         self._apart: list[float] | None = None
         self._given: Given | None = None

@@ -18,7 +18,7 @@ from ...grammar.diagnostics import Diagnostic, Label, fail
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ...grammar.tree.rules import RULE_KINDS
-from ..apply.cost import model_costs
+from ..apply.cost import present_costs
 from ..apply.queries import QUESTIONS
 from ..capture.capture import Captured, capture
 from ..capture.inputs import Case, stand_in
@@ -165,7 +165,7 @@ def compile_checked(
         captured = capture(model, example, second=options.second, prove=options.verify)
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
-    before = model_costs(state.module, state.view)
+    before = present_costs(state)
     run = PipelineRun(
         state,
         program,
@@ -179,7 +179,7 @@ def compile_checked(
         run.run()
     finish(state.module)
     state.module.eval()  # containers that rewrites made begin in training mode
-    after = model_costs(state.module, state.view)
+    after = present_costs(state)
     return Compiled(
         state.module,
         original,

@@ -18,7 +18,7 @@ from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import over_ops
 from ...grammar.tree.rules import RULE_KINDS
-from ..apply.cost import model_costs
+from ..apply.cost import present_costs
 from ..apply.faulty_sites import stage_equality, undo
 from ..graph.digest import weights_at
 from ..graph.snapshot import finish, snapshot
@@ -110,7 +110,7 @@ class PipelineRun:
         begun = time.perf_counter()
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
         weights = weights_at(entry)
-        before = model_costs(self.state.module, self.state.view)
+        before = present_costs(self.state)
         while True:
             barred = len(self.state.barred)
             runner = Runner(self.state, stage.name.text, progress=progress)
@@ -149,7 +149,7 @@ class PipelineRun:
         begun: float,
         broken: Verdict | None = None,
     ) -> None:
-        after = model_costs(self.state.module, self.state.view)
+        after = present_costs(self.state)
         reason = "" if broken is None else f"`{broken.claim}` does not hold: {broken.detail}"
         seconds = time.perf_counter() - begun
         self.state.journal.add(

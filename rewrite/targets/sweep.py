@@ -20,6 +20,7 @@ from ..channels.classes import DimClass
 from ..channels.flow import Flow
 from ..channels.update_after_cut import CutEffect, Shrinking, cut_and_carry
 from ..journal import Costs, Verdict
+from ..measure.large_blocks import large_blocks_reused
 from ..rules.binding import NoMatch, left_for
 from ..rules.global_ranking import Survey
 from ..rules.rule import CompiledRule
@@ -81,7 +82,7 @@ class Sweep:
 
     def plan(self, places: Sequence[DimClass], most: float, tell: Callable[[int], None]) -> None:
         """Tries candidates in their order, until `most` were cut."""
-        with self.in_hand():
+        with self.in_hand(), large_blocks_reused():
             for number, place in enumerate(places, 1):
                 if len(self.made) >= most:
                     break
