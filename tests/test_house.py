@@ -14,6 +14,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+from lissom.grammar.library.vocabulary import library
+
 ROOT = Path(__file__).parent.parent
 FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 """From the ground up. Where an import names no floor, it names another package."""
@@ -287,6 +289,143 @@ def test_the_language_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'numpy'}} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (run.stdout.strip(), run.returncode) == ("[]", 0), run.stderr
+
+
+# -- ops -------------------------------------------------------------------------------------------
+
+ALL = "*"
+MAY_NAME_OPS = {
+    "functions and methods of torch, by the names that torch gives them": {
+        "ops/aten.py": ALL,
+        "ops/reported.py": ALL,
+        "graph/scalars.py": ALL,
+        "capture/tracer.py": "unbind split chunk",
+        "capture/instruments.py": "tanh relu mul",
+        "measure/twins.py": "dropout clone detach",
+    },
+    "settings and layers, by the words that torch has for their values": {
+        "channels/classes.py": "amin",
+        "channels/movement.py": "pad",
+        "ops/layers.py": "dropout",
+        "proving/models/settings.py": "any floor trunc tanh linear",
+        "runtime/int8.py": "relu hardswish",
+        "runtime/kernels.py": "relu hardswish hardtanh sum",
+        "store/layers.py": "dropout relu gelu",
+    },
+    "words of rules and of declarations: types, functions, clauses": {
+        "match/site.py": "clone",
+        "ops/declaration.py": "any",
+        "ops/dims.py": "max min sum",
+        "ops/example_calls.py": "any",
+        "rules/scope.py": "all",
+        "proving/guards/predicates.py": "abs",
+        "proving/mutants/alter_values.py": "einsum max min",
+        "proving/mutants/pieces.py": "abs sqrt exp",
+    },
+    "English": {
+        "capture/structure.py": "contiguous",
+        "proving/mutants/pieces.py": "mean sum",
+    },
+    "arithmetic that only code can hold; what is missing there is an opaque function": {
+        "proving/algebra/field_ops.py": ALL,
+        "proving/algebra/field_tensor.py": ALL,
+    },
+    "models and mistakes that the tester writes with ops of the library": {
+        "proving/dims/drawing.py": ALL,
+        "proving/dims/models.py": ALL,
+        "proving/dims/moves.py": ALL,
+        "proving/dims/near.py": ALL,
+        "proving/dims/steps.py": ALL,
+        "proving/models/builder.py": "relu tanh neg sigmoid contiguous clone",
+        "proving/mutants/alter_steps.py": "abs cast flip neg relu roll tanh",
+        "proving/params/near.py": "sum",
+        "proving/values/mutants.py": "mul neg",
+    },
+}
+"""Why a module of the engine may hold a literal that is the name of a declared op, and which: what
+an op is, its declaration says. docs/architecture.md gives the reasons.
+"""
+
+OPS = frozenset(library().names())
+
+
+def literals(text: str) -> set[str]:
+    """The strings that are names of ops; docstrings are none."""
+    tree = ast.parse(text)
+    said = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    nodes = (n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in said)
+    words = (word for n in nodes if isinstance(n.value, str) for word in whole_words(n.value))
+    return OPS & set(words)
+
+
+def whole_words(text: str) -> list[str]:
+    """The string itself; each of several names in a row, `"relu clamp".split()`, if all are ops."""
+    parts = text.split()
+    return parts if len(parts) > 1 and set(parts) <= OPS else [text]
+
+
+def asks_for_ops(text: str) -> list[str]:
+    """Comparisons of an op's name, and look-ups in a vocabulary, with a literal."""
+    tree = ast.parse(text)
+    found = [n for n in ast.walk(tree) if isinstance(n, ast.Compare) and is_op_name(n.left)]
+    inside = [child for n in found for c in n.comparators for child in ast.walk(c)]
+    keys = (n for n in ast.walk(tree) if isinstance(n, ast.Subscript))
+    inside += [n.slice for n in keys if ast.unparse(n.value).endswith("vocabulary")]
+    return [n.value for n in inside if isinstance(n, ast.Constant) and n.value in OPS]
+
+
+def is_op_name(node: ast.expr) -> bool:
+    """`call.op.name`, `spec.name`, `op_name`."""
+    return re.fullmatch(r"(.*\.)?(op|spec)(\.name|_name)", ast.unparse(node)) is not None
+
+
+def test_what_an_op_is_its_declaration_says() -> None:
+    allowed: dict[str, set[str]] = {}
+    for modules in MAY_NAME_OPS.values():
+        for name, words in modules.items():
+            allowed.setdefault(name, set()).update(words.split())
+    engine = ROOT / "rewrite"
+    texts = {str(p.relative_to(engine)): p.read_text("utf-8") for p in files_of("rewrite")}
+    found = {name: words for name, text in texts.items() if (words := literals(text))}
+    new = {n: w - allowed.get(n, set()) for n, w in found.items() if ALL not in allowed.get(n, ())}
+    assert {name: words for name, words in new.items() if words} == {}
+    stale = {n: w - found.get(n, set()) - {ALL} for n, w in allowed.items()}
+    assert {name: words for name, words in stale.items() if words} == {}
+    assert allowed.keys() <= found.keys()
+    assert {name: asked for name, text in texts.items() if (asked := asks_for_ops(text))} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('if call.op.name == "conv2d": pass', {"conv2d"}),
+        ('_TABLE = {"batch_norm": 1, "batch": 2}', {"batch_norm"}),
+        ('_SELECTING = "relu clamp".split()', {"relu", "clamp"}),
+        ('"""relu"""', set()),
+        ('message = "relu of it"', set()),
+    ],
+)
+def test_a_literal_that_names_an_op_would_be_seen(line: str, words: set[str]) -> None:
+    assert literals(line) == words
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'call.op.name == "where"',
+        'spec.name in ("sum", "any")',
+        'op_name != "max"',
+        'state.vocabulary["split"]',
+    ],
+)
+def test_an_op_that_is_asked_for_by_name_would_be_seen(line: str) -> None:
+    """Also where another meaning of the word is welcome."""
+    assert asks_for_ops(line) != []
+
+
+def test_why_a_module_names_ops_is_said() -> None:
+    text = " ".join((ROOT / "docs" / "architecture.md").read_text("utf-8").split())
+    assert [reason for reason in MAY_NAME_OPS if reason not in text] == []
 
 
 def test_no_function_is_long() -> None:

@@ -135,7 +135,7 @@ class _Transfer:
         # vmap's bookkeeping calls have no users, but the calls between them only work in their
         # order.
         new.meta["effect"] = "_functorch" in (getattr(node.target, "__module__", None) or "")
-        new.meta["stack"] = list((node.meta.get("nn_module_stack") or {}).items())
+        new.meta["inside"] = list((node.meta.get("nn_module_stack") or {}).items())
         self.where[node] = new
 
     def _output(self, node: fx.Node) -> None:
@@ -183,7 +183,7 @@ def _lift(graph: fx.Graph, root: nn.Module) -> None:
 def _groups(graph: fx.Graph, modules: dict[str, nn.Module]) -> Iterator[tuple[str, list[fx.Node]]]:
     groups: dict[str, tuple[str, list[fx.Node]]] = {}
     for node in graph.nodes:
-        for key, (path, _) in node.meta.pop("stack", ()):
+        for key, (path, _) in node.meta.pop("inside", ()):
             if path in modules and path and is_leaf(modules[path]):
                 groups.setdefault(key, (path, []))[1].append(node)
                 break

@@ -53,10 +53,15 @@ def spelled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spell
     return "call_function", target, args, kwargs
 
 
+def operator_of(name: str, count: int) -> Callable[..., Any] | None:
+    """Python's operator for a function of torch of that name with `count` arguments."""
+    return _OPERATORS.get(name) if count == (1 if name == "neg" else 2) else None
+
+
 def _general(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelled | None:
-    arity = 1 if name == "neg" else 2
-    if name in _OPERATORS and len(args) == arity and not kwargs:
-        return "call_function", _OPERATORS[name], args, kwargs
+    own = None if kwargs else operator_of(name, len(args))
+    if own is not None:
+        return "call_function", own, args, kwargs
     functional = getattr(nn.functional, name, None)
     if isinstance(functional, _BUILTIN) or name in _FUNCTIONAL:
         return "call_function", functional, args, kwargs

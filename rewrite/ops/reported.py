@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .aten import Kind, is_operator, spelled
+from .aten import Kind, is_operator, operator_of, spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,6 @@ _PARAMETERS |= {f"conv_transpose{axes}d": _CONV_TRANSPOSE for axes in (1, 2, 3)}
 
 # Methods behind Python's operators. `x + y` and `x.add(y)` reach torch as the same call; the
 # operator is kept.
-_OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "matmul": operator.matmul,
-    "neg": operator.neg,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
 _DUNDERS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 _DUNDERS += ("lshift", "rshift", "eq", "ne", "lt", "le", "gt", "ge", "neg", "abs", "invert")
 _DUNDERS += ("getitem", "setitem", "contains")
@@ -118,9 +103,9 @@ def _operator(name: str, args: tuple[Any, ...]) -> ReportedCall:
         return ReportedCall("call_function", _METHODS[name], args, {})
     if name in _REVERSED:
         return ReportedCall("call_function", _REVERSED[name], (args[1], args[0]), {})
-    arity = 1 if name == "neg" else 2
-    if name in _OPERATORS and len(args) == arity:
-        return ReportedCall("call_function", _OPERATORS[name], args, {})
+    own = operator_of(name, len(args))
+    if own is not None:
+        return ReportedCall("call_function", own, args, {})
     return ReportedCall("call_method", name, args, {})
 
 
