@@ -227,3 +227,31 @@ def test_a_computed_weight_of_an_own_layer_is_stored_as_one() -> None:
         module = capture(model, (X,)).module
     assert list(dict(module.named_parameters())) == ["folded_weight"]
     assert GraphView(module, ops).calls_of("dense")
+
+
+APART = """
+import torch
+
+def bent(x, slope, power=1.0):
+    return x * slope * (1 + x.abs()) ** power
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x):
+        return torch.relu(bent(x, self.slope))
+"""
+
+
+def test_a_function_of_code_that_python_knows_no_module_of_is_kept_whole() -> None:
+    """A file that was read and run, a cell of a notebook that was deleted."""
+    names: dict[str, Any] = {"__name__": "nowhere"}
+    exec(compile(APART, "apart.py", "exec"), names)
+    own = {"own.bent": names["bent"]}
+    ops = Vocabulary.from_files([parse(OP.replace("SPELLING", ""), "own.lissom")], own)
+    with declared(ops):
+        module = capture(names["Model"]().eval(), (X,)).module
+    assert [n.target for n in GraphView(module, ops).calls_of("bent")] == [names["bent"]]
+    assert names["bent"] is own["own.bent"]

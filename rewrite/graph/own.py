@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -40,20 +40,34 @@ def is_own(module: nn.Module) -> bool:
 
 
 def named_functions(root: nn.Module) -> Iterator[tuple[Any, str]]:
-    """(module, name) of each global by which code of the model calls a declared function."""
-    functions = {id(own) for own in _own() if not isinstance(own, type)}
-    for module in _modules(root) if functions else ():
-        yield from ((module, name) for name, held in vars(module).items() if id(held) in functions)
+    """(owner, name) of each global by which code of the model calls a declared function."""
+    functions = [own for own in _own() if not isinstance(own, type)]
+    known = set(map(id, functions))
+    for names in _namespaces(root, functions) if functions else ():
+        owner = _Globals(names)
+        yield from ((owner, name) for name, held in list(names.items()) if id(held) in known)
 
 
-def _modules(root: nn.Module) -> Iterable[Any]:
-    """The Python modules that hold the code of the model and of the functions themselves."""
+class _Globals:
+    """Global names as attributes: a module that was run from a file need not be one that Python
+    knows.
+    """
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self.__dict__ = names
+
+
+def _namespaces(root: nn.Module, functions: Iterable[Any]) -> Iterable[dict[str, Any]]:
+    """The global names of the code of the model, and of the functions themselves."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
-    names = {kind.__module__ for kind in kinds} | {f.__module__ for f in _functions()}
-    loaded = (sys.modules.get(name) for name in sorted(names) if not name.startswith("torch"))
-    return [module for module in loaded if module is not None]
+    code = [held for kind in kinds if not _is_of_torch(kind) for held in vars(kind).values()]
+    found = {id(f.__globals__): f.__globals__ for f in (*code, *functions) if _is_function(f)}
+    return found.values()
 
 
-def _functions() -> list[Callable[..., Any]]:
-    own = (own for own in _own() if not isinstance(own, type))
-    return [f for f in own if isinstance(getattr(f, "__module__", None), str)]
+def _is_of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"
+
+
+def _is_function(held: Any) -> bool:
+    return isinstance(held, FunctionType) and not str(held.__module__).startswith("torch.")
