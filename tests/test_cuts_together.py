@@ -200,6 +200,23 @@ def test_only_what_a_cut_moved_is_grouped_anew(seed: int) -> None:
         assert all(moved.isdisjoint(found[key][1]) for key in found.keys() - dims)
 
 
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_what_is_known_of_calls_is_what_the_cut_graph_says(seed: int) -> None:
+    flow = analyse(GraphView(drawn(Rolled(seed)).module))
+    for model, _, _ in cut_by_cut(flow):
+        known, fresh = model.flow.view, GraphView(model.module)
+        for node in model.module.graph.nodes:
+            a, b = known.call(node), fresh.call(node)
+            assert known.may_be(node) == fresh.may_be(node)
+            assert known.why_opaque(node) == fresh.why_opaque(node)
+            if a is None or b is None:
+                assert a is b
+            else:
+                assert (a.op, a.inputs, a.params, a.attrs) == (b.op, b.inputs, b.params, b.attrs)
+        for path in (name for name, _ in model.module.named_parameters()):
+            assert set(known.owners(path)) == set(fresh.owners(path))
+
+
 def test_the_cut_of_a_head_looks_at_its_block_alone() -> None:
     """However many blocks there are."""
     found = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
@@ -36,6 +37,11 @@ class _Dims:
     known: dict[str, Vectors] = field(default_factory=dict)
     bare: set[str] = field(default_factory=set)
     read: set[str] = field(default_factory=set)
+
+    @cached_property
+    def made(self) -> set[str]:
+        """The dimensions of the results."""
+        return outputs(self.call)
 
     def why(self, reason: str) -> KeepReason:
         return KeepReason(self.call.node.name, f"{self.call.op.name} {reason}")
@@ -182,7 +188,7 @@ def _apart(op: OpSpec) -> int | None:
 
 def _tell_inputs(dims: _Dims) -> None:
     """Parameters that the op reads like any value: `x @ w`."""
-    made = outputs(dims.call)
+    made = dims.made
     pairs = zip(dims.call.op.inputs, dims.call.inputs, strict=True)
     for spec, value in pairs:
         if spec.shape is None or not isinstance(value, fx.Node) or value.op != "get_attr":
@@ -206,7 +212,7 @@ def _passed_on(dims: _Dims) -> None:
 
 
 def _summed(dims: _Dims) -> None:
-    kept = outputs(dims.call)
+    kept = dims.made
     items = [item for item in dims.call.op.decl.items if isinstance(item, t.OpDim)]
     items = [item for item in items if dims.env.get(item.name.text, 0) is not None]
     computed = {name for item in items for name in (item.name.text, *names_of(item.value))}
@@ -229,7 +235,7 @@ def _sums(op: OpSpec, name: str) -> bool:
 
 def _write(dims: _Dims) -> None:
     """Parameters and results get the features of their dimensions; what only they have is new."""
-    op, made = dims.call.op, outputs(dims.call)
+    op, made = dims.call.op, dims.made
     for spec in op.params:
         path, tensor = dims.call.params[spec.name], dims.call.tensor(spec.name)
         if path is not None and tensor is not None and spec.shape is not None:
@@ -245,7 +251,7 @@ def _tell_roles(dims: _Dims, path: str, spec: ShapeSpec, shape: Sequence[int]) -
     """What the op does along each axis of a parameter, by the dimensions with more than one
     position that the axis is made of.
     """
-    made = outputs(dims.call)
+    made = dims.made
     for axis, expr in enumerate(axis_exprs(spec, len(shape))):
         terms = factors(expr) or []
         pairs = zip(terms, _sizes(dims, terms, shape[axis]) if terms else (), strict=True)

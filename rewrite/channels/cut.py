@@ -65,7 +65,7 @@ def shrink(work: Work, removed: Iterable[int]) -> Steps:
     except LissomError:
         work.kept, work.numbers, work.gone = kept, numbers, gone
         raise
-    work.layers, work.fresh, work.dropped = set(), [], []
+    work.layers, work.rewritten, work.fresh, work.dropped = set(), set(), [], []
     for key, tensor in steps.tensors.items():
         work.tensors[key] = tensor
         work.parameters.pop(key, None)
@@ -226,8 +226,10 @@ def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
 
 def _layer(work: Work, call: OpCall) -> None:
     """An op whose parameters were sliced."""
-    attrs = {**call.attrs, **_sized(work, call)}
-    target = str(call.node.target)
+    sized = _sized(work, call)
+    if sized:
+        work.rewritten.add(call.node)
+    attrs, target = {**call.attrs, **sized}, str(call.node.target)
     is_layer = call.node.op == "call_module"
     if is_layer and target not in work.layers:
         work.layers.add(target)

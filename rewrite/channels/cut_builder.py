@@ -42,7 +42,8 @@ class Work:
     of new layers. numbers: what nodes that give no tensors give now, where that changed. layers:
     those that were built for this cut. gone: nodes of the old graph that have no new one any more.
     respelled: those that are written otherwise in the new one, each with the nodes that it needs
-    besides. fresh, dropped: nodes of the new graph that this cut added and erased.
+    besides. fresh, dropped: nodes of the new graph that this cut added and erased. rewritten: nodes
+    of the old graph whose call or settings this cut changed.
 
     Features may go in several cuts. Each makes anew what it reaches, from the old model and all
     that has gone by then, so that the result is that of one cut.
@@ -61,6 +62,7 @@ class Work:
     respelled: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     fresh: list[fx.Node] = field(default_factory=list)
     dropped: list[fx.Node] = field(default_factory=list)
+    rewritten: set[fx.Node] = field(default_factory=set)
 
     def tracks(self, node: fx.Node, result: int = 0) -> Labels:
         """What the analysis said; nothing of parameters that it did not need."""
@@ -155,6 +157,7 @@ class Work:
     ) -> None:
         """The node that was copied calls something else; it keeps its name and its readers."""
         new = self.new[node]
+        self.rewritten.add(node)
         new.op, new.target, new.args, new.kwargs = op, target, args, kwargs
 
     def _renewed(self, value: Any) -> Any:

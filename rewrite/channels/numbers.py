@@ -46,6 +46,7 @@ def old_numbers(work: Work, node: fx.Node) -> None:
     """Numbers that are no sizes here stay what they were."""
     was = {work.new[n]: n.meta["val"] for n in node.all_input_nodes if n in work.numbers}
     new = work.new[node]
+    work.rewritten.add(node)
     new.args, new.kwargs = fx.node.map_aggregate(  # type: ignore[assignment]
         (new.args, new.kwargs), lambda value: _constant(was, value)
     )

@@ -66,7 +66,8 @@ class Shrinking:
         steps = shrink(work, removed)
         nodes = [node for node in steps.nodes if node not in work.gone]
         changed = [*work.fresh, *(work.new[node] for node in nodes)]
-        for node in (*work.dropped, *changed):
+        again = [*work.fresh, *(work.new[node] for node in nodes if node in work.rewritten)]
+        for node in (*work.dropped, *again):
             flow.view.forget(node)
         for node in work.dropped:
             flow.values.pop(node, None)
@@ -75,8 +76,10 @@ class Shrinking:
         for node in nodes:
             results = work.flow.values[node]
             flow.values[work.new[node]] = [_left(work, flow.atoms, one) for one in results]
-        for node in changed:
+        for node in again:
             flow.view.add(node)
+        for node in nodes:
+            flow.view.hold_anew(work.new[node])
         moved = self._relabel(set(steps.tensors)) or work.kept.products(steps.lost)
         beside = work.reach.beside(steps.lost) if moved else steps.lost[:0]
         return CutEffect(changed, work.dropped, work.kept.leaves_of(beside))

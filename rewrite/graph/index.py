@@ -127,6 +127,14 @@ class GraphView:
         inputs = tuple(_exchanged(value, old, new) for value in found.inputs)
         self._read[reader] = reader.args, reader.kwargs, found.with_inputs(inputs)
 
+    def hold_anew(self, node: fx.Node) -> None:
+        """Other tensors are in the places of those that a node holds; its call and its settings
+        are what they were.
+        """
+        if self._owners is not None:
+            self._owners.forget(node)
+            self._owners.add(node)
+
     def forget(self, node: fx.Node) -> None:
         """Drop a node that is about to be erased, or whose module changed."""
         self._read.pop(node, None)
