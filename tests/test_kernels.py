@@ -122,7 +122,7 @@ def test_an_own_function_that_nobody_gives_is_refused_before_anything_runs() -> 
         torch.nn.Sequential(torch.nn.ReLU()).eval(),
         OWN + "pipeline p { stage s { once asks } }",
     )
-    with pytest.raises(LissomError, match=r"R002.*`planted`, which is given by nobody") as caught:
+    with pytest.raises(LissomError, match=r"N001.*`planted`, which is given by nobody") as caught:
         lissom.compile(model, text, inputs=(torch.ones(2),))
     (found,) = caught.value.diagnostics
     assert 'functions = {"planted": ...}' in found.helps[0]
@@ -140,7 +140,7 @@ def test_a_function_that_another_file_declares_is_refused_too(tmp_path: Path) ->
     program = load_program(tmp_path / "second.lissom")
     (rule,) = program.file.all(tree.Rule)
     assert [d.code for d in check_program(program)] == []
-    with pytest.raises(LissomError, match=r"R002.*`planted`"):
+    with pytest.raises(LissomError, match=r"N001.*`planted`"):
         compile_rule(rule, {}, functions=FUNCTIONS, declared=program.declarations)
     assert compile_rule(
         rule, {}, functions={**FUNCTIONS, "planted": len}, declared=program.declarations

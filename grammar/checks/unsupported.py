@@ -37,7 +37,8 @@ class Externs(Protocol):
 def unsupported(
     rule: t.Rule, functions: Container[str] | None, declared: Externs | None = None
 ) -> Iterator[Diagnostic]:
-    """Why no engine can apply a rule: V004 for an open guard, R002 for all else.
+    """Why no engine can apply a rule: V004 for an open guard, N001 for a function that a file
+    declares and nobody gives, R002 for all else.
 
     functions: the names that can be computed beside those of the library, None if it is not asked.
     declared: the declarations whose functions are asked for, those of the library if left out.
@@ -79,7 +80,8 @@ def _functions(rule: t.Rule, functions: Container[str], declared: Externs) -> It
             why = "given by nobody" if own else "not in this version"
             message = f"rule `{rule.name}` needs `{name.text}`, which is {why}"
             help = f'give one in the model file: functions = {{"{name.text}": ...}}'
-            yield _refusal(message, name.span, why, help)
+            code = "N001" if own else "R002"
+            yield Diagnostic(code, message, (Label(name.span, why),), helps=(help,))
 
 
 def _ops(value: t.Expr) -> Iterator[t.Call]:

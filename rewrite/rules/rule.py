@@ -228,8 +228,9 @@ def check_supported(
     source: t.Rule, functions: Container[str] | None = None, declared: Externs | None = None
 ) -> None:
     """Raises R002 where the rule needs parts of the language that have no engine yet, V004 where a
-    guard is left open. `functions` are the names that can be computed, None if that is not asked,
-    and `declared` where they are declared: in the library if left out.
+    guard is left open, N001 for a function that nobody gives. `functions` are the names that can be
+    computed, None if that is not asked, and `declared` where they are declared: in the library if
+    left out.
     """
     for refused in unsupported(source, functions, declared):
         raise LissomError(refused)
