@@ -220,6 +220,7 @@ def _others(value: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_rewrites(path: Path, update_golden: bool) -> None:
+    """H01, H05: shared weights and writes in between are among the pairs of `graph.lissom`."""
     before, written = path.read_text("utf-8"), tried(path).text
     if update_golden:
         path.write_text(written, "utf-8")
