@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import channels, importance, lowrank, separable, sparsity, tensors
+from . import channels, importance, lowrank, quantization, separable, sparsity, tensors
 
-MODULES = (tensors, channels, importance, separable, lowrank, sparsity)
+MODULES = (tensors, channels, importance, separable, lowrank, sparsity, quantization)
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function for module in MODULES for function in module.FUNCTIONS

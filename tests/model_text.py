@@ -43,7 +43,7 @@ from lissom.rewrite.ops.vocabulary import Vocabulary
 
 TYPES = {
     "half": torch.float16, "float": torch.float32, "long": torch.int64, "byte": torch.uint8,
-    "bool": torch.bool,
+    "char": torch.int8, "bool": torch.bool,
 }  # fmt: skip
 """The types of numbers that are written; float64 is not."""
 
@@ -70,7 +70,10 @@ class Numbers:
 
 def _drawn(shape: tuple[int, ...], kind: str, purpose: str, generator: torch.Generator) -> Tensor:
     """Floating ones are of both signs and none is near zero; variances are positive."""
-    if kind in ("long", "byte", "bool"):
+    if kind in ("byte", "char"):
+        ends = torch.iinfo(TYPES[kind])
+        return torch.randint(ends.min, ends.max, shape, generator=generator).to(TYPES[kind])
+    if kind in ("long", "bool"):
         return torch.randint(2, shape, generator=generator).to(TYPES[kind])
     if kind in ("zeros", "ones"):
         return getattr(torch, kind)(shape, dtype=torch.float64)

@@ -57,15 +57,15 @@ def test_a_function_of_a_later_version_that_the_host_gives_runs() -> None:
 approx rule sparse {
   match { y = linear(x) as l }
   where { max(abs(l.weight)) > 0 }
-  let { w = dequantize(l.weight, 0.01, 0) }
+  let { w = codebook(l.weight, l.weight) }
   perturb { l.weight := w }
   rewrite { y = l(x, weight = w) }
   ensure { error(y) <= 100% }
 }
 pipeline p { stage s { once sparse } }
 """
-    assert "`dequantize`, which is not in this version" in refusal(text)
-    given = {"dequantize": lambda w, scale, zero: (w / scale).round() * scale + zero}
+    assert "`codebook`, which is not in this version" in refusal(text)
+    given = {"codebook": lambda w, book: (100 * w).round() / 100}
     x = torch.randn(2, 3, 8, 8)
     result = lissom.compile(network(), text, inputs=(x,), functions=given)
     assert [event.rule for event in result.applied] == ["sparse"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lissom.rewrite.runtime import int8, kernels, layers
 
@@ -52,6 +52,24 @@ def tensors(draw: random.Random, *shape: int) -> tuple[Tensor, Tensor, Tensor | 
     return weight, scale, bias
 
 
+def layer_of(
+    kind: Any, weight: Tensor, scale: Tensor, bias: Tensor | None = None, **settings: Any
+) -> Any:
+    """A layer with these tensors."""
+    outputs, inputs, *kernel = weight.shape
+    sizes = (inputs * settings.get("groups", 1), outputs, *([tuple(kernel)] if kernel else []))
+    layer = kind(*sizes, bias=bias is not None, **settings)
+    given = {"weight": weight, "scale": scale, "bias": bias}
+    for name, tensor in given.items():
+        if tensor is not None:
+            setattr(layer, name, fixed(tensor))
+    return layer
+
+
+def fixed(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
 def convolution(draw: random.Random) -> tuple[layers.Int8Layer, Tensor]:
     axes = draw.choice((1, 2, 2, 3))
     groups, wide = draw.choice((1, 1, 2, 5)), draw.choice((1, 3, 8))
@@ -65,13 +83,14 @@ def convolution(draw: random.Random) -> tuple[layers.Int8Layer, Tensor]:
         "groups": groups,
     }
     own = tensors(draw, outputs, inputs // groups, *kernel)
-    return CONVS[axes](*own, **given, **settings(draw)), codes_of(draw, 2, inputs, *sizes)
+    layer = layer_of(CONVS[axes], *own, **given, **settings(draw))
+    return layer, codes_of(draw, 2, inputs, *sizes)
 
 
 def linear(draw: random.Random) -> tuple[layers.Int8Layer, Tensor]:
     inputs, outputs = draw.choice((1, 5, 16, 64)), draw.choice((1, 3, 16))
     lead = draw.choice(((4,), (1,), (2, 3), (2, 1, 3)))
-    layer = layers.Int8Linear(*tensors(draw, outputs, inputs), **settings(draw))
+    layer = layer_of(layers.Int8Linear, *tensors(draw, outputs, inputs), **settings(draw))
     return layer, codes_of(draw, *lead, inputs)
 
 
@@ -130,7 +149,8 @@ def test_codes_stand_for_numbers_within_half_a_step() -> None:
 def of_8_by_4(**more: Any) -> layers.Int8Linear:
     torch.manual_seed(0)
     weight = torch.randint(-127, 128, (8, 4), dtype=torch.int8)
-    return layers.Int8Linear(weight, torch.rand(8) * 1e-2, torch.randn(8), zero=9, **more)
+    tensors = weight, torch.rand(8) * 1e-2, torch.randn(8)
+    return layer_of(layers.Int8Linear, *tensors, zero=9, **more)
 
 
 CODES = torch.arange(12, dtype=torch.uint8).reshape(3, 4) * 20
@@ -145,7 +165,7 @@ def test_a_weight_that_changes_is_packed_again() -> None:
     assert torch.equal(layer(CODES), layer._plain(CODES, None))
     layer.load_state_dict(of_8_by_4().state_dict())
     assert torch.equal(layer(CODES), first)
-    layer.weight = layer.weight.flip(0)
+    layer.weight = fixed(layer.weight.flip(0))
     assert torch.equal(layer(CODES), layer._plain(CODES, None))
     assert layer.ran == "oneDNN"
 
@@ -155,9 +175,9 @@ def test_strides_are_no_other_numbers() -> None:
     """oneDNN reads a strided weight, scale or bias as if it lay in order."""
     layer = of_8_by_4()
     want = layer(CODES)
-    layer.weight = layer.weight.t().contiguous().t()
-    layer.scale = torch.stack([layer.scale, layer.scale * 2], 1)[:, 0]
-    layer.bias = torch.stack([layer.bias, layer.bias * 2], 1)[:, 0]
+    layer.weight = fixed(layer.weight.t().contiguous().t())
+    layer.scale = fixed(torch.stack([layer.scale, layer.scale * 2], 1)[:, 0])
+    layer.bias = fixed(torch.stack([layer.bias, layer.bias * 2], 1)[:, 0])
     assert not layer.weight.is_contiguous()
     assert not layer.scale.is_contiguous()
     assert torch.equal(layer(CODES), want)
@@ -169,6 +189,7 @@ def test_copies_and_files_hold_plain_tensors() -> None:
     layer = of_8_by_4(output_scale=0.1)
     want = layer(CODES)
     assert sorted(layer.state_dict()) == ["bias", "scale", "weight"]
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
     copied = copy.deepcopy(layer)
     assert copied.ran is None
     assert torch.equal(copied(CODES), want)
@@ -185,10 +206,13 @@ def test_what_no_kernel_may_run_says_why() -> None:
     assert layer.ran is None
     assert layer(CODES[:0]).shape == (0, 8)
     assert layer.ran == "plain torch: there are no samples"
+    assert torch.equal(layer(CODES), layer._plain(CODES, None))
+    assert "no samples" not in str(layer.ran)
     layer.double()
     assert layer(CODES).dtype == torch.float64
     assert "these are torch.float64" in str(layer.ran)
-    long = layers.Int8Linear(torch.full((1, 1 << 17), 127, dtype=torch.int8), torch.ones(1))
+    most = torch.full((1, 1 << 17), 127, dtype=torch.int8)
+    long = layer_of(layers.Int8Linear, most, torch.ones(1))
     codes = torch.full((1, 1 << 17), 255, dtype=torch.uint8)
     assert long(codes).item() == 127 * 255 * (1 << 17)  # int32 would wrap
     assert long.ran == "plain torch: its sums may leave int32"
@@ -227,8 +251,9 @@ def test_shapes_at_which_onednn_is_wrong_stay_in_plain_torch() -> None:
     """
     draw = random.Random(0)
     codes = codes_of(draw, 2, 4, 7, 7)
-    wide = layers.Int8Conv2d(*tensors(draw, 160, 1, 3, 3), zero=79, stride=2, groups=4)
-    outside = layers.Int8Conv2d(*tensors(draw, 4, 1, 1, 1), zero=79, padding=1, groups=4)
+    kind, four = layers.Int8Conv2d, {"zero": 79, "groups": 4}
+    wide = layer_of(kind, *tensors(draw, 160, 1, 3, 3), stride=2, **four)
+    outside = layer_of(kind, *tensors(draw, 4, 1, 1, 1), padding=1, **four)
     for layer in (wide, outside):
         assert torch.equal(layer(codes), layer._plain(codes, None))
     assert "a window may lie in the padding alone" in str(outside.ran)
@@ -245,8 +270,9 @@ def test_shapes_at_which_onednn_is_wrong_stay_in_plain_torch() -> None:
 def test_tensors_that_would_be_misread_are_refused(
     weight: Tensor, scale: Tensor, bias: Tensor | None, what: str
 ) -> None:
+    layer = layer_of(layers.Int8Linear, weight, scale, bias)
     with pytest.raises((TypeError, ValueError), match=what):
-        layers.Int8Linear(weight, scale, bias)
+        layer(torch.zeros(2, 3, dtype=torch.uint8))
 
 
 def test_on_a_cpu_without_vnni_all_of_it_holds() -> None:

@@ -8,7 +8,7 @@ from ..diagnostics import Label
 from ..text.references import references
 from ..tree import tree as t
 from .declared import ATTR_TYPES, TRAITS, OpFacts
-from .kind import EXTERN_TYPES, TENSORS
+from .kind import DTYPES, EXTERN_TYPES, TENSORS
 from .report import Messages
 
 FUNCTIONS = frozenset(("numel", "size", "min", "max", "len", "rank"))
@@ -63,8 +63,9 @@ def _op(facts: OpFacts, report: Messages) -> None:
     op = facts.decl
     items = [i for i in op.items if isinstance(i, (t.OpParam, t.OpAttr, t.OpDim))]
     _unique((*op.inputs, *items), report)
-    for type_ in (*(p.type for p in op.inputs), *op.results):
-        _type(type_, ("int", "float", "bool", "any", "str"), report)
+    tensors = (*op.inputs, *(item for item in items if isinstance(item, t.OpParam)))
+    for type_ in (*(one.type for one in tensors), *op.results):
+        _type(type_, ("int", "float", "bool", "any", "str", *DTYPES), report)
     for attr in facts.attrs.values():
         _type(attr.type, ATTR_TYPES, report)
     _traits(facts, report)

@@ -10,14 +10,10 @@ from collections.abc import Iterator
 from ..diagnostics import Label, Span, did_you_mean
 from ..tree import tree as t
 from .declared import SymbolTable
-from .kind import TENSORS
+from .kind import DTYPES, TENSORS
 from .report import Messages
 from .sides import Sides, SideStep
 
-DTYPES = (
-    "float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool",
-    "complex64", "complex128",
-)  # fmt: skip
 CLASSES = "f (floating), i (whole), b (truth) and t (any)"
 
 

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from ..tree import tree as t
 
 TENSORS = frozenset("fibt")
+"""Classes of types of numbers."""
+DTYPES = (
+    "float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool",
+    "complex64", "complex128",
+)  # fmt: skip
 NUMBERS = frozenset(("int", "float", "frac", "number", "dim"))
 ARRAYS = NUMBERS | {"param", "tensor"}
 EXTERN_TYPES = frozenset(

@@ -179,7 +179,7 @@ class Kinds(Fold[Kind]):
         extern = self.known.extern(name)
         args = [] if name in FREE else [self._given(arg) for arg in expr.args]
         keywords = {k.name.text: self.of(k.value) for k in expr.keywords}
-        runs = ("rewrite", "exit", "perturb") if self.sides.ranged else ("rewrite", "exit")
+        runs = ("rewrite", "exit", "perturb") if self.sides.exchanged else ("rewrite", "exit")
         active = self.clause in runs
         if active and (extern is None or any(a.name == "value" for a in args)):
             return Kind("value")

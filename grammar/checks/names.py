@@ -260,7 +260,7 @@ class Names:
 
     def _unknown_function(self, name: str, span: Span, clause: str) -> None:
         is_op = self.known.is_op(name)
-        if is_op and clause == "perturb" and self.sides.ranged:
+        if is_op and clause == "perturb" and self.sides.exchanged:
             return  # what is given to the readers of a value is computed when the model runs
         if clause in ("rewrite", "exit") and (is_op or not nearest(name, self.known.extern_names)):
             return

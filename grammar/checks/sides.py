@@ -71,6 +71,15 @@ class Sides:
         """The values that the rule ranges over: they stay, and what reads them is given another."""
         return frozenset(clause.name.text for clause in self.rule.all(t.MatchValue))
 
+    @cached_property
+    def exchanged(self) -> frozenset[str]:
+        """The values in whose place `perturb` gives others: `x := clamp(x)`, in rules over ops and
+        over values.
+        """
+        moves = [m for p in self.rule.all(t.Perturb) for m in p.moves if isinstance(m, t.Assign)]
+        names = (str(m.path) for m in moves if len(m.path.parts) == 1)
+        return frozenset(names if self.rule.all(t.Match, t.MatchValue) else ())
+
     def op_of(self, step: SideStep, chosen: Mapping[int, str]) -> str:
         """The op that a build makes; that of the matched op if it is a copy."""
         source = self.handles.get(step.clone)
@@ -120,11 +129,11 @@ def sides(rule: t.Rule, known: SymbolTable) -> Sides:
 
 
 def perturbed_steps(rule: t.Rule, known: SymbolTable) -> list[SideStep]:
-    """The ops that `perturb { y := op(y) }` of a rule over values runs."""
+    """The ops that `perturb { y := op(y) }` runs."""
     result = Sides(rule)
     for move in (m for p in rule.all(t.Perturb) for m in p.moves if isinstance(m, t.Assign)):
         value = move.value
-        if not result.ranged or not isinstance(value, t.Call):
+        if str(move.path) not in result.exchanged or not isinstance(value, t.Call):
             continue
         if isinstance(value.function, t.Name) and known.is_op(value.function.text):
             _call_step(result, value, known, set())

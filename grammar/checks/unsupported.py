@@ -192,10 +192,13 @@ def _takes_features(name: str) -> bool:
 
 
 def _moves(rule: t.Rule) -> Iterator[Diagnostic]:
-    """Only weights of matched ops are moved."""
+    """Only weights of matched ops are moved, and what these read from outside."""
+    steps = [step for match in rule.all(t.Match) for step in t.walk(match)]
+    made = {word.text for s in steps if isinstance(s, t.OpPattern) for word in s.targets}
     for move in moves(rule):
-        if not isinstance(move, t.Assign) or len(move.path.parts) != 2:
-            message = "this version can only move the weights of matched ops"
+        parts = [part.text for part in move.path.parts] if isinstance(move, t.Assign) else []
+        if len(parts) != 2 and not (len(parts) == 1 and parts[0] not in made):
+            message = "only weights of matched ops, and what these read, can move"
             yield _refusal(message, move.span, "moved here", "write `c.weight := ...`")
 
 

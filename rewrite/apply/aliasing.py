@@ -9,7 +9,7 @@ from ..match.site import Site
 from ..ops.call import OpCall
 from ..rules.binding import PLAN, NoMatch
 from ..rules.state import State
-from .plan import Plan, Planned, flat
+from .planned import Plan, Planned, flat
 
 
 def unseen(state: State, site: Site, plan: Plan) -> NoMatch | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..ops.call import OpCall
-from .plan import Plan
+from .planned import Plan
 
 LARGEST_GRAM = 2048
 """Rows of the largest Gram matrix whose eigenvalues are worth their time; past it, the Frobenius
@@ -31,7 +31,11 @@ CLAIM = "no input moves the layer by more than this share of |weight| |input|"
 
 
 def weight_bounds(site: Site, plan: Plan) -> tuple[Verdict, ...]:
-    """One verdict for each perturbed weight of a layer that is linear in it and in its input."""
+    """One verdict for each perturbed weight of a layer that is linear in it and in its input. None
+    where another input is given, too: what that does, no norm says.
+    """
+    if plan.exchanged:
+        return ()
     return tuple(verdict for call in site.calls for verdict in _of_call(call, plan))
 
 

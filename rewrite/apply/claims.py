@@ -18,8 +18,9 @@ from ..ops.call import OpCall
 from ..rules.scope import Scope, shown
 from ..rules.state import State
 from .cost import calls_costs, not_counted, plan_costs
-from .plan import Plan, Planned
-from .run import Env, operand_value, run_nodes, run_plan, weights_read
+from .perturbed import run_perturbed
+from .planned import Plan, Planned
+from .run import Env, operand_value, run_plan, weights_read
 from .site_error import relative, site_error, squares
 from .verify import named_weights
 
@@ -178,7 +179,7 @@ def _equal(state: State, site: Site, plan: Plan, value: Any) -> float:
     held = weights_read(state.module, named_weights(site, plan), plan.moved, None)
     for values in state.samples.seen(state.module, site.inputs):
         env: Env = {**values, **held}
-        left = run_nodes(state.module, site.nodes, env, plan.moved, None)
+        left = run_perturbed(state.module, site, plan, env, plan.moved, None)
         right = run_plan(plan, env, None)
         for name, parts in found.items():
             parts.append(

@@ -22,7 +22,7 @@ from ..ops.spec import TensorSpec
 from ..rules.scope import ParamRef
 from ..rules.state import State
 from ..torch_internals import is_erased, order_of
-from .plan import Plan, Planned
+from .planned import Plan, Planned
 
 
 def emit_plan(state: State, site: Site, plan: Plan) -> dict[Planned, Emitted]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from ...grammar.checks.declared import BUFFERS
+from ...grammar.checks.kind import DTYPES
 from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.building import assertions
 from ..graph.index import GraphView
@@ -18,7 +19,7 @@ from ..ops.call import OpCall, module_at, tensor_at
 from ..ops.opspec import OpSpec
 from ..rules.scope import ParamRef
 from ..rules.state import State
-from .plan import Plan, Planned
+from .planned import Plan, Planned
 
 NAMED = 3
 """Uncounted ops that one line names."""
@@ -92,13 +93,13 @@ def plan_costs(plan: Plan) -> Costs:
     if not any(_weighs(planned.op) for planned in plan.ops):
         return Costs(0, 0, 0, len(plan.ops))
     weights = [
-        (name, *_in_precision(planned, value))
+        (name, *_in_precision(planned, name, value))
         for planned in plan.ops
         for name, value in planned.params.items()
         if value is not None
     ]
     return Costs(
-        sum(size for name, size, trained, _ in weights if trained and name not in BUFFERS),
+        sum(size for name, size, counts, _ in weights if counts and name not in BUFFERS),
         sum(count for *_, count in weights),
         sum(map(_planned_macs, plan.ops)),
         len(plan.ops),
@@ -127,13 +128,17 @@ def _planned_macs(planned: Planned) -> int:
     return planned.op.macs(planned.op.bind(planned.shapes, planned.attrs))
 
 
-def _in_precision(planned: Planned, value: Tensor | ParamRef) -> tuple[int, bool, int]:
-    """Numbers, whether they are floating, and bytes of a planned weight once it is stored."""
+def _in_precision(planned: Planned, name: str, value: Tensor | ParamRef) -> tuple[int, bool, int]:
+    """Numbers, whether they count as parameters, and bytes of a planned weight once it is stored.
+    Whole numbers are positions, say, unless the op declares a type for them: int8 weights.
+    """
+    typed = any(spec.name == name and spec.kind in DTYPES for spec in planned.op.params)
     if isinstance(value, ParamRef):
-        tensor = value.tensor
-        return tensor.numel(), tensor.is_floating_point(), tensor.numel() * tensor.element_size()
-    size = planned.dtype.itemsize if value.is_floating_point() else value.element_size()
-    return value.numel(), value.is_floating_point(), value.numel() * size
+        tensor, size = value.tensor, value.tensor.element_size()
+    else:
+        tensor = value
+        size = planned.dtype.itemsize if value.is_floating_point() else value.element_size()
+    return tensor.numel(), typed or tensor.is_floating_point(), tensor.numel() * size
 
 
 def _sum(tensors: Iterable[Tensor], macs: int, ops: int) -> Costs:

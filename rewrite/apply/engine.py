@@ -29,8 +29,16 @@ from .claims import after, before, check_claims
 from .commit import commit, emit_plan, insertion_point, origins
 from .exactness import check_exact, own_faults
 from .let_go import forget, let_go_of_parts
-from .plan import Plan, Planned, construct
-from .reasons import broken_claim, faulty_kernels, inexact, loses_what_it_reads, rule_span
+from .plan import construct
+from .planned import Plan, Planned
+from .reasons import (
+    broken_claim,
+    faulty_kernels,
+    inexact,
+    loses_what_it_reads,
+    moves_a_constant,
+    rule_span,
+)
 from .surroundings import Surroundings, surroundings
 from .unsound import unsound
 from .verify import check_shapes
@@ -138,6 +146,9 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     barred = state.barred.get((site.rule.label, site.name))
     if barred is not None:
         return faulty_kernels(site, barred)
+    constant = moves_a_constant(site)
+    if constant is not None:
+        return constant
     plan = construct(state, site)
     let_go_of_parts(site, plan)
     unfit = loses_what_it_reads(site, plan) or owners_miss(state, site) or unseen(state, site, plan)

@@ -15,7 +15,7 @@ from ..measure.rounding_model import absolute, magnitude, terms
 from ..ops.call import OpCall, tensor_at
 from ..ops.runtime_size import settled
 from ..rules.scope import ParamRef
-from .plan import Plan, Planned
+from .planned import Plan, Planned
 from .run import Env, cast, operand_value
 
 

@@ -15,7 +15,7 @@ from ..match.site import Site
 from ..measure.twins import KernelFault, kernel_faults
 from ..rules.state import State
 from .inputs import Probe
-from .plan import Plan, Planned
+from .planned import Plan, Planned
 from .run import cast
 from .verify import CLAIMS, Both, Comparison, check_on, free_inputs, verdict_of
 

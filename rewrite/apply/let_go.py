@@ -11,7 +11,7 @@ from ..match.site import Site
 from ..measure.large_blocks import LARGE, give_back
 from ..ops.call import tensor_at
 from ..rules.facts import Facts
-from .plan import Plan
+from .planned import Plan
 
 
 def let_go_of_parts(site: Site, plan: Plan) -> None:

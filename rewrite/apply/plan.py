@@ -5,7 +5,6 @@ changed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -19,54 +18,12 @@ from ..match.site import Site
 from ..ops.attributes import read_attr
 from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
-from ..ops.runtime_size import RuntimeSize, known, read_by, settable
+from ..ops.runtime_size import RuntimeSize, read_by, settable
 from ..ops.spec import TensorSpec
 from ..rules.no_value import NoValue
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
-
-
-@dataclass(eq=False, slots=True)
-class Planned:
-    """One op to build. Parameters are float64 results of the rule, or references that pass a weight
-    on unchanged.
-    """
-
-    op: OpSpec
-    inputs: tuple[Any, ...]
-    params: dict[str, Tensor | ParamRef | None]
-    attrs: dict[str, Any]
-    origin: OpCall | None
-    source: t.Node
-    dtype: torch.dtype
-    specs: tuple[TensorSpec, ...] = ()
-
-    @property
-    def shapes(self) -> dict[str, Any]:
-        """Shapes of inputs and parameters by declared name."""
-        given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
-        specs = {name: _spec(value) for name, value in (*given.items(), *self.params.items())}
-        return {
-            name: spec.shape if isinstance(spec, TensorSpec) else None
-            for name, spec in specs.items()
-        }
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters that are new numbers."""
-        return {name: value for name, value in self.params.items() if isinstance(value, Tensor)}
-
-
-@dataclass(slots=True)
-class Plan:
-    """What an application would do: ops in the order of building, the new value of each output,
-    moved weights, and the nodes of the graph that all this reads.
-    """
-
-    ops: list[Planned] = field(default_factory=list)
-    outputs: dict[str, Any] = field(default_factory=dict)
-    moved: dict[str, Tensor] = field(default_factory=dict)
-    reads: list[fx.Node] = field(default_factory=list)
+from .planned import Plan, Planned, check_shape, flat, require_spec, spec_known
 
 
 class Constructor:
@@ -90,12 +47,26 @@ class Constructor:
 
     def _perturb(self, clause: t.Perturb) -> None:
         for move in clause.moves:
+            if isinstance(move, t.Assign) and len(move.path.parts) == 1:
+                self._exchange(move, move.path.parts[0].text)
+                continue
             target = self._weight(move)
             assert isinstance(move, t.Assign)
             self.scope.replaces(target)
             value = self.scope.number(move.value)
             check_shape(move, value, target)
             self.plan.moved[target.path] = value
+
+    def _exchange(self, move: t.Assign, name: str) -> None:
+        node = self.scope.names.get(name)
+        if not isinstance(node, fx.Node) or node not in self.site.inputs:
+            message = f"`{name}` is no value that the matched ops read from outside"
+            raise fail("R002", message, Label(move.span), help="move what they read, or a weight")
+        made = Constructor(self.state, self.site)
+        new = made.graph_value(move.value)
+        require_spec(name, node, new, Label(move.span))
+        made.plan.outputs[name] = new
+        self.plan.exchanged[node] = made.plan
 
     def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
         if isinstance(move, t.Assign) and len(move.path.parts) == 2:
@@ -108,7 +79,7 @@ class Constructor:
             if ref is not None:
                 return ref
         raise fail(
-            "R002", "this version can only move the weights of matched ops", Label(move.span)
+            "R002", "only weights of matched ops, and what these read, can move", Label(move.span)
         )
 
     # -- building ----------------------------------------------------------------------------------
@@ -210,8 +181,9 @@ class Constructor:
             if isinstance(value, ParamRef):
                 self.scope.plain(value)
         full = {param.name: params.get(param.name) for param in op.params}
-        specs = {spec.name: _spec(value) for spec, value in zip(op.inputs, inputs, strict=False)}
-        weights = {name: _spec(value) for name, value in full.items()}
+        pairs = zip(op.inputs, inputs, strict=False)
+        specs = {spec.name: spec_known(value) for spec, value in pairs}
+        weights = {name: spec_known(value) for name, value in full.items()}
         dtype = self._dtype(specs)
         made = [s.name for s, v in zip(op.inputs, inputs, strict=False) if isinstance(v, Tensor)]
         specs |= _in_dtype({name: specs[name] for name in made}, dtype)
@@ -278,11 +250,6 @@ def _reads(plan: Plan) -> list[fx.Node]:
     return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
 
 
-def flat(values: Sequence[Any]) -> list[Any]:
-    """Operands with variadic ones spread out."""
-    return [v for value in values for v in (flat(value) if isinstance(value, tuple) else (value,))]
-
-
 def _solve(
     op: OpSpec,
     specs: dict[str, Any],
@@ -311,19 +278,6 @@ def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tup
     return (*values[:at], rest), ()
 
 
-def _spec(value: Any) -> Any:
-    """What a planned op knows of an operand or parameter before it runs."""
-    if isinstance(value, fx.Node):
-        return value.meta.get("val")
-    if isinstance(value, Planned):
-        return value.specs[0]
-    if isinstance(value, ParamRef):
-        value = value.tensor
-    if isinstance(value, Tensor):
-        return TensorSpec(tuple(value.shape), value.dtype)
-    return tuple(map(_spec, value)) if isinstance(value, tuple) else known(value)
-
-
 def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Specs with the double-precision results of the rule counted in the precision they will be
     rounded to.
@@ -335,13 +289,3 @@ def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def construct(state: State, site: Site) -> Plan:
     """The plan of a site. Raises `LissomError` where the rule's right side cannot be computed."""
     return Constructor(state, site).run()
-
-
-def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
-    """Raises R003 for numbers of another shape than those that they replace."""
-    if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
-        return
-    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    note = f"it is {shape}, the weight is {list(target.shape)}"
-    message = f"`{move.path}` keeps its shape when its numbers change"
-    raise fail("R003", message, Label(move.span), note=note)

@@ -25,7 +25,7 @@ from ..rules.dimension import DIM_QUESTIONS, DimValue, thinned
 from ..rules.global_ranking import survivors
 from ..rules.scope import ParamRef, Scope
 from .cost import calls_costs, not_counted, present_costs
-from .plan import Planned
+from .planned import Planned
 
 
 def owned(scope: Scope, *refs: Any) -> bool:

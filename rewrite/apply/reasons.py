@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from ...grammar.diagnostics import Label, Span, fail
 from ...grammar.tree import tree as t
 from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..measure.twins import FAULTY, KernelFault, faults_text
 from ..rules.binding import PLAN, NoMatch
-from .plan import Plan
+from .planned import Plan
 from .unsound import unsound
 
 
@@ -26,6 +28,19 @@ def loses_what_it_reads(site: Site, plan: Plan) -> NoMatch | None:
     hint = f"mark its line `shared {name} = ...`: then it stays"
     message = f"the rewrite reads `{name}`, which it removes"
     raise fail("N005", message, Label(rule_span(site)), help=hint)
+
+
+def moves_a_constant(site: Site) -> NoMatch | None:
+    """`x := ...` of `perturb` gives the matched ops another value than the model computes: where x
+    is a constant of the model, it computes none.
+    """
+    moves = [m for p in site.rule.source.all(t.Perturb) for m in p.moves]
+    for move in (m for m in moves if isinstance(m, t.Assign) and len(m.path.parts) == 1):
+        node, name = site.scope.names.get(str(move.path)), str(move.path)
+        if isinstance(node, fx.Node) and node not in site.inputs:
+            text = f"`{name}` is a constant of the model, no value that it computes"
+            return NoMatch(PLAN, 0, lambda text=text: text, move.span, node, "R015")
+    return None
 
 
 def inexact(site: Site, wrong: Verdict) -> NoMatch:

@@ -19,7 +19,7 @@ from ..ops.call import tensor_at
 from ..ops.runtime_size import RuntimeSize, read_by, settled
 from ..ops.spec import TensorSpec
 from ..rules.scope import ParamRef
-from .plan import Plan, Planned
+from .planned import Plan, Planned
 
 Env = dict[Any, Any]
 

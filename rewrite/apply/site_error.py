@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from ..match.site import Site
 from ..rules.state import State
-from .plan import Plan
+from .perturbed import run_perturbed
+from .planned import Plan
 from .run import Env, operand_value, run_nodes, run_plan, weights_read
 from .verify import named_weights
 
@@ -30,7 +31,7 @@ def site_error(state: State, site: Site, plan: Plan) -> tuple[Callable[[str], fl
         count += next((int(v.shape[0]) for v in tensors), 0)
         before, after = _both_sides(state.module, site, plan, values)
         for name, node in site.outputs.items():
-            new = after[node] if plan.moved else operand_value(plan.outputs[name], after)
+            new = after[node] if plan.perturbs else operand_value(plan.outputs[name], after)
             found[name].append(squares(before[node], new))
 
     return lambda name: relative(found[name]), count
@@ -43,10 +44,10 @@ def _both_sides(
     named = named_weights(site, plan)
     held = weights_read(module, named, {}, None)
     before = run_nodes(module, site.nodes, {**values, **held}, {}, None)
-    if not plan.moved:
+    if not plan.perturbs:
         return before, run_plan(plan, dict(before), None)
     held = weights_read(module, named, plan.moved, None)
-    return before, run_nodes(module, site.nodes, {**values, **held}, plan.moved, None)
+    return before, run_perturbed(module, site, plan, {**values, **held}, plan.moved, None)
 
 
 AT_ONCE = 1 << 18

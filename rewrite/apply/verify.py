@@ -26,14 +26,14 @@ from ..ops.spec import TensorSpec
 from ..rules.state import State
 from .error_scale import Scale
 from .inputs import Probe, probes
-from .plan import Plan, Planned
+from .perturbed import run_perturbed
+from .planned import Plan, Planned
 from .run import (
     Env,
     cast,
     one_thread,
     operand_value,
     run_emitted,
-    run_nodes,
     run_plan,
     weights_read,
 )
@@ -211,7 +211,7 @@ class Both:
         module, moved = self.state.module, self.plan.moved if dtype is None else self.doubles
         env = {node: cast(value, dtype or _own_dtype(node)) for node, value in probe.values.items()}
         env |= weights_read(module, self.named, moved, dtype)
-        return run_nodes(module, self.site.nodes, env, moved, dtype)
+        return run_perturbed(module, self.site, self.plan, env, moved, dtype)
 
     def compare(self, probe: Probe, left: Env, dtype: torch.dtype | None) -> list[Comparison]:
         """The outputs of the rewrite against those of `left`, what the original made of `probe`.

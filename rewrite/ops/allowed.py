@@ -3,9 +3,9 @@ compute, and nothing else.
 
 The table is built from torch's own list of functions that take tensors (`torch.overrides`), the
 arithmetic of `operator`, `math` and the builtins, a short list of functions that create tensors,
-and the operators registered with the dispatcher. A name from a file is only ever a key of this
-table. Left out are functions that reach files, other memory, Python callables, autograd's hooks or
-other processes.
+the operators registered with the dispatcher, and `runtime/`. A name from a file is only ever a key
+of this table. Left out are functions that reach files, other memory, Python callables, autograd's
+hooks or other processes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch.overrides import get_overridable_functions
 
+from .. import runtime
 from ..torch_internals import OpOverload, operator_names, schema_of
 
 
@@ -80,6 +81,7 @@ def _candidates() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield from ((name, getattr(builtins, name)) for name in _BUILTINS)
     yield from _of("operator", operator, set(operator.__all__) - _NOT_ARITHMETIC)
     yield from _of("math", math, {name for name in vars(math) if not name.startswith("_")})
+    yield from _of("runtime", runtime, set(runtime.__all__))
     known = _tensor_functions()
     spaces = ("torch", torch), ("torch.nn.functional", torch.nn.functional)
     more = tuple((f"torch.{name}", getattr(torch, name)) for name in ("linalg", "fft", "special"))

@@ -23,7 +23,7 @@ def op_spec(decl: t.Op, own: Mapping[str, Any] | None = None) -> OpSpec:
         for p in decl.inputs
     )
     params = tuple(
-        ParamSpec(p.name.text, p.optional, shape_spec(p.name.text, p.type))
+        ParamSpec(p.name.text, p.type.name or "t", p.optional, shape_spec(p.name.text, p.type))
         for p in decl.items
         if isinstance(p, t.OpParam)
     )

@@ -1,4 +1,4 @@
-"""Building torch.nn layers from the parameters and attributes of an op."""
+"""Building layers, of torch.nn and of `runtime/`, from the parameters and attributes of an op."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from ..runtime import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear
 
 Params = Mapping[str, torch.Tensor | None]
 Build = Callable[[type[Any], Params, Mapping[str, Any]], nn.Module | None]
@@ -55,7 +57,9 @@ def _put(layer: nn.Module, name: str, tensor: torch.Tensor | None, like: nn.Modu
     if own in held._buffers:
         held._buffers[own] = tensor
         return
-    held._parameters[own] = None if tensor is None else _parameter(tensor, name, like)
+    fresh = held._parameters.get(own)
+    trained = fresh is None or fresh.requires_grad
+    held._parameters[own] = None if tensor is None else _parameter(tensor, name, like, trained)
 
 
 def _count_batches(layer: nn.Module, like: nn.Module | None) -> None:
@@ -77,9 +81,12 @@ def _place(layer: nn.Module, name: str) -> str:
     return name if child is None else f"{child}.{name.removeprefix(f'{child}_')}"
 
 
-def _parameter(tensor: torch.Tensor, name: str, like: nn.Module | None) -> nn.Parameter:
+def _parameter(
+    tensor: torch.Tensor, name: str, like: nn.Module | None, wanted: bool
+) -> nn.Parameter:
     trained = getattr(like, name, None)
-    wanted = trained.requires_grad if isinstance(trained, torch.Tensor) else True
+    if isinstance(trained, torch.Tensor):
+        wanted = wanted and trained.requires_grad
     return nn.Parameter(tensor.detach(), requires_grad=wanted and tensor.is_floating_point())
 
 
@@ -179,6 +186,17 @@ def _recurrent(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.
     return kind(device="meta", bidirectional=both, **more)
 
 
+def _int8_conv(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
+    out_width, in_width, *kernel = _weight(params).shape
+    bias = params["bias"] is not None
+    return kind(in_width * attrs["groups"], out_width, kernel, bias=bias, device="meta", **attrs)
+
+
+def _int8_linear(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
+    out_width, in_width = _weight(params).shape
+    return kind(in_width, out_width, bias=params["bias"] is not None, device="meta", **attrs)
+
+
 _BUILD: dict[type[nn.Module], Build] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
@@ -192,6 +210,8 @@ _BUILD: dict[type[nn.Module], Build] = {
     nn.PReLU: _prelu,
     nn.MultiheadAttention: _attention,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), _recurrent),
+    **dict.fromkeys((Int8Conv1d, Int8Conv2d, Int8Conv3d), _int8_conv),
+    Int8Linear: _int8_linear,
 }
 """How a layer of each class is made; which op a class computes, its declaration says. Of an own
 class nobody knows it: the op's meaning is called.

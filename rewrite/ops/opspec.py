@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from ...grammar.checks.declared import BUFFERS
+from ...grammar.checks.kind import DTYPES
 from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from .attributes import AttrSpec, numbers
@@ -45,7 +46,7 @@ class Specs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """A tensor the op reads. `kind` is the dtype class: f, i, b or t (any)."""
+    """A tensor the op reads. `kind` is the class of its type, f, i, b or t (any), or the type."""
 
     name: str
     kind: str
@@ -56,9 +57,10 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """A weight or buffer of the op."""
+    """A weight or buffer of the op. `kind` as of an input."""
 
     name: str
+    kind: str
     optional: bool
     shape: ShapeSpec | None
 
@@ -128,7 +130,7 @@ class OpSpec:
         writers = (
             CallWriter(s, self.role, self.defaults, self.own)
             for s in self.signatures
-            if "nn." in s.dotted
+            if is_module(lookup(s.dotted, self.own))
         )
         return next((writer for writer in writers if writer.function is kind), None)
 
@@ -209,6 +211,7 @@ class OpSpec:
             value: Any = scope.get(spec.dim, 1)
             return (value,) if spec.type == "ints" else value
         value = spec.default(scope) if spec.needs <= scope.keys() or not spec.is_size else 1
+        value = getattr(torch, str(value)) if spec.type == "dtype" and value else value
         return (value,) * spec.width if spec.width and isinstance(value, int) else value
 
     # -- dimensions --------------------------------------------------------------------------------
@@ -302,31 +305,29 @@ class OpSpec:
     def specs(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
     ) -> tuple[TensorSpec, ...]:
-        """As `result_specs`, from specs by declared name (numbers and None stand for
-        themselves).
-        """
+        """As `result_specs`, from specs by declared name; numbers and None are themselves."""
         shapes = {name: shape_of(spec) for name, spec in (*inputs.items(), *params.items())}
         dtypes = self._dtypes(inputs, params, attrs)
-        if dtypes is not None:
-            found = self.output_shapes(shapes, attrs)
-            if found is not None:
-                return tuple(map(TensorSpec, found, dtypes))
+        found = None if dtypes is None else self.output_shapes(shapes, attrs)
+        if dtypes is not None and found is not None:
+            return tuple(map(TensorSpec, found, dtypes))
         return self._run_on_meta(inputs, params, attrs)
 
     def _dtypes(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]
     ) -> tuple[torch.dtype, ...] | None:
-        """Result dtypes where they follow from the one floating dtype of all operands, else
-        None.
-        """
+        """Result dtypes: as declared, or the one floating dtype of operands without any."""
+        kinds = [kind.name or "t" for kind in self.decl.results]
+        if self.results and all(kind in DTYPES for kind in kinds):
+            return tuple(getattr(torch, kind) for kind in kinds)
         if attrs.get("dtype") is not None or not self.results:
             return None
-        values = {spec.name: inputs.get(spec.name) for spec in self.inputs if spec.kind in "ft"}
-        dtype = one_float((*values.values(), *params.values()))
+        both, given = (*self.inputs, *self.params), {**inputs, **params}
+        dtype = one_float(given.get(spec.name) for spec in both if spec.kind in "ft")
         if dtype is None:
             return None
         by_kind = {"f": dtype, "t": dtype, "b": torch.bool, "i": torch.int64}
-        return tuple(by_kind[kind.name or "t"] for kind in self.decl.results)
+        return tuple(by_kind[kind] for kind in kinds)
 
     def run(
         self, inputs: Mapping[str, Any], params: Mapping[str, Any], attrs: Mapping[str, Any]

@@ -12,6 +12,7 @@ from torch import fx
 from ...grammar.diagnostics import Span
 from ...grammar.library.vocabulary import Declarations, library_sources
 from ...grammar.tree import tree as t
+from .. import runtime
 from .attributes import AttrSpec
 from .call import module_at
 from .callables import (
@@ -27,6 +28,9 @@ from .opspec import Env, InputSpec, OpSpec, ParamSpec
 from .overrides import override
 from .properties import PropertyReader
 from .read import CallReader
+
+_RUNTIME = {f"runtime.{name}": getattr(runtime, name) for name in runtime.__all__}
+"""What declarations call `runtime.quantize`: as much a part of every vocabulary as torch."""
 
 __all__ = ["AttrSpec", "Env", "InputSpec", "OpSpec", "ParamSpec", "Vocabulary", "op_spec"]
 
@@ -58,7 +62,7 @@ class Vocabulary:
 
     def __init__(self, declarations: Declarations, own: Mapping[str, Any] | None = None) -> None:
         self.declarations = declarations
-        self.own = dict(own or {})
+        self.own = {**_RUNTIME, **(own or {})}
         self._specs: dict[str, OpSpec] = {}
         self._functions: dict[Any, _Spelled] = {}
         self._methods: dict[str, _Spelled] = {}

@@ -4,7 +4,6 @@ and does the model still compute the same?
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from ...grammar.tree import tree as t
 from ...grammar.tree.fold import literal
 from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..apply.faulty_sites import model_faults
+from ..apply.perturbed import perturbed_model
 from ..apply.queries import QUESTIONS
 from ..graph.snapshot import finish, snapshot
 from ..journal import EXACT, Journal
@@ -184,9 +184,9 @@ def _place(span: Span | None) -> str:
 def _applied(state: State, ready: VerifiedRewrite, seed: int) -> Outcome:
     """Commits, and compares the whole model with the (perturbed) one before."""
     original = before = snapshot(state.module)
-    perturbs = bool(ready.plan.moved)  # the plan is let go when it is applied
+    perturbs = ready.plan.perturbs  # the plan is let go when it is applied
     if perturbs:
-        before = moved(original, ready.plan.moved)
+        before = perturbed_model(state.module, ready.site, ready.plan)
     judged = [v for v in ready.verdicts if v.kind in EXACT]
     worst = max((v.worst / v.tolerance for v in judged if v.worst and v.tolerance), default=0.0)
     random = is_random(state)
@@ -323,14 +323,3 @@ def names_types(state: State) -> bool:
     """Whether an op of the model names a type of numbers: then it cannot run in another one."""
     calls = (state.view.call(node) for node in state.module.graph.nodes)
     return any(call is not None and call.op.names_type(call.attrs) for call in calls)
-
-
-def moved(module: fx.GraphModule, weights: Mapping[str, torch.Tensor]) -> fx.GraphModule:
-    """A copy of a model with other numbers in some of its weights."""
-    changed = copy.deepcopy(module)
-    for path, value in weights.items():
-        owner, _, name = path.rpartition(".")
-        held = getattr(changed.get_submodule(owner), name)
-        with torch.no_grad():
-            held.copy_(value.to(held.dtype))
-    return changed

@@ -3,3 +3,21 @@
 A model with integer layers names these, and nothing else of lissom; nothing here imports from
 anywhere else in it.
 """
+
+from __future__ import annotations
+
+from .int8 import (
+    dequantize,
+    fake_quantize,
+    int8_conv1d,
+    int8_conv2d,
+    int8_conv3d,
+    int8_linear,
+    quantize,
+)
+from .layers import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear
+
+__all__ = [
+    "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "dequantize",
+    "fake_quantize", "int8_conv1d", "int8_conv2d", "int8_conv3d", "int8_linear", "quantize",
+]  # fmt: skip

@@ -46,7 +46,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def single(number: float) -> float:
-    """The float32 nearest to a number: kernels take scales in that type."""
+    """The float32 nearest to a scale: kernels take them in that type. Raises ValueError where it
+    is not greater than 0.
+    """
+    if not number > 0:
+        raise ValueError(f"a scale is greater than 0, this is {number}")
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
@@ -55,10 +59,17 @@ def quantize(x: Tensor, scale: float, zero: int) -> Tensor:
     return _codes(x.to(torch.promote_types(x.dtype, torch.float32)), scale, zero)
 
 
-def dequantize(codes: Tensor, scale: float, zero: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of codes, in their shape: float32, or `dtype`."""
-    dtype = dtype or torch.float32
+def dequantize(
+    codes: Tensor, scale: float, zero: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Numbers of codes, in their shape and in `dtype`."""
     return (codes.to(dtype) - zero) * single(scale)
+
+
+def fake_quantize(x: Tensor, scale: float, zero: int) -> Tensor:
+    """The numbers nearest to `x` that have a code, in its type."""
+    codes = quantize(x, scale, zero)
+    return dequantize(codes, scale, zero, torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
 
 
 def int8_conv1d(

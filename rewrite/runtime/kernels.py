@@ -61,8 +61,6 @@ UNIT: Geometry = ([1, 1], [0, 0], [1, 1], 1)
 
 def why_none(weight: Tensor, scale: Tensor, codes: Tensor) -> str | None:
     """Why no kernel may run a layer; None where one may."""
-    if torch.compiler.is_compiling():
-        return "the model is being exported or compiled"
     if codes.device.type != "cpu":
         return f"no integer kernel for {codes.device.type}"
     if not operators():

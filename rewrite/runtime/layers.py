@@ -28,7 +28,7 @@ class _Chosen:
     run: Run
     name: str
     tensors: tuple[Tensor | None, ...]
-    versions: tuple[int, ...]
+    states: tuple[Any, ...]
 
 
 class Int8Layer(nn.Module):
@@ -41,27 +41,27 @@ class Int8Layer(nn.Module):
     """
 
     meaning: ClassVar[Callable[..., Tensor]]
-    weight: Tensor
-    scale: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    scale: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
+        shape: tuple[int, ...],
+        bias: bool,
         zero: int = 0,
         activation: str = "none",
         output_scale: float | None = None,
         output_zero: int = 0,
         other_scale: float = 1.0,
         other_zero: int = 0,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        _require(weight, scale, bias)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
+        none = torch.zeros(shape[:1], device=device)
+        self.weight = _fixed(torch.zeros(shape, dtype=torch.int8, device=device))
+        self.scale = _fixed(none + 1)
+        self.register_parameter("bias", _fixed(none) if bias else None)
         self.zero, self.activation = zero, activation
         self.output_scale = None if output_scale is None else int8.single(output_scale)
         self.output_zero = output_zero
@@ -69,33 +69,37 @@ class Int8Layer(nn.Module):
         self._chosen: dict[Any, _Chosen] = {}
 
     def forward(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
-        key = (codes.shape[1:], other is None)
+        if torch.compiler.is_compiling():
+            return self._plain(codes, other)
+        key = (codes.shape[1:], len(codes) > 0, other is None)
         chosen = self._chosen.get(key)
         if chosen is None or self._changed(chosen):
+            self._chosen.pop(key, None)
             chosen = self._chosen[key] = self._choose(codes, other)
         return chosen.run(codes, other)
 
     @property
     def ran(self) -> str | None:
-        """What runs on inputs of the newest shape: the kernel, or "plain torch: " and why; None
-        before the first run.
+        """What runs on inputs of the shape that came last anew: the kernel, or "plain torch: " and
+        why; None before the first run.
         """
         return next(reversed(self._chosen.values())).name if self._chosen else None
 
     # -- choosing ----------------------------------------------------------------------------------
 
     def _choose(self, codes: Tensor, other: Tensor | None) -> _Chosen:
+        _require(self.weight, self.scale, self.bias)
         tensors = (self.weight, self.scale, self.bias)
-        versions = tuple(map(_version, tensors))
+        states = tuple(map(_state, tensors))
         why = self._why_plain(codes)
         if why is None:
             sample = (codes[:1], None if other is None else other[:1])
             wanted = self._plain(*sample)
             for run, name in self._kernels():
                 if _gives(run, sample, wanted):
-                    return _Chosen(run, name, tensors, versions)
+                    return _Chosen(run, name, tensors, states)
             why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
-        return _Chosen(self._plain, f"plain torch: {why}", tensors, versions)
+        return _Chosen(self._plain, f"plain torch: {why}", tensors, states)
 
     def _why_plain(self, codes: Tensor) -> str | None:
         """Why no kernel may be tried on these codes."""
@@ -103,9 +107,10 @@ class Int8Layer(nn.Module):
 
     def _changed(self, chosen: _Chosen) -> bool:
         """Whether a tensor was exchanged or written to since."""
-        now = (self._buffers["weight"], self._buffers["scale"], self._buffers["bias"])
+        own = self._parameters
+        now = (own["weight"], own["scale"], own["bias"])
         same = all(a is b for a, b in zip(now, chosen.tensors, strict=True))
-        return not same or chosen.versions != tuple(map(_version, now))
+        return not same or chosen.states != tuple(map(_state, now))
 
     def _kernels(self) -> Iterator[tuple[Run, str]]:
         """All in one kernel; the sums in a kernel and the rest in plain torch."""
@@ -149,9 +154,17 @@ class Int8Layer(nn.Module):
 
 
 class Int8Linear(Int8Layer):
-    """Codes [..., I] (uint8) with weights [O, I] to numbers or codes [..., O]."""
+    """Codes [..., I] (uint8) with weights [O, I] to numbers or codes [..., O]. `settings` are those
+    of every integer layer.
+    """
 
     meaning = staticmethod(int8.int8_linear)
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, **settings: Any
+    ) -> None:
+        super().__init__((out_features, in_features), bias, **settings)
+        self.in_features, self.out_features = in_features, out_features
 
     def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
         given = (kernels.packed_linear(self.weight), *self._tensors(), self.zero)
@@ -173,17 +186,20 @@ class Int8Conv(Int8Layer):
 
     def __init__(
         self,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
-        zero: int = 0,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int8.Sizes,
         stride: int8.Sizes = 1,
         padding: int8.Sizes = 0,
         dilation: int8.Sizes = 1,
         groups: int = 1,
+        bias: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(weight, scale, bias, zero, **settings)
+        kernel = self._each(kernel_size)
+        shape = (out_channels, in_channels // groups, *kernel)
+        super().__init__(shape, bias, **settings)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.padding = self._each(stride), self._each(padding)
         self.dilation, self.groups = self._each(dilation), groups
 
@@ -238,6 +254,11 @@ class Int8Conv3d(Int8Conv):
     meaning = staticmethod(int8.int8_conv3d)
 
 
+def _fixed(tensor: Tensor) -> nn.Parameter:
+    """A parameter that is not trained: counted, moved and saved as one."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
 def _gives(run: Run, sample: tuple[Tensor, Tensor | None], wanted: Tensor) -> bool:
     """Whether a kernel gives these bits. Kernels raise for what they do not have."""
     try:
@@ -248,7 +269,7 @@ def _gives(run: Run, sample: tuple[Tensor, Tensor | None], wanted: Tensor) -> bo
 
 
 def _require(weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-    """Raises TypeError or ValueError for tensors that a kernel would read as something else."""
+    """Raises TypeError or ValueError for tensors that a kernel would misread without a word."""
     if weight.dtype != torch.int8:
         raise TypeError(f"the weight of an integer layer is int8, this is {weight.dtype}")
     for name, tensor in (("scale", scale), ("bias", bias)):
@@ -257,6 +278,10 @@ def _require(weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"{name} has one number for each of {features} features, not {shape}")
 
 
-def _version(tensor: Tensor | None) -> int:
-    """How often it was written to; tensors of inference mode do not say."""
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+def _state(tensor: Tensor | None) -> tuple[int, int] | None:
+    """Where its numbers lie (`.to(...)` gives a parameter others), and how often they were written
+    to, which tensors of inference mode do not say.
+    """
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

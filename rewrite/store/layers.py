@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ...grammar.diagnostics import Label, LissomError, fail
+from .. import runtime
 from .calls import KEEP_WHOLE
 from .values import decode, encode, malformed
 
@@ -25,6 +26,7 @@ _CONTAINERS = ("Module", "Sequential", "ModuleList", "ModuleDict", "Container")
 _MAX_LAYERS = 4096
 # Kept apart from the constructor's arguments, in the specs of modules and in the table of tensors.
 _APART = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+_APART |= {"_chosen"}  # the kernels that an integer layer chose on this machine
 _CONSTRUCTION_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -66,8 +68,8 @@ _RECURRENT = {"RNN": {"mode", "proj_size"}, "LSTM": {"mode"}, "GRU": {"mode", "p
 
 @functools.cache
 def layer_classes() -> dict[str, type[nn.Module]]:
-    """Name -> class of torch.nn that a graph may call or hold. Lazy and parallel modules are not
-    among them.
+    """Name -> class of torch.nn or of `runtime/` that a graph may call or hold. Lazy and parallel
+    modules are not among them.
     """
     lazy = nn.modules.lazy.LazyModuleMixin
     named = {
@@ -76,11 +78,9 @@ def layer_classes() -> dict[str, type[nn.Module]]:
         if isinstance(value, type) and issubclass(value, nn.Module) and not issubclass(value, lazy)
     }
     named["NonDynamicallyQuantizableLinear"] = nn.modules.linear.NonDynamicallyQuantizableLinear
-    return {
-        name: value
-        for name, value in named.items()
-        if value.__module__.startswith("torch.nn.modules.")
-    }
+    plain = {n: v for n, v in named.items() if v.__module__.startswith("torch.nn.modules.")}
+    own = {name: getattr(runtime, name) for name in runtime.__all__}
+    return plain | {name: value for name, value in own.items() if isinstance(value, type)}
 
 
 def _class_name(module: nn.Module, path: str) -> str:
@@ -148,11 +148,23 @@ def _signature(kind: type[nn.Module], name: str) -> list[inspect.Parameter]:
         return []
     owner = nn.RNNBase if name in _RECURRENT else kind
     skipped = {"self", "device", "dtype"} | _RECURRENT.get(name, set())
-    parameters = list(inspect.signature(owner.__init__).parameters.values())
+    parameters = _parameters(owner)
     if name == "RNN":
         parameters.append(inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY))
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p for p in parameters if p.name not in skipped and p.kind not in variadic]
+
+
+def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
+    """Those of the constructor; and of the one above where it hands over what it does not name."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in kind.__mro__:
+        if "__init__" in vars(owner):
+            own = inspect.signature(owner.__init__).parameters
+            found = {**own, **found}
+            if all(p.kind is not p.VAR_KEYWORD for p in own.values()):
+                break
+    return list(found.values())
 
 
 def _argument(module: nn.Module, name: str, parameter: inspect.Parameter) -> object:

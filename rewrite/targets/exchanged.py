@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..apply.plan import Plan
+from ..apply.planned import Plan
 from ..apply.run import operand_value, run_plan
 from ..measure.samples import Example
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from ...grammar.diagnostics import Label, did_you_mean, fail
 from ...grammar.tree import tree as t
 from ..apply.cost import model_costs
-from ..apply.plan import check_shape
+from ..apply.planned import check_shape
 from ..graph.exchange import exchange, like
 from ..graph.index import GraphView
 from ..graph.snapshot import finish, snapshot

@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from ...grammar.diagnostics import Label, fail
+from ...grammar.diagnostics import Label
 from ...grammar.tree import tree as t
 from ..apply.commit import commit, emit_plan, origins
 from ..apply.engine import describe
-from ..apply.plan import Constructor, Plan, Planned
-from ..apply.verify import spec_after
+from ..apply.plan import Constructor
+from ..apply.planned import Plan, Planned, require_spec
 from ..graph.index import GraphView
 from ..graph.memory import after, memory_of
 from ..graph.places import name_of, node_at, nodes_at
@@ -105,7 +105,7 @@ def _examined(state: State, rule: CompiledRule, node: fx.Node) -> ValueSite | No
     if found is not None:
         return found
     plan = Constructor(state, _site(state, rule, node, scope)).run([t.Rewrite])
-    _require_spec(rule, node, plan.outputs[rule.value])
+    require_spec(rule.value, node, plan.outputs[rule.value], Label(rule.source.name.span))
     there = _there_already(state, rule, node, plan)
     if there is not None:
         return there
@@ -171,20 +171,8 @@ def _moved(state: State, rule: CompiledRule, node: fx.Node, scope: Scope) -> Pla
         return None if rule.kind == "approx" else Plan(outputs={rule.value: node})
     made = Constructor(state, _site(state, rule, node, scope))
     made.plan.outputs[rule.value] = made.graph_value(moves[-1].value)
-    _require_spec(rule, node, made.plan.outputs[rule.value])
+    require_spec(rule.value, node, made.plan.outputs[rule.value], Label(rule.source.name.span))
     return made.plan
-
-
-def _require_spec(rule: CompiledRule, node: fx.Node, new: Any) -> None:
-    """Raises R002 for what is no op, R003 for another shape or type of numbers."""
-    place = Label(rule.source.name.span)
-    if not isinstance(new, (Planned, fx.Node)):
-        message = f"`{rule.value}` is computed when the model runs, by ops alone"
-        raise fail("R002", message, place, help=f"write `{rule.value} := clamp({rule.value}, ...)`")
-    old, now = node.meta["val"], spec_after(new)
-    if old != now:
-        message = f"`{rule.value}` keeps its shape and type for all that reads it"
-        raise fail("R003", message, place, note=f"it is {old}, and would be {now}")
 
 
 def _made(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from ....grammar.tree import tree as t
-from ...apply.plan import Plan, construct
+from ...apply.plan import construct
+from ...apply.planned import Plan
 from ...apply.run import operand_value
 from ...apply.verify import named_weights
 from ...match.match import result_parts

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from ....grammar.diagnostics import LissomError
 from ...apply.engine import anchor, apply, ready_at
+from ...apply.perturbed import perturbed_model
 from ...graph.index import GraphView
 from ...graph.snapshot import finish, snapshot
 from ...ops.call import OpCall, tensor_at
@@ -28,7 +29,7 @@ from ...rules.state import State
 from ..models.double import widen
 from ..models.generate import Planted
 from ..models.grown import Grown
-from ..trial import Subject, bound, condition, is_random, moved, names_types, state_of
+from ..trial import Subject, bound, condition, is_random, names_types, state_of
 from .exactness import Sums
 
 BIT_EQUAL, DIFFERS, NOT_APPLICABLE = "bit_equal", "differs", "not applicable"
@@ -232,10 +233,12 @@ def _one(state: State, grown: Grown, planted: Planted, width: int) -> DyadicResu
     ready = ready_at(state, grown.rule, planted.nodes[start.index], start)
     if isinstance(ready, NoMatch):
         return DyadicResult(NOT_APPLICABLE, f"silent: {condition(ready)}")
-    if grown.rule.kind == "approx" and not ready.plan.moved:
+    if grown.rule.kind == "approx" and not ready.plan.perturbs:
         return DyadicResult(NOT_APPLICABLE, "the rule has no `perturb`, and so no exact half")
-    before = snapshot(state.module)
-    before = moved(before, ready.plan.moved) if ready.plan.moved else before
+    moves = ready.plan.perturbs
+    before = (
+        perturbed_model(state.module, ready.site, ready.plan) if moves else snapshot(state.module)
+    )
     sums = Sums(state, ready)
     apply(state, "dyadic", ready, 0.0)
     finish(state.module)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...apply.engine import VerifiedRewrite
 from ...apply.error_scale import Scale
-from ...apply.run import operand_value, run_nodes, run_plan, weights_read
+from ...apply.perturbed import run_perturbed
+from ...apply.run import operand_value, run_plan, weights_read
 from ...apply.verify import named_weights
 from ...measure.rounding_model import tolerance
 from ...ops.call import tensor_at
@@ -38,7 +39,7 @@ class Sums:
         extra = [n for n in plan.reads if n not in env and n not in site.nodes]
         env.update(state.samples.values(state.module, [n for n in extra if n.op != "get_attr"]))
         env |= weights_read(state.module, named_weights(site, plan), plan.moved, None)
-        self.left = run_nodes(state.module, site.nodes, env, plan.moved, None)
+        self.left = run_perturbed(state.module, site, plan, env, plan.moved, None)
         kept = {node: value for node, value in self.left.items() if node not in site.gone}
         self.right = run_plan(plan, kept, None)
         doubles = {**site.scope.doubles, **plan.moved}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ....grammar.checks.kind import DTYPES
 from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
 from ...ops.dims import REST, DeclaredAxis, ShapeSpec, shape_spec
@@ -16,7 +17,7 @@ from ...rules.pattern import PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable
 from .builder import Planted, Soil
-from .settings import kind_of_number, laid_out, sample, weight
+from .settings import kind_of_number, laid_out, sample, scales, weight
 from .sizes import KERNEL, Extents
 
 Kind = str | torch.dtype
@@ -116,7 +117,7 @@ class Filling:
         if not isinstance(value, Tensor) or lead not in (None, tuple(value.shape)):
             return False
         asked = _asked(clause, spec) or ("f" if lead is None else "")
-        if asked and asked != _class_of(value):
+        if not _is(value, asked):
             return False
         names, tried = dict(self.names), dict(scope)
         try:
@@ -225,10 +226,14 @@ class Filling:
             clause = self.clauses.get(f"{handle}.{param.name}")
             drawn = measured if param.name.startswith("running_") else self.source.chance(65)
             there = not param.optional or clause is not None or drawn
-            found[param.name] = self._param(param, clause, scope) if there else None
+            whole = any(each.kind in DTYPES for each in spec.params)
+            found[param.name] = self._param(param, clause, scope, whole) if there else None
         return found
 
-    def _param(self, param: ParamSpec, clause: t.Type | None, scope: dict[str, Any]) -> Tensor:
+    def _param(
+        self, param: ParamSpec, clause: t.Type | None, scope: dict[str, Any], whole: bool
+    ) -> Tensor:
+        """`whole`: the weights of the op are whole numbers."""
         if param.shape is None:
             raise Unsuitable(f"nothing says the shape of {param.name}")
         if clause is not None and clause.dims is not None:
@@ -236,6 +241,10 @@ class Filling:
         shape = self.extents.of_spec(param.shape, scope, 0, weight=True)
         if 0 in shape:
             raise Unsuitable(f"nothing is in {param.name}")
+        if param.kind in DTYPES:
+            return laid_out(self.source, sample(param.kind, shape, self.soil.generator))
+        if whole and param.name == "scale":
+            return scales(self.source, shape, self.soil.generator).to(self.dtype)
         value = weight(self.source, param.name, shape, self.soil.generator)
         return laid_out(self.source, value).to(self.dtype)
 
@@ -283,9 +292,18 @@ def dtype_of(values: tuple[Any, ...]) -> torch.dtype:
 
 
 def _asked(clause: t.Type | None, spec: InputSpec) -> str:
-    """The class of numbers that a clause or else a declaration asks for: f, i, b, or "" for any."""
+    """What a clause or else a declaration asks for: the class of numbers f, i or b, or their type;
+    "" for any.
+    """
+    if spec.kind in DTYPES:
+        return spec.kind
     asked = (clause.name if clause is not None else None, spec.kind)
     return next((kind for kind in asked if kind in ("f", "i", "b")), "")
+
+
+def _is(value: Tensor, asked: str) -> bool:
+    """Whether the numbers of a value are what is asked for."""
+    return asked in ("", _class_of(value), str(value.dtype).removeprefix("torch."))
 
 
 def _class_of(value: Tensor) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....grammar.checks.kind import DTYPES
 from ...ops.attributes import AttrSpec
+from ...runtime.int8 import ACTIVATIONS
 from ..choices.source import ChoiceSource
 
 # -- attributes ------------------------------------------------------------------------------------
@@ -36,6 +38,8 @@ def setting(
     """
     if hints and spec.type in ("int", "float") and source.chance(35):
         return _near(source, spec, source.choice(hints))
+    if spec.name in CODES and spec.type == _CODE_TYPES.get(spec.name):
+        return source.choice(CODES[spec.name]) if default is None or source.chance(60) else default
     if spec.type in ("any", "str"):
         return _word(source, spec, default, unlike)
     if spec.type not in _KINDS:
@@ -169,10 +173,20 @@ WORDS_OF: dict[str, tuple[Any, ...]] = {
     "recompute_scale_factor": (None, True, False),
     "p": ("fro", 1, 2, 3, math.inf),
     "padding_idx": (None, 0, 1),
+    "activation": tuple(ACTIVATIONS),
     PARTS: (1, 2, 3),
     "index": (0, -1, slice(None), slice(0, 1), slice(None, None, 2)),
 }
 """What torch takes for settings whose declared type says little; running the op decides."""
+
+
+ZEROS, STEPS = (0, 7, 128, 255), (0.5, 0.037, 1.0, 0.02)
+CODES: dict[str, tuple[Any, ...]] = {
+    "zero": ZEROS, "output_zero": ZEROS, "other_zero": ZEROS,
+    "scale": STEPS, "output_scale": STEPS, "other_scale": STEPS,
+}  # fmt: skip
+"""Zero points and scales of codes."""
+_CODE_TYPES = {name: "int" if name.endswith("zero") else "float" for name in CODES}
 
 
 # -- numbers ---------------------------------------------------------------------------------------
@@ -234,8 +248,10 @@ def kind_of_number(source: ChoiceSource) -> str | torch.dtype:
 
 def sample(kind: str | torch.dtype, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """An input of the model: floating, `b`, whole numbers of a type, or with `i` such as may be
-    indices.
+    indices; with the name of a type all numbers that it has, its ends more often than others.
     """
+    if kind in DTYPES:
+        return _all_of(getattr(torch, kind), tuple(shape), generator)
     if isinstance(kind, torch.dtype):
         low = 0 if kind == torch.uint8 else -5
         return torch.randint(low, 6, tuple(shape), generator=generator).to(kind)
@@ -244,6 +260,24 @@ def sample(kind: str | torch.dtype, shape: Sequence[int], generator: torch.Gener
     if kind == "b":
         return torch.rand(tuple(shape), generator=generator) < 0.5
     return torch.randn(tuple(shape), generator=generator)
+
+
+def _all_of(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    ends = torch.iinfo(dtype)
+    value = torch.randint(ends.min, ends.max + 1, shape, generator=generator)
+    where = torch.rand(shape, generator=generator)
+    value = torch.where(where < 0.05, ends.min, torch.where(where < 0.1, ends.max, value))
+    return value.to(dtype)
+
+
+def scales(source: ChoiceSource, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """What sums of codes are multiplied by: positive; powers of two, at which results lie between
+    two codes, half of the time.
+    """
+    power = 2.0 ** -torch.randint(6, 13, tuple(shape), generator=generator)
+    return (
+        power if source.chance(50) else power * (0.5 + torch.rand(power.shape, generator=generator))
+    )
 
 
 def laid_out(source: ChoiceSource, value: Tensor) -> Tensor:

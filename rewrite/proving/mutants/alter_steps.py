@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....grammar.checks.kind import DTYPES
 from ....grammar.tree import tree as t
 from ....grammar.tree.fold import literal
 from ...ops.attributes import AttrSpec
@@ -187,13 +188,21 @@ def _weight(value: t.Expr, param: str, spec: OpSpec, roles: Roles) -> Iterator[t
         return
     if declared.optional:
         yield f"{param} dropped", none(value)
-    for phrase, function in weight_mistakes(value).items():
+    coarse, signed = declared.kind not in DTYPES, not _scales_codes(declared, spec)
+    for phrase, function in weight_mistakes(value, coarse, signed).items():
         yield f"{param} {phrase}", call(function, value)
-    if not declared.optional:
+    if not declared.optional and coarse:
         yield f"{param} rounded to bfloat16", call("_bfloat16", value)
+    if not declared.optional:
         yield f"{param} mirrored along its last axis", call("_mirrored", value)
     if declared.shape is not None and declared.shape.least > 1:
         yield f"{param} transposed", call("_transposed", value)
+
+
+def _scales_codes(param: ParamSpec, spec: OpSpec) -> bool:
+    """Whether it is what weights in whole numbers are multiplied by: that is never negative."""
+    whole = any(each.kind in DTYPES for each in spec.params)
+    return whole and param.name == "scale"
 
 
 def _setting(value: t.Expr, attr: AttrSpec, reduces: bool) -> Iterator[tuple[str, t.Expr]]:

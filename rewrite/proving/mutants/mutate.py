@@ -21,7 +21,8 @@ from ....grammar.checks.check import check
 from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
 from ...apply.engine import VerifiedRewrite, anchor, apply, ready_at
-from ...graph.snapshot import finish, snapshot
+from ...apply.perturbed import perturbed_model
+from ...graph.snapshot import finish
 from ...journal import EXACT
 from ...measure.compare import distance, outputs
 from ...measure.twins import FAULTY
@@ -31,7 +32,7 @@ from ...rules.state import State
 from ..choices.source import Unsuitable
 from ..models.double import in_double
 from ..models.grown import Grown
-from ..trial import Subject, condition, moved, names_types, state_of
+from ..trial import Subject, condition, names_types, state_of
 from .mutants import Mutant, mutants
 
 Found = TypeVar("Found")
@@ -133,9 +134,9 @@ class Specimen:
         state = self._state(grown)
         state.verify = False
         found = _attempt(state, grown, self._compiled(source))
-        if isinstance(found, str) or (grown.rule.kind == "approx" and not found.plan.moved):
+        if isinstance(found, str) or (grown.rule.kind == "approx" and not found.plan.perturbs):
             return None
-        before = moved(snapshot(state.module), found.plan.moved)
+        before = perturbed_model(state.module, found.site, found.plan)
         apply(state, "mutant", found, 0.0)
         finish(state.module)
         return _farthest(before, state.module, grown.inputs)

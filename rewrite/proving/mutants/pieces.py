@@ -86,12 +86,15 @@ NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance"})
 """Functions whose results nothing changes that takes magnitudes."""
 
 
-def weight_mistakes(value: t.Expr) -> dict[str, str]:
-    """Those of `WEIGHTS` that make another weight of this one."""
+def weight_mistakes(value: t.Expr, coarse: bool = True, signed: bool = True) -> dict[str, str]:
+    """Those of `WEIGHTS` that make another weight of this one. coarse: it is no whole number, which
+    half precision has. signed: it may be negative.
+    """
     called = value.function if isinstance(value, t.Call) else None
-    if isinstance(called, t.Name) and called.text in NEVER_NEGATIVE:
-        return {phrase: name for phrase, name in WEIGHTS.items() if phrase != "made positive"}
-    return WEIGHTS
+    named = called.text if isinstance(called, t.Name) else ""
+    same = {"made positive"} if named in NEVER_NEGATIVE or not signed else set()
+    same |= set() if coarse else {"rounded to half precision"}
+    return {phrase: name for phrase, name in WEIGHTS.items() if phrase not in same}
 
 
 def has_param(specs: Sequence[OpSpec], param: str) -> bool:

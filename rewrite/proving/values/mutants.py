@@ -9,7 +9,7 @@ from torch import fx
 
 from ....grammar.tree import tree as t
 from ....grammar.tree.clauses import builds, moves
-from ...apply.plan import Plan
+from ...apply.planned import Plan
 from ...measure.compare import outputs
 from ...rules.state import State
 from ...targets.exchanged import Ops, spread

@@ -1,0 +1,73 @@
+"""The perturbed original of a site: its ops with other weights, reading other values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from ..match.site import Site
+from .planned import Plan
+from .run import Env, operand_value, run_nodes, run_plan
+
+
+def run_perturbed(
+    module: fx.GraphModule,
+    site: Site,
+    plan: Plan,
+    env: Env,
+    moved: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+) -> Env:
+    """As `run_nodes` of the matched ops, which read the values that `perturb` gives them. Whoever
+    else reads these finds them in the result as they were.
+    """
+    instead = {node: _instead(node, other, env, dtype) for node, other in plan.exchanged.items()}
+    found = run_nodes(module, site.nodes, {**env, **instead}, moved, dtype)
+    return {**found, **{node: env[node] for node in instead}}
+
+
+def _instead(node: fx.Node, other: Plan, env: Env, dtype: torch.dtype | None) -> object:
+    (new,) = other.outputs.values()
+    return operand_value(new, run_plan(other, env, dtype))
+
+
+def perturbed_model(module: fx.GraphModule, site: Site, plan: Plan) -> fx.GraphModule:
+    """A copy of the whole model, perturbed at the site."""
+    changed = copy.deepcopy(module)
+    for path, value in plan.moved.items():
+        owner, _, name = path.rpartition(".")
+        held = getattr(changed.get_submodule(owner), name)
+        with torch.no_grad():
+            held.copy_(value.to(held.dtype))
+    for node, other in plan.exchanged.items():
+        _exchange(changed, site, node, other)
+    if plan.exchanged:
+        changed.recompile()
+    return changed
+
+
+def _exchange(module: fx.GraphModule, site: Site, node: fx.Node, other: Plan) -> None:
+    """Puts the ops of `other` behind the node's twin, for the twins of the matched ops alone."""
+    twins = {twin.name: twin for twin in module.graph.nodes}
+    made: dict[object, fx.Node] = {}
+    last = twins[node.name]
+    for planned in other.ops:
+        names = (spec.name for spec in planned.op.inputs)
+        operands = (_twin(value, twins, made) for value in planned.inputs)
+        given = {**dict(zip(names, operands, strict=False)), **planned.attrs}
+        args, kwargs = planned.op.writer.arguments(given)
+        with module.graph.inserting_after(last):
+            last = module.graph.call_function(planned.op.writer.function, args, kwargs)
+        last.meta["val"] = planned.specs[0]
+        made[planned] = last
+    for inner in site.nodes:
+        twins[inner.name].replace_input_with(twins[node.name], last)
+
+
+def _twin(value: object, twins: Mapping[str, fx.Node], made: Mapping[object, fx.Node]) -> object:
+    if value in made:
+        return made[value]
+    return twins[value.name] if isinstance(value, fx.Node) else value

@@ -1,0 +1,108 @@
+"""What an application would do, as values: ops to build and numbers to move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Label, fail
+from ...grammar.tree import tree as t
+from ..ops.call import OpCall
+from ..ops.opspec import OpSpec
+from ..ops.runtime_size import known
+from ..ops.spec import TensorSpec
+from ..rules.scope import ParamRef
+
+
+@dataclass(eq=False, slots=True)
+class Planned:
+    """One op to build. Parameters are float64 results of the rule, or references that pass a weight
+    on unchanged.
+    """
+
+    op: OpSpec
+    inputs: tuple[Any, ...]
+    params: dict[str, Tensor | ParamRef | None]
+    attrs: dict[str, Any]
+    origin: OpCall | None
+    source: t.Node
+    dtype: torch.dtype
+    specs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes of inputs and parameters by declared name."""
+        given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
+        specs = {name: spec_known(value) for name, value in (*given.items(), *self.params.items())}
+        return {
+            name: spec.shape if isinstance(spec, TensorSpec) else None
+            for name, spec in specs.items()
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters that are new numbers."""
+        return {name: value for name, value in self.params.items() if isinstance(value, Tensor)}
+
+
+@dataclass(slots=True)
+class Plan:
+    """What an application would do: ops in the order of building, the new value of each output,
+    and the nodes of the graph that all this reads. moved, exchanged: the weights that `perturb`
+    moves, and what it gives the matched ops in place of a value that they read.
+    """
+
+    ops: list[Planned] = field(default_factory=list)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    moved: dict[str, Tensor] = field(default_factory=dict)
+    exchanged: dict[fx.Node, Plan] = field(default_factory=dict)
+    reads: list[fx.Node] = field(default_factory=list)
+
+    @property
+    def perturbs(self) -> bool:
+        return bool(self.moved or self.exchanged)
+
+
+def flat(values: Sequence[Any]) -> list[Any]:
+    """Operands with variadic ones spread out."""
+    return [v for value in values for v in (flat(value) if isinstance(value, tuple) else (value,))]
+
+
+def spec_known(value: Any) -> Any:
+    """What a planned op knows of an operand or parameter before it runs."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("val")
+    if isinstance(value, Planned):
+        return value.specs[0]
+    if isinstance(value, ParamRef):
+        value = value.tensor
+    if isinstance(value, Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    return tuple(map(spec_known, value)) if isinstance(value, tuple) else known(value)
+
+
+def require_spec(name: str, node: fx.Node, new: Any, place: Label) -> None:
+    """Raises R002 where a value would become no op without weights, R003 where it would have
+    another shape or type of numbers.
+    """
+    if not isinstance(new, (Planned, fx.Node)):
+        message = f"`{name}` is computed when the model runs, by ops alone"
+        raise fail("R002", message, place, help=f"write `{name} := clamp({name}, ...)`")
+    old, now = node.meta["val"], new.specs[0] if isinstance(new, Planned) else new.meta.get("val")
+    if old != now:
+        message = f"`{name}` keeps its shape and type for all that reads it"
+        raise fail("R003", message, place, note=f"it is {old}, and would be {now}")
+
+
+def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
+    """Raises R003 for numbers of another shape than those that they replace."""
+    if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
+        return
+    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    note = f"it is {shape}, the weight is {list(target.shape)}"
+    message = f"`{move.path}` keeps its shape when its numbers change"
+    raise fail("R003", message, Label(move.span), note=note)
