@@ -72,7 +72,7 @@ def timm_entries() -> Iterator[Entry]:
             rank = _timm_rank(name)
             chosen[module, family] = min(chosen.get((module, family), rank), rank)
     for (module, _), rank in sorted(chosen.items(), key=lambda item: item[1][-1]):
-        yield rank[-1], module, _timm_builder(rank[-1])
+        yield rank[-1], module, timm_builder(rank[-1])
 
 
 def _timm_rank(name: str) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ def _timm_rank(name: str) -> tuple[Any, ...]:
     return any(word in name for word in _BIG), size, len(name), name
 
 
-def _timm_builder(name: str) -> Build:
+def timm_builder(name: str) -> Build:
     def build() -> tuple[nn.Module, tuple[Any, ...]]:
         import timm
 

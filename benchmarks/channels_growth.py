@@ -1,10 +1,14 @@
 """What a cut costs in memory, and how its time grows with the model. Linux.
 
     python benchmarks/channels_growth.py [--models resnet50 vit_b_16 densenet201] [--rounds 3]
-        [--most 1600]
+        [--most 1600] [--cuts 128]
 
 Memory: a fresh process for each model, captured; the most that it holds while half of everything is
 cut (analysis, classes, the cut model), beyond what it held before, over the bytes of the model.
+
+Cuts: CPU seconds of a step that halves every dimension, `once prune_l1`, not verified, for networks
+of growing depth, and the slope of log(seconds) over log(cuts); over the tensors that all cuts slice
+together, too: in a dense network a cut reaches every layer behind it.
 
 Growth: CPU seconds of analysis and cut, without the capture, for chains of residual blocks and for
 dense concatenations of 50 to 1600 nodes, and the slope of log(seconds) over log(size). The size of
@@ -31,6 +35,7 @@ import torchvision_cpu
 from capture_models import torchvision_entries
 from channels_cut import analysed, parameters, random_half
 from channels_models import enliven
+from channels_race import cut_each
 from measure import Contestant, exponent, race
 from torch import Tensor, fx, nn
 
@@ -39,6 +44,7 @@ from lissom.rewrite.channels.analyse import analyse
 from lissom.rewrite.channels.cut import cut
 from lissom.rewrite.channels.flow import Flow
 from lissom.rewrite.graph.index import GraphView
+from lissom.rewrite.journal import Applied
 
 MODELS = ("resnet50", "vit_b_16", "densenet201")
 WIDTH, GROWTH = 16, 4
@@ -49,6 +55,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS, help="models of torchvision")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each chain")
     parser.add_argument("--most", type=int, default=1600, help="nodes of the longest chain")
+    parser.add_argument("--cuts", type=int, default=128, help="blocks of the deepest network")
     parser.add_argument("--held", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -57,8 +64,11 @@ def main() -> None:
         print(json.dumps(held(options.held)))
         return
     print(report.machine())
-    print(f"\n{memory(options.models)}")
-    for name, build in FAMILIES.items():
+    if options.models:
+        print(f"\n{memory(options.models)}")
+    for name, deep in DEEP.items():
+        print(f"\n{name}\n\n{cuts(deep, options.cuts, options.rounds)}")
+    for name, build in FAMILIES.items() if options.most else ():
         print(f"\n{name}\n\n{growth(build, options.most, options.rounds)}")
 
 
@@ -153,10 +163,75 @@ class Dense(nn.Module):
         return self.head(x)
 
 
+class Heads(nn.Module):
+    """A chain of attention and MLPs, four heads of four each, with a norm and a sum around each."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, WIDTH), nn.Linear(WIDTH, 4)
+        self.norm = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(blocks))
+        self.qkv = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(blocks))
+        self.out = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(blocks))
+        self.up = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH) for _ in range(blocks))
+        self.down = nn.ModuleList(nn.Linear(2 * WIDTH, WIDTH) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(2).transpose(1, 2))
+        parts = zip(self.norm, self.qkv, self.out, self.up, self.down, strict=True)
+        for norm, qkv, out, up, down in parts:
+            each = qkv(norm(x)).reshape(x.shape[0], -1, 3, 4, WIDTH // 4)
+            q, k, v = each.permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            x = x + out(mixed.transpose(1, 2).flatten(2))
+            x = x + down(torch.relu(up(x)))
+        return self.head(x)
+
+
+def plain(layers: int) -> nn.Module:
+    """A chain of convolutions."""
+    kinds = [(3, WIDTH), *[(WIDTH, WIDTH)] * (layers - 1)]
+    parts = [
+        part
+        for i, o in kinds
+        for part in (nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+    ]
+    return nn.Sequential(*parts, nn.Conv2d(WIDTH, 4, 1))
+
+
+DEEP: dict[str, tuple[Callable[[int], nn.Module], int]] = {
+    "Chains of convolutions": (plain, 1),
+    "Chains of residual blocks": (Residual, 1),
+    "Chains of attention": (Heads, 4),
+    "Dense concatenations": (Dense, 2),
+}
+"""How to build a network of so many blocks, and by how much its deepest one is shorter."""
+
 FAMILIES: dict[str, Callable[[int], nn.Module]] = {
     "Chains of residual blocks": lambda nodes: Residual(max(1, nodes // 7)),
     "Dense concatenations": lambda nodes: Dense(max(1, nodes // 4)),
 }
+
+
+def cuts(deep: tuple[Callable[[int], nn.Module], int], most: int, rounds: int) -> str:
+    build, share = deep
+    seconds: dict[int, float] = {}
+    reached: dict[int, int] = {}
+    for blocks in _doubled(max(2, most // share // 16), most // share):
+        model = build(blocks).eval()
+        enliven(model)
+        captured = capture(model, (torch.randn(1, 3, 4, 4),), prove=False)
+        made = cut_each(captured).journal.of(Applied)
+        runner = Contestant("cut", lambda made=captured: made, cut_each)
+        seconds[len(made)] = min(race([runner], rounds).seconds["cut"])
+        reached[len(made)] = sum(len(event.renewed) for event in made)
+    lines = [
+        [str(n), str(reached[n]), report.seconds(spent), f"{1e3 * spent / n:.2f} ms"]
+        for n, spent in seconds.items()
+    ]
+    over = exponent(seconds), exponent({reached[n]: spent for n, spent in seconds.items()})
+    told = "exponent over cuts {:.2f}, over tensors cut {:.2f}".format(*over)
+    head = ("cuts", "tensors cut", "CPU: the step", "each cut")
+    return f"{report.table(head, lines)}\n\n{told}"
 
 
 def growth(build: Callable[[int], nn.Module], most: int, rounds: int) -> str:
