@@ -19,7 +19,7 @@ from ..pipeline.strategy import Runner
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.scope import Scope
 from .choices.source import Rolled, Unsuitable
-from .models.generate import grow
+from .models.generate import generate
 from .trial import Functions, Subject, state_of
 
 MODELS = 20
@@ -87,7 +87,7 @@ def _one(
 ) -> tuple[bool, set[tuple[str, str]]] | None:
     """Whether the rule fired on one model, else why not; None where the draws did not fit."""
     try:
-        grown = grow(Rolled(seed), family, subject.vocabulary)
+        grown = generate(Rolled(seed), family, subject.vocabulary)
     except Unsuitable:
         return None
     state = state_of(subject, grown)

@@ -19,7 +19,7 @@ from ..pipeline.strategy import Runner
 from ..rules.rule import compile_rule
 from .choices.source import ChoiceSource
 from .models.double import in_double
-from .models.generate import grow_together
+from .models.generate import generate_together
 from .models.grown import Grown
 from .trial import Subject, is_random, state_of
 from .worker import Died, Worker
@@ -49,7 +49,7 @@ def company(source: ChoiceSource, subjects: Sequence[Subject]) -> tuple[Grown, l
     drawn order. Raises `Unsuitable`.
     """
     rules = [compile_rule(subject.source, {}) for subject in subjects]
-    grown = grow_together(source, rules, subjects[0].vocabulary)
+    grown = generate_together(source, rules, subjects[0].vocabulary)
     left, order = list(subjects), []
     while left:
         order.append(left.pop(source.integer(0, len(left) - 1)))

@@ -13,7 +13,6 @@ from ..measure.twins import KernelFault
 from ..rules.pattern import PatternOp
 from ..rules.rule import CompiledRule
 from .choices.source import Replayed, Rolled, Unsuitable
-from .models.builder import Planted
 from .models.edits import (
     Edit,
     call_again,
@@ -26,6 +25,7 @@ from .models.edits import (
     tie,
 )
 from .models.grown import Grown
+from .models.pattern_builder import Planted
 from .models.violated import contradicts, has_further_input, is_literal, others
 from .trial import BAD, FIRED, KERNEL, NOISY, VACUOUS, Outcome, Subject, model, trial
 

@@ -33,9 +33,10 @@ from ..rules.state import State
 from ..torch_internals import tree_leaves
 from .budget_check import Kept, kept
 from .choices.source import ChoiceSource
-from .models.builder import ILLEGAL, Planted
-from .models.generate import grow
+from .models.builder import ILLEGAL
+from .models.generate import generate
 from .models.grown import Grown
+from .models.pattern_builder import Planted
 from .models.variants import variants
 
 Functions = Mapping[str, Callable[..., Any]]
@@ -86,7 +87,7 @@ def model(source: ChoiceSource, subject: Subject, spoil: t.Node | None = None) -
     `spoil`: the one condition of the rule's pattern that the model is to violate.
     """
     rule = compile_rule(subject.source, arguments(source, subject.source))
-    return grow(source, rule, subject.vocabulary, spoil)
+    return generate(source, rule, subject.vocabulary, spoil)
 
 
 # -- a rule's arguments ----------------------------------------------------------------------------

@@ -27,8 +27,8 @@ from ...ops.opspec import OpSpec
 from ...rules.binding import NoMatch
 from ...rules.state import State
 from ..models.double import widen
-from ..models.generate import Planted
 from ..models.grown import Grown
+from ..models.pattern_builder import Planted
 from ..trial import Subject, bound, condition, is_random, names_types, state_of
 from .exactness import Sums
 

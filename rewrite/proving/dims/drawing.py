@@ -1,4 +1,4 @@
-"""Random models while they grow: nodes, the numbers that they hold, and where features may be."""
+"""Networks while they are built, and where their features may be."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ...ops.spec import spec_of
+from ...ops.vocabulary import Vocabulary
 from ..choices.source import ChoiceSource, Unsuitable
+from ..models.builder import GraphBuilder
 
 MOST = 6000
 """Numbers in one value at most."""
-
-ILLEGAL = (RuntimeError, ValueError, IndexError, TypeError)
-"""What torch raises for settings that do not fit."""
 
 Number = int | fx.Node
 
@@ -35,50 +33,54 @@ MOVES = {
 """Ops after which features may be on another axis."""
 
 
-class Drawing:
-    """A model while it grows: its nodes, the numbers that they hold, `wide`, the axes that are
-    likely to carry features, and `open`, the values that the next step may read.
-    """
+class NetworkBuilder(GraphBuilder):
+    """A network in float64. wide: axes that are likely to carry features. step: what is built."""
 
-    def __init__(self, source: ChoiceSource) -> None:
-        self.source, self.choice, self.chance = source, source.choice, source.chance
-        self.root, self.graph = nn.Module(), fx.Graph()
-        self.root.add_module("held", nn.Module())
-        self.real: dict[fx.Node, Any] = {}
+    dtype = torch.float64
+
+    def __init__(self, source: ChoiceSource, vocabulary: Vocabulary) -> None:
+        super().__init__(source, vocabulary)
+        self.choice, self.chance = source.choice, source.chance
+        self.module.add_module("held", nn.Module())
         self.wide: dict[fx.Node, int | None] = {}
-        self.open: list[fx.Node] = []
-        self.name, self.count = "", 0
-        self.seed = source.integer(0, 1 << 16)
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.step, self.floating = "", True
 
     # -- nodes -------------------------------------------------------------------------------------
-
-    def input(self, value: Tensor) -> fx.Node:
-        self.count += 1
-        return self._hold(self.graph.placeholder(f"x{self.count}"), value)
 
     def call(self, what: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node: a module, a method (by name) or a function on these arguments."""
         if isinstance(what, nn.Module):
-            self.count += 1
-            self.root.add_module(f"layer{self.count}", self.filled(what))
-            return self.again(f"layer{self.count}", *args)
+            path = self.name()
+            self.module.add_module(path, self.filled(what))
+            return self.again(path, *args)
         method = isinstance(what, str)
         run = getattr(torch.Tensor, what) if method else what
         given, named = fx.node.map_aggregate((args, kwargs), self.value)  # type: ignore[misc]
-        found = self._run(run, given, named)
-        make = self.graph.call_method if method else self.graph.call_function
-        node = self._hold(make(what, args, kwargs), found)
+        found = self.run(str(what), run, *given, **named)
+        with self.graph.inserting_before(self.end):
+            make = self.graph.call_method if method else self.graph.call_function
+            node = self.hold(make(what, args, kwargs), found)
         self.wide[node] = self._carried(run, node)
         return node
 
     def again(self, path: str, *args: fx.Node) -> fx.Node:
         """One more call of a layer."""
-        layer = self.root.get_submodule(path)
-        found = self._run(layer, tuple(map(self.value, args)), {})
-        node = self._hold(self.graph.call_module(path, args), found)
+        layer = self.module.get_submodule(path)
+        found = self.run(path, layer, *map(self.value, args))
+        with self.graph.inserting_before(self.end):
+            node = self.hold(self.graph.call_module(path, args), found)
         self.wide[node] = _made(layer, self.wide.get(args[0]))
         return node
+
+    def run(self, name: str, what: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        found = super().run(name, what, *args, **named)
+        if isinstance(found, Tensor) and not 0 < found.numel() <= MOST:
+            raise Unsuitable(f"{tuple(found.shape)} is too large, or empty")
+        return found
+
+    def hold(self, node: fx.Node, value: Any) -> fx.Node:
+        node.meta["step"] = self.step
+        return super().hold(node, value)
 
     def _carried(self, run: Callable[..., Any], node: fx.Node) -> int | None:
         """Where the features of the first argument are in the result, as far as one can guess: the
@@ -104,42 +106,14 @@ class Drawing:
 
     def held(self, *shape: int, buffer: bool = False) -> fx.Node:
         """A parameter of the model itself, or of a module in it."""
-        self.count += 1
-        owner, prefix = self.choice(((self.root, ""), (self.root.get_submodule("held"), "held.")))
-        name, value = f"weight{self.count}", self.random(*shape)
+        path = f"{self.choice(('', 'held.'))}{self.name()}"
+        owner, value = self.module.get_submodule(path.rpartition(".")[0]), self.random(*shape)
+        name = path.rpartition(".")[2]
         if buffer:
             owner.register_buffer(name, value)
         else:
             owner.register_parameter(name, nn.Parameter(value))
-        return self.read(prefix + name)
-
-    def read(self, path: str) -> fx.Node:
-        owner, _, name = path.rpartition(".")
-        value = getattr(self.root.get_submodule(owner), name)
-        return self._hold(self.graph.get_attr(path), value.detach())
-
-    def constant(self, value: Tensor) -> fx.Node:
-        self.count += 1
-        self.root.register_buffer(f"constant{self.count}", value)
-        return self.read(f"constant{self.count}")
-
-    def value(self, item: Any) -> Any:
-        return self.real[item] if isinstance(item, fx.Node) else item
-
-    def _run(self, what: Callable[..., Any], args: tuple[Any, ...], named: Any) -> Any:
-        try:
-            with torch.no_grad():
-                found = what(*args, **named)
-        except ILLEGAL as error:
-            raise Unsuitable(str(error)) from error
-        if isinstance(found, Tensor) and not 0 < found.numel() <= MOST:
-            raise Unsuitable(f"{tuple(found.shape)} is too large, or empty")
-        return found
-
-    def _hold(self, node: fx.Node, value: Any) -> fx.Node:
-        self.real[node] = value
-        node.meta.update(val=spec_of(value), site="", step=self.name)
-        return node
+        return self.read(path)
 
     # -- choices -----------------------------------------------------------------------------------
 
@@ -214,7 +188,7 @@ class Drawing:
 
     def partner(self, x: fx.Node, fits: Callable[[Tensor, Tensor], bool]) -> fx.Node:
         """Another value (or the same) that fits to this one."""
-        found = [n for n in self.open if fits(self.real[x], self.real[n])]
+        found = [n for n in self.offers if fits(self.real[x], self.real[n])]
         self.need(bool(found))
         return self.choice(found[::-1])
 

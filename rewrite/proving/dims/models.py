@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...ops.spec import TensorSpec, spec_of
+from ...ops.spec import TensorSpec
+from ...ops.vocabulary import Vocabulary
 from ...torch_internals import tree_map
 from ..choices.source import ChoiceSource, Unsuitable
 from . import moves as moves
-from .drawing import Drawing
+from .drawing import NetworkBuilder
 from .steps import EXTENTS, OFTEN, SPACE, STEPS
 
 assert moves  # its steps are among STEPS
@@ -32,22 +33,20 @@ class Graph:
     seed: int = 0
 
 
-def drawn(source: ChoiceSource) -> Graph:
+def drawn(source: ChoiceSource, vocabulary: Vocabulary | None = None) -> Graph:
     """A model of some ten steps."""
-    m = Drawing(source)
+    m = NetworkBuilder(source, vocabulary or Vocabulary.library())
     _inputs(m)
-    given = list(m.open)
+    given = list(m.offers)
     for _ in range(m.choice((1, 2))):
-        _grow(m, ("conv", "linear") if m.shape(m.open[0])[2:] else ("linear",))
-    if len(m.open) > len(given) and m.chance(85):
-        m.open = m.open[len(given) :]
+        _grow(m, ("conv", "linear") if m.shape(m.offers[0])[2:] else ("linear",))
+    if len(m.offers) > len(given) and m.chance(85):
+        m.offers = m.offers[len(given) :]
     for _ in range(source.integer(0, 9)):
         _grow(m, OFTEN)
-    ends = [_head(m, node) for node in m.open if not node.users][:6]
-    args = tuple(m.real[node] for node in m.graph.nodes if node.op == "placeholder")
-    out = m.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-    out.meta.update(val=spec_of(m.value(ends[0])), step="")
-    return Graph(fx.GraphModule(m.root, m.graph), args, m.seed)
+    ends = [_head(m, node) for node in m.offers if not node.users][:6]
+    args = m.finish(ends[0] if len(ends) == 1 else tuple(ends))
+    return Graph(fx.GraphModule(m.module, m.graph), args, m.seed)
 
 
 def in_single(graph: Graph) -> Graph:
@@ -65,47 +64,40 @@ def _single(value: Any) -> Any:
     return value
 
 
-def _inputs(m: Drawing) -> None:
+def _inputs(m: NetworkBuilder) -> None:
     n, kind = m.choice((2, 3, 1)), m.choice((0, 2, 0, 1, 3, 4))
     space = [m.choice(SPACE) for _ in range(2)]
     width = m.choice(EXTENTS[1:])
     if kind == 4:  # indices
         ids = torch.randint(0, 7, (n, space[0]), generator=m.generator)
-        m.name = "embedding"
-        m.open.append(m.call(nn.Embedding(7, m.choice(EXTENTS)), m.input(ids)))
+        m.step = "embedding"
+        m.offers.append(m.call(nn.Embedding(7, m.choice(EXTENTS)), m.input(ids)))
         return
     shape = ((n, width, *space), (n, width, space[0]), (n, space[0], width), (n, width))[kind]
     for _ in range(m.choice((1, 1, 2))):
-        m.open.append(m.input(m.random(*shape)))
+        m.offers.append(m.input(m.random(*shape)))
 
 
-def _grow(m: Drawing, names: Sequence[str]) -> None:
+def _grow(m: NetworkBuilder, names: Sequence[str]) -> None:
     """One more step, on a recent value mostly; a few tries are made."""
     for _ in range(12):
-        m.name = m.choice(names)
-        x = m.open[-1 - m.source.integer(0, min(len(m.open), m.choice((1, 3, 12))) - 1)]
-        before = list(m.graph.nodes)
+        m.step = m.choice(names)
+        x = m.offers[-1 - m.source.integer(0, min(len(m.offers), m.choice((1, 3, 12))) - 1)]
+        start = m.mark()
         try:
-            found = STEPS[m.name](m, x)
+            found = STEPS[m.step](m, x)
         except Unsuitable:
-            _back(m, before)
+            m.back(start)
             continue
         made = [found] if isinstance(found, fx.Node) else list(found)
-        m.open += [node for node in made if m.real[node].is_floating_point()]
+        m.offers += [node for node in made if m.real[node].is_floating_point()]
         return
 
 
-def _back(m: Drawing, before: Sequence[fx.Node]) -> None:
-    known = set(before)
-    for node in reversed([node for node in m.graph.nodes if node not in known]):
-        m.graph.erase_node(node)
-        del m.real[node]
-
-
-def _head(m: Drawing, x: fx.Node) -> fx.Node:
+def _head(m: NetworkBuilder, x: fx.Node) -> fx.Node:
     """What reads the last values: outputs themselves must stay."""
     shape = m.shape(x)
-    m.name = "head"
+    m.step = "head"
     if len(shape) < 2 or m.chance(10):
         return x
     if m.chance(15):

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .drawing import Drawing, Number
+from .drawing import NetworkBuilder, Number
 from .steps import Found, step
 
 
 @step(4)
-def cat(m: Drawing, x: fx.Node) -> Found:
+def cat(m: NetworkBuilder, x: fx.Node) -> Found:
     """Any values that fit, the first one again too, on any axis."""
     axis = m.axis(x, mixes=m.chance(35))
 
@@ -31,14 +31,14 @@ def cat(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(1)
-def stack(m: Drawing, x: fx.Node) -> Found:
+def stack(m: NetworkBuilder, x: fx.Node) -> Found:
     m.shape(x, 2, 3)
     other = m.sibling(x) if m.chance(50) else m.partner(x, lambda a, b: a.shape == b.shape)
     return m.call(torch.stack, [x, other], dim=m.choice((1, 2)))
 
 
 @step(3)
-def split(m: Drawing, x: fx.Node) -> Found:
+def split(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     extent = m.shape(x)[axis]
     first = m.source.integer(1, extent - 1)
@@ -48,19 +48,19 @@ def split(m: Drawing, x: fx.Node) -> Found:
 
 
 @step()
-def chunk(m: Drawing, x: fx.Node) -> Found:
+def chunk(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     return m.parts(m.call("chunk", x, m.choice((2, 3, 4)), axis), 1)
 
 
 @step(2)
-def unbind(m: Drawing, x: fx.Node) -> Found:
+def unbind(m: NetworkBuilder, x: fx.Node) -> Found:
     m.shape(x, 3, 4)
     return m.parts(m.call("unbind", x, m.axis(x, 2, mixes=True)), 1)
 
 
 @step()
-def narrow(m: Drawing, x: fx.Node) -> Found:
+def narrow(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     extent = m.shape(x)[axis]
     start = m.source.integer(0, extent - 1)
@@ -68,7 +68,7 @@ def narrow(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def slices(m: Drawing, x: fx.Node) -> Found:
+def slices(m: NetworkBuilder, x: fx.Node) -> Found:
     """A range of an axis: with steps, from the end, or in two parts whose border is computed."""
     axis = m.axis(x, 2)
     extent = m.shape(x)[axis]
@@ -84,7 +84,7 @@ def slices(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(1)
-def select(m: Drawing, x: fx.Node) -> Found:
+def select(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, mixes=True)
     m.shape(x, 3, 4)
     at = m.source.integer(0, m.shape(x)[axis] - 1)
@@ -94,14 +94,14 @@ def select(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(1)
-def picked(m: Drawing, x: fx.Node) -> Found:
+def picked(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x)
     order = torch.randperm(m.shape(x)[axis], generator=m.generator)
     return m.call(torch.index_select, x, axis, m.constant(order))
 
 
 @step(3)
-def shuffle(m: Drawing, x: fx.Node) -> Found:
+def shuffle(m: NetworkBuilder, x: fx.Node) -> Found:
     _, channels, *space = m.shape(x, 3, 4)
     groups = m.divisor(channels)
     if len(space) == 2 and m.chance(30):
@@ -115,7 +115,7 @@ def shuffle(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(4)
-def pixels(m: Drawing, x: fx.Node) -> Found:
+def pixels(m: NetworkBuilder, x: fx.Node) -> Found:
     channels = m.shape(x, 4)[1]
     if m.chance(40):
         return m.call(F.pixel_unshuffle, x, 2)
@@ -124,7 +124,7 @@ def pixels(m: Drawing, x: fx.Node) -> Found:
 
 
 @step()
-def roll(m: Drawing, x: fx.Node) -> Found:
+def roll(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     if m.chance(30):
         return m.call("flip", x, (axis,))
@@ -132,7 +132,7 @@ def roll(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def transpose(m: Drawing, x: fx.Node) -> Found:
+def transpose(m: NetworkBuilder, x: fx.Node) -> Found:
     shape = m.shape(x, 3, 4)
     if m.chance(50):
         return m.call("transpose", x, m.axis(x), len(shape) - 1)
@@ -142,7 +142,7 @@ def transpose(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def flatten(m: Drawing, x: fx.Node) -> Found:
+def flatten(m: NetworkBuilder, x: fx.Node) -> Found:
     shape = m.shape(x, 3, 4)
     if m.chance(60):
         return m.call("flatten", x, m.choice((1, 2)))
@@ -154,7 +154,7 @@ def flatten(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def unflatten(m: Drawing, x: fx.Node) -> Found:
+def unflatten(m: NetworkBuilder, x: fx.Node) -> Found:
     """An axis in two, and often the two in the other order."""
     shape = m.shape(x, 2, 3)
     axis = m.axis(x, 4)
@@ -171,7 +171,7 @@ def unflatten(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(4)
-def windows(m: Drawing, x: fx.Node) -> Found:
+def windows(m: NetworkBuilder, x: fx.Node) -> Found:
     """The partition of an image into windows, and the way back."""
     n, c, h, w = m.shape(x, 4)
     m.need(h % 2 == 0 and w % 2 == 0)
@@ -186,7 +186,7 @@ def windows(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def pad(m: Drawing, x: fx.Node) -> Found:
+def pad(m: NetworkBuilder, x: fx.Node) -> Found:
     rank, axis = len(m.shape(x, 2, 3, 4)), m.axis(x)
     sides = [0, 0] * (rank - 1 - axis) + [m.choice((1, 0, 2, -1)), m.choice((1, 2, 0))]
     if m.chance(25):
@@ -195,7 +195,7 @@ def pad(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def repeated(m: Drawing, x: fx.Node) -> Found:
+def repeated(m: NetworkBuilder, x: fx.Node) -> Found:
     shape, kind = m.shape(x, 2, 3, 4), m.source.integer(0, 2)
     axis = m.axis(x)
     if kind == 0:
@@ -212,7 +212,7 @@ def repeated(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(5)
-def attention(m: Drawing, x: fx.Node) -> Found:
+def attention(m: NetworkBuilder, x: fx.Node) -> Found:
     """Heads by one or three projections, perhaps fewer for keys and values, fused or not."""
     n, length, width = m.shape(x, 3)
     heads, each = m.choice((2, 3, 4)), m.choice((4, 3, 2, 5))
@@ -236,7 +236,7 @@ def attention(m: Drawing, x: fx.Node) -> Found:
     return m.call(operator.add, x, made) if m.chance(50) else made
 
 
-def _heads(m: Drawing, x: fx.Node, heads: int) -> fx.Node:
+def _heads(m: NetworkBuilder, x: fx.Node, heads: int) -> fx.Node:
     total = m.shape(x)[2]
     if m.chance(30):
         return m.call("transpose", m.call("unflatten", x, -1, (heads, total // heads)), 1, 2)
@@ -245,7 +245,7 @@ def _heads(m: Drawing, x: fx.Node, heads: int) -> fx.Node:
     return m.call("permute", m.call("view", x, *sizes), 0, 2, 1, 3)
 
 
-def _one_projection(m: Drawing, x: fx.Node, heads: int, each: int) -> list[fx.Node]:
+def _one_projection(m: NetworkBuilder, x: fx.Node, heads: int, each: int) -> list[fx.Node]:
     n, length, width = m.shape(x)
     qkv = m.call(nn.Linear(width, 3 * heads * each), x)
     kind = m.source.integer(0, 3)
@@ -261,7 +261,7 @@ def _one_projection(m: Drawing, x: fx.Node, heads: int, each: int) -> list[fx.No
     return [_heads(m, part, heads) for part in m.parts(m.call("chunk", qkv, 3, -1), 3)]
 
 
-def _again(m: Drawing, x: fx.Node, times: int) -> fx.Node:
+def _again(m: NetworkBuilder, x: fx.Node, times: int) -> fx.Node:
     """Heads of keys and values for several heads of queries."""
     if m.chance(50):
         return m.call("repeat_interleave", x, times, 1)
@@ -270,7 +270,7 @@ def _again(m: Drawing, x: fx.Node, times: int) -> fx.Node:
     return m.call("reshape", wide, n, heads * times, length, each)
 
 
-def _mixed(m: Drawing, q: fx.Node, k: fx.Node, v: fx.Node, length: int) -> fx.Node:
+def _mixed(m: NetworkBuilder, q: fx.Node, k: fx.Node, v: fx.Node, length: int) -> fx.Node:
     seen = m.random(length, length) > 0
     seen |= torch.eye(length, dtype=torch.bool)
     kind = m.source.integer(0, 2)
@@ -286,7 +286,7 @@ def _mixed(m: Drawing, q: fx.Node, k: fx.Node, v: fx.Node, length: int) -> fx.No
     return m.call(torch.matmul, m.call("softmax", scores, dim=-1), v)
 
 
-def _scale(m: Drawing, q: fx.Node) -> float | fx.Node:
+def _scale(m: NetworkBuilder, q: fx.Node) -> float | fx.Node:
     """A number, or one that a size node gives."""
     size = m.extent(q, 3)
     return size**-0.5 if isinstance(size, int) else m.call(operator.pow, size, -0.5)

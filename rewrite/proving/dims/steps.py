@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .drawing import Drawing
+from .drawing import NetworkBuilder
 
 EXTENTS = (6, 2, 3, 4, 5, 7, 8, 12, 1)
 SPACE = (4, 2, 6, 3, 4, 5, 1)
 
 Found = fx.Node | Sequence[fx.Node]
-Step = Callable[[Drawing, fx.Node], Found]
+Step = Callable[[NetworkBuilder, fx.Node], Found]
 
 STEPS: dict[str, Step] = {}
 OFTEN: list[str] = []
@@ -40,7 +40,9 @@ CONVS = {
 }  # fmt: skip
 
 
-def convolved(m: Drawing, x: fx.Node, out: int, groups: int = 1, transposed: bool = False) -> Found:
+def convolved(
+    m: NetworkBuilder, x: fx.Node, out: int, groups: int = 1, transposed: bool = False
+) -> Found:
     shape = m.shape(x, 3, 4)
     m.need(m.features(x) in (None, 1) or m.chance(20))
     layer, function = CONVS[len(shape) - 2, transposed]
@@ -57,30 +59,30 @@ def convolved(m: Drawing, x: fx.Node, out: int, groups: int = 1, transposed: boo
 
 
 @step(5)
-def conv(m: Drawing, x: fx.Node) -> Found:
+def conv(m: NetworkBuilder, x: fx.Node) -> Found:
     return convolved(m, x, m.choice(EXTENTS))
 
 
 @step(3)
-def grouped_conv(m: Drawing, x: fx.Node) -> Found:
+def grouped_conv(m: NetworkBuilder, x: fx.Node) -> Found:
     groups = m.divisor(m.shape(x, 3, 4)[1])
     return convolved(m, x, groups * m.choice((2, 1, 3, 4)), groups)
 
 
 @step(3)
-def depthwise(m: Drawing, x: fx.Node) -> Found:
+def depthwise(m: NetworkBuilder, x: fx.Node) -> Found:
     channels = m.shape(x, 3, 4)[1]
     return convolved(m, x, channels * m.choice((1, 2, 3)), channels)
 
 
 @step()
-def transposed_conv(m: Drawing, x: fx.Node) -> Found:
+def transposed_conv(m: NetworkBuilder, x: fx.Node) -> Found:
     groups = m.divisor(m.shape(x, 3, 4)[1]) if m.chance(50) else 1
     return convolved(m, x, groups * m.choice((2, 1, 3, 5)), groups, True)
 
 
 @step(5)
-def linear(m: Drawing, x: fx.Node) -> Found:
+def linear(m: NetworkBuilder, x: fx.Node) -> Found:
     width, out = m.shape(x, 2, 3, 4)[-1], m.choice(EXTENTS)
     if m.chance(70):
         return m.call(nn.Linear(width, out, bias=m.chance(70)), x)
@@ -90,7 +92,7 @@ def linear(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def norm(m: Drawing, x: fx.Node) -> Found:
+def norm(m: NetworkBuilder, x: fx.Node) -> Found:
     shape = m.shape(x, 2, 3, 4)
     names = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)
     batch = names[len(shape) - 2](shape[1])
@@ -106,24 +108,24 @@ def norm(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(3)
-def group_norm(m: Drawing, x: fx.Node) -> Found:
+def group_norm(m: NetworkBuilder, x: fx.Node) -> Found:
     channels = m.shape(x, 3, 4)[1]
     return m.call(nn.GroupNorm(m.divisor(channels), channels), x)
 
 
 @step(1)
-def prelu(m: Drawing, x: fx.Node) -> Found:
+def prelu(m: NetworkBuilder, x: fx.Node) -> Found:
     return m.call(nn.PReLU(m.choice((m.shape(x, 2, 3, 4)[1], 1))), x)
 
 
 @step(1)
-def recurrent(m: Drawing, x: fx.Node) -> Found:
+def recurrent(m: NetworkBuilder, x: fx.Node) -> Found:
     layer = m.choice((nn.GRU, nn.LSTM))(m.shape(x, 3)[2], m.choice((4, 3, 6)), batch_first=True)
     return m.call(operator.getitem, m.call(layer, x), 0)
 
 
 @step()
-def tied(m: Drawing, x: fx.Node) -> Found:
+def tied(m: NetworkBuilder, x: fx.Node) -> Found:
     """One parameter in two layers, or in a layer and once more the other way round."""
     width, kind = m.shape(x, 2, 3, 4)[-1], m.source.integer(0, 2)
     if kind < 2:
@@ -139,13 +141,13 @@ def tied(m: Drawing, x: fx.Node) -> Found:
     m.filled(first)
     inner = m.call(torch.sigmoid, m.call(first, x))
     m.filled(second).weight = first.weight
-    m.count += 1
-    m.root.add_module(f"layer{m.count}", second)
-    return m.again(f"layer{m.count}", inner)
+    path = m.name()
+    m.module.add_module(path, second)
+    return m.again(path, inner)
 
 
 @step()
-def twice(m: Drawing, x: fx.Node) -> Found:
+def twice(m: NetworkBuilder, x: fx.Node) -> Found:
     shape = m.shape(x, 2, 3, 4)
     if len(shape) == 4 and m.chance(50):
         first = m.call(nn.Conv2d(shape[1], shape[1], 3, padding=1), x)
@@ -159,21 +161,21 @@ def twice(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(4)
-def activation(m: Drawing, x: fx.Node) -> Found:
+def activation(m: NetworkBuilder, x: fx.Node) -> Found:
     layers = (nn.ReLU(), nn.Sigmoid(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5))
     functions = (torch.tanh, F.silu, torch.relu, F.softplus, operator.neg, torch.exp)
     return m.call(m.choice((*functions[:-1], *layers)), x)
 
 
 @step(1)
-def softmax(m: Drawing, x: fx.Node) -> Found:
+def softmax(m: NetworkBuilder, x: fx.Node) -> Found:
     return m.call(
         m.choice((torch.softmax, F.log_softmax, torch.cumsum)), x, dim=m.axis(x, mixes=True)
     )
 
 
 @step()
-def glu(m: Drawing, x: fx.Node) -> Found:
+def glu(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     if m.chance(60):
         return m.call(F.glu, x, dim=axis)
@@ -182,7 +184,7 @@ def glu(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(4)
-def pool(m: Drawing, x: fx.Node) -> Found:
+def pool(m: NetworkBuilder, x: fx.Node) -> Found:
     rank = len(m.shape(x, 3, 4))
     local = {3: (nn.MaxPool1d, nn.AvgPool1d), 4: (nn.MaxPool2d, nn.AvgPool2d)}[rank]
     whole = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d}[rank]
@@ -192,7 +194,7 @@ def pool(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(2)
-def resize(m: Drawing, x: fx.Node) -> Found:
+def resize(m: NetworkBuilder, x: fx.Node) -> Found:
     m.shape(x, 3, 4)
     return m.call(F.interpolate, x, scale_factor=2, mode="nearest")
 
@@ -203,13 +205,13 @@ def broadcast(a: Tensor, b: Tensor) -> bool:
 
 
 @step(6)
-def together(m: Drawing, x: fx.Node) -> Found:
+def together(m: NetworkBuilder, x: fx.Node) -> Found:
     functions = (operator.add, operator.mul, torch.sub, torch.maximum, torch.add)
     return m.call(m.choice(functions), x, m.partner(x, broadcast))
 
 
 @step(3)
-def residual(m: Drawing, x: fx.Node) -> Found:
+def residual(m: NetworkBuilder, x: fx.Node) -> Found:
     """A branch that ends in the shape that it began with, and a sum."""
     shape, mid = m.shape(x, 2, 3, 4), m.choice(EXTENTS)
     if len(shape) == 4 and m.chance(60):
@@ -222,7 +224,7 @@ def residual(m: Drawing, x: fx.Node) -> Found:
 
 
 @step()
-def gate(m: Drawing, x: fx.Node) -> Found:
+def gate(m: NetworkBuilder, x: fx.Node) -> Found:
     """Squeeze and excite."""
     shape = m.shape(x, 4)
     squeezed = m.call("mean", x, (2, 3), keepdim=True)
@@ -233,7 +235,7 @@ def gate(m: Drawing, x: fx.Node) -> Found:
 
 
 @step()
-def place(m: Drawing, x: fx.Node) -> Found:
+def place(m: NetworkBuilder, x: fx.Node) -> Found:
     """A parameter or buffer that is added: positions, scales of layers."""
     shape = m.shape(x)
     first = m.source.integer(0, len(shape) - 1)
@@ -243,13 +245,13 @@ def place(m: Drawing, x: fx.Node) -> Found:
 
 
 @step()
-def total(m: Drawing, x: fx.Node) -> Found:
+def total(m: NetworkBuilder, x: fx.Node) -> Found:
     axes = tuple({m.axis(x, mixes=True), m.axis(x, mixes=True)})
     return m.call(m.choice(("mean", "sum", "amax")), x, axes, keepdim=m.chance(50))
 
 
 @step()
-def matmul(m: Drawing, x: fx.Node) -> Found:
+def matmul(m: NetworkBuilder, x: fx.Node) -> Found:
     def chained(a: Tensor, b: Tensor) -> bool:
         return a.ndim > 1 and b.ndim > 1 and a.shape[-1] == b.shape[-2] and a.ndim == b.ndim
 
@@ -260,7 +262,7 @@ def matmul(m: Drawing, x: fx.Node) -> Found:
 
 
 @step(2)
-def opaque(m: Drawing, x: fx.Node) -> Found:
+def opaque(m: NetworkBuilder, x: fx.Node) -> Found:
     if m.chance(50):
         return m.call(torch.cumprod, x, m.axis(x, mixes=True))
     return m.call(operator.getitem, m.call(torch.sort, x, m.axis(x, mixes=True)), 0)

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from ...ops.spec import spec_of
-from .builder import Planted
 from .grown import Grown
+from .pattern_builder import Planted
 
 Edit = Callable[[Grown], bool]
 

@@ -16,7 +16,8 @@ from ...ops.opspec import InputSpec, OpSpec, ParamSpec
 from ...rules.pattern import PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable
-from .builder import Planted, Soil
+from .builder import GraphBuilder
+from .pattern_builder import Planted
 from .settings import kind_of_number, laid_out, sample, scales, weight
 from .sizes import KERNEL, Extents
 
@@ -38,19 +39,19 @@ class Filling:
 
     def __init__(
         self,
-        soil: Soil,
+        builder: GraphBuilder,
         rule: CompiledRule,
         planted: Planted,
         clauses: Mapping[str, t.Type],
         chosen: Sequence[tuple[PatternOp, OpSpec]],
         odd: str = "",
     ) -> None:
-        self.soil, self.source, self.planted = soil, soil.source, planted
+        self.builder, self.source, self.planted = builder, builder.source, planted
         self.clauses, self.chosen, self.odd = clauses, chosen, odd
         self.names: dict[str, Any] = {**rule.args}
         hints = [v for v in rule.args.values() if isinstance(v, int) and not isinstance(v, bool)]
-        self.extents = Extents(soil.source, hints)
-        self.dtype = torch.float32
+        self.extents = Extents(builder.source, hints)
+        self.dtype = builder.dtype
 
     def free(
         self, name: str, spec: InputSpec, scope: dict[str, Any], lead: tuple[int, ...] | None
@@ -64,16 +65,27 @@ class Filling:
             return again
         if lead is not None and clause is None:
             return self._beside(name, spec, lead)
-        for node in self.soil.offers:
+        for node in self.builder.offers:
             if self.source.chance(80) and self._takes(node, clause, spec, scope):
                 return node
         shape, kind = self._shape(name, clause, spec, scope), self._kind(name, clause, spec)
         if self.source.chance(8):
-            return self.soil.constant(self._numbers(name, kind, shape))
-        return self.soil.around(self.soil.input(kind, shape))
+            return self._constant(self._numbers(name, kind, shape))
+        return self._input(kind, shape)
+
+    def _input(self, kind: Kind, shape: Sequence[int]) -> fx.Node:
+        value = sample(kind, shape, self.builder.generator)
+        return self.builder.around(self.builder.input(self._laid_out(value)))
+
+    def _constant(self, value: Tensor) -> fx.Node:
+        return self.builder.constant(self._laid_out(value))
+
+    def _laid_out(self, value: Tensor) -> Tensor:
+        wide = value.is_floating_point() and self.builder.dtype == torch.float64
+        return laid_out(self.source, value.double() if wide else value)
 
     def _numbers(self, name: str, kind: Kind, shape: Sequence[int]) -> Tensor:
-        generator = self.soil.generator
+        generator = self.builder.generator
         if kind == "f":
             return weight(self.source, name, shape, generator)
         return sample(kind, shape, generator)
@@ -113,7 +125,7 @@ class Filling:
         lead: tuple[int, ...] | None = None,
     ) -> bool:
         """Whether a value that is there already can be the operand; binds dimensions if so."""
-        value = self.soil.real[node]
+        value = self.builder.real[node]
         if not isinstance(value, Tensor) or lead not in (None, tuple(value.shape)):
             return False
         asked = _asked(clause, spec) or ("f" if lead is None else "")
@@ -143,7 +155,7 @@ class Filling:
             return self.source.choice([1, 2.0, 0.5, 0, 1.0, -1.0, 0.0, 3, -0.0, True])
         kind = self._drawn_kind(name, _asked(None, spec))
         if form == "tensor":
-            return self.soil.around(self.soil.input(kind, lead))
+            return self._input(kind, lead)
         shape = tuple(size if self.source.chance(50) else 1 for size in lead)
         if form == "channels" and len(lead) > 1:
             shape = (1, lead[1], *(1,) * (len(lead) - 2))
@@ -152,7 +164,7 @@ class Filling:
         shape = shape[self.source.integer(0, len(shape)) :] if self.source.chance(30) else shape
         value = self._numbers("constant", kind, shape)
         double = kind == "f" and self.source.chance(20)
-        return self.soil.constant(value.double() if double else value)
+        return self._constant(value.double() if double else value)
 
     def _kind(self, name: str, clause: t.Type | None, spec: InputSpec) -> Kind:
         """What an operand is made of; where every type will do, mostly floating numbers."""
@@ -160,7 +172,7 @@ class Filling:
         return self._drawn_kind(name, _asked(clause, spec) or behind)
 
     def _drawn_kind(self, name: str, asked: str) -> Kind:
-        if asked or self.soil.floating:
+        if asked or self.builder.floating:
             return asked or "f"
         other = self.source.chance(60 if name == self.odd else 20)
         return kind_of_number(self.source) if other else "f"
@@ -242,10 +254,10 @@ class Filling:
         if 0 in shape:
             raise Unsuitable(f"nothing is in {param.name}")
         if param.kind in DTYPES:
-            return laid_out(self.source, sample(param.kind, shape, self.soil.generator))
+            return laid_out(self.source, sample(param.kind, shape, self.builder.generator))
         if whole and param.name == "scale":
-            return scales(self.source, shape, self.soil.generator).to(self.dtype)
-        value = weight(self.source, param.name, shape, self.soil.generator)
+            return scales(self.source, shape, self.builder.generator).to(self.dtype)
+        value = weight(self.source, param.name, shape, self.builder.generator)
         return laid_out(self.source, value).to(self.dtype)
 
     def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:

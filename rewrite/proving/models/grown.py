@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from ...ops.spec import TensorSpec
 from ...rules.rule import CompiledRule
 from ...torch_internals import tree_leaves
-from .builder import Planted
+from .pattern_builder import Planted
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from ...ops.vocabulary import Vocabulary
 from ...rules.pattern import Pattern, PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable
-from .builder import Planted
+from .pattern_builder import Planted
 
 
 def others(vocabulary: Vocabulary, op: PatternOp) -> list[str]:
