@@ -344,7 +344,7 @@ def said(name: str, items: str) -> OpSpec:
         ("group_norm", "mixes C", ["...0 is mixed"]),
         ("group_norm", "mixes G, C, ...", ["G is not mixed"]),
         ("prelu", "mixes ...", ["... is not mixed"]),
-        ("instance_norm", "mixes C, ...", ["C is not mixed"]),
+        ("instance_norm", "mixes C, L, ...", ["C is not mixed"]),
         ("scaled_dot_product_attention", "mixes L; sums E, S", ["S is not only summed"]),
         ("scaled_dot_product_attention", "mixes L, S", ["E is mixed"]),
         ("addmm", "mixes none", ["K is mixed"]),

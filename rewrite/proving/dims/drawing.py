@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ....grammar.tree import tree as t
+from ...graph.index import GraphView
+from ...ops.dims import names_of
+from ...ops.opspec import OpSpec
 from ...ops.vocabulary import Vocabulary
 from ..choices.source import ChoiceSource, Unsuitable
 from ..models.builder import GraphBuilder
+from ..models.one_op import drawn_op
 
 MOST = 6000
 """Numbers in one value at most."""
 
+LARGE = 1e4
+"""Magnitude of what declared ops give at most."""
+
 Number = int | fx.Node
-
-MAKERS: dict[Any, int] = {
-    F.linear: -1, torch.matmul: -1, F.conv1d: 1, F.conv2d: 1, F.conv_transpose1d: 1,
-    F.conv_transpose2d: 1,
-}  # fmt: skip
-"""The axis that carries the features that an op makes."""
-
-MOVES = {
-    Tensor.view, Tensor.reshape, Tensor.flatten, Tensor.unflatten, Tensor.permute, Tensor.transpose,
-    Tensor.unsqueeze, Tensor.expand, Tensor.unbind, Tensor.select, Tensor.mean, Tensor.sum,
-    Tensor.amax, torch.stack, operator.getitem,
-}  # fmt: skip
-"""Ops after which features may be on another axis."""
 
 
 class NetworkBuilder(GraphBuilder):
@@ -44,6 +39,7 @@ class NetworkBuilder(GraphBuilder):
         self.module.add_module("held", nn.Module())
         self.wide: dict[fx.Node, int | None] = {}
         self.step, self.floating = "", True
+        self.view = GraphView(self.module, vocabulary)
 
     # -- nodes -------------------------------------------------------------------------------------
 
@@ -59,18 +55,36 @@ class NetworkBuilder(GraphBuilder):
         found = self.run(str(what), run, *given, **named)
         with self.graph.inserting_before(self.end):
             make = self.graph.call_method if method else self.graph.call_function
-            node = self.hold(make(what, args, kwargs), found)
-        self.wide[node] = self._carried(run, node)
-        return node
+            return self.hold(make(what, args, kwargs), found)
+
+    def declared(self, trait: str, x: fx.Node) -> list[fx.Node]:
+        """Some op that has a trait ("": any), called as its declaration says that it may be."""
+        op = self.vocabulary[self.choice(_ops_of(self.vocabulary, trait))]
+        node = drawn_op(self, op, x)
+        self.need(not any(isinstance(value, torch.dtype) for value in node.kwargs.values()))
+        made = self.parts(node) if isinstance(self.real[node], tuple) else [node]
+        self.need(any(_is_plain(self.real[part], self.dtype) for part in made))
+        self.need(not self._writes(node))
+        return made
+
+    def _writes(self, node: fx.Node) -> bool:
+        """Whether a call changes what the model holds, as norms in train mode do."""
+        before = {name: held.clone() for name, held in self.module.state_dict().items()}
+        self.run(node.name, self._callee(node), *self.value(node.args), **node.kwargs)
+        after = self.module.state_dict()  # torch counts no version of statistics up
+        return any(not torch.equal(held, after[name]) for name, held in before.items())
+
+    def _callee(self, node: fx.Node) -> Callable[..., Any]:
+        if node.op == "call_module":
+            return self.module.get_submodule(str(node.target))
+        return node.target if callable(node.target) else getattr(Tensor, str(node.target))
 
     def again(self, path: str, *args: fx.Node) -> fx.Node:
         """One more call of a layer."""
         layer = self.module.get_submodule(path)
         found = self.run(path, layer, *map(self.value, args))
         with self.graph.inserting_before(self.end):
-            node = self.hold(self.graph.call_module(path, args), found)
-        self.wide[node] = _made(layer, self.wide.get(args[0]))
-        return node
+            return self.hold(self.graph.call_module(path, args), found)
 
     def run(self, name: str, what: Callable[..., Any], *args: Any, **named: Any) -> Any:
         found = super().run(name, what, *args, **named)
@@ -80,26 +94,42 @@ class NetworkBuilder(GraphBuilder):
 
     def hold(self, node: fx.Node, value: Any) -> fx.Node:
         node.meta["step"] = self.step
-        return super().hold(node, value)
+        super().hold(node, value)
+        self.view.add(node)
+        self.wide[node] = self._carried(node)
+        return node
 
-    def _carried(self, run: Callable[..., Any], node: fx.Node) -> int | None:
-        """Where the features of the first argument are in the result, as far as one can guess: the
-        op moves numbers that vary along that axis alone.
+    def back(self, mark: tuple[frozenset[fx.Node], int]) -> None:
+        for node in self.graph.nodes:
+            if node not in mark[0]:
+                self.view.forget(node)
+        super().back(mark)
+
+    def _carried(self, node: fx.Node) -> int | None:
+        """Where the features of the first argument are in the result, as far as one can guess: on
+        an axis that the op makes; or it moves numbers that vary along that axis alone.
         """
-        if run in MAKERS:
-            return MAKERS[run]
-        first = next(iter(node.all_input_nodes), node)
-        if run not in MOVES or not isinstance(self.real[first], Tensor):
-            return self.wide.get(first)
-        axis, value = self.features(first), self.real[first]
+        first = next(iter(node.all_input_nodes), None)
+        call = self.view.call(node) if first is not None else None
+        if first is None or call is None:
+            return None if first is None else self.wide.get(first)
+        made = _made(call.op)
+        if made is not None:
+            return made
+        moves = not call.op.traits.isdisjoint(("movement", "reduction"))
+        return self._moved(node, first) if moves else self.wide.get(first)
+
+    def _moved(self, node: fx.Node, first: fx.Node) -> int | None:
+        axis = self.features(first) if isinstance(self.real[first], Tensor) else None
         if axis is None:
-            return None
-        along = [-1 if i == axis else 1 for i in range(value.ndim)]
-        places = torch.arange(float(value.shape[axis])).reshape(along).expand(value.shape)
+            return self.wide.get(first)
+        shape = self.shape(first)
+        along = [-1 if i == axis else 1 for i in range(len(shape))]
+        places = torch.arange(float(shape[axis])).reshape(along).expand(shape)
         args, named = fx.node.map_aggregate(  # type: ignore[misc]
             (node.args, node.kwargs), lambda v: places if v is first else self.value(v)
         )
-        found = run(*args, **named)
+        found = self._callee(node)(*args, **named)
         found = found if isinstance(found, Tensor) else found[0]
         varies = [int((found.diff(dim=i) != 0).sum()) for i in range(found.ndim)]
         return varies.index(max(varies)) if max(varies, default=0) else None
@@ -193,9 +223,33 @@ class NetworkBuilder(GraphBuilder):
         return self.choice(found[::-1])
 
 
-def _made(layer: nn.Module, axis: int | None) -> int | None:
-    """The axis that carries the features of what a layer gives."""
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)):
-        return 1
-    makes = isinstance(layer, (nn.Linear, nn.Embedding, nn.RNNBase))
-    return -1 if makes else axis
+def _is_plain(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it is something like an image, of finite numbers that hide nothing."""
+    return value.dtype == dtype and 0 < value.ndim <= 5 and bool((value.abs() < LARGE).all())
+
+
+@cache
+def _ops_of(vocabulary: Vocabulary, trait: str) -> tuple[str, ...]:
+    """The ops that compute floating numbers from some, the same ones each time."""
+    ops = (vocabulary[name] for name in sorted(vocabulary.names()))
+    return tuple(
+        op.name
+        for op in ops
+        if (trait in op.traits or not trait)
+        and "random" not in op.traits
+        and op.inputs
+        and op.inputs[0].kind in ("f", "t")
+    )
+
+
+@cache
+def _made(op: OpSpec) -> int | None:
+    """The axis of the result that is sized by a weight or another operand, and not by the first."""
+    first, dims = op.inputs[0].shape, op.decl.results[0].dims
+    if first is None or dims is None:
+        return None
+    others = [spec.shape.names for spec in (*op.params, *op.inputs[1:]) if spec.shape is not None]
+    made = frozenset().union(*others) - first.names
+    rest = next((i for i, dim in enumerate(dims) if isinstance(dim, t.DimRest)), len(dims))
+    new = (i for i, dim in enumerate(dims) if isinstance(dim, t.Expr) and names_of(dim) & made)
+    return next((i if i < rest else i - len(dims) for i in new), None)

@@ -173,8 +173,12 @@ def unflatten(m: NetworkBuilder, x: fx.Node) -> Found:
 @step(4)
 def windows(m: NetworkBuilder, x: fx.Node) -> Found:
     """The partition of an image into windows, and the way back."""
-    n, c, h, w = m.shape(x, 4)
-    m.need(h % 2 == 0 and w % 2 == 0)
+
+    def fits(a: Tensor, b: Tensor) -> bool:
+        return b.ndim == 4 and b.shape[2] % 2 == b.shape[3] % 2 == 0
+
+    x = m.partner(x, fits)
+    n, c, h, w = m.shape(x)
     sizes = (n, m.extent(x, 1), h // 2, 2, w // 2, 2)
     parts = m.call("permute", m.call("view", x, *sizes), 0, 2, 4, 3, 5, 1)
     flat = m.call("reshape", parts, n * h * w // 4, 4, m.choice((c, -1)))

@@ -31,6 +31,19 @@ def step(weight: int = 2) -> Callable[[Step], Step]:
     return known
 
 
+DECLARED = {"elementwise": 4, "normalises": 6, "pooling": 4, "resize": 2, "reduction": 2, "": 3}
+"""Traits: a step for each draws any op that has it, as its declaration says."""
+
+
+def _of_trait(trait: str) -> Step:
+    return lambda m, x: m.declared(trait, x)
+
+
+for _trait, _weight in DECLARED.items():
+    STEPS[_trait or "any op"] = _of_trait(_trait)
+    OFTEN.extend([_trait or "any op"] * _weight)
+
+
 # -- layers ----------------------------------------------------------------------------------------
 
 CONVS = {
@@ -91,40 +104,13 @@ def linear(m: NetworkBuilder, x: fx.Node) -> Found:
     return m.call(torch.matmul, x, m.held(width, out))
 
 
-@step(3)
-def norm(m: NetworkBuilder, x: fx.Node) -> Found:
-    shape = m.shape(x, 2, 3, 4)
-    names = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)
-    batch = names[len(shape) - 2](shape[1])
-    kinds = (
-        batch,
-        batch,
-        nn.LayerNorm(shape[-1]),
-        nn.LayerNorm(list(shape[1:])),
-        nn.RMSNorm(shape[-1]),
-    )
-    fit = kinds[:2] if m.features(x) == 1 or m.chance(30) else kinds
-    return m.call(m.choice(fit), x)
-
-
-@step(3)
-def group_norm(m: NetworkBuilder, x: fx.Node) -> Found:
-    channels = m.shape(x, 3, 4)[1]
-    return m.call(nn.GroupNorm(m.divisor(channels), channels), x)
-
-
-@step(1)
-def prelu(m: NetworkBuilder, x: fx.Node) -> Found:
-    return m.call(nn.PReLU(m.choice((m.shape(x, 2, 3, 4)[1], 1))), x)
-
-
 @step(1)
 def recurrent(m: NetworkBuilder, x: fx.Node) -> Found:
     layer = m.choice((nn.GRU, nn.LSTM))(m.shape(x, 3)[2], m.choice((4, 3, 6)), batch_first=True)
     return m.call(operator.getitem, m.call(layer, x), 0)
 
 
-@step()
+@step(4)
 def tied(m: NetworkBuilder, x: fx.Node) -> Found:
     """One parameter in two layers, or in a layer and once more the other way round."""
     width, kind = m.shape(x, 2, 3, 4)[-1], m.source.integer(0, 2)
@@ -161,42 +147,12 @@ def twice(m: NetworkBuilder, x: fx.Node) -> Found:
 
 
 @step(4)
-def activation(m: NetworkBuilder, x: fx.Node) -> Found:
-    layers = (nn.ReLU(), nn.Sigmoid(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5))
-    functions = (torch.tanh, F.silu, torch.relu, F.softplus, operator.neg, torch.exp)
-    return m.call(m.choice((*functions[:-1], *layers)), x)
-
-
-@step(1)
-def softmax(m: NetworkBuilder, x: fx.Node) -> Found:
-    return m.call(
-        m.choice((torch.softmax, F.log_softmax, torch.cumsum)), x, dim=m.axis(x, mixes=True)
-    )
-
-
-@step()
 def glu(m: NetworkBuilder, x: fx.Node) -> Found:
     axis = m.axis(x, 2)
     if m.chance(60):
         return m.call(F.glu, x, dim=axis)
     left, right = m.parts(m.call("chunk", x, 2, axis), 2)
     return m.call(operator.mul, left, m.call(F.silu, right))
-
-
-@step(4)
-def pool(m: NetworkBuilder, x: fx.Node) -> Found:
-    rank = len(m.shape(x, 3, 4))
-    local = {3: (nn.MaxPool1d, nn.AvgPool1d), 4: (nn.MaxPool2d, nn.AvgPool2d)}[rank]
-    whole = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d}[rank]
-    if m.chance(30):
-        return m.call(whole(m.choice((1, 2))), x)
-    return m.call(m.choice(local)(2, m.choice((2, 1))), x)
-
-
-@step(2)
-def resize(m: NetworkBuilder, x: fx.Node) -> Found:
-    m.shape(x, 3, 4)
-    return m.call(F.interpolate, x, scale_factor=2, mode="nearest")
 
 
 def broadcast(a: Tensor, b: Tensor) -> bool:
@@ -242,12 +198,6 @@ def place(m: NetworkBuilder, x: fx.Node) -> Found:
     sizes = [1 if m.chance(40) else n for n in shape[first:]]
     held = m.held(*sizes, buffer=m.chance(25))
     return m.call(m.choice((operator.add, operator.mul)), x, held)
-
-
-@step()
-def total(m: NetworkBuilder, x: fx.Node) -> Found:
-    axes = tuple({m.axis(x, mixes=True), m.axis(x, mixes=True)})
-    return m.call(m.choice(("mean", "sum", "amax")), x, axes, keepdim=m.chance(50))
 
 
 @step()

@@ -68,7 +68,6 @@ class GraphBuilder:
         for number in range(count + 1, self.count + 1):
             if hasattr(self.module, f"part{number}"):
                 delattr(self.module, f"part{number}")
-        self.count = count
 
     def name(self) -> str:
         """A path that is free."""
