@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.apply.inputs import probes
-from lissom.rewrite.apply.run import run_nodes
+from lissom.rewrite.apply.perturbed import run_perturbed
 from lissom.rewrite.capture.capture import capture
 
 from .support import Fn, library, run, state_of
@@ -47,11 +47,11 @@ def test_sequences_come_before_signals_before_whole_ones() -> None:
 def test_attention_is_opened_on_short_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
-    def spy(module: Any, nodes: Any, env: dict[Any, Any], *rest: Any) -> Any:
+    def spy(module: Any, site: Any, plan: Any, env: dict[Any, Any], *rest: Any) -> Any:
         seen.extend(v.shape[1] for n, v in env.items() if n.op == "placeholder")
-        return run_nodes(module, nodes, env, *rest)
+        return run_perturbed(module, site, plan, env, *rest)
 
-    monkeypatch.setattr("lissom.rewrite.apply.verify.run_nodes", spy)
+    monkeypatch.setattr("lissom.rewrite.apply.verify.run_perturbed", spy)
     driven = run(attention(), LONG, OPEN, how="once").check()
     assert driven.applied == 1
     assert set(seen) == {5}

@@ -147,6 +147,8 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         fits = not spoiled and isinstance(examine(state, rule, bindings), Site)
         found = ready_at(state, rule, planted.nodes[start.index], start)
         if isinstance(found, VerifiedRewrite):
+            if spoiled and not _is_planted(found, planted):
+                return Outcome(SILENT, "an instance beside it fits")
             return _applied(state, found, grown.seed)
         if found.faults:
             return blamed(found.faults)
@@ -160,6 +162,14 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         return Outcome(UNSOUND, first.code, "; ".join((first.message, *first.notes)))
     except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
         return Outcome(CRASH, type(error).__name__, traceback.format_exc())
+
+
+def _is_planted(ready: VerifiedRewrite, planted: Planted) -> bool:
+    """Whether the site is the planted one: the model may hold another by chance, with ops that read
+    what the planted ones read.
+    """
+    inside = {*planted.nodes.values(), *(n for chain in planted.chains.values() for n in chain)}
+    return all(call.node in inside for call in ready.site.calls)
 
 
 def bound(state: State, rule: CompiledRule, planted: Planted) -> Bindings | str:
