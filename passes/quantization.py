@@ -16,7 +16,7 @@ def affine(range: tuple[float, float], bits: int = 8) -> tuple[float, int]:
     among them: padding and relu are exact. Raises K001 for a range that holds zero alone.
     """
     least, most = min(range[0], 0.0), max(range[1], 0.0)
-    require(most > least, "affine", "all numbers are zero", "guard with `most > least`")
+    require(most > least, "affine", "all numbers are zero")
     scale = _single((most - least) / (2**bits - 1))
     require(scale > 0, "affine", f"{most - least:g} is too small a range for float32")
     return scale, round(-least / scale)

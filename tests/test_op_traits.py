@@ -163,6 +163,25 @@ def test_rounding_of_an_own_op_is_judged_as_sharply(name: str) -> None:
     torch.testing.assert_close(own[0] * factor, known[0])
 
 
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_attention_is_judged_by_the_size_of_its_logits(size: float) -> None:
+    """One of two keys wins by a hair: what rounds the logits moves the result as much again."""
+    op = LIBRARY["scaled_dot_product_attention"]
+    query, value = torch.tensor([[size, size]]).double(), torch.tensor([[1.0], [0.0]]).double()
+    key = torch.tensor([[size, -size], [-size, size]]).double()
+    moved = query + torch.tensor([[1e-13 * size, 0.0]]).double()
+    scales = query.abs(), key.abs(), value, None
+    allowed, _ = scale(op, scales, {})
+
+    def result(q: Tensor) -> Tensor:
+        return op.run(
+            {"query": q, "key": key, "value": value, "attn_mask": None}, {}, op.fill({}, ())
+        )
+
+    assert (result(query) - result(moved)).abs() < 1e-13 * allowed
+    assert allowed < 5 * (1 + size**2)
+
+
 def test_bits_of_an_own_op_are_counted() -> None:
     """0.5 has one bit behind the point, 0.25 two."""
     x, y = torch.tensor([0.5]).double(), torch.tensor([0.25]).double()

@@ -161,13 +161,17 @@ def observed(scope: Scope, value: fx.Node) -> Tensor | None:
 
 def seen_range(scope: Scope, value: fx.Node) -> tuple[float, float]:
     """The smallest and the largest number that a value holds on all calibration data, on the
-    example inputs where there is none. Raises ValueError where one of them is not finite.
+    example inputs where there is none. Raises K001 where it holds none, K002 where one of them is
+    not finite.
     """
     state = scope.state
     found = [batch[value] for batch in state.samples.recorded(state.module, [value])]
-    ends = torch.stack([end.double() for v in found for end in v.detach().aminmax()])
+    held = [v.detach() for v in found if v.numel()]
+    if not held:
+        raise fail("K001", "`seen_range`: it holds no number on the data", Label(None))
+    ends = torch.stack([end.double() for v in held for end in v.aminmax()])
     if not ends.isfinite().all():
-        raise ValueError("it is not finite on the data")
+        raise fail("K002", "`seen_range`: it is not finite on the data", Label(None))
     return float(ends.min()), float(ends.max())
 
 

@@ -51,10 +51,31 @@ def magnitude(
         return result
     # A function may overflow at the scale of its input where it does not at the input itself.
     widest = torch.where(result.isfinite(), result.abs(), 0.0).maximum(value.abs().to(result.dtype))
+    widest = widest * (1.0 + _inner_sums(op, inputs))
     same = next((scale for scale in scales if scale.shape == result.shape), None)
     if same is not None:
         return torch.maximum(widest, same.to(widest.dtype))
     return torch.full_like(widest, float(widest.max())) if widest.numel() else widest
+
+
+def _inner_sums(op: OpSpec, inputs: Mapping[str, Any]) -> float:
+    """The largest sum of products that an op takes a function of (`sums E`), in magnitudes. It is
+    an exponential: what rounding moves the logits of attention by moves its results by as large a
+    share.
+    """
+    factors = [
+        inputs[spec.name].flatten(0, -2)
+        for spec in op.inputs
+        if spec.shape is not None
+        and spec.shape.after
+        and spec.shape.after[-1].alone in op.sums
+        and isinstance(inputs.get(spec.name), Tensor)
+    ]
+    if len(factors) != 2 or not all(factor.numel() for factor in factors):
+        return 0.0
+    # Of each position the largest: no position of one is paired with all of the other here.
+    largest = (factors[0].amax(0).double() * factors[1].amax(0).double()).sum()
+    return float(largest.nan_to_num(0.0, 0.0))
 
 
 def _sum(run: Any, inputs: Mapping[str, Any]) -> Any:

@@ -27,7 +27,7 @@ from ..measure.compare import distance, model_equality
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..ops.vocabulary import Vocabulary
-from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch
+from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch, left_for
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from ..torch_internals import tree_leaves
@@ -144,7 +144,7 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         return Outcome(OPAQUE, bindings)
     try:
         start = anchor(state, rule)
-        fits = not spoiled and isinstance(examine(state, rule, bindings), Site)
+        fits = not spoiled and _fits(state, rule, bindings)
         found = ready_at(state, rule, planted.nodes[start.index], start)
         if isinstance(found, VerifiedRewrite):
             if spoiled and not _is_planted(found, planted):
@@ -162,6 +162,16 @@ def _one(state: State, grown: Grown, planted: Planted, spoiled: bool) -> Outcome
         return Outcome(UNSOUND, first.code, "; ".join((first.message, *first.notes)))
     except Exception as error:  # whatever else escapes is a mistake of the engine: a finding
         return Outcome(CRASH, type(error).__name__, traceback.format_exc())
+
+
+def _fits(state: State, rule: CompiledRule, bindings: Bindings) -> bool:
+    """Whether the guards hold; not where the engine leaves a site for numbers that do not fit."""
+    try:
+        return isinstance(examine(state, rule, bindings), Site)
+    except LissomError as error:
+        if left_for(error, rule.source.name.span, None) is None:
+            raise
+        return False
 
 
 def _is_planted(ready: VerifiedRewrite, planted: Planted) -> bool:
