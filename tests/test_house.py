@@ -308,6 +308,7 @@ MAY_NAME_OPS = {
         "channels/movement.py": "pad",
         "ops/layers.py": "dropout",
         "proving/models/settings.py": "any floor trunc tanh linear",
+        "proving/trial.py": "dropout",
         "runtime/int8.py": "relu hardswish",
         "runtime/kernels.py": "relu hardswish hardtanh sum",
         "store/layers.py": "dropout relu gelu",

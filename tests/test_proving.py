@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from lissom.grammar.text.parse import parse
@@ -16,6 +17,7 @@ from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.apply import engine
 from lissom.rewrite.apply.plan import Constructor
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.match import shapes, site
 from lissom.rewrite.ops.vocabulary import Vocabulary
@@ -23,10 +25,10 @@ from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.near_miss import examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, Proof, explore, prove
 from lissom.rewrite.proving.stages import again
-from lissom.rewrite.proving.trial import BAD, Subject, model, trial
+from lissom.rewrite.proving.trial import BAD, Subject, is_random, model, trial
 from lissom.rewrite.rules.rule import compile_rule
 
-from .support import library
+from .support import Fn, library, state_of
 
 FILES = ("tidy", "fold", "absorb", "merge", "separable", "lowrank")
 MODELS = 60
@@ -313,3 +315,15 @@ def test_unsuitable_draws_say_why() -> None:
         except Unsuitable as error:
             reasons.add(str(error))
     assert any("Kernel size" in reason for reason in reasons)
+
+
+def test_a_layer_that_still_drops_is_random() -> None:
+    """Two runs of it differ by themselves: no rewrite is to blame."""
+    torch.manual_seed(0)
+    for dropout, training in ((0.5, True), (0.5, False), (0.0, True)):
+        layer, x = torch.nn.MultiheadAttention(4, 2, dropout=dropout), torch.randn(3, 2, 4)
+        whole = Fn(lambda m, x: m.a(x, x, x, need_weights=False)[0], a=layer)
+        state = state_of(capture(whole, (x,)).module, (x,))
+        for module in state.module.modules():
+            module.train(training)
+        assert is_random(state) == (dropout > 0 and training)

@@ -334,8 +334,8 @@ def is_random(state: State) -> bool:
     calls = (state.view.call(node) for node in state.module.graph.nodes)
     return any(
         call is not None
-        and "random" in call.op.traits
-        and all(call.attrs.get(name, True) for name in ("training", "dropout_p"))
+        and ("random" in call.op.traits or "dropout" in call.attrs)
+        and all(call.attrs.get(name, True) for name in ("training", "dropout", "dropout_p"))
         for call in calls
     )
 
