@@ -1,4 +1,4 @@
-"""Trained layers become integer layers: `passes/quant.lissom` on whole models."""
+"""Trained layers become integer layers: `passes/quant.lissom` and `codes.lissom` on whole models."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def compiled(
     model: nn.Module, x: Any = None, data: Any = None, stages: str = STAGES, rules: str = ""
 ) -> Any:
     text = (
-        f'{rules or library("quant")}\npipeline p {{ data calib = sample("train", all)\n{stages} }}'
+        f'{rules or library("quant", "codes")}\npipeline p {{ data calib = sample("train", all)\n{stages} }}'
     )
     x = given() if x is None else x
     return lissom.compile(model, text, inputs=(x,), data=seen() if data is None else data)
