@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import channels, importance, lowrank, quantization, separable, sparsity, tensors
+from . import channels, importance, lowrank, observers, quantization, separable, sparsity, tensors
 
-MODULES = (tensors, channels, importance, separable, lowrank, sparsity, quantization)
+MODULES = (tensors, channels, importance, separable, lowrank, sparsity, observers, quantization)
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function for module in MODULES for function in module.FUNCTIONS

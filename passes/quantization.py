@@ -5,17 +5,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..grammar.diagnostics import fail
+from .observers import Seen
 from .tensors import finite, require
 
 
-def affine(range: tuple[float, float], bits: int = 8) -> tuple[float, int]:
-    """Scale and zero point of codes 0 ... 2^bits - 1 for the numbers from `least` to `most`, zero
-    among them: padding and relu are exact. Raises K001 for a range that holds zero alone.
+def affine(range: Seen, bits: int = 8) -> tuple[float, int]:
+    """Scale and zero point of codes 0 ... 2^bits - 1 for the numbers of a range, zero among them:
+    padding and relu are exact. Raises K001 for a range that holds zero alone, K002 for one with an
+    end that is not finite.
     """
-    least, most = min(range[0], 0.0), max(range[1], 0.0)
+    if not (math.isfinite(range.least) and math.isfinite(range.most)):
+        raise fail("K002", "`affine`: the value is not finite on the data")
+    least, most = min(range.least, 0.0), max(range.most, 0.0)
     require(most > least, "affine", "all numbers are zero")
     scale = _single((most - least) / (2**bits - 1))
     require(scale > 0, "affine", f"{most - least:g} is too small a range for float32")

@@ -138,6 +138,27 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """Observers that a rule attached at one site; the model is as it was."""
+
+    stage: str
+    rule: str
+    site: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Observers that were told what they watch holds on named data."""
+
+    stage: str
+    data: str
+    samples: int
+    observers: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """One candidate that was left as it was, and why. `structural` says that it only looked like
     one: no news.
@@ -180,7 +201,7 @@ HELPS = {"W702": ("lissom why MODEL RULE --program PROGRAM",)}
 _TOGETHER = {"W702": "rules changed nothing"}
 """What one remark says of several notes with the same code."""
 
-Event = Applied | Refused | Note | StageEnd
+Event = Applied | Attached | Calibrated | Refused | Note | StageEnd
 
 
 def _remark(code: str, texts: Sequence[str], severity: Severity) -> Diagnostic:
@@ -218,8 +239,8 @@ class Journal:
         return [event for event in self.events if isinstance(event, kind)]
 
     def sites(self, rule: str) -> int:
-        """How often a rule was applied."""
-        return sum(event.rule == rule for event in self.of(Applied))
+        """How often a rule was applied, or attached observers."""
+        return sum(event.rule == rule for event in (*self.of(Applied), *self.of(Attached)))
 
     def misses(self, rule: str) -> Counter[str]:
         """Why candidates of a rule were left, most frequent first."""

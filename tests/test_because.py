@@ -18,7 +18,7 @@ from lissom.rewrite.proving import prove
 from lissom.rewrite.proving.because import because
 from lissom.rewrite.proving.dims.trial import dim_outcomes
 from lissom.rewrite.proving.prove import explore
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 torch.set_num_threads(1)
 

@@ -41,7 +41,6 @@ def refusal(text: str) -> str:
 @pytest.mark.parametrize(
     ("program", "what"),
     [
-        ("int8", "rule `watch` needs observers"),
         ("cluster", "rule `cluster` needs `kmeans`"),
         ("early_exit", "rule `early_exit` needs exits"),
     ],

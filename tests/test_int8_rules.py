@@ -1,4 +1,4 @@
-"""Trained layers become integer layers: `passes/quant.lissom` and `codes.lissom` on whole models."""
+"""Trained layers become integer layers: `quant.lissom` and `codes.lissom` on whole models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from lissom.rewrite.runtime.layers import Int8Layer
 
 from .support import Fn, library
 
+SEEN = "once watch; calibrate calib; "
 STAGES = """
-  stage snap { once int8_conv1d; once int8_conv2d; once int8_conv3d; once int8_linear }
+  stage snap {
+    once watch; calibrate calib
+    once int8_conv1d; once int8_conv2d; once int8_conv3d; once int8_linear
+  }
   stage join {
     fixpoint { int8_relu; int8_relu6; int8_conv2d_to_codes; int8_linear_to_codes }
   }
@@ -56,9 +60,8 @@ def seen() -> list[Any]:
 def compiled(
     model: nn.Module, x: Any = None, data: Any = None, stages: str = STAGES, rules: str = ""
 ) -> Any:
-    text = (
-        f'{rules or library("quant", "codes")}\npipeline p {{ data calib = sample("train", all)\n{stages} }}'
-    )
+    data_line = 'data calib = sample("train", all)'
+    text = f"{rules or library('quant', 'codes')}\npipeline p {{ {data_line}\n{stages} }}"
     x = given() if x is None else x
     return lissom.compile(model, text, inputs=(x,), data=seen() if data is None else data)
 
@@ -204,7 +207,7 @@ def test_a_weight_of_two_layers_stays_one() -> None:
 def test_fewer_bits_lose_more() -> None:
     errors = []
     for bits in (8, 6, 4):
-        text = f"stage snap {{ once int8_linear(bits = {bits}) }}"
+        text = f"stage snap {{ {SEEN}once int8_linear(bits = {bits}) }}"
         result = compiled(net(), stages=text)
         if integer_layers(result.model):
             errors.append(apart(result.model(given()), net()(given())))
@@ -218,12 +221,12 @@ def test_a_scale_of_the_neighbour_is_found() -> None:
     wrong = library("quant").replace("scale = sw * sx", "scale = sw[0] * sx * ones(O)")
     wrong = wrong.replace("error(y) <= 5%", "error(y) <= 900%")
     with pytest.raises(LissomError) as caught:
-        compiled(net(), stages="stage s { once int8_linear }", rules=wrong)
+        compiled(net(), stages=f"stage s {{ {SEEN}once int8_linear }}", rules=wrong)
     assert caught.value.diagnostics[0].code == "V101"
 
 
 def test_a_value_without_numbers_has_no_range() -> None:
     model, x = Fn(lambda m, x: m.b(x), b=nn.Linear(4, 4)), torch.zeros(0, 4)
-    result = compiled(model, x, [(x, 0)], stages="stage s { once int8_linear }")
+    result = compiled(model, x, [(x, 0)], stages=f"stage s {{ {SEEN}once int8_linear }}")
     assert integer_layers(result.model) == []
-    assert "it holds no number on the data" in reasons(result, "int8_linear")[0]
+    assert "no calibration data reached what b reads" in reasons(result, "int8_linear")[0]

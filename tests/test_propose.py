@@ -24,7 +24,7 @@ from lissom.rewrite.proving.guards.holes import filled
 from lissom.rewrite.proving.guards.predicates import predicate
 from lissom.rewrite.proving.guards.propose import Proposal, propose
 from lissom.rewrite.proving.guards.separate import ConditionColumn, SiteTable
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 PASSES = Path(__file__).parent.parent / "passes"
 MODELS = 100

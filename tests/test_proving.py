@@ -25,7 +25,8 @@ from lissom.rewrite.proving.choices.source import Replayed, Rolled, Unsuitable
 from lissom.rewrite.proving.near_miss import examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, Proof, explore, prove
 from lissom.rewrite.proving.stages import again
-from lissom.rewrite.proving.trial import BAD, Subject, is_random, model, trial
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import BAD, is_random, model, trial
 from lissom.rewrite.rules.rule import compile_rule
 
 from .support import Fn, library, state_of

@@ -15,7 +15,7 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving import near_miss, prove
 from lissom.rewrite.proving.models.grown import Grown
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 RIGHT = """
 exact rule negates {

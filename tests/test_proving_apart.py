@@ -10,7 +10,8 @@ from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
 from lissom.rewrite.proving.distance import first_difference
-from lissom.rewrite.proving.trial import Subject, model
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import model
 
 RULE = """
 exact rule halves {

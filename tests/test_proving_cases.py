@@ -9,7 +9,7 @@ from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.cases import CaseResult, run_test
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 from .support import library
 

@@ -30,7 +30,8 @@ from lissom.rewrite.proving.dims.trial import dim_outcomes
 from lissom.rewrite.proving.prove import Explored, Proof, explore, guards_of
 from lissom.rewrite.proving.report import RuleReport, report_of
 from lissom.rewrite.proving.reproduce import replay
-from lissom.rewrite.proving.trial import BAD, FIRED, Subject
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import BAD, FIRED
 from lissom.rewrite.proving.wide import prove_wide
 from lissom.rewrite.rules.rule import compile_rule
 from lissom.rewrite.targets import cuts

@@ -24,7 +24,8 @@ from lissom.rewrite.proving.bits.dyadic import (
 )
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
 from lissom.rewrite.proving.models.grown import Grown
-from lissom.rewrite.proving.trial import Subject, model
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import model
 
 from .support import library
 from .test_verify import FOLD_FUNCTIONS, FOLD_MUTANTS, fold

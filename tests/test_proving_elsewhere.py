@@ -15,7 +15,8 @@ from lissom.rewrite.proving import trial
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
 from lissom.rewrite.proving.models.variants import LARGEST, variants
 from lissom.rewrite.proving.prove import Explored, explore
-from lissom.rewrite.proving.trial import Outcome, Subject, model
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import Outcome, model
 
 from .support import library
 

@@ -33,7 +33,8 @@ from lissom.rewrite.proving.algebra.field_ops import EXACT
 from lissom.rewrite.proving.algebra.field_tensor import Field, World
 from lissom.rewrite.proving.algebra.residues import PRIME, Track, Unexpressible, survival
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
-from lissom.rewrite.proving.trial import Subject, bound, model, state_of
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import bound, model, state_of
 
 from .support import Fn, digests, library, the_rule
 from .support import state_of as driven_state

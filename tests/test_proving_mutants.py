@@ -27,7 +27,8 @@ from lissom.rewrite.proving.mutants.mutate import (
     score,
     specimens,
 )
-from lissom.rewrite.proving.trial import Subject, model
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import model
 
 from .support import library
 

@@ -25,7 +25,8 @@ from lissom.rewrite.proving.params.trial import param_outcomes
 from lissom.rewrite.proving.prove import Explored, Proof, explore
 from lissom.rewrite.proving.report import report_of
 from lissom.rewrite.proving.reproduce import replay
-from lissom.rewrite.proving.trial import BAD, Subject
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import BAD
 from lissom.rewrite.proving.wide import prove_wide
 from lissom.rewrite.targets import check, params
 

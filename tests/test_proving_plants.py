@@ -28,7 +28,8 @@ from lissom.rewrite.proving.models.places import inside, outside
 from lissom.rewrite.proving.near_miss import NearResult, examine_near, near_misses
 from lissom.rewrite.proving.prove import Explored, explore, prove
 from lissom.rewrite.proving.stages import algebra
-from lissom.rewrite.proving.trial import BAD, REFUSED, VACUOUS, Subject, model, trial
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import BAD, REFUSED, VACUOUS, model, trial
 from lissom.rewrite.rules import binding
 from lissom.rewrite.rules.rule import compile_rule
 

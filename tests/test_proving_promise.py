@@ -16,7 +16,8 @@ from lissom.rewrite.apply import claims
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.budget_check import Kept, confidence
 from lissom.rewrite.proving.prove import explore
-from lissom.rewrite.proving.trial import WRONG, Subject
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import WRONG
 
 from .support import Fn, library, rules_of, run
 

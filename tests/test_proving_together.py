@@ -20,7 +20,7 @@ from lissom.rewrite.proving import compose as proving_together
 from lissom.rewrite.proving.choices.source import Rolled, Unsuitable
 from lissom.rewrite.proving.compose import Company, company, isolated, try_together
 from lissom.rewrite.proving.models.grown import Grown
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 from lissom.rewrite.proving.worker import Worker, survived
 
 from .support import library

@@ -12,7 +12,7 @@ from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import explore, prove
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 
 def subject(text: str) -> Subject:

@@ -20,7 +20,8 @@ from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.prove import Proof
 from lissom.rewrite.proving.report import report_of
 from lissom.rewrite.proving.reproduce import replay
-from lissom.rewrite.proving.trial import BAD, Subject
+from lissom.rewrite.proving.subject import Subject
+from lissom.rewrite.proving.trial import BAD
 from lissom.rewrite.proving.values.near import WRITTEN, value_near
 from lissom.rewrite.proving.values.trial import value_outcomes
 from lissom.rewrite.proving.wide import prove_wide

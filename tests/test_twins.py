@@ -22,7 +22,7 @@ from lissom.rewrite.measure.processor import processor_name
 from lissom.rewrite.measure.twins import Twins, kernel_faults
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import Explored, explore
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 
 from .lying import Lying, Where
 from .support import library

@@ -24,7 +24,7 @@ from lissom.grammar.tree import tree as t
 from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.ops.vocabulary import Vocabulary
 from lissom.rewrite.proving.prove import Proof, explore, prove
-from lissom.rewrite.proving.trial import Subject
+from lissom.rewrite.proving.subject import Subject
 from lissom.rewrite.proving.worker import Died, Worker
 
 TWICE = """

@@ -12,7 +12,7 @@ from ..algebra.symbolic import TooLarge
 from ..diagnostics import Diagnostic, Label, LissomError
 from ..library.program import Program
 from ..tree import tree as t
-from ..tree.clauses import guard_holes
+from ..tree.clauses import attached_by, guard_holes
 from .assumed import equations
 from .costs import check_costs
 from .declared import DeclaredNames, SymbolTable
@@ -239,8 +239,7 @@ class Checker:
     def attached(self) -> frozenset[str]:
         """The names under which observers record, in this file and in the rules it uses."""
         rules = [*self.foreign.values(), *self.file.all(t.Rule)]
-        steps = [s for r in rules for c in r.all(t.Rewrite) for s in c.steps]
-        return frozenset(s.path.parts[-1].text for s in steps if isinstance(s, t.Attach))
+        return frozenset(name for rule in rules for name in attached_by(rule))
 
     def _with_sides(self) -> Iterator[tuple[t.Rule, Sides]]:
         for name, rule in self.sound.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..diagnostics import Label, Span, did_you_mean
 from ..tree import tree as t
-from ..tree.clauses import facts
+from ..tree.clauses import facts, outdates_observers, reads_observers, refs_of
 from .report import Messages
 from .structure import is_budget
 
@@ -25,12 +25,6 @@ def steps_of(steps: Iterable[t.Step]) -> Iterator[t.Step]:
             yield step
 
 
-def refs_of(step: t.Step) -> tuple[t.Ref, ...]:
-    if isinstance(step, (t.Once, t.Fixpoint)):
-        return step.refs
-    return (step.ref,) if isinstance(step, t.Each) else ()
-
-
 @dataclass(slots=True)
 class FactFlow:
     """The facts that hold as the pipeline runs. `undone` says who took a fact away."""
@@ -42,6 +36,7 @@ class FactFlow:
     facts: set[str] = field(default_factory=lambda: {"traced", "trained"})
     undone: dict[str, t.Word] = field(default_factory=dict)
     owed: list[tuple[t.Ref, Span]] = field(default_factory=list)
+    told: set[tuple[Span, str]] = field(default_factory=set)
 
     def run(self) -> None:
         for item in self.pipeline.items:
@@ -88,18 +83,17 @@ class FactFlow:
                 self._fact(ref, fact.kind, word)
         if any(isinstance(s, t.Attach) for r in rule.all(t.Rewrite) for s in r.steps):
             self._provide("observers")
+        if outdates_observers(rule, self.attached):
+            self._undo("calibrated", ref.rule)
         for clause in rule.all(t.Train):
             self._undo("trained", ref.rule)
             self.owed.append((ref, clause.span))
 
     def _observed(self, ref: t.Ref, rule: t.Rule) -> None:
         """A rule that reads what an observer recorded needs a calibration before it."""
-        if "calibrated" in self.facts:
-            return
-        for node in t.walk(rule):
-            if isinstance(node, t.Attribute) and node.name in self.attached:
-                self._missing(ref, "calibrated", node.span)
-                return
+        read = reads_observers(rule, self.attached)
+        if read is not None and "calibrated" not in self.facts:
+            self._missing(ref, "calibrated", read.span)
 
     def _fact(self, ref: t.Ref, kind: str, word: t.Word) -> None:
         name = word.text
@@ -128,6 +122,9 @@ class FactFlow:
         return KNOWN | {fact for r in self.rules.values() for fact in _provided(r)}
 
     def _missing(self, ref: t.Ref, name: str, span: Span) -> None:
+        if (ref.span, name) in self.told:
+            return
+        self.told.add((ref.span, name))
         labels = [Label(ref.rule.span, "used here"), Label(span, "needed here")]
         if name in self.undone:
             labels.append(Label(self.undone[name].span, "undone here"))

@@ -67,12 +67,15 @@ class Kinds(Fold[Kind]):
             return INT
         if base.name in ("param", "tensor") and expr.name in ("codes", "book"):
             return TENSOR
-        if base.name == "any":
+        if base.name == "any" or (base.name == "value" and expr.name in self.attached):
             return ANY
         label = Label(tail(expr), f"`{expr.value.span.text}` is {base}")
         help = "a weight has `codes` and `book` after clustering" if base.name == "param" else ""
         help = help or (
-            "bind the op with `as c` and write `c.weight`" if base.name == "value" else ""
+            "bind the op with `as c` and write `c.weight`; what an observer saw has the name "
+            f"under which it is attached: `attach histogram() on x as x.{expr.name}`"
+            if base.name == "value"
+            else ""
         )
         self.report.error("T001", f"{base} has no part `{expr.name}`", label, help=help)
         return ANY

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from ..diagnostics import Label
 from ..text.references import references
 from ..tree import tree as t
-from ..tree.clauses import claims
+from ..tree.clauses import claims, refs_of
 from .arguments import check_argument, pair
 from .declared import SymbolTable
-from .facts import has_budget, refs_of, steps_of
+from .facts import has_budget, steps_of
 from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, RuleNames

@@ -20,9 +20,10 @@ DECLARED = "passes/later.lissom"
 SHOWN = 4
 """Places that the checker shows of one rule."""
 
+_NEVER_OBSERVED = (t.Store, t.Exit)
+
 _LATER: Sequence[tuple[type, str]] = (
     (t.Store, "storing parameters in another form"),
-    (t.Attach, "observers"),
     (t.Exit, "exits"),
     (t.Train, "training"),
 )
@@ -50,7 +51,9 @@ def unsupported(
     yield from _parts(rule)
     if functions is not None:
         yield from _functions(rule, functions, declared or library())
-    if rule.all(t.MatchDim):
+    if rule.kind == "observe":
+        yield from _more_than_observers(rule)
+    elif rule.all(t.MatchDim):
         yield from _more_than_a_cut(rule)
     elif rule.all(t.MatchParam):
         yield from _more_than_numbers(rule)
@@ -62,6 +65,9 @@ def unsupported(
 
 
 def _parts(rule: t.Rule) -> Iterator[Diagnostic]:
+    for node in (n for n in t.walk(rule) if isinstance(n, t.Attach) and rule.kind != "observe"):
+        message = f"rule `{rule.name}` attaches an observer and is no observe rule"
+        yield _refusal(message, node.span, "attached here", "write an `observe rule` of its own")
     for node in t.walk(rule):
         for kind, what in _LATER:
             if isinstance(node, kind):
@@ -96,6 +102,20 @@ def is_later(name: str) -> bool:
     """Whether the library declares a function of this name for a later version."""
     found = library().extern(name)
     return found is not None and found.span.source.name == DECLARED
+
+
+def _more_than_observers(rule: t.Rule) -> Iterator[Diagnostic]:
+    """What a rule that observes cannot hold: anything but observers of values. That it changes
+    nothing is asked elsewhere (X001).
+    """
+    steps = [step for r in rule.all(t.Rewrite) for step in r.steps]
+    odd: list[t.Node] = [*rule.all(t.MatchDim, t.MatchParam)]
+    odd += [s for s in steps if isinstance(s, t.Attach) and len(s.path.parts) != 2]
+    odd += [s for s in steps if isinstance(s, (t.Assign, *_NEVER_OBSERVED))]
+    message = f"rule `{rule.name}` does more than attach observers"
+    hint = 'match value x : f[...] at "*"  rewrite { attach histogram() on x as x.range }'
+    for place in odd[:1] or ([] if steps else [rule.name]):
+        yield _refusal(message, place.span, "a rule that observes has no place for it", hint)
 
 
 def _more_than_a_cut(rule: t.Rule) -> Iterator[Diagnostic]:
@@ -221,10 +241,7 @@ def unsupported_steps(
         message = "this version cannot train: `recover` has no engine yet"
         yield _refusal(message, recover.span, "needs training")
     for step in (s for stage in pipeline.all(t.Stage) for s in t.walk(stage)):
-        if isinstance(step, t.Calibrate):
-            message = "this version has no observers to calibrate"
-            yield _refusal(message, step.span, "calibrates here")
-        elif isinstance(step, t.Fixpoint) and any(r.rule.text in wide for r in step.refs):
+        if isinstance(step, t.Fixpoint) and any(r.rule.text in wide for r in step.refs):
             yield from _mixed(step, ops)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from ..diagnostics import Label, Source, did_you_mean, fail
 from ..text.parse import parse, parse_file, parse_part, read_text
 from ..tree import tree as t
+from ..tree.clauses import attached_by, reads_observers
 from .vocabulary import Declarations, library_sources
 
 _STATEMENT = re.compile(
-    r"^(?:(?:exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)"
+    r"^(?:(exact|approx|lossless|observe)[ \t]+rule[ \t]+(\w+)"
     r"|(?:op|extern|use|pipeline|test)\b)",
     re.M,
 )
@@ -28,6 +29,7 @@ class RuleLibrary:
     def __init__(self, sources: Iterable[Source]) -> None:
         self._slices: dict[str, tuple[Source, int, int]] = {}
         self._rules: dict[str, t.Rule] = {}
+        self._observing: list[str] = []
         for source in sources:
             self._index(source)
 
@@ -35,12 +37,18 @@ class RuleLibrary:
         starts = list(_STATEMENT.finditer(source.text))
         ends = [match.start() for match in starts[1:]] + [len(source.text)]
         for match, end in zip(starts, ends, strict=True):
-            if match[1]:
-                self._slices[match[1]] = (source, match.start(), end)
+            if match[2]:
+                self._slices[match[2]] = (source, match.start(), end)
+                self._observing += [match[2]] if match[1] == "observe" else []
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._slices)
+
+    @property
+    def observing(self) -> list[t.Rule]:
+        """Its observe rules."""
+        return [rule for name in self._observing if (rule := self.get(name)) is not None]
 
     def get(self, name: str) -> t.Rule | None:
         if name in self._slices and name not in self._rules:
@@ -53,6 +61,15 @@ class RuleLibrary:
 def library_shelf() -> RuleLibrary:
     """The rules that lissom ships."""
     return RuleLibrary(library_sources())
+
+
+def observers_of(rule: t.Rule, own: Iterable[t.Rule] = ()) -> list[t.Rule]:
+    """The observe rules that attach what a rule reads: of `own`, else of the library."""
+    for rules in (own, library_shelf().observing):
+        found = [r for r in rules if r.kind == "observe" and reads_observers(rule, attached_by(r))]
+        if found:
+            return found
+    return []
 
 
 @dataclass
@@ -82,6 +99,15 @@ class Program:
     def own_rules(self) -> dict[str, t.Rule]:
         """Rules of this file and of those it uses; the file's own come last and win."""
         return {rule.name.text: rule for file in self.files for rule in file.all(t.Rule)}
+
+    @cached_property
+    def attached(self) -> frozenset[str]:
+        """The names under which observers hang that its rules attach, or those of the library that
+        it names.
+        """
+        refs = {node.rule.text: node.rule for node in t.walk(self.file) if isinstance(node, t.Ref)}
+        named = (self.rule(word) for word in refs.values())
+        return frozenset(n for r in (*self.own_rules.values(), *named) for n in attached_by(r))
 
     def rule(self, word: t.Word) -> t.Rule:
         """The rule of a name: own, used or from the library. Raises N001."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from . import tree as t
 
+CALIBRATED, INVALIDATES = "calibrated", "invalidates"
 RESOLUTION = "resolution"
 """The kind of dimension that is the height of an image input."""
 
@@ -58,6 +59,33 @@ def claims(rule: t.Rule) -> Iterator[t.Claim]:
 
 def facts(rule: t.Rule) -> Iterator[t.Fact]:
     return (f for clause in rule.all(t.Ensure) for f in clause.items if isinstance(f, t.Fact))
+
+
+def attached_by(rule: t.Rule) -> frozenset[str]:
+    """The names under which a rule attaches observers: `range` of `attach ... as x.range`."""
+    steps = (s for clause in rule.all(t.Rewrite) for s in clause.steps)
+    return frozenset(s.path.parts[-1].text for s in steps if isinstance(s, t.Attach))
+
+
+def reads_observers(rule: t.Rule, attached: Container[str]) -> t.Attribute | None:
+    """Where a rule reads what an observer of one of these names saw; None where it does not."""
+    found = (node for node in t.walk(rule) if isinstance(node, t.Attribute))
+    return next((node for node in found if node.name in attached), None)
+
+
+def outdates_observers(rule: t.Rule, attached: Container[str]) -> bool:
+    """Whether other numbers flow where the rule was applied, so that what observers saw before
+    counts no more. A rule that reads it goes by these very numbers.
+    """
+    named = any(w.text == CALIBRATED for f in facts(rule) if f.kind == INVALIDATES for w in f.names)
+    return named or (rule.kind == "approx" and reads_observers(rule, attached) is None)
+
+
+def refs_of(step: t.Step) -> tuple[t.Ref, ...]:
+    """The rules that a simple step runs."""
+    if isinstance(step, (t.Once, t.Fixpoint)):
+        return step.refs
+    return (step.ref,) if isinstance(step, t.Each) else ()
 
 
 def functions_in(node: t.Node) -> set[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..grammar.checks.structure import is_budget
 from ..grammar.diagnostics import Label, did_you_mean, fail
-from ..grammar.library.program import Program, library_shelf, program_of
+from ..grammar.library.program import Program, library_shelf, observers_of, program_of
 from ..grammar.tree import tree as t
 from ..grammar.tree.clauses import claims, over_ops
 
@@ -34,9 +34,11 @@ def _of_rule(rule: t.Rule) -> str:
     use = f"{name}({passed})" if passed else name
     step = f"fixpoint {{ {use} }}" if rule.kind == "exact" else f"once {use}"
     data = [f'  data {word} = sample("train", 256)' for word in _data(rule)]
+    watch = [f"once {one.name}; calibrate calib; " for one in observers_of(rule)[:1]]
     budget = ["  budget drift(outputs) <= drift"] * limit
     head = f"pipeline {name}({params}) {{" if params else f"pipeline {name} {{"
-    return "\n".join([head, *data, *budget, f"  stage {name} {{ {step} }}", "}"]) + "\n"
+    stage = f"  stage {name} {{ {''.join(watch)}{step} }}"
+    return "\n".join([head, *data, *budget, stage, "}"]) + "\n"
 
 
 def _data(rule: t.Rule) -> list[str]:

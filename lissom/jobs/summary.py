@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..grammar.diagnostics import Label, fail
 from ..model_file import ModelFile
 from ..rewrite.apply.cost import said_of_uncounted
-from ..rewrite.journal import Applied, Refused, StageEnd, Verdict
+from ..rewrite.journal import Applied, Attached, Refused, StageEnd, Verdict
 from ..rewrite.measure.compare import Metrics
 from ..rewrite.measure.latency import Latency
 from ..rewrite.pipeline.compile import Compiled
@@ -52,7 +52,7 @@ def rule_rows(compiled: Compiled) -> list[RuleRow]:
     rows: dict[tuple[str, str], RuleRow] = {}
     kinds = compiled.journal.kinds
     for event in compiled.journal.events:
-        if isinstance(event, Applied | Refused):
+        if isinstance(event, Applied | Attached | Refused):
             key = event.stage, event.rule
             if key not in rows:
                 kept = event.stage in compiled.kept_stages
@@ -63,12 +63,14 @@ def rule_rows(compiled: Compiled) -> list[RuleRow]:
     return [*rows.values(), *(RuleRow("-", rule, kinds[rule]) for rule in silent)]
 
 
-def _count(row: RuleRow, event: Applied | Refused) -> None:
+def _count(row: RuleRow, event: Applied | Attached | Refused) -> None:
     if isinstance(event, Refused):
         (row.structural if event.structural else row.misses)[_condition(event)] += 1
         return
-    change = event.after - event.before
     row.sites.append(event.site)
+    if isinstance(event, Attached):
+        return
+    change = event.after - event.before
     row.params += change.params
     row.bytes += change.bytes
     row.macs += change.macs

@@ -29,7 +29,8 @@ from ..rewrite.proving.cases import CaseResult, run_test
 from ..rewrite.proving.guards.propose import Proposal, propose
 from ..rewrite.proving.prove import NOT_TESTED, Proof, prove, untested
 from ..rewrite.proving.report import RuleReport, report_of
-from ..rewrite.proving.trial import UNSOUND, WRONG, Subject
+from ..rewrite.proving.subject import Subject
+from ..rewrite.proving.trial import UNSOUND, WRONG
 from ..rewrite.proving.wide import prove_wide
 from ..rewrite.rules.rule import check_supported
 from . import proposing
@@ -109,7 +110,7 @@ def _tables(python: str | None) -> tuple[Mapping[str, Callable[..., Any]], Mappi
 
 def _subject(path: str, rule: t.Rule, python: str | None) -> Subject:
     vocabulary = Vocabulary(_program(path).declarations, _tables(python)[1])
-    return Subject(rule, vocabulary, _functions(python))
+    return Subject(rule, vocabulary, _functions(python), tuple(_program(path).own_rules.values()))
 
 
 def _functions(python: str | None) -> dict[str, Callable[..., Any]]:
@@ -159,6 +160,8 @@ def _tested(job: Job) -> RuleReport | Proposal | str:
         check_supported(rule, _functions(job.python), _program(job.path).declarations)
     except LissomError as error:
         return error.diagnostics[0].message
+    if rule.kind == "observe":
+        return "an observe rule attaches observers and changes nothing: there is nothing to prove"
     if over_images(rule):
         return "no models with images of several sizes are drawn; nothing was shown or refuted"
     proved: Callable[[Subject, int, int], Proof] = prove_wide if wide else prove

@@ -16,6 +16,7 @@ from ..graph.formats import in_format_of
 from ..graph.writes import is_pure, writes
 from ..match.repeats import is_equal
 from ..match.site import Site
+from ..measure.observing import hand_on
 from ..ops.call import tensor_at
 from ..ops.runtime_size import RuntimeSize, mapped
 from ..ops.spec import TensorSpec
@@ -115,7 +116,9 @@ def commit(
         new[planned] = _insert(state, site, planned, emitted[planned], new, point, heirs)
     state.shared |= dict.fromkeys(alike, tuple(str(node.target) for node in new.values()))
     for name, node in site.outputs.items():
-        state.view.replace(node, _node_of(plan.outputs[name], new))
+        heir = _node_of(plan.outputs[name], new)
+        hand_on(node, heir)
+        state.view.replace(node, heir)
     _erase(state, gone)
     return list(new.values())
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...grammar.documents import sha256
 from ..capture.equality import first_difference
 from ..graph.digest import model_digest, tensor_digest
-from ..journal import Applied, Refused, StageEnd, Verdict, VerdictKind, plain
+from ..journal import Applied, Calibrated, Refused, StageEnd, Verdict, VerdictKind, plain
 from ..measure.compare import distance, outputs
 from ..measure.processor import processor
 from ..measure.samples import Example
@@ -43,6 +43,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},
         "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
         "applications": [_timeless(event) for event in compiled.applied],
+        "calibrations": [_timeless(event) for event in compiled.journal.of(Calibrated)],
         "kernels": [
             _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
         ],
@@ -77,7 +78,7 @@ def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
 
-def _timeless(event: Applied | Refused | StageEnd) -> dict[str, Any]:
+def _timeless(event: Applied | Calibrated | Refused | StageEnd) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
     return {key: value for key, value in plain(event).items() if key != "seconds"}
 

@@ -217,6 +217,7 @@ def working_state(
         options.seed,
         options.fuel,
         captured.otherwise,
+        program.attached,
     )
 
 

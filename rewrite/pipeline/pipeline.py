@@ -16,7 +16,7 @@ from ...grammar.checks.unsupported import unsupported_steps
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
-from ...grammar.tree.clauses import over_ops
+from ...grammar.tree.clauses import outdates_observers, over_ops, refs_of
 from ...grammar.tree.rules import RULE_KINDS
 from ..apply.cost import present_costs
 from ..apply.faulty_sites import stage_equality, undo
@@ -24,6 +24,7 @@ from ..graph.digest import weights_at
 from ..graph.snapshot import finish, snapshot
 from ..journal import PROMISES, Applied, Costs, Note, StageEnd, Verdict, VerdictKind
 from ..measure.compare import DRIFT, Metrics, checked, runs_at, untouched
+from ..measure.observing import forget_seen
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from ..targets.target import Prepared
@@ -100,13 +101,11 @@ class PipelineRun:
 
     # -- one stage ---------------------------------------------------------------------------------
 
-    def _told(
-        self, stage: str, number: int, total: int, rule: str, tried: int, applied: int
-    ) -> None:
+    def _told(self, stage: str, number: int, total: int, text: str) -> None:
         """What a long stage is at: seconds pass between one place and the next."""
-        self.progress(f"{stage}: {rule}, {tried} tried, {applied} rewritten", number, total)
+        self.progress(f"{stage}: {text}", number, total)
 
-    def _stage(self, stage: t.Stage, progress: Callable[[str, int, int], None]) -> None:
+    def _stage(self, stage: t.Stage, progress: Callable[[str], None]) -> None:
         begun = time.perf_counter()
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
         weights = weights_at(entry)
@@ -200,6 +199,18 @@ class PipelineRun:
     # -- steps -------------------------------------------------------------------------------------
 
     def _step(self, runner: Runner, step: t.Step) -> int:
+        done = self._rewriting(runner, step)
+        if done:
+            self._outdate(refs_of(step))
+        return done
+
+    def _outdate(self, refs: Sequence[t.Ref]) -> None:
+        """What observers saw counts no more once other numbers flow."""
+        attached = self.program.attached
+        if any(outdates_observers(self.program.rule(ref.rule), attached) for ref in refs):
+            forget_seen(self.state.module.graph)
+
+    def _rewriting(self, runner: Runner, step: t.Step) -> int:
         if isinstance(step, t.Once):
             return runner.once(self._rules(step.refs))
         if isinstance(step, t.Fixpoint):
@@ -208,7 +219,8 @@ class PipelineRun:
             return self._each(runner, step)
         if isinstance(step, t.First):
             return next((n for inner in step.steps if (n := self._step(runner, inner))), 0)
-        assert isinstance(step, t.Try)  # `calibrate` was refused
+        if isinstance(step, t.Calibrate):
+            return runner.calibrate(step)
         return self._try(runner, step)
 
     def _try(self, runner: Runner, step: t.Try) -> int:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ...grammar.diagnostics import Label, fail
+from ...grammar.tree import tree as t
 from ..apply.engine import attempt
-from ..journal import Refused
+from ..journal import Calibrated, Refused
+from ..measure.observing import calibrate
 from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
@@ -35,14 +38,14 @@ CAP_LEAST = 1000
 @dataclass
 class Runner:
     """Runs steps of one stage. `applied` counts rewrites; none is made once the state's fuel is
-    spent. progress: is told which rule is tried, how many places so far, and the rewrites.
+    spent. progress: is told what is done just now.
     """
 
     state: State
     stage: str
     applied: int = 0
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=64))
-    progress: Callable[[str, int, int], None] = lambda rule, tried, applied: None
+    progress: Callable[[str], None] = lambda text: None
 
     # -- once --------------------------------------------------------------------------------------
 
@@ -97,7 +100,21 @@ class Runner:
 
     def _told(self, rule: CompiledRule, more: int) -> None:
         tried = self.state.journal.tried[rule.label] + more
-        self.progress(rule.name, tried, self.applied)
+        self.progress(f"{rule.name}, {tried} tried, {self.applied} rewritten")
+
+    def calibrate(self, step: t.Calibrate) -> int:
+        """Runs the data once and tells all observers what they saw; returns how many there are."""
+        samples, name = self.state.samples, step.data.text
+        batches = samples.batches(name, Label(step.span, "calibrates here"))
+
+        def tell(done: int) -> None:
+            self.progress(f"calibrate {name}, batch {done + 1} of {len(batches)}")
+
+        begun = time.perf_counter()
+        observers = calibrate(self.state.module, map(samples.args, batches), tell)
+        seen, seconds = samples.count(batches), time.perf_counter() - begun
+        self.state.journal.add(Calibrated(self.stage, name, seen, observers, seconds))
+        return observers
 
     def _burn(self) -> None:
         self.applied += 1

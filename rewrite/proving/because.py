@@ -13,7 +13,7 @@ from ...grammar.tree.clauses import guard_holes, patterns
 from .guards.holes import opened
 from .guards.propose import Sample, alike, legal
 from .guards.separate import LEAST, Conjunction, SiteTable
-from .trial import Subject
+from .subject import Subject
 
 MODELS = 60
 """Models whose sites are compared."""

@@ -20,7 +20,8 @@ from ..rules.rule import CompiledRule, compile_rule
 from ..rules.scope import Scope
 from .choices.source import Rolled, Unsuitable
 from .models.generate import generate
-from .trial import Functions, Subject, state_of
+from .subject import Functions, Subject
+from .trial import state_of
 
 MODELS = 20
 """Models of one family that are tried."""

@@ -21,7 +21,8 @@ from .choices.source import ChoiceSource
 from .models.double import in_double
 from .models.generate import generate_together
 from .models.grown import Grown
-from .trial import Subject, is_random, state_of
+from .subject import Subject
+from .trial import is_random, state_of
 from .worker import Died, Worker
 
 

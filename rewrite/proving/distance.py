@@ -12,7 +12,8 @@ from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..graph.snapshot import finish, snapshot
 from ..measure.compare import outputs
 from .models.grown import Grown
-from .trial import Subject, state_of
+from .subject import Subject
+from .trial import state_of
 
 ROUNDING = 64
 """Units in the last place of an output's largest number that count as rounding."""

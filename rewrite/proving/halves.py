@@ -17,7 +17,7 @@ from ..targets.target import Target
 from .choices.source import Replayed
 from .mutants.mutants import Mutant
 from .mutants.mutate import AGREES, MODEL, MUTATION_FUNCTIONS, Fate, Score, readied
-from .trial import Subject
+from .subject import Subject
 from .whole import drawn_model, graph_state
 
 WANTED = 32

@@ -27,7 +27,8 @@ from .models.edits import (
 from .models.grown import Grown
 from .models.pattern_builder import Planted
 from .models.violated import contradicts, has_further_input, is_literal, others
-from .trial import BAD, FIRED, KERNEL, NOISY, VACUOUS, Outcome, Subject, model, trial
+from .subject import Subject
+from .trial import BAD, FIRED, KERNEL, NOISY, VACUOUS, Outcome, model, trial
 
 ATTEMPTS = 80
 """Models drawn for one condition before it counts as not reached."""

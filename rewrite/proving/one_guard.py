@@ -14,7 +14,8 @@ from ..targets.choose import target_of
 from .choices.source import ChoiceSource, Rolled, Unsuitable
 from .dims.models import Graph
 from .near_miss import ATTEMPTS, ENOUGH, NearMiss, NearResult
-from .trial import BAD, FIRED, NOISY, VACUOUS, Outcome, Subject
+from .subject import Subject
+from .trial import BAD, FIRED, NOISY, VACUOUS, Outcome
 from .whole import graph_state, said_at
 
 Drawn = Callable[[Subject, ChoiceSource], tuple[CompiledRule, Graph]]

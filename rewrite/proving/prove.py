@@ -22,6 +22,7 @@ from .mutants.mutants import mutants
 from .mutants.mutate import Score
 from .near_miss import NearResult, near_misses
 from .stages import Bench, tried_exactly, tried_mutants, tried_near
+from .subject import Subject
 from .trial import (
     BAD,
     FIRED,
@@ -31,7 +32,6 @@ from .trial import (
     VACUOUS,
     WRONG,
     Outcome,
-    Subject,
     arguments,
     model,
     trial,

@@ -13,7 +13,8 @@ from ..ops.vocabulary import Vocabulary
 from .choices.source import Replayed
 from .distance import first_difference
 from .report import RuleReport
-from .trial import BAD, Outcome, Subject, model, trial
+from .subject import Subject
+from .trial import BAD, Outcome, model, trial
 from .whole import graph_state
 from .wide import ground_of
 
@@ -67,7 +68,7 @@ def replay(
     read = program_of(program, "<program>")
     source = read.own_rules[rule]
     vocabulary = Vocabulary(read.declarations, dict(ops or {}))
-    subject = Subject(source, vocabulary, functions)
+    subject = Subject(source, vocabulary, functions, tuple(read.own_rules.values()))
     if not over_ops(source):
         return _replay_wide(subject, choices)
     grown = model(Replayed(choices), subject)

@@ -17,7 +17,8 @@ from .models.grown import Grown
 from .mutants.mutants import Mutant
 from .mutants.mutate import Fate, Score, Specimen, kill, specimens
 from .near_miss import NearMiss, NearResult, examine_near
-from .trial import Subject, bound, model, state_of
+from .subject import Subject
+from .trial import bound, model, state_of
 from .worker import Death, Worker, survived
 
 FIELDS = 32

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from .choices.source import ChoiceSource, Unsuitable
 from .models.grown import Grown
-from .trial import Subject, model
+from .subject import Subject
+from .trial import model
 
 
 class Drawn(ChoiceSource):

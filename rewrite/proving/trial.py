@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,6 @@ from ..match.site import Site, examine
 from ..measure.compare import distance, model_equality
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault, faults_text, kernel_faults
-from ..ops.vocabulary import Vocabulary
 from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch, left_for
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
@@ -38,8 +37,7 @@ from .models.generate import generate
 from .models.grown import Grown
 from .models.pattern_builder import Planted
 from .models.variants import variants
-
-Functions = Mapping[str, Callable[..., Any]]
+from .subject import Subject
 
 FIRED, SILENT, REFUSED = "fired", "silent", "refused"
 OPAQUE = "opaque"
@@ -70,15 +68,6 @@ class Outcome:
     kept: Kept | None = None
     elsewhere: Counter[str] = field(default_factory=Counter)
     faults: tuple[KernelFault, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A rule on trial, with what its text may name."""
-
-    source: t.Rule
-    vocabulary: Vocabulary
-    functions: Functions
 
 
 def model(source: ChoiceSource, subject: Subject, spoil: t.Node | None = None) -> Grown:
@@ -121,7 +110,9 @@ def state_of(subject: Subject, grown: Grown) -> State:
         samples.named["calib"] = [(grown.inputs, None)]
     journal = Journal()
     functions, questions = subject.functions, QUESTIONS
-    return State(grown.module, subject.vocabulary, functions, questions, samples, journal)
+    return subject.observe(
+        State(grown.module, subject.vocabulary, functions, questions, samples, journal)
+    )
 
 
 def trial(subject: Subject, grown: Grown, spoiled: bool = False) -> list[Outcome]:

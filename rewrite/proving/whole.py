@@ -31,6 +31,7 @@ from .choices.source import ChoiceSource, Unsuitable
 from .dims.models import Graph, drawn, in_single
 from .models.variants import longer
 from .mutants.mutate import RAISED
+from .subject import Functions, Subject
 from .trial import (
     CRASH,
     REFUSED,
@@ -38,9 +39,7 @@ from .trial import (
     UNSOUND,
     VACUOUS,
     WRONG,
-    Functions,
     Outcome,
-    Subject,
     arguments,
     blamed,
     condition,

@@ -22,7 +22,8 @@ from .params.mutants import param_score, param_specimens
 from .params.near import param_near
 from .params.trial import param_outcomes, tried_params
 from .prove import Outcomes, Proof, explore, guards_of
-from .trial import Outcome, Subject, arguments
+from .subject import Subject
+from .trial import Outcome, arguments
 from .values.mutants import value_score
 from .values.near import value_near
 from .values.trial import tried_values, value_outcomes

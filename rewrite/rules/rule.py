@@ -173,7 +173,8 @@ def compile_rule(
         if isinstance(s, t.Build)
         for w in s.targets
     }
-    outputs = frozenset(built & set(pattern.produced))
+    every = set(pattern.produced)  # nothing goes where nothing is rewritten
+    outputs = frozenset(every if source.kind == "observe" else built & every)
     return CompiledRule(
         source, _arguments(source, args), pattern, unless, outputs, dict(args), at, order
     )

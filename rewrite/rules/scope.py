@@ -19,6 +19,7 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.tree import tree as t
 from ...grammar.tree.fold import Fold
 from ...grammar.tree.operators import ARITHMETIC, COMPARISONS, pairs
+from ..measure.observing import key, watched_at
 from ..ops.call import OpCall, tensor_at
 from ..torch_internals import version_of
 from .facts import Facts
@@ -147,6 +148,8 @@ class Scope(Fold[Any]):
             return value[int(expr.name)]
         if isinstance(value, OpCall):
             return self.of_call(value, expr)
+        if isinstance(value, fx.Node):
+            return seen_of(value, expr.name, of_op=False)
         if expr.name == "shape" and isinstance(value, (ParamRef, Tensor)):
             return tuple(value.shape)
         raise fail("T003", f"`{expr.value.span.text}` has no `{expr.name}`", Label(expr.span))
@@ -156,6 +159,8 @@ class Scope(Fold[Any]):
             return self.param(call, expr.name)
         if expr.name in call.attrs:
             return call.attrs[expr.name]
+        if expr.name in self.state.attached:
+            return seen_of(call.node, expr.name, of_op=True)
         raise fail("T003", f"op `{call.op.name}` has no `{expr.name}`", Label(expr.span))
 
     def binary(self, expr: t.Binary) -> Any:
@@ -235,6 +240,14 @@ class Scope(Fold[Any]):
             return self.value(parse(text))
         except LissomError:
             return "{" + text + "}"
+
+
+def seen_of(node: fx.Node, name: str, of_op: bool) -> Any:
+    """What an observer saw, that hangs at a value or an op under a name; None where there
+    is none, and where no data reached it.
+    """
+    watched = watched_at(node).get(key(name, of_op))
+    return None if watched is None else watched.seen
 
 
 class NoNumber(Exception):

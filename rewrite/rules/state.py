@@ -31,7 +31,8 @@ Version = tuple[int, int]
 class State:
     """Everything that a rule application reads or changes. `module` is the compiler's own copy of
     the model. `fuel`: how many more rewrites there may be; None where nobody counts. `otherwise`:
-    why the model would give another graph for other inputs, "" where nothing says so. `shared`: for
+    why the model would give another graph for other inputs, "" where nothing says so. `attached`:
+    the names under which rules of the program attach observers to ops. `shared`: for
     nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
     site of what must be left because of kernels, with those. `changes`: when the graph was changed,
     and from where on. `costs`: what it costs, and of which version of it that is said.
@@ -47,6 +48,7 @@ class State:
     seed: int = 0
     fuel: int | None = None
     otherwise: Callable[[tuple[Any, ...]], str] = lambda args: ""
+    attached: frozenset[str] = frozenset()
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)

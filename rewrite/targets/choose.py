@@ -12,10 +12,13 @@ from .ops import OpTarget
 from .params import ParamTarget
 from .target import Target
 from .values import ValueTarget
+from .watching import WatchTarget
 
 
 def kind_of(rule: CompiledRule) -> type[Target[Any, Any]]:
     """What the rule ranges over."""
+    if rule.kind == "observe":
+        return WatchTarget
     if rule.images:
         return ImageTarget
     if rule.param:

@@ -77,20 +77,29 @@ def values_of(state: State, rule: CompiledRule) -> list[fx.Node]:
     return [
         node
         for node in state.module.graph.nodes
-        if _gives_one_tensor(state, node)
+        if _gives_one_tensor(state, rule, node)
         and any(node_at(node, glob) for glob in globs)
         and (rule.at is None or node_at(node, rule.at))
         and _fits(state, rule, _scope(state, rule, node))
     ]
 
 
-def _gives_one_tensor(state: State, node: fx.Node) -> bool:
+def _gives_one_tensor(state: State, rule: CompiledRule, node: fx.Node) -> bool:
+    """Inputs of the model can be watched, but no op is put between them and what reads them."""
     one = bool(node.users) and isinstance(node.meta.get("val"), TensorSpec)
-    return one and state.view.call(node) is not None
+    watched = rule.kind == "observe" and node.op == "placeholder"
+    return one and (watched or state.view.call(node) is not None)
 
 
 def _scope(state: State, rule: CompiledRule, node: fx.Node) -> Scope:
     return state.scope({**rule.args, rule.value: node})
+
+
+def scope_of(state: State, rule: CompiledRule, node: fx.Node) -> Scope:
+    """What names mean at a value, the sizes of its type included."""
+    scope = _scope(state, rule, node)
+    _fits(state, rule, scope)
+    return scope
 
 
 def _fits(state: State, rule: CompiledRule, scope: Scope) -> bool:
@@ -99,8 +108,7 @@ def _fits(state: State, rule: CompiledRule, scope: Scope) -> bool:
 
 
 def _examined(state: State, rule: CompiledRule, node: fx.Node) -> ValueSite | NoMatch:
-    scope = _scope(state, rule, node)
-    _fits(state, rule, scope)
+    scope = scope_of(state, rule, node)
     found = guard_miss(rule, scope) or _again(rule, node) or _stays(state, rule, node)
     if found is not None:
         return found

@@ -29,7 +29,8 @@ from ...rules.state import State
 from ..models.double import widen
 from ..models.grown import Grown
 from ..models.pattern_builder import Planted
-from ..trial import Subject, bound, condition, is_random, names_types, state_of
+from ..subject import Subject
+from ..trial import bound, condition, is_random, names_types, state_of
 from .exactness import Sums
 
 BIT_EQUAL, DIFFERS, NOT_APPLICABLE = "bit_equal", "differs", "not applicable"

@@ -27,7 +27,7 @@ from ...targets.features import DimReady, FeatureTarget
 from ..choices.source import Replayed
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import AGREES, MODEL, Fate, Score, readied
-from ..trial import Subject
+from ..subject import Subject
 from ..whole import MOVES, farthest, graph_state
 from .idle import silence
 from .trial import dim_model

@@ -16,7 +16,8 @@ from ...targets.features import FeatureTarget
 from ..choices.source import Replayed
 from ..near_miss import ENOUGH, NearMiss, NearResult
 from ..one_guard import alone, judge
-from ..trial import Outcome, Subject
+from ..subject import Subject
+from ..trial import Outcome
 from ..whole import add_output, graph_state, said_at
 from .models import Graph
 from .trial import dim_model, try_dim

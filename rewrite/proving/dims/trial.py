@@ -24,15 +24,8 @@ from ...rules.state import State
 from ...targets.features import DimReady, FeatureTarget
 from ..budget_check import Kept, fresh
 from ..choices.source import ChoiceSource, Unsuitable
-from ..trial import (
-    FIRED,
-    NOISY,
-    VACUOUS,
-    WRONG,
-    Outcome,
-    Subject,
-    arguments,
-)
+from ..subject import Subject
+from ..trial import FIRED, NOISY, VACUOUS, WRONG, Outcome, arguments
 from ..whole import MOVES, agreement, farthest, graph_state, misdescribed, tried_at
 from .idle import idled
 from .models import Graph, drawn, in_single

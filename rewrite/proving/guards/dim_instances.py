@@ -18,7 +18,8 @@ from ...targets.dims import guard_miss
 from ...targets.features import FeatureTarget
 from ..choices.source import ChoiceSource
 from ..dims.trial import dim_case, try_dim
-from ..trial import FIRED, UNSOUND, WRONG, Outcome, Subject
+from ..subject import Subject
+from ..trial import FIRED, UNSOUND, WRONG, Outcome
 from ..whole import graph_state
 from .instances import HoleSite
 

@@ -8,7 +8,7 @@ from ....grammar.checks.check import check
 from ....grammar.text.parse import parse
 from ....grammar.tree import tree as t
 from ....grammar.tree.clauses import guard_holes
-from ..trial import Subject
+from ..subject import Subject
 
 
 def opened(rule: t.Rule) -> t.Rule:

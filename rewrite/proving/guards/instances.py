@@ -18,7 +18,8 @@ from ...rules.rule import CompiledRule, compile_rule
 from ...rules.scope import Scope
 from ...rules.state import State
 from ..choices.source import ChoiceSource
-from ..trial import Subject, bound, model, state_of
+from ..subject import Subject
+from ..trial import bound, model, state_of
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from ....grammar.tree import tree as t
 from ....grammar.tree.clauses import guard_holes, patterns
 from ..choices.source import ChoiceSource, Draw, Recorded, Replayed, Unsuitable
 from ..prove import Proof, explore, prove
-from ..trial import Subject
+from ..subject import Subject
 from .dim_instances import dim_instances
 from .holes import at_fault, before, opened, with_guard
 from .instances import HoleSite, instances_of

@@ -32,7 +32,8 @@ from ...rules.state import State
 from ..choices.source import Unsuitable
 from ..models.double import in_double
 from ..models.grown import Grown
-from ..trial import Subject, condition, names_types, state_of
+from ..subject import Subject
+from ..trial import condition, names_types, state_of
 from .mutants import Mutant, mutants
 
 Found = TypeVar("Found")

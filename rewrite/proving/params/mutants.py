@@ -17,7 +17,7 @@ from ...targets.params import ParamReady, ParamTarget, with_numbers
 from ..halves import Judge, SiteSpecimen, put, score, specimens
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import Score
-from ..trial import Subject
+from ..subject import Subject
 from ..whole import farthest
 from .trial import meant
 

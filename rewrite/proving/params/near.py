@@ -14,7 +14,8 @@ from ..choices.source import Replayed
 from ..dims.models import Graph
 from ..near_miss import ENOUGH, NearMiss, NearResult
 from ..one_guard import alone, judge
-from ..trial import Outcome, Subject
+from ..subject import Subject
+from ..trial import Outcome
 from ..whole import add_output, drawn_model, graph_state, said_at
 from .trial import try_param
 

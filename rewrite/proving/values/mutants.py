@@ -18,7 +18,7 @@ from ..budget_check import fresh
 from ..halves import Judge, put, score, specimens
 from ..mutants.mutants import Mutant, flat
 from ..mutants.mutate import Score
-from ..trial import Subject
+from ..subject import Subject
 from ..whole import farthest
 from .trial import meant
 
