@@ -3,6 +3,7 @@
     result = lissom.compile(model, "shrink.lissom", inputs=(x,))
     result.save("small")
     model = lissom.load("small")
+    lissom.export("small", "small.onnx")
 
 `lissom.grammar` needs no torch; the names below load it when they are first used.
 """
@@ -12,16 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Result, compile, load
+    from .api import Result, compile, export, load
     from .grammar.diagnostics import Diagnostic, LissomError
 
-__all__ = ["Diagnostic", "LissomError", "Result", "compile", "load"]
+__all__ = ["Diagnostic", "LissomError", "Result", "compile", "export", "load"]
 
 _HOME = {
     "Diagnostic": "grammar.diagnostics",
     "LissomError": "grammar.diagnostics",
     "Result": "api",
     "compile": "api",
+    "export": "api",
     "load": "api",
 }
 

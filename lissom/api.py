@@ -1,4 +1,4 @@
-"""The Python face: `compile`, `load`, and what they return. All logic is below."""
+"""The Python face: `compile`, `load`, `export`, and what they return. All logic is below."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .grammar.tree.rules import RULE_KINDS
 from .passes.functions import FUNCTIONS
 from .rewrite.apply.cost import said_of_uncounted
 from .rewrite.evidence import artifact, certificate
+from .rewrite.export.export import export_artifact
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.measure.compare import Metric
 from .rewrite.measure.gradients import Loss, loss_of_task
@@ -198,3 +199,14 @@ def load(path: str | Path) -> fx.GraphModule:
     the folder.
     """
     return load_artifact(Path(path)).module
+
+
+@without_causes
+def export(artifact: str | Path, path: str | Path) -> tuple[Verdict, ...]:
+    """Writes the model of an artifact folder for torch.export or ONNX Runtime, as the path ends in
+    `.pt2` or `.onnx`, and returns how the outputs of that file were compared with the model's.
+
+    Raises ValueError for another ending; A041 where they differ, and then nothing is written.
+    """
+    target = Path(path)
+    return export_artifact(Path(artifact), target.suffix.removeprefix("."), target)[1]

@@ -22,6 +22,7 @@ COMMANDS = {
     "apply": "Compress a model, verify the result, and write it.",
     "bisect": "Find the rewrite that breaks a promise.",
     "verify": "Check a written model against its certificate.",
+    "export": "Write a written model as .pt2 or ONNX, and compare what the file computes.",
     "demo": "Train, compress and verify a small digit reader.",
     "new": "Start a rule file or a pipeline.",
     "doctor": "Print versions and settings for a bug report.",

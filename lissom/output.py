@@ -163,7 +163,7 @@ def _common(run: Callable[..., None], formats: Sequence[str]) -> Callable[..., N
     for option in (
         click.option("-v", "--verbose", count=True, help="Say more; also what is no news."),
         click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code."),
-        click.option("--format", type=choice, default="text", show_default=True),
+        click.option("--format", type=choice, default=formats[0], show_default=True),
     ):
         run = option(run)
     return run

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lissom.rewrite.evidence import artifact
+from lissom.rewrite.export import pt2
 
 from . import fresh
 
@@ -37,10 +38,11 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(autouse=True)
 def _reloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is saved is loaded again in a copy of a process that never saw it. test_artifact.py has
-    processes that are started for it.
+    """What is saved or exported is loaded again in a copy of a process that never saw it.
+    test_artifact.py has processes that are started for it.
     """
     monkeypatch.setattr(artifact, "subprocess", fresh)
+    monkeypatch.setattr(pt2, "subprocess", fresh)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 ROOMS = {
     "grammar": "reached documents diagnostics codes words algebra tree text library fmt checks",
     "rewrite": "runtime torch_internals journal ops store graph measure capture channels rules "
-    "match apply targets pipeline explain evidence proving",
+    "match apply targets pipeline explain evidence export proving",
     "lissom": "output options model_file jobs report commands cli api __init__ __main__",
 }
 """The folders of a floor, and files that are a room of their own, from the ground up: what each is
@@ -306,6 +306,7 @@ MAY_NAME_OPS = {
     "settings and layers, by the words that torch has for their values": {
         "channels/classes.py": "amin",
         "channels/movement.py": "pad",
+        "export/qdq.py": "relu",
         "ops/layers.py": "dropout",
         "proving/models/settings.py": "any floor trunc tanh linear",
         "proving/trial.py": "dropout",

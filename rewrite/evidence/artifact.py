@@ -18,12 +18,13 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.documents import json_text, sha256
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import outputs
+from ..measure.samples import Example
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
 from ..store.folder import Loaded, load, save
 from .certificate import FORMAT as CERTIFICATE_FORMAT
 from .certificate import RELOAD_TOLERANCE, certificate, recheck
-from .recorded import recorded, recorded_inputs
+from .recorded import recorded, recorded_inputs, restored
 
 PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
     "program.lissom",
@@ -156,6 +157,23 @@ def read_probe(data: bytes, count: int) -> list[tuple[list[Tensor], list[Tensor]
 def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
     """Loads an artifact and checks it against its certificate. Raises A-codes for damage."""
     loaded = load(folder)
+    written, probes = _evidence(loaded, folder)
+    program = loaded.documents[PROGRAM].decode()
+    return loaded, recheck(loaded.module, written, program, probes)
+
+
+def examples_of(loaded: Loaded, folder: Path) -> list[Example]:
+    """The examples that an artifact records. Raises A-codes where it has none or is damaged."""
+    written, probes = _evidence(loaded, folder)
+    pairs = zip(written["examples"], probes, strict=True)
+    found = [(one["label"], restored(one["inputs"], inputs)) for one, (inputs, _) in pairs]
+    return [Example(label, args) for label, args in found if args is not None]
+
+
+def _evidence(
+    loaded: Loaded, folder: Path
+) -> tuple[dict[str, Any], list[tuple[list[Tensor], list[Tensor]]]]:
+    """Certificate and probe."""
     missing = [name for name in (PROGRAM, CERTIFICATE, PROBE) if name not in loaded.documents]
     if missing:
         place = Label(None, where=str(folder))
@@ -163,7 +181,7 @@ def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
             "A020",
             f"the artifact has no {missing[0]}",
             place,
-            help="only artifacts written by `lissom apply` can be verified",
+            help="only artifacts written by `lissom apply` have their evidence beside them",
         )
     written = json.loads(loaded.documents[CERTIFICATE])
     if written.get("format") != CERTIFICATE_FORMAT:
@@ -171,9 +189,7 @@ def verify_artifact(folder: Path) -> tuple[Loaded, tuple[Verdict, ...]]:
         message = f"the certificate has format {written.get('format')}"
         help_ = f"this lissom reads {CERTIFICATE_FORMAT}; the model itself still loads"
         raise fail("A020", message, place, help=help_)
-    probes = read_probe(loaded.documents[PROBE], len(written["examples"]))
-    program = loaded.documents[PROGRAM].decode()
-    return loaded, recheck(loaded.module, written, program, probes)
+    return written, read_probe(loaded.documents[PROBE], len(written["examples"]))
 
 
 def reload_check(folder: Path, faults: Sequence[KernelFault] = ()) -> tuple[Verdict, ...]:

@@ -85,6 +85,21 @@ class Int8Layer(nn.Module):
         """
         return next(reversed(self._chosen.values())).name if self._chosen else None
 
+    def exact(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
+        """Its numbers before they are stored as codes, in float64: the real arithmetic that the
+        layer stands for.
+        """
+        bias = None if self.bias is None else self.bias.double()
+        tensors = (self.weight, self.scale.double(), bias, other, self.zero)
+        numbers = {**self._stored(), "output_scale": None}
+        return type(self).meaning(codes, *tensors, *self.geometry(), **numbers)
+
+    def geometry(self) -> tuple[Any, ...]:
+        """What `meaning` takes besides, by position: of convolutions stride, padding, dilation and
+        groups.
+        """
+        return ()
+
     # -- choosing ----------------------------------------------------------------------------------
 
     def _choose(self, codes: Tensor, other: Tensor | None) -> _Chosen:
@@ -125,11 +140,7 @@ class Int8Layer(nn.Module):
 
     def _plain(self, codes: Tensor, other: Tensor | None) -> Tensor:
         tensors = (self.weight, self.scale, self.bias, other, self.zero)
-        return type(self).meaning(codes, *tensors, *self._geometry(), **self._stored())
-
-    def _geometry(self) -> tuple[Any, ...]:
-        """What the meaning takes besides, by position."""
-        return ()
+        return type(self).meaning(codes, *tensors, *self.geometry(), **self._stored())
 
     def _stored(self) -> dict[str, Any]:
         names = ("activation", "output_scale", "output_zero", "other_scale", "other_zero")
@@ -206,7 +217,7 @@ class Int8Conv(Int8Layer):
     def _each(self, size: int8.Sizes) -> tuple[int, ...]:
         return (size,) * self.axes if isinstance(size, int) else tuple(size)
 
-    def _geometry(self) -> tuple[Any, ...]:
+    def geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups
 
     def _why_plain(self, codes: Tensor) -> str | None:

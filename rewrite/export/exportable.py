@@ -1,0 +1,104 @@
+"""What is exported: the model of an artifact, and the inputs that its certificate names."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Label, LissomError, fail
+from ..evidence.artifact import examples_of
+from ..measure.samples import Example
+from ..store.folder import load
+from ..torch_internals import tree_flatten, tree_unflatten
+
+
+@dataclass(frozen=True, slots=True)
+class Exportable:
+    """A model, and examples of one structure in several sizes, the one that is traced first."""
+
+    module: fx.GraphModule
+    examples: tuple[Example, ...]
+    folder: Path
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.examples[0].args
+
+    def refused(self, message: str, note: str = "", help: str = "") -> LissomError:
+        return fail("A040", message, Label(None, where=str(self.folder)), note=note, help=help)
+
+
+def exportable(folder: Path) -> Exportable:
+    """Reads an artifact. Raises A-codes for damage, A040 where it holds no inputs to trace."""
+    loaded = load(folder)
+    examples = examples_of(loaded, folder)
+    if not examples:
+        said = "an input is an object of a class of its own, which is not recorded"
+        raise Exportable(loaded.module, (), folder).refused(
+            "there are no inputs to export with", said
+        )
+    return Exportable(loaded.module, tuple(_traceable_first(examples)), folder)
+
+
+def _traceable_first(examples: Sequence[Example]) -> list[Example]:
+    """torch.export takes a size of 0 or 1 for a constant: one with larger sizes comes first."""
+    return sorted(examples, key=lambda e: any(n < 2 for n in _lengths(e)))
+
+
+def _lengths(example: Example) -> Iterator[int]:
+    tensors = (v for v in tree_flatten(example.args)[0] if isinstance(v, Tensor))
+    return (n for tensor in tensors for n in tensor.shape)
+
+
+def traced(given: Exportable, module: fx.GraphModule | None = None) -> torch.export.ExportedProgram:
+    """The model, or another in its place, as torch.export has it. Sizes that differ between the
+    examples stay free. Raises A040 where torch.export refuses.
+    """
+    sizes = free_sizes(given.examples)
+    try:
+        with torch.no_grad(), quiet():
+            model = given.module if module is None else module
+            return torch.export.export(model, given.args, dynamic_shapes=sizes, strict=False)
+    except Exception as error:
+        raise given.refused("torch.export cannot trace the model", one_line(error)) from error
+
+
+def free_sizes(examples: Sequence[Example]) -> Any:
+    """For each tensor the axes that differ between examples, as torch.export takes them."""
+    values, structure = tree_flatten(examples[0].args)
+    others = [tree_flatten(example.args)[0] for example in examples[1:]]
+    alike = [other for other in others if len(other) == len(values)]
+    free = [_free(value, [other[i] for other in alike]) for i, value in enumerate(values)]
+    return tree_unflatten(free, structure)
+
+
+def _free(value: Any, others: Iterable[Any]) -> dict[int, Any] | None:
+    if not isinstance(value, Tensor):
+        return None
+    shapes = [other.shape for other in others if isinstance(other, Tensor)]
+    shapes = [shape for shape in shapes if len(shape) == value.dim()]
+    differ = (d for d, n in enumerate(value.shape) if any(shape[d] != n for shape in shapes))
+    return dict.fromkeys(differ, torch.export.Dim.AUTO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What exporters say about their own code is no news for the caller."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """What was wrong first: exporters wrap one error into another."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,407 @@
+"""What is exported computes what the model computes, and what does not is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import lissom
+from lissom.__main__ import main
+from lissom.grammar.diagnostics import LissomError
+from lissom.rewrite.export import onnx_file
+from lissom.rewrite.export.exportable import Exportable
+from lissom.rewrite.export.pt2 import write_pt2
+from lissom.rewrite.measure.samples import Example
+from lissom.rewrite.runtime import (
+    Int8Conv1d,
+    Int8Conv2d,
+    Int8Conv3d,
+    Int8Linear,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
+from lissom.rewrite.runtime.layers import Int8Layer
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+ort = pytest.importorskip("onnxruntime")
+
+from lissom.rewrite.export import onnx_runtime  # noqa: E402
+
+
+class _Tracer(fx.Tracer):
+    """Integer layers and what makes codes stay calls, as in a compiled model."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(quantize, dequantize, fake_quantize))
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Int8Layer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def exportable(model: nn.Module, *inputs: Any) -> Exportable:
+    """A model on inputs of a batch, and of that batch twice."""
+    model = model.eval()
+    module = fx.GraphModule(model, _Tracer().trace(model))
+    twice = tuple(torch.cat([x, x]) for x in inputs)
+    examples = (Example("the example", inputs), Example("twice the batch", twice))
+    return Exportable(module, examples, Path("small"))
+
+
+def drawn(layer: Any) -> Any:
+    """The layer with numbers in it."""
+    weight, features = layer.weight, len(layer.weight)
+    weight.data.copy_(torch.randint(-127, 128, weight.shape))
+    reach = 127 * weight[0].numel() ** 0.5
+    layer.scale.data.copy_(2.0 * (0.5 + torch.rand(features)) / (reach * 30))
+    layer.bias.data.copy_(3 * torch.randn(features))
+    return layer
+
+
+class Mixed(nn.Module):
+    """Every way in which integers meet numbers: activations that the range of codes does and does
+    not do, an added value, a float layer between codes, a coarse grid before a fine one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        grid = {"output_scale": 0.03, "output_zero": 0}
+        self.a = drawn(Int8Conv2d(3, 8, 3, padding=1, zero=131, activation="relu", **grid))
+        odd = {"output_scale": 0.021, "output_zero": 13, "activation": "relu6"}
+        self.b = drawn(Int8Conv2d(8, 8, 3, padding=1, groups=2, **odd))
+        added = {"other_scale": 0.03, "activation": "hardswish"}
+        self.c = drawn(Int8Conv2d(8, 8, 1, zero=13, output_scale=0.04, output_zero=7, **added))
+        self.plain = nn.Conv2d(8, 4, 3)
+        self.plain.weight.data *= 6
+        self.d = drawn(Int8Linear(36, 6, zero=129, output_scale=0.05, output_zero=101))
+        self.e = drawn(Int8Linear(6, 5, zero=101))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(quantize(x, 0.023, 131))
+        y = self.plain(dequantize(self.c(self.b(a), a), 0.04, 7))
+        y = fake_quantize(dequantize(quantize(y, 0.5, 128), 0.5, 128), 0.25, 128)
+        return self.e(self.d(quantize(y, 0.02, 129).flatten(1)))
+
+
+def images() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 5, 5)
+
+
+class Checked:
+    """A written file, and what it was compared with."""
+
+    def __init__(self, path: Path, given: tuple[Any, ...], verdicts: Any) -> None:
+        self.path, self.given, self.verdicts = path, given, verdicts
+        self.model = onnx.load(path)
+
+    def changed(self, change: Callable[[Any], None]) -> list[bool]:
+        """Which of its verdicts hold after a change of the file."""
+        other = onnx.ModelProto.FromString(self.model.SerializeToString())
+        change(other)
+        path = self.path.with_name("changed.onnx")
+        onnx.save(other, path)
+        exportable, _, *rest = self.given
+        return [verdict.holds for verdict in onnx_runtime.check(exportable, path, *rest)]
+
+    def kinds(self) -> list[str]:
+        return [node.op_type for node in self.model.graph.node]
+
+
+def checked(model: nn.Module, path: Path, *inputs: Any) -> Checked:
+    """Writes a file, and keeps what it is compared with."""
+    kept: list[Any] = []
+    check = onnx_runtime.check
+
+    def keep(*given: Any) -> Any:
+        kept.append(given)
+        return check(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_runtime, "check", keep)
+        verdicts = onnx_file.write_onnx(exportable(model, *inputs), path)
+    assert all(verdict.holds for verdict in verdicts), verdicts
+    return Checked(path, kept[0], verdicts)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    return checked(Mixed(), tmp_path_factory.mktemp("mixed") / "m.onnx", images())
+
+
+def test_onnx_runtime_gives_the_codes_of_the_model(mixed: Checked) -> None:
+    """In every layer, and inside of the whole, rewritten or not: no float layer becomes an integer
+    layer, and no coarse grid vanishes.
+    """
+    layers, *wholes = mixed.verdicts
+    assert layers.samples == 8
+    assert layers.worst <= 1
+    assert "1 QLinearConv, 2 QGemm" in layers.detail
+    assert len(wholes) == 2
+    for verdict in wholes:
+        assert "also at twice the batch" in verdict.detail
+        assert verdict.worst < 1e-3
+        assert "by at most" not in verdict.detail or "by at most 1;" in verdict.detail
+
+
+def test_layers_are_spelled_as_runtimes_know_them(mixed: Checked) -> None:
+    """uint8 values, int8 weights with a scale for each output, int32 biases at the scale of the
+    products, nothing between a layer and its codes that the range of codes does.
+    """
+    graph, makers = mixed.model.graph, {n.output[0]: n for n in mixed.model.graph.node}
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    layers = [n for n in graph.node if n.op_type in ("Conv", "Gemm") and n.input[1] in makers]
+    assert len(layers) == 5
+    for layer in layers:
+        x, w, b = (makers[name] for name in layer.input)
+        assert {n.op_type for n in (x, w, b)} == {"DequantizeLinear"}
+        assert [a.i for n in (w, b) for a in n.attribute] == [0, 0]
+        kinds = [tensors[name].dtype for name in (w.input[0], b.input[0], x.input[2])]
+        assert kinds == ["int8", "int32", "uint8"]
+        assert (tensors[b.input[1]] == tensors[x.input[1]] * tensors[w.input[1]]).all()
+        assert (tensors[w.input[2]] == 0).all()
+    assert mixed.kinds().count("Relu") == 0
+    assert [(o.domain, o.version) for o in mixed.model.opset_import] == [("", onnx_file.OPSET)]
+
+
+def rewritten(model: Any, name: str, change: Callable[[Any], Any]) -> None:
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    array = change(onnx.numpy_helper.to_array(tensor).copy())
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+
+
+MISTAKES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "zero point next to it": ("a.inputs.zero", lambda z: z + 1),
+    "zero point of the result dropped": ("b.outputs.zero", lambda z: z * 0),
+    "bias dropped": ("d.bias", lambda b: b * 0),
+    "scale of the neighbour": ("b.weights.scale", lambda s: s[[1, 0, *range(2, len(s))]]),
+    "scale of the result a little off": ("a.outputs.scale", lambda s: s * 1.02),
+    "sign of one weight": ("c.weight", lambda w: (w * (1 - 2 * (w == w.max()))).astype("int8")),
+    "weight of a float layer": ("plain.weight", lambda w: w * (w < w.max())),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_file_is_found(mixed: Checked, mistake: str) -> None:
+    assert not all(mixed.changed(lambda model: rewritten(model, *MISTAKES[mistake])))
+
+
+def test_a_bias_at_another_scale_is_found_where_nothing_is_rewritten(mixed: Checked) -> None:
+    """ONNX Runtime fuses Gemm without looking at it."""
+    held = mixed.changed(lambda model: rewritten(model, "d.biases.scale", lambda s: s * 2))
+    assert held == [True, True, False]
+
+
+def dequantized_by_an_op(model: Any) -> None:
+    """Where codes become numbers for a float layer."""
+    graph, makers = model.graph, {n.output[0]: n for n in model.graph.node}
+    (plain,) = (n for n in graph.node if "plain.weight" in n.input)
+    product = makers[plain.input[0]]
+    cast = makers[makers[product.input[0]].input[0]]
+    given = [cast.input[0], product.input[1], makers[cast.input[0]].input[2]]
+    product.CopyFrom(onnx.helper.make_node("DequantizeLinear", given, list(product.output)))
+
+
+def test_a_float_layer_between_codes_stays_one(mixed: Checked) -> None:
+    """Behind DequantizeLinear ONNX Runtime makes its weights int8 by itself."""
+    inside: list[str] = []
+    check = onnx_runtime.compared
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            onnx_runtime, "compared", lambda *given: inside.append(given[-1]) or check(*given)
+        )
+        mixed.changed(dequantized_by_an_op)
+    default, plain = (int(said.split()[0].replace(",", "")) for said in inside)
+    assert plain <= 2 < 10 <= default
+
+
+# -- single layers ---------------------------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """Codes in and out, of more than two axes; a bias that no int32 holds beside the sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = drawn(Int8Linear(6, 4, zero=5, output_scale=0.07, output_zero=3))
+        self.large = drawn(Int8Linear(4, 4, zero=3, output_scale=400.0))
+        self.large.bias.data[0] = 1e7
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.large(self.one(codes))
+
+
+def test_codes_may_be_inputs_and_outputs(tmp_path: Path) -> None:
+    codes = torch.arange(48, dtype=torch.uint8).reshape(2, 4, 6) * 5
+    found = checked(Rows(), tmp_path / "rows.onnx", codes)
+    graph = found.model.graph
+    kinds = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)]
+    assert kinds == [onnx.TensorProto.UINT8] * 2
+    biases = {t.name: t.data_type for t in graph.initializer if t.name.endswith(".bias")}
+    assert list(biases.values()) == [onnx.TensorProto.INT32, onnx.TensorProto.FLOAT]
+    assert [verdict.worst for verdict in found.verdicts] == [0, 0, 0]
+
+
+class Narrow(nn.Module):
+    """Codes of half-precision numbers; convolutions along one and three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = drawn(Int8Conv1d(3, 4, 3, zero=9, padding=2, dilation=2))
+        self.b = drawn(Int8Conv3d(2, 4, 2, zero=9, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = quantize(x, 0.03, 9)
+        cubes = self.b(codes.reshape(-1, 2, 2, 2, 3))
+        return self.a(codes).sum(-1) + cubes.flatten(1)
+
+
+def test_other_axes_and_half_precision(tmp_path: Path) -> None:
+    """What is half precision is divided in float32, as the model does."""
+    x = torch.randn(2, 3, 8).half()
+    found = checked(Narrow(), tmp_path / "narrow.onnx", x)
+    assert found.kinds()[:2] == ["Cast", "QuantizeLinear"]
+    assert "0 of 48 codes inside differ" in found.verdicts[1].detail
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """A weight that two layers share, and a part of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.names, self.out = nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)
+        self.out.weight = self.names.weight
+        self.register_buffer("part", torch.randn(4096, 40)[7])
+
+    def forward(self, i: Tensor) -> Tensor:
+        return torch.tanh(self.out(self.names(i))) * self.part
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tied") / "small"
+    program = "pipeline p { stage s { fixpoint { drop_dropout } } }"
+    i = torch.arange(14).reshape(2, 7)
+    lissom.compile(Tied().eval(), program, inputs=(i,)).save(folder)
+    return folder
+
+
+def told(run: pytest.CaptureFixture[str], tied: Path, kind: str) -> bytes:
+    """What the command writes, once it has said so."""
+    assert main(["export", str(tied), "--format", kind]) == 0
+    said = run.readouterr().out
+    path = tied.with_name(f"small.{kind}")
+    assert f"wrote {path}, {path.stat().st_size:,} bytes" in said
+    assert "export  ok" in said
+    assert "also at batch 4" in said
+    return path.read_bytes()
+
+
+def test_pt2_is_read_without_lissom_bit_for_bit(
+    tied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = told(capsys, tied, "pt2")
+    assert len(content) < 60_000  # the part of a buffer, not all of it
+    assert str(Path(lissom.__file__).parent).encode() not in content
+    program = torch.export.load(tied.with_name("small.pt2"))
+    assert program.example_inputs is None
+    assert len({t.data_ptr() for t in program.state_dict.values()}) == 2
+
+
+def test_attention_is_what_it_is_without_its_fused_kernel(tmp_path: Path) -> None:
+    """torch.export never takes it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True))
+    (verdict,) = write_pt2(exportable(model, torch.randn(3, 7, 16)), tmp_path / "m.pt2")
+    assert verdict.worst == 0
+
+
+def test_an_integer_model_is_exported_to_pt2(tmp_path: Path) -> None:
+    (verdict,) = write_pt2(exportable(Mixed(), images()), tmp_path / "m.pt2")
+    assert (verdict.holds, verdict.worst) == (True, 0)
+    assert "also at twice the batch" in verdict.detail
+    program = torch.export.load(tmp_path / "m.pt2")
+    types = {t.dtype for t in program.state_dict.values()}
+    assert types == {torch.int8, torch.float32}
+
+
+def test_onnx_holds_a_shared_weight_once(tied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = onnx.ModelProto.FromString(told(capsys, tied, "onnx"))
+    assert [list(t.dims) for t in model.graph.initializer].count([40, 16]) == 1
+    assert b"/" not in b"".join(
+        p.value.encode() for n in model.graph.node for p in n.metadata_props
+    )
+
+
+def test_weights_lie_beside_a_large_file(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "IN_ONE_FILE", 100)
+    first, *_ = lissom.export(tied, path := tied.with_name("large.onnx"))
+    assert first.worst is not None
+    assert sorted(p.name for p in path.parent.glob("large*")) == ["large.onnx", "large.onnx.data"]
+    assert path.stat().st_size < 2000 < 2560 <= path.with_name("large.onnx.data").stat().st_size
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def refused(run: Callable[[], object]) -> Any:
+    with pytest.raises(LissomError) as error:
+        run()
+    (found,) = error.value.diagnostics
+    return found
+
+
+def test_what_cannot_be_exported_says_why(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return dequantize(quantize(x, 0.1, 3), 0.1, 3)
+
+    given = exportable(Double(), torch.randn(2, 3).double())
+    found = refused(lambda: onnx_file.write_onnx(given, tied.with_name("no.onnx")))
+    assert (found.code, "float64" in found.message) == ("A040", True)
+
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.qr(x)[0]
+
+    given = exportable(Unknown(), torch.randn(2, 3, 3))
+    found = refused(lambda: onnx_file.write_onnx(given, tied.with_name("no.onnx")))
+    assert (found.code, "qr" in found.notes[0]) == ("A040", True)
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    found = refused(lambda: lissom.export(tied, tied.with_name("no.onnx")))
+    assert (found.code, found.helps) == ("U010", ('pip install "lissom[onnx]"',))
+    assert not tied.with_name("no.onnx").exists()
+    with pytest.raises(ValueError, match="neither pt2 nor onnx"):
+        lissom.export(tied, "small.pt")
+
+
+def test_a_file_that_differs_is_not_written(tied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_runtime, "_outputs", lambda session, args: [torch.zeros(2, 7, 40)])
+    path = tied.with_name("differs.onnx")
+    path.write_text("before")
+    found = refused(lambda: lissom.export(tied, path))
+    assert (found.code, path.read_text()) == ("A041", "before")
+
+
+def test_without_onnx_runtime_nothing_is_claimed(
+    tied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = onnx_file.find_spec
+    monkeypatch.setattr(
+        onnx_file, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
+    (verdict,) = lissom.export(tied, tied.with_name("unchecked.onnx"))
+    assert verdict.how == "not checked"
