@@ -296,3 +296,24 @@ for layer, codes, other in drawn(60):
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
+
+
+def test_one_sample_needs_no_axis_of_samples() -> None:
+    layer = of_8_by_4(output_scale=0.1)
+    other = torch.arange(8, dtype=torch.uint8)
+    assert torch.equal(layer(CODES[0]), layer(CODES)[0])
+    assert torch.equal(layer(CODES[0], other), layer(CODES[:1], other[None])[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5, 5), (2, 1, 5, 5), (2, 6, 5, 1), (3, 6, 5, 5)])
+def test_codes_of_another_shape_are_not_added(shape: tuple[int, ...]) -> None:
+    """Whether a kernel has been chosen before or not: it would read past their end."""
+    draw = random.Random(0)
+    codes = codes_of(draw, 2, 4, 5, 5)
+    given = {"padding": 1, "output_scale": 0.1}
+    layer = layer_of(layers.Int8Conv2d, *tensors(draw, 6, 4, 3, 3), **given)
+    layer(codes, codes_of(draw, 2, 6, 5, 5))
+    other = codes_of(draw, *shape)
+    for tried in (layer, copy.deepcopy(layer)):
+        with pytest.raises(ValueError, match="added to"):
+            tried(codes, other)

@@ -19,13 +19,13 @@ from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.graph.own import declared
 from lissom.rewrite.ops.spec import TensorSpec
 from lissom.rewrite.ops.vocabulary import Vocabulary
-from lissom.rewrite.runtime import dequantize, fake_quantize, quantize
+from lissom.rewrite.runtime import dequantize, fake_quantize, int8_max_pool, quantize
 
 from .test_int8_layers import CONVS, codes_of, layer_of
 from .traced import described
 
 LIBRARY = Vocabulary.library()
-INTEGER = [name for name in LIBRARY.names() if name.startswith("int8_")]
+INTEGER = [name for name in LIBRARY.names() if name.startswith("int8_") and "pool" not in name]
 SHAPES = {"conv1d": (4, 2, 3), "conv2d": (4, 2, 3, 3), "conv3d": (4, 2, 2, 2, 2), "linear": (4, 5)}
 KINDS = {f"conv{n}d": kind for n, kind in CONVS.items()} | {"linear": runtime.Int8Linear}
 
@@ -64,7 +64,7 @@ def test_a_layer_is_read_and_written_anew(name: str) -> None:
     assert call.op.name == name
     assert call.op.result_specs(call) == (node.meta["val"],)
     params = {param: call.tensor(param) for param in call.params}
-    inputs = (codes, None) if name.endswith("_codes") else (codes,)
+    inputs = (codes, None)
     new = emit(call.op, inputs, params, call.attrs, layer)
     assert type(new.layer) is type(layer)
     assert new.layer is not layer
@@ -74,7 +74,7 @@ def test_a_layer_is_read_and_written_anew(name: str) -> None:
     assert torch.equal(call.op.run(given, params, call.attrs), layer(codes))
 
 
-@pytest.mark.parametrize("name", [name for name in INTEGER if name.endswith("_codes")])
+@pytest.mark.parametrize("name", INTEGER)
 def test_what_is_added_is_an_input(name: str) -> None:
     layer, codes = sample(name)
     other = codes_of(random.Random(0), *layer(codes).shape)
@@ -117,6 +117,40 @@ def test_a_model_that_calls_them_is_captured_as_ops() -> None:
     names = [call.op.name for call in calls if call is not None]
     assert names == ["quantize", "int8_linear_codes", "dequantize", "fake_quantize"]
     assert torch.equal(found(x), Coded()(x))
+
+
+POOLED = [(1, (4, 11)), (2, (3, 10, 9)), (3, (2, 7, 6, 8))]
+
+
+@pytest.mark.parametrize(("axes", "shape"), POOLED)
+def test_the_largest_code_is_that_of_the_largest_number(axes: int, shape: tuple[int, ...]) -> None:
+    draw, tried = random.Random(axes), 0
+    pool = (nn.functional.max_pool1d, nn.functional.max_pool2d, nn.functional.max_pool3d)[axes - 1]
+    while tried < 60:
+        kernel = tuple(draw.choice((1, 2, 3)) for _ in range(axes))
+        given = {
+            "kernel_size": kernel,
+            "stride": tuple(draw.choice((1, 2, 3)) for _ in range(axes)),
+            "padding": tuple(draw.randrange(size // 2 + 1) for size in kernel),
+            "dilation": tuple(draw.choice((1, 2)) for _ in range(axes)),
+            "ceil_mode": draw.choice((False, True)),
+        }
+        codes = codes_of(draw, 2, *shape)
+        found = int8_max_pool(codes, **given, axes=axes)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, pool(codes.float(), **given).to(torch.uint8)), given
+        tried += 1
+
+
+def test_pooling_keeps_the_format_and_knows_its_defaults() -> None:
+    codes = codes_of(random.Random(0), 2, 5, 8, 8)
+    last = codes.contiguous(memory_format=torch.channels_last)
+    found = int8_max_pool(last, 3, 2, 1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, int8_max_pool(codes, (3, 3), (2, 2), (1, 1)))
+    assert torch.equal(int8_max_pool(codes, 2), int8_max_pool(codes, 2, stride=2))
+    with pytest.raises(ValueError, match="more than half"):
+        int8_max_pool(codes, 2, padding=2)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5, float("nan")])

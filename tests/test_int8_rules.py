@@ -139,6 +139,8 @@ def test_an_integer_model_is_compiled_again() -> None:
     first = compiled(net())
     again = compiled(first.model)
     assert again.applied == []
+    kept = [[n.target for n in r.model.graph.nodes].count(quantize) for r in (first, again)]
+    assert kept == [2, 2]
     assert torch.equal(again.model(given()), first.model(given()))
 
 

@@ -181,6 +181,12 @@ def test_rest_operands() -> None:
     assert site.bindings.values["more"] == ()
 
 
+def test_an_operand_that_is_left_out_is_none_of_the_rest() -> None:
+    model = Fn(lambda m, x: F.scaled_dot_product_attention(x, x, x + 1))
+    (site,) = sites(model, X, pattern("y = scaled_dot_product_attention(q, more...)"))
+    assert len(site.bindings.values["more"]) == 2, "there is no mask"
+
+
 def test_fewer_operands_than_the_call_has_do_not_match() -> None:
     assert count(lambda m, x: torch.cat([x, x], 1), "y = cat(x)") == 0
     assert count(lambda m, x: torch.cat([x], 1), "y = cat(x)") == 1

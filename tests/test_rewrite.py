@@ -42,6 +42,19 @@ def test_a_part_that_the_rewrite_reads_must_stay() -> None:
     assert caught.value.diagnostics[0].code == "N005"
 
 
+def test_an_op_with_one_input_is_applied_to_each_of_the_rest() -> None:
+    model = Fn(lambda m, x: torch.cat([x, x.tanh(), x + 1], 1).relu())
+    text = rule("h = cat(xs...) as c\ny = relu(h)", "rs = relu(xs)\ny = c(rs)")
+    driven = run(model, X, text).check()
+    assert driven.ops() == ["tanh", "add", "relu", "relu", "relu", "cat"]
+
+
+def test_the_rest_stands_beside_what_has_a_name() -> None:
+    model = Fn(lambda m, x: torch.where(x > 0, x, x.tanh()).neg())
+    text = rule("h = where(c, more...) as w\ny = neg(h)", "y = neg(where(c, more))")
+    assert run(model, X, text).check().ops() == ["gt", "tanh", "where", "neg"]
+
+
 # -- names and weights -----------------------------------------------------------------------------
 
 

@@ -171,11 +171,17 @@ def _exact(rule: t.Rule, report: Messages) -> None:
 
 
 def _is_op(clause: t.Let | t.Rewrite, name: str) -> bool:
-    """In `q = quantize(x, s, z)` of a rewrite the name is an op."""
+    """In `q = quantize(x)` and `r = flip(quantize(x))` of a rewrite the name is an op: what an op
+    reads is one; functions give it settings and weights.
+    """
     steps = clause.steps if isinstance(clause, t.Rewrite) else ()
-    values = [s.value for s in steps if isinstance(s, t.Build)]
-    heads = [v.function for v in values if isinstance(v, t.Call)]
-    return any(isinstance(h, t.Name) and h.text == name for h in heads)
+    waiting = [step.value for step in steps if isinstance(step, t.Build)]
+    for value in waiting:
+        if isinstance(value, t.Call):
+            if isinstance(value.function, t.Name) and value.function.text == name:
+                return True
+            waiting += value.args
+    return False
 
 
 def _observing(rule: t.Rule, both: Sides, report: Messages) -> None:

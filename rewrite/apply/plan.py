@@ -20,10 +20,11 @@ from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
 from ..ops.runtime_size import RuntimeSize, read_by, settable
 from ..ops.spec import TensorSpec
+from ..rules.binding import Several
 from ..rules.no_value import NoValue
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
-from .planned import Plan, Planned, check_shape, flat, in_double, require_spec, spec_known
+from .planned import Plan, Planned, check_shape, flat, require_spec, spec_known
 
 
 class Constructor:
@@ -51,38 +52,35 @@ class Constructor:
                 self._exchange(move, move.path.parts[0].text)
                 continue
             target = self._weight(move)
-            if target is None:
-                continue
             assert isinstance(move, t.Assign)
             self.scope.replaces(target)
             value = self.scope.number(move.value)
             check_shape(move, value, target)
-            self.plan.moved[target.path] = in_double(value)
+            self.plan.moved[target.path] = value
 
     def _exchange(self, move: t.Assign, name: str) -> None:
-        node, given = self.scope.names.get(name), (*self.site.outputs.values(),)
-        if not isinstance(node, fx.Node) or node not in (*self.site.inputs, *given):
-            message = f"`{name}` is no value that the matched ops read from outside, or give"
-            raise fail("R002", message, Label(move.span), help="move one of these, or a weight")
+        node = self.scope.names.get(name)
+        if not isinstance(node, fx.Node) or node not in self.site.inputs:
+            message = f"`{name}` is no value that the matched ops read from outside"
+            raise fail("R002", message, Label(move.span), help="move what they read, or a weight")
         made = Constructor(self.state, self.site)
         new = made.graph_value(move.value)
         require_spec(name, node, new, Label(move.span))
-        made.plan.outputs[name], made.plan.reads = new, _reads(made.plan)
-        if node not in given and not set(self.site.nodes).isdisjoint(made.plan.reads):
-            message = f"`{name}` is read before the matched ops give anything"
-            raise fail("R002", message, Label(move.span), help="compute it from what they read")
+        made.plan.outputs[name] = new
         self.plan.exchanged[node] = made.plan
 
-    def _weight(self, move: t.Assign | t.Effect) -> ParamRef | None:
-        """None where the matched op lacks the weight (a bias): what is absent stays absent."""
+    def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
         if isinstance(move, t.Assign) and len(move.path.parts) == 2:
-            call, name = self.scope.names.get(move.path.parts[0].text), move.path.parts[1].text
-            if isinstance(call, OpCall) and name in call.params:
-                return self.scope.param(call, name)
+            call = self.scope.names.get(move.path.parts[0].text)
+            ref = (
+                self.scope.param(call, move.path.parts[1].text)
+                if isinstance(call, OpCall)
+                else None
+            )
+            if ref is not None:
+                return ref
         raise fail(
-            "R002",
-            "only weights of matched ops, and what these read or give, can move",
-            Label(move.span),
+            "R002", "only weights of matched ops, and what these read, can move", Label(move.span)
         )
 
     # -- building ----------------------------------------------------------------------------------
@@ -129,7 +127,7 @@ class Constructor:
         kept = isinstance(value, (fx.Node, Planned, RuntimeSize))
         return value if kept else self.scope.plain(value)
 
-    def _op_call(self, expr: t.Call, function: t.Name) -> Planned | None:
+    def _op_call(self, expr: t.Call, function: t.Name) -> Planned | Several | None:
         """`conv2d(x, weight = w)` builds an op, `c(x, weight = w)` a copy of a matched op with
         changes.
         """
@@ -138,22 +136,36 @@ class Constructor:
             return self._clone(expr, like)
         if function.text not in self.state.vocabulary:
             return None
-        inputs = tuple(self.graph_value(arg) for arg in expr.args)
-        if not any(isinstance(value, (fx.Node, Planned)) for value in flat(inputs)):
+        values = tuple(self.graph_value(arg) for arg in expr.args)
+        if not any(isinstance(value, (fx.Node, Planned)) for value in flat(values)):
             return None
         op = self.state.vocabulary[function.text]
         params, attrs = self._settings(op, expr.keywords)
-        inputs, settings = _operands(op, inputs)
-        given = zip(op.attrs, settings, strict=False)
-        attrs.update((name, read_attr(op.attrs[name], value)) for name, value in given)
-        return self._plan(op, inputs, params, attrs, expr)
+        return self._applied(op, values, params, attrs, expr)
 
-    def _clone(self, expr: t.Call, like: OpCall) -> Planned:
+    def _clone(self, expr: t.Call, like: OpCall) -> Planned | Several:
         params, attrs = self._settings(like.op, expr.keywords)
         kept = {name: self.scope.param(like, name) for name in like.params}
-        inputs = tuple(self.graph_value(arg) for arg in expr.args) or like.inputs
+        values = tuple(self.graph_value(arg) for arg in expr.args) or like.inputs
         self.origin = self.origin or like
-        return self._plan(like.op, inputs, {**kept, **params}, {**like.attrs, **attrs}, expr)
+        return self._applied(like.op, values, {**kept, **params}, {**like.attrs, **attrs}, expr)
+
+    def _applied(
+        self,
+        op: OpSpec,
+        values: tuple[Any, ...],
+        params: dict[str, Any],
+        attrs: dict[str, Any],
+        at: t.Node,
+    ) -> Planned | Several:
+        """The op on these operands; on each value of `xs...` where it has one input."""
+        single = len(op.inputs) == 1 and not op.inputs[0].variadic
+        if single and len(values) == 1 and isinstance(values[0], Several):
+            return Several(self._plan(op, (each,), params, attrs, at) for each in values[0])
+        inputs, settings = _operands(op, values)
+        given = zip(op.attrs, settings, strict=False)
+        named = {name: read_attr(op.attrs[name], value) for name, value in given}
+        return self._plan(op, inputs, params, {**attrs, **named}, at)
 
     def _settings(
         self, op: OpSpec, keywords: Sequence[t.Keyword]
@@ -272,6 +284,7 @@ def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tup
     """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first
     settings.
     """
+    values = tuple(v for value in values for v in (value if type(value) is Several else (value,)))
     at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
     if at is None:
         return values[: len(op.inputs)], values[len(op.inputs) :]

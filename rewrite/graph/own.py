@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from types import FunctionType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from ..ops.vocabulary import Vocabulary
 
@@ -61,6 +61,7 @@ def _namespaces(root: nn.Module, functions: Iterable[Any]) -> Iterable[dict[str,
     """The global names of the code of the model, and of the functions themselves."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
     code = [held for kind in kinds if not _is_of_torch(kind) for held in vars(kind).values()]
+    code += [type(m).forward for m in root.modules() if isinstance(m, fx.GraphModule)]
     found = {id(f.__globals__): f.__globals__ for f in (*code, *functions) if _is_function(f)}
     return found.values()
 

@@ -27,6 +27,10 @@ class RunFailed(LissomError):
         super().__init__(*diagnostics)
         self.model, self.what = model, what
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process is told: the model stays here."""
+        return LissomError, tuple(self.diagnostics)
+
     @property
     def reason(self) -> str:
         """In one line: what torch said, and where in the model."""

@@ -12,7 +12,16 @@ from ...grammar.diagnostics import Span
 from ...grammar.tree import tree as t
 from ..graph.index import GraphView
 from ..ops.call import OpCall
-from ..rules.binding import STRUCTURE, Bindings, NoMatch, operand, orders, unify_value, value_text
+from ..rules.binding import (
+    STRUCTURE,
+    Bindings,
+    NoMatch,
+    Several,
+    operand,
+    orders,
+    unify_value,
+    value_text,
+)
 from ..rules.pattern import MatchStep, Pattern, PatternOp
 
 
@@ -208,7 +217,8 @@ class Search:
     ) -> bool:
         for index, wanted in enumerate(op.operands):
             if isinstance(wanted, t.Rest):
-                return unify_value(bound, wanted.name.text, tuple(operands[index:]))
+                there = Several(value for value in operands[index:] if value is not None)
+                return unify_value(bound, wanted.name.text, there)
             found = operands[index] if index < len(operands) else None
             if not operand(bound, wanted, found):
                 said = f"operand is {value_text(found)}"

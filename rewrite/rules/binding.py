@@ -59,6 +59,14 @@ def left_for(error: LissomError, span: Span, node: fx.Node | None) -> NoMatch | 
     return NoMatch(PLAN, 0, lambda: "; ".join(said), place, node, first.code, raised=True)
 
 
+class Several(tuple[Any, ...]):
+    """What a name with `...` stands for: as many values as there are. They stand side by side where
+    an op has several inputs; an op with one input is applied to each.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(slots=True)
 class Bindings:
     """What pattern names stand for. Values are nodes or Python scalars; `ops` maps pattern ops to

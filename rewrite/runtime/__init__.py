@@ -16,8 +16,10 @@ from .int8 import (
     quantize,
 )
 from .layers import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear
+from .pooling import int8_max_pool
 
 __all__ = [
     "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Linear", "dequantize",
-    "fake_quantize", "int8_conv1d", "int8_conv2d", "int8_conv3d", "int8_linear", "quantize",
+    "fake_quantize", "int8_conv1d", "int8_conv2d", "int8_conv3d", "int8_linear",
+    "int8_max_pool", "quantize",
 ]  # fmt: skip

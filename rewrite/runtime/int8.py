@@ -152,9 +152,12 @@ def finished(
     other_zero: int = 0,
 ) -> Tensor:
     """Steps 3 to 5: what becomes of the numbers of a layer. `other` are codes in their shape that
-    are added; without an output scale the numbers stay numbers.
+    are added; without an output scale the numbers stay numbers. Raises ValueError for codes of
+    another shape.
     """
     if other is not None:
+        if other.shape != y.shape:
+            raise ValueError(f"{list(other.shape)} codes are added to {list(y.shape)} numbers")
         y = (y.double() + (other.double() - other_zero) * single(other_scale)).to(y.dtype)
     y = ACTIVATIONS[activation](y)
     return y if output_scale is None else _codes(y, output_scale, output_zero)

@@ -127,10 +127,13 @@ def convolution_added(
     other_zero: int,
 ) -> Tensor:
     """Steps 1 to 5 of images, to codes. The operator writes over what it adds to, and gives numbers
-    of its type: that is a copy here. Raises NotImplementedError for anything else.
+    of its type: that is a copy here. Raises NotImplementedError for anything else, ValueError for
+    another number of samples, of which it would read too many.
     """
     if codes.dim() != 4 or output is None:
         raise NotImplementedError
+    if codes.shape[0] != other.shape[0]:
+        raise ValueError(f"{other.shape[0]} samples are added to {codes.shape[0]}")
     run = operators()["qconv2d_pointwise"].binary
     name, numbers = POST_OPS[activation]
     copy = other.clone(memory_format=torch.channels_last)

@@ -71,7 +71,8 @@ class Int8Layer(nn.Module):
     def forward(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():
             return self._plain(codes, other)
-        key = (codes.shape[1:], len(codes) > 0, other is None)
+        shape = codes.shape
+        key = (shape[1:], shape[:1] != _NONE, None if other is None else other.shape[1:])
         chosen = self._chosen.get(key)
         if chosen is None or self._changed(chosen):
             self._chosen.pop(key, None)
@@ -108,7 +109,7 @@ class Int8Layer(nn.Module):
         states = tuple(map(_state, tensors))
         why = self._why_plain(codes)
         if why is None:
-            sample = (codes[:1], None if other is None else other[:1])
+            sample = self._first(codes), None if other is None else self._first(other)
             wanted = self._plain(*sample)
             for run, name in self._kernels():
                 if _gives(run, sample, wanted):
@@ -116,16 +117,22 @@ class Int8Layer(nn.Module):
             why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
         return _Chosen(self._plain, f"plain torch: {why}", tensors, states)
 
+    def _first(self, codes: Tensor) -> Tensor:
+        """The first sample; linear layers take one that has no axis for samples."""
+        return codes[:1] if codes.dim() >= self.weight.dim() else codes
+
     def _why_plain(self, codes: Tensor) -> str | None:
         """Why no kernel may be tried on these codes."""
         return kernels.why_none(self.weight, self.scale, codes)
 
     def _changed(self, chosen: _Chosen) -> bool:
-        """Whether a tensor was exchanged or written to since."""
+        """Whether a tensor was exchanged or written to since. Asked at each call: no loop."""
         own = self._parameters
-        now = (own["weight"], own["scale"], own["bias"])
-        same = all(a is b for a, b in zip(now, chosen.tensors, strict=True))
-        return not same or chosen.states != tuple(map(_state, now))
+        weight, scale, bias = own["weight"], own["scale"], own["bias"]
+        before, scale_before, bias_before = chosen.tensors
+        if weight is not before or scale is not scale_before or bias is not bias_before:
+            return True
+        return chosen.states != (_state(weight), _state(scale), _state(bias))
 
     def _kernels(self) -> Iterator[tuple[Run, str]]:
         """All in one kernel; the sums in a kernel and the rest in plain torch."""
@@ -263,6 +270,9 @@ class Int8Conv3d(Int8Conv):
 
     axes = 3
     meaning = staticmethod(int8.int8_conv3d)
+
+
+_NONE = torch.Size((0,))
 
 
 def _fixed(tensor: Tensor) -> nn.Parameter:

@@ -129,6 +129,7 @@ class _Trial:
     """Both sides on one draw.
 
     difference: how an output differs, "" if none does. doubt: why a difference shows no mistake.
+    typed: an op that names a type of numbers, "" where none does.
     """
 
     def __init__(self, state: State, site: Site, world: World) -> None:
@@ -138,6 +139,8 @@ class _Trial:
         self.drawn = Weights(site, world)
         self.scope = FieldScope(site, self.drawn)
         self.difference = self.doubt = ""
+        named = (call.op.name for call in site.calls if call.op.names_type(call.attrs))
+        self.typed = next(named, "")
         self.tracks: list[tuple[Track, Track]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         with torch.no_grad():
@@ -219,6 +222,8 @@ class _Trial:
             self.doubt = "opaque functions or free numbers are involved"
         elif self.scope.unmet():
             self.doubt = f"it may need `{self.scope.unmet()}`"
+        elif self.typed:
+            self.doubt = f"`{self.typed}` rounds to the type that it names"
 
 
 def _tensors(*values: Any) -> bool:

@@ -258,6 +258,7 @@ class Filling:
         if whole and param.name == "scale":
             return scales(self.source, shape, self.builder.generator).to(self.dtype)
         value = weight(self.source, param.name, shape, self.builder.generator)
+        value = value * 4 if whole else value  # as large as sums of codes are
         return laid_out(self.source, value).to(self.dtype)
 
     def _align(self, spec: ShapeSpec, dims: Sequence[t.Dim], scope: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ...ops.opspec import InputSpec, OpSpec
 from ...rules.pattern import PatternOp
 from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable
-from .builder import CONTEXT, GraphBuilder
+from .builder import CONTEXT, ILLEGAL, GraphBuilder
 from .filling import Filling, dtype_of, gathered, spec_at
 from .pattern_builder import Planted
 from .places import globs_at, inside, outside
@@ -96,7 +96,7 @@ class Planter:
         spec = self.chosen[op.index]
         scope = self._constrained(op, spec)
         inputs = self._inputs(op, spec, scope, before)
-        self.filling.dtype = dtype_of(self.builder.value(inputs))
+        self.filling.dtype = dtype_of(self.builder.value(_at_hand(inputs)))
         place = self._place(op)
         for last in (False, False, False, True):
             names, tried = dict(self.names), dict(scope)
@@ -104,7 +104,8 @@ class Planter:
                 attrs = self._attrs(op, spec, tried, inputs)
                 params = self.filling.weights(op, spec, tried)
                 self._bind(op, attrs)
-                return self.builder.op(spec, inputs, params, attrs, place)
+                given = self._completed(op, spec, inputs, params, attrs)
+                return self.builder.op(spec, given, params, attrs, place)
             except Unsuitable:
                 self.names.clear()
                 self.names.update(names)
@@ -200,22 +201,51 @@ class Planter:
                 if declared.shape is not None and not broadcasts and not declared.variadic:
                     self.filling.extents.solve(declared.shape, tuple(real.shape), scope)
         for index, value in enumerate(found):
-            if value is _OPEN:
+            if value is _OPEN and _waits(specs[index], spec):
+                found[index] = _WAITS
+            elif value is _OPEN:
                 beside = lead if broadcasts or specs[index].variadic else None
                 found[index] = self._free(wanted[index], specs[index], scope, beside)
                 real = self.builder.value(found[index])
                 lead = tuple(real.shape) if lead is None and isinstance(real, Tensor) else lead
-        self._bind_rest(op, found)
+        self._bind_rest(op, [value for value in found if value is not _WAITS])
         return gathered(spec, found)
 
+    def _completed(
+        self,
+        op: PatternOp,
+        spec: OpSpec,
+        inputs: tuple[Any, ...],
+        params: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+    ) -> tuple[Any, ...]:
+        """Draws operands that have the shape of the result, which is known now."""
+        if not any(value is _WAITS for value in inputs):
+            return inputs
+        named = [(s.name, v) for s, v in zip(spec.inputs, _at_hand(inputs), strict=False)]
+        known = {**{name: self.builder.value(value) for name, value in named}, **params}
+        shapes = {n: tuple(v.shape) for n, v in known.items() if isinstance(v, Tensor)}
+        scope = self._solved(spec, shapes, attrs)
+        wanted = [*op.operands, *(None,) * len(inputs)]
+        return tuple(
+            self._free(w, s, scope, None) if v is _WAITS else v
+            for w, s, v in zip(wanted, spec.inputs, inputs, strict=False)
+        )
+
     def _operands(self, op: PatternOp, spec: OpSpec) -> list[Any]:
-        """The operands of the line; `xs...` as one or more, and one more than asked for where that
-        is to be violated.
+        """The operands of the line; `xs...` as many as the op may have, and one more than asked for
+        where that is to be violated.
         """
         wanted: list[Any] = list(op.operands)
         if wanted and isinstance(wanted[-1], t.Rest):
-            wanted[-1:] = [wanted[-1]] * self.source.integer(1, 3)
+            wanted[-1:] = [wanted[-1]] * self._further(spec.inputs[len(wanted) - 1 :])
         return [*wanted, None] if op.source is self.spoil else wanted
+
+    def _further(self, inputs: Sequence[InputSpec]) -> int:
+        """How many values `xs...` stands for, where an op has these inputs left."""
+        if not inputs or inputs[-1].variadic:
+            return self.source.integer(1, 3)
+        return self.source.integer(sum(not spec.optional for spec in inputs), len(inputs))
 
     def _free(
         self, wanted: Any, spec: InputSpec, scope: dict[str, Any], lead: tuple[int, ...] | None
@@ -233,6 +263,18 @@ class Planter:
             self.planted.values[name] = node
         return node
 
+    def _solved(
+        self, spec: OpSpec, shapes: Mapping[str, Any], attrs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Every dimension of an op. Raises Unsuitable where one cannot be."""
+        try:
+            scope = dict(spec.bind(shapes, attrs).scope)
+        except ILLEGAL as error:
+            raise Unsuitable(str(error)) from error
+        if any(scope.get(name, 1) < 1 for name in _computed(spec)):
+            raise Unsuitable("a window is larger than what it moves over")
+        return scope
+
     def _bind_rest(self, op: PatternOp, found: Sequence[Any]) -> None:
         if op.operands and isinstance(op.operands[-1], t.Rest):
             rest = tuple(found[len(op.operands) - 1 :])
@@ -249,4 +291,20 @@ class Planter:
         return _OPEN if value is None else spelled(self.source, value)
 
 
+def _waits(operand: InputSpec, spec: OpSpec) -> bool:
+    """Whether only settings and weights say the shape of an operand: that of the result, say."""
+    return operand.shape is not None and bool(operand.shape.names & _computed(spec))
+
+
+def _computed(spec: OpSpec) -> set[str]:
+    """The dimensions that follow from others and from settings."""
+    return {item.name.text for item in spec.decl.items if isinstance(item, t.OpDim)}
+
+
+def _at_hand(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(None if value is _WAITS else value for value in inputs)
+
+
 _OPEN: Any = object()
+_WAITS: Any = object()
+"""Operands of which nothing is known yet."""

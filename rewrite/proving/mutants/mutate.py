@@ -22,6 +22,7 @@ from ....grammar.diagnostics import LissomError
 from ....grammar.tree import tree as t
 from ...apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ...apply.perturbed import perturbed_model
+from ...graph.runs import RunFailed
 from ...graph.snapshot import finish
 from ...journal import EXACT
 from ...measure.compare import distance, outputs
@@ -89,10 +90,6 @@ def _bfloat16(w: Weight) -> Weight:
     return w.bfloat16().to(w.dtype) if isinstance(w, Tensor) else w
 
 
-def _eighth(w: Weight) -> Weight:
-    return w.to(torch.float8_e5m2).to(w.dtype) if isinstance(w, Tensor) else w
-
-
 def _reversed(items: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(items)[::-1]
 
@@ -101,7 +98,7 @@ MUTATION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         _doubled, _negated, _positive, _flipped, _mirrored, _transposed, _half, _bfloat16,
-        _eighth, _reversed,
+        _reversed,
     )
 }  # fmt: skip
 """What only mutants call. No rule can: their names are in no declaration."""
@@ -169,7 +166,13 @@ def _attempt(state: State, grown: Grown, rule: CompiledRule) -> VerifiedRewrite 
 
 
 def _farthest(before: nn.Module, after: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    pairs = zip(outputs(before, inputs), outputs(after, inputs), strict=True)
+    """Infinite where the second model cannot run."""
+    wanted = outputs(before, inputs)
+    try:
+        found = outputs(after, inputs)
+    except RunFailed:
+        return math.inf
+    pairs = zip(wanted, found, strict=True)
     tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor) and isinstance(b, Tensor)]
     return max((_distance(a, b) for a, b in tensors), default=0.0)
 
