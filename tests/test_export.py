@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 import lissom
 from lissom.__main__ import main
 from lissom.grammar.diagnostics import LissomError
-from lissom.rewrite.export import onnx_file
+from lissom.rewrite.export import onnx_file, pt2
+from lissom.rewrite.export.export import write
 from lissom.rewrite.export.exportable import Exportable
-from lissom.rewrite.export.pt2 import write_pt2
 from lissom.rewrite.measure.samples import Example
 from lissom.rewrite.runtime import (
     Int8Conv1d,
@@ -45,12 +46,13 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Int8Layer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def exportable(model: nn.Module, *inputs: Any) -> Exportable:
-    """A model on inputs of a batch, and of that batch twice."""
+def exportable(model: nn.Module, *inputs: Any, other: Any = None) -> Exportable:
+    """A model on inputs of a batch, of that batch twice, and on another input if there is one."""
     model = model.eval()
     module = fx.GraphModule(model, _Tracer().trace(model))
     twice = tuple(torch.cat([x, x]) for x in inputs)
     examples = (Example("the example", inputs), Example("twice the batch", twice))
+    examples += (Example("another size", (other,)),) if other is not None else ()
     return Exportable(module, examples, Path("small"))
 
 
@@ -108,8 +110,9 @@ class Checked:
         change(other)
         path = self.path.with_name("changed.onnx")
         onnx.save(other, path)
-        exportable, _, *rest = self.given
-        return [verdict.holds for verdict in onnx_runtime.check(exportable, path, *rest)]
+        given, _, *rest = self.given
+        self.parts, self.wholes = onnx_runtime.check(given, path, *rest)
+        return [v.holds for v in (*self.parts, *(whole.verdict for whole in self.wholes))]
 
     def kinds(self) -> list[str]:
         return [node.op_type for node in self.model.graph.node]
@@ -126,7 +129,7 @@ def checked(model: nn.Module, path: Path, *inputs: Any) -> Checked:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_runtime, "check", keep)
-        verdicts = onnx_file.write_onnx(exportable(model, *inputs), path)
+        verdicts = write(exportable(model, *inputs), onnx_file.onnx_file, path)
     assert all(verdict.holds for verdict in verdicts), verdicts
     return Checked(path, kept[0], verdicts)
 
@@ -211,14 +214,8 @@ def dequantized_by_an_op(model: Any) -> None:
 
 def test_a_float_layer_between_codes_stays_one(mixed: Checked) -> None:
     """Behind DequantizeLinear ONNX Runtime makes its weights int8 by itself."""
-    inside: list[str] = []
-    check = onnx_runtime.compared
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            onnx_runtime, "compared", lambda *given: inside.append(given[-1]) or check(*given)
-        )
-        mixed.changed(dequantized_by_an_op)
-    default, plain = (int(said.split()[0].replace(",", "")) for said in inside)
+    mixed.changed(dequantized_by_an_op)
+    default, plain = (int(whole.inside.split()[0]) for whole in mixed.wholes)
     assert plain <= 2 < 10 <= default
 
 
@@ -325,12 +322,12 @@ def test_attention_is_what_it_is_without_its_fused_kernel(tmp_path: Path) -> Non
     """torch.export never takes it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True))
-    (verdict,) = write_pt2(exportable(model, torch.randn(3, 7, 16)), tmp_path / "m.pt2")
+    (verdict,) = write(exportable(model, torch.randn(3, 7, 16)), pt2.pt2, tmp_path / "m.pt2")
     assert verdict.worst == 0
 
 
 def test_an_integer_model_is_exported_to_pt2(tmp_path: Path) -> None:
-    (verdict,) = write_pt2(exportable(Mixed(), images()), tmp_path / "m.pt2")
+    (verdict,) = write(exportable(Mixed(), images()), pt2.pt2, tmp_path / "m.pt2")
     assert (verdict.holds, verdict.worst) == (True, 0)
     assert "also at twice the batch" in verdict.detail
     program = torch.export.load(tmp_path / "m.pt2")
@@ -354,6 +351,26 @@ def test_weights_lie_beside_a_large_file(tied: Path, monkeypatch: pytest.MonkeyP
     assert path.stat().st_size < 2000 < 2560 <= path.with_name("large.onnx.data").stat().st_size
 
 
+class Pooled(nn.Module):
+    """torch.onnx pools with the windows of the size that it traces, and leaves the size free."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, 2) * 2
+
+
+def test_sizes_at_which_a_file_would_be_wrong_are_fixed(tmp_path: Path) -> None:
+    path = tmp_path / "pooled.onnx"
+    given = exportable(Pooled(), torch.randn(2, 3, 8, 8), other=torch.randn(2, 3, 12, 12))
+    *wholes, left_out = write(given, onnx_file.onnx_file, path)
+    assert "also at twice the batch" in wholes[0].detail
+    assert "not as at another size: the output is float32[2, 3, 3, 3]" in left_out.detail
+    (x,) = onnx.load(path).graph.input
+    sizes = [axis.dim_value for axis in x.type.tensor_type.shape.dim]
+    assert sizes == [0, 3, 8, 8]  # the batch alone is free
+    pt2_verdicts = write(given, pt2.pt2, tmp_path / "pooled.pt2")
+    assert "another size" in pt2_verdicts[0].detail
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 
@@ -370,7 +387,7 @@ def test_what_cannot_be_exported_says_why(tied: Path, monkeypatch: pytest.Monkey
             return dequantize(quantize(x, 0.1, 3), 0.1, 3)
 
     given = exportable(Double(), torch.randn(2, 3).double())
-    found = refused(lambda: onnx_file.write_onnx(given, tied.with_name("no.onnx")))
+    found = refused(lambda: write(given, onnx_file.onnx_file, tied.with_name("no.onnx")))
     assert (found.code, "float64" in found.message) == ("A040", True)
 
     class Unknown(nn.Module):
@@ -378,7 +395,7 @@ def test_what_cannot_be_exported_says_why(tied: Path, monkeypatch: pytest.Monkey
             return torch.linalg.qr(x)[0]
 
     given = exportable(Unknown(), torch.randn(2, 3, 3))
-    found = refused(lambda: onnx_file.write_onnx(given, tied.with_name("no.onnx")))
+    found = refused(lambda: write(given, onnx_file.onnx_file, tied.with_name("no.onnx")))
     assert (found.code, "qr" in found.notes[0]) == ("A040", True)
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     found = refused(lambda: lissom.export(tied, tied.with_name("no.onnx")))

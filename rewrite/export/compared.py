@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,56 +23,76 @@ export_verdict = partial(Verdict, kind=VerdictKind.ARTIFACT)
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """The outputs on one example, or why there are none."""
+    """One example: what the file gave, or why it gave nothing, what the model gives, and the
+    relative L2 distance of an output that is allowed.
+    """
 
     label: str
-    outputs: Sequence[Tensor] | str
+    found: Sequence[Tensor] | str
+    wanted: Sequence[Tensor]
+    allowed: float
 
-    def apart(self, wanted: Sequence[Tensor]) -> float:
-        """The largest relative L2 distance of an output; infinite where there are others, or
-        none. 0.0 for the same bits alone.
+    @property
+    def apart(self) -> float:
+        """The largest distance of an output; infinite where there are others, or none; 0.0 for the
+        same bits alone.
         """
-        if isinstance(self.outputs, str) or len(self.outputs) != len(wanted):
-            return float("inf")
-        if first_difference(list(wanted), list(self.outputs)) is None:
+        if isinstance(self.found, str) or len(self.found) != len(self.wanted):
+            return math.inf
+        if first_difference(list(self.wanted), list(self.found)) is None:
             return 0.0
-        pairs = zip(wanted, self.outputs, strict=True)
+        pairs = zip(self.wanted, self.found, strict=True)
         return max(LEAST, *(distance(want, value) for want, value in pairs))
 
+    @property
+    def why(self) -> str:
+        """Why it does not hold."""
+        if isinstance(self.found, str):
+            return f"it does not run: {self.found[:160]}"
+        if self.apart < math.inf:
+            return f"relative L2 {self.apart:.2g}"
+        if len(self.found) != len(self.wanted):
+            return f"{len(self.found)} outputs instead of {len(self.wanted)}"
+        pairs = zip(self.wanted, self.found, strict=True)
+        return next(str(first_difference(*pair)) for pair in pairs if distance(*pair) == math.inf)
 
-def tensors_in(values: Iterable[object]) -> list[Tensor]:
-    return [value for value in values if isinstance(value, Tensor)]
+    @property
+    def holds(self) -> bool:
+        return self.apart <= self.allowed
 
 
-def rounding(wanted: Iterable[Sequence[Tensor]]) -> float:
+def rounding(wanted: Iterable[Tensor]) -> float:
     """What other kernels may move an output by: a few units in the last place of the coarsest
     type, if that is more than usual.
     """
-    numbers = (v for values in wanted for v in values if v.is_floating_point())
-    return max([RELOAD_TOLERANCE, *(8 * torch.finfo(v.dtype).eps for v in numbers)])
+    numbers = (value for value in wanted if value.is_floating_point())
+    return max([RELOAD_TOLERANCE, *(8 * torch.finfo(value.dtype).eps for value in numbers)])
 
 
-def compared(
-    claim: str,
-    found: Sequence[Ran],
-    wanted: Sequence[Sequence[Tensor]],
-    allowed: Sequence[float],
-    inside: str = "",
-) -> Verdict:
-    """The verdict on all examples; its numbers are those of the worst. An example of another size
-    that does not run is named: the file holds for the others.
-    """
-    rows = [(r, r.apart(w), a) for r, w, a in zip(found, wanted, allowed, strict=True)]
-    fixed = [r for r, _, _ in rows[1:] if isinstance(r.outputs, str)]
-    ran = [row for row in rows if row[0] not in fixed]
-    broken = found[0].outputs
-    if isinstance(broken, str):
-        return export_verdict(claim, "tested", False, 1, detail=f"it does not run: {broken[:200]}")
-    _, worst, tolerance = max(ran, key=lambda row: row[1] / (row[2] or LEAST))
-    said = ["bit for bit" if worst == 0 else "relative L2, not bit for bit"]
-    said += [inside] if inside else []
-    said += [f"also at {', '.join(r.label for r, _, _ in ran[1:])}"] if ran[1:] else []
-    labels = ", ".join(r.label for r in fixed)
-    said += [f"not at {labels}: {str(fixed[0].outputs)[:100]}"] if fixed else []
-    holds = all(apart <= most for _, apart, most in ran)
-    return export_verdict(claim, "tested", holds, 1, worst, tolerance, "; ".join(said))
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A claim on all examples. `inside` says more about the first."""
+
+    claim: str
+    rows: Sequence[Ran]
+    inside: str = ""
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """The examples of other sizes that do not hold, and why."""
+        return {row.label: row.why for row in self.rows[1:] if not row.holds}
+
+    @property
+    def verdict(self) -> Verdict:
+        """On all, with the numbers of the worst; or on the first that does not hold."""
+        failed = next((row for row in self.rows if not row.holds), None)
+        if failed is not None:
+            apart = failed.apart if failed.apart < math.inf else None
+            said = f"on {failed.label}: {failed.why}"
+            return export_verdict(self.claim, "tested", False, 1, apart, failed.allowed, said)
+        worst = max(self.rows, key=lambda row: row.apart / (row.allowed or LEAST))
+        said = ["bit for bit" if worst.apart == 0 else "relative L2, not bit for bit"]
+        said += [self.inside] if self.inside else []
+        others = ", ".join(row.label for row in self.rows[1:])
+        detail = "; ".join([*said, f"also at {others}"] if others else said)
+        return export_verdict(self.claim, "tested", True, 1, worst.apart, worst.allowed, detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,12 +40,11 @@ def exportable(folder: Path) -> Exportable:
     """Reads an artifact. Raises A-codes for damage, A040 where it holds no inputs to trace."""
     loaded = load(folder)
     examples = examples_of(loaded, folder)
+    found = Exportable(loaded.module, tuple(_traceable_first(examples)), folder)
     if not examples:
         said = "an input is an object of a class of its own, which is not recorded"
-        raise Exportable(loaded.module, (), folder).refused(
-            "there are no inputs to export with", said
-        )
-    return Exportable(loaded.module, tuple(_traceable_first(examples)), folder)
+        raise found.refused("there are no inputs to export with", said)
+    return found
 
 
 def _traceable_first(examples: Sequence[Example]) -> list[Example]:
@@ -57,15 +57,14 @@ def _lengths(example: Example) -> Iterator[int]:
     return (n for tensor in tensors for n in tensor.shape)
 
 
-def traced(given: Exportable, module: fx.GraphModule | None = None) -> torch.export.ExportedProgram:
-    """The model, or another in its place, as torch.export has it. Sizes that differ between the
-    examples stay free. Raises A040 where torch.export refuses.
+def traced(given: Exportable) -> torch.export.ExportedProgram:
+    """The model as torch.export has it. Sizes that differ between the examples stay free. Raises
+    A040 where torch.export refuses.
     """
     sizes = free_sizes(given.examples)
     try:
         with torch.no_grad(), quiet():
-            model = given.module if module is None else module
-            return torch.export.export(model, given.args, dynamic_shapes=sizes, strict=False)
+            return torch.export.export(given.module, given.args, dynamic_shapes=sizes, strict=False)
     except Exception as error:
         raise given.refused("torch.export cannot trace the model", one_line(error)) from error
 
@@ -89,11 +88,23 @@ def _free(value: Any, others: Iterable[Any]) -> dict[int, Any] | None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """What exporters say about their own code is no news for the caller."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet(*names: str) -> Iterator[None]:
+    """What exporters say about their own code is no news for the caller. `names` are loggers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def tensors_in(values: Iterable[object]) -> list[Tensor]:
+    return [value.detach() for value in values if isinstance(value, Tensor)]
 
 
 def one_line(error: BaseException) -> str:

@@ -4,47 +4,52 @@ DequantizeLinear (`qdq.py`).
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ...grammar.diagnostics import Diagnostic, LissomError
 from ..journal import Verdict
 from ..measure.compare import outputs
-from ..store.files import write_file
-from .compared import export_verdict, tensors_in
+from .compared import Whole, export_verdict
 from .exportable import Exportable, one_line, quiet, traced
-from .taps import Tap, spelled
+from .taps import Named, Tap, spelled
 
 OPSET = 20
 IN_ONE_FILE = 3 << 29
 """Bytes of weights up to which they lie in the file itself: protobuf holds 2 GiB."""
 
+Wanted = dict[str, list[Any]]
+"""What the model gives on the examples, by their labels."""
 
-def write_onnx(given: Exportable, path: Path) -> tuple[Verdict, ...]:
-    """Writes the file in one step, if what ONNX Runtime computes from it is what the model
-    computes; otherwise a verdict does not hold and nothing is written. Raises U010 for packages
+
+def onnx_file(given: Exportable) -> Any:
+    """Makes the file, and runs it in ONNX Runtime where that is installed. Raises U010 for packages
     that are missing, A040 for what has no form in ONNX.
     """
     require_packages("onnx", "onnxscript")
-    wanted = [tensors_in(outputs(given.module, example.args)) for example in given.examples]
+    wanted = {example.label: outputs(given.module, example.args) for example in given.examples}
     taps = spelled(given)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, path.name)
-        names = _export(given, taps, file)
-        verdicts = _compared(given, file, list(zip(taps, names, strict=True)), wanted)
-        if all(verdict.holds for verdict in verdicts):
-            for part in (file.with_name(f"{file.name}.data"), file):
-                if part.exists():
-                    write_file(path.with_name(part.name), part.read_bytes())
-    return verdicts
+    inner = [node for node in _nodes(taps) if node.op != "placeholder"]
+    _give_besides(given.module, inner)
+    return partial(_make, taps, inner, wanted)
+
+
+def _make(
+    taps: Sequence[Tap], inner: list[fx.Node], wanted: Wanted, given: Exportable, file: Path
+) -> tuple[Sequence[Verdict], Sequence[Whole]]:
+    named = _export(given, taps, inner, file)
+    if find_spec("onnxruntime") is None:
+        said = 'onnxruntime is not installed: pip install "lissom[onnx]"'
+        return [export_verdict("ONNX Runtime gives the same", "not checked", True, detail=said)], ()
+    from .onnx_runtime import check
+
+    return check(given, file, named, wanted)
 
 
 def require_packages(*names: str) -> None:
@@ -55,42 +60,27 @@ def require_packages(*names: str) -> None:
             raise LissomError(Diagnostic("U010", text, helps=('pip install "lissom[onnx]"',)))
 
 
-Names = tuple[tuple[str, ...], str]
-"""What a layer reads and gives, by the names of the file."""
-
-
-def _compared(
-    given: Exportable,
-    file: Path,
-    taps: Sequence[tuple[Tap, Names]],
-    wanted: Sequence[Sequence[Tensor]],
-) -> tuple[Verdict, ...]:
-    if find_spec("onnxruntime") is None:
-        said = 'onnxruntime is not installed: pip install "lissom[onnx]"'
-        return (export_verdict("ONNX Runtime gives the same", "not checked", True, detail=said),)
-    from .onnx_runtime import check
-
-    return check(given, file, taps, wanted)
-
-
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def _export(given: Exportable, taps: Sequence[Tap], file: Path) -> list[Names]:
+def _nodes(taps: Sequence[Tap]) -> list[fx.Node]:
+    return list(dict.fromkeys(n for tap in taps for n in (*tap.read, tap.node)))
+
+
+def _export(
+    given: Exportable, taps: Sequence[Tap], inner: list[fx.Node], file: Path
+) -> list[Named]:
     """Writes the file; what layers read and give are outputs while it is made, so that their names
     are known.
     """
-    nodes = list(dict.fromkeys(n for tap in taps for n in (*tap.read, tap.node)))
-    inner = [node for node in nodes if node.op != "placeholder"]
-    _give_besides(given.module, inner)
     program = _converted(given)
     values = program.graph.outputs
     count = len(values) - len(inner)
     names = {n: _named(v) for n, v in zip(inner, values[count:], strict=True)}
-    names |= {n: str(n.target) for n in nodes if n.op == "placeholder"}
+    names |= {n: str(n.target) for n in _nodes(taps) if n.op == "placeholder"}
     values[count:] = []  # `del` leaves them marked as outputs
     _write(program, file)
-    return [(tuple(names[n] for n in tap.read), names[tap.node]) for tap in taps]
+    return [Named(tap, tuple(names[n] for n in tap.read), names[tap.node]) for tap in taps]
 
 
 def _named(value: Any) -> str:
@@ -109,7 +99,7 @@ def _converted(given: Exportable) -> Any:
     """The model of onnx_ir. Raises A040 where torch.onnx has no form for an op."""
     program = traced(given)
     try:
-        with quiet(), _silenced("torch.onnx"):
+        with quiet("torch.onnx", "onnx_ir", "onnxscript"):
             made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:
         help = "write .pt2, which has every op of torch"
@@ -131,15 +121,3 @@ def _write(model: Any, file: Path) -> None:
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     apart = f"{file.name}.data" if size > IN_ONE_FILE else None
     onnx_ir.save(model, file, external_data=apart)
-
-
-@contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    """What exporters log about packages that they miss is no news for the caller."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

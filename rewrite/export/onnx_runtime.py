@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..journal import Verdict
 from ..torch_internals import tree_leaves
-from .compared import Ran, compared, export_verdict, rounding
-from .exportable import Exportable, one_line
-from .taps import Tap
+from .compared import Ran, Whole, export_verdict, rounding
+from .exportable import Exportable, one_line, tensors_in
+from .taps import Named
 
 MOVED = 0.02
 """Relative L2 distance of an output that codes may cause which round to the neighbour."""
@@ -30,23 +30,21 @@ _LEVELS = {
     "and without rewriting the file": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-Taps = Sequence[tuple[Tap, tuple[tuple[str, ...], str]]]
-
 
 def check(
-    given: Exportable, file: Path, taps: Taps, wanted: Sequence[Sequence[Tensor]]
-) -> tuple[Verdict, ...]:
+    given: Exportable, file: Path, named: Sequence[Named], wanted: Mapping[str, list[Any]]
+) -> tuple[Sequence[Verdict], Sequence[Whole]]:
     """Each integer layer on what it reads in the model, then the whole on every example: as ONNX
     Runtime rewrites it by default, and as it is written.
     """
     try:
         onnx.checker.check_model(str(file), full_check=True)
-        verdicts = [_layers(given, file, taps)] if taps else []
-        return (*verdicts, *(_whole(given, file, taps, wanted, *how) for how in _LEVELS.items()))
+        layers = [_layers(given, file, named)] if named else []
+        return layers, [_whole(given, file, named, wanted, *how) for how in _LEVELS.items()]
     except Exception as error:  # ONNX Runtime has no class of errors of its own
         missing = "NOT_IMPLEMENTED" in str(error)
         how = "not checked" if missing else "tested"
-        return (export_verdict(_FIRST, how, missing, detail=one_line(error)),)
+        return [export_verdict(_FIRST, how, missing, detail=one_line(error))], ()
 
 
 # -- the whole -------------------------------------------------------------------------------------
@@ -55,23 +53,32 @@ def check(
 def _whole(
     given: Exportable,
     file: Path,
-    taps: Taps,
-    wanted: Sequence[Sequence[Tensor]],
+    named: Sequence[Named],
+    wanted: Mapping[str, list[Any]],
     claim: str,
     level: Any,
-) -> Verdict:
+) -> Whole:
     """Where no code differs inside, the outputs may differ by rounding alone."""
-    session = _session(file, level)
-    found = [Ran(e.label, _outputs_or_why(session, e.args)) for e in given.examples]
-    allowed, differ = [rounding(wanted)] * len(wanted), _inside(given, file, taps, level)
-    if taps:
-        allowed = [allowed[0] if differ.startswith("0 ") else MOVED, *[MOVED] * (len(wanted) - 1)]
-    return compared(claim, found, wanted, allowed, differ)
+    session, inside = _session(file, level), _inside(given, file, named, level)
+    rows = []
+    for example in given.examples:
+        found = _outputs_or_why(session, example.args)
+        tensors = _as_many(wanted[example.label], found)
+        exact = not named or (inside.startswith("0 ") and not rows)
+        rows.append(Ran(example.label, found, tensors, rounding(tensors) if exact else MOVED))
+    return Whole(claim, rows, inside)
 
 
-def _inside(given: Exportable, file: Path, taps: Taps, level: Any) -> str:
+def _as_many(values: list[Any], found: list[Tensor] | str) -> list[Tensor]:
+    """Outputs that are numbers are tensors in ONNX, unless they are left out."""
+    given = [v for v in values if isinstance(v, Tensor | int | float)]
+    tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in given]
+    return tensors if len(tensors) == len(found) else tensors_in(values)
+
+
+def _inside(given: Exportable, file: Path, named: Sequence[Named], level: Any) -> str:
     """How many codes inside of the whole differ on the first example, and by how much."""
-    codes = {gives: tap.wanted for tap, (_, gives) in taps if tap.in_codes}
+    codes = {layer.gives: layer.tap.wanted for layer in named if layer.tap.in_codes}
     if not codes:
         return ""
     model = onnx.load(file, load_external_data=False)
@@ -124,41 +131,28 @@ def _fed(args: tuple[Any, ...]) -> list[Tensor]:
 # -- each layer ------------------------------------------------------------------------------------
 
 
-def _layers(given: Exportable, file: Path, taps: Taps) -> Verdict:
+def _layers(given: Exportable, file: Path, named: Sequence[Named]) -> Verdict:
     alone = partial(_alone, file, Extractor(onnx.load(file, load_external_data=False)), given)
-    found = [(tap, alone(tap, *names)) for tap, names in taps]
-    wrong = [(tap, ran, tap.wrong(ran)) for tap, ran in found]
+    found = [(layer.tap, alone(layer)) for layer in named]
     claim = "each integer layer on what it reads"
-    for tap, ran, where in wrong:
-        if bool(where.any()):
-            far = _apart(tap, ran).max().item()
+    for tap, ran in found:
+        wrong = tap.wrong(ran)
+        if bool(wrong.any()):
             what = "codes" if tap.in_codes else "numbers"
-            said = f"{tap.label}: {int(where.sum())} of {where.numel()} {what} are no rounding"
-            return export_verdict(claim, "tested", False, len(taps), far, 1.0, said)
-    pairs = [(_apart(tap, ran), tap) for tap, ran in found if tap.in_codes]
-    worst = max((apart.max().item() for apart, _ in pairs), default=0.0)
-    differ = sum(int((apart > 0).sum()) for apart, _ in pairs)
-    total = sum(apart.numel() for apart, _ in pairs)
+            said = f"{tap.label}: {int(wrong.sum())} of {wrong.numel()} {what} are no rounding"
+            return export_verdict(claim, "tested", False, len(named), detail=said)
+    apart = [(ran.int() - tap.wanted.int()).abs() for tap, ran in found if tap.in_codes]
+    differ, total = sum(int((a > 0).sum()) for a in apart), sum(a.numel() for a in apart)
+    worst = max((int(a.max()) for a in apart), default=0)
     said = f"{differ:,} of {total:,} codes round to the neighbour; {_ran(file)}"
-    return export_verdict(claim, "tested", True, len(taps), worst, 1.0, said)
+    return export_verdict(claim, "tested", True, len(named), worst, 1.0, said)
 
 
-def _apart(tap: Tap, found: Tensor) -> Tensor:
-    return (found.double() - tap.wanted.double()).abs()
-
-
-def _alone(
-    file: Path,
-    extractor: Extractor,
-    given: Exportable,
-    tap: Tap,
-    read: tuple[str, ...],
-    gives: str,
-) -> Tensor:
+def _alone(file: Path, extractor: Extractor, given: Exportable, layer: Named) -> Tensor:
     """What a layer gives by itself; sizes may come from the inputs of the model."""
     inputs = dict(zip((v.name for v in extractor.graph.input), _fed(given.args), strict=True))
-    inputs |= dict(zip(read, tap.given, strict=True))
-    part = extractor.extract_model(list(inputs), [gives])
+    inputs |= dict(zip(layer.read, layer.tap.given, strict=True))
+    part = extractor.extract_model(list(inputs), [layer.gives])
     session = _session(_beside(file, part), ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
     return torch.from_numpy(session.run(None, {n: v.numpy() for n, v in inputs.items()})[0])
 

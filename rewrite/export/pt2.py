@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +14,30 @@ from torch import Tensor, nn
 from ..graph.runs import own_inputs
 from ..journal import Verdict
 from ..measure.compare import outputs
-from ..store.files import write_file
-from .compared import Ran, compared, rounding, tensors_in
-from .exportable import Exportable, one_line, quiet, traced
+from .compared import Ran, Whole, rounding
+from .exportable import Exportable, one_line, quiet, tensors_in, traced
 
 CLAIM = "read in a fresh process without lissom, same outputs"
 
 
-def write_pt2(given: Exportable, path: Path) -> tuple[Verdict, ...]:
-    """Writes the file in one step, if a fresh process gets the same outputs from it: the same bits,
-    up to rounding where torch.export takes another kernel. Otherwise the verdict does not hold and
-    nothing is written. Raises A040 where torch.export refuses.
+def pt2(given: Exportable) -> Any:
+    """Makes the file, and runs it in a fresh process: the same bits, up to rounding where
+    torch.export takes another kernel. Raises A040 where torch.export refuses.
     """
-    wanted = _wanted(given)
     _own_memory(given.module)
+    return _make
+
+
+def _make(given: Exportable, file: Path) -> tuple[Sequence[Verdict], Sequence[Whole]]:
     program = traced(given)
     _impersonal(program)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "model.pt2")
-        try:
-            with quiet():
-                torch.export.save(program, file)
-        except Exception as error:
-            message = "torch.export cannot save the model"
-            raise given.refused(message, one_line(error)) from error
-        allowed = [rounding(wanted)] * len(wanted)
-        verdict = compared(CLAIM, _again(given, file), wanted, allowed)
-        if verdict.holds:
-            write_file(path, file.read_bytes())
-    return (verdict,)
+    try:
+        with quiet(), file.open("wb") as stream:
+            torch.export.save(program, stream)
+    except Exception as error:
+        raise given.refused("torch.export cannot save the model", one_line(error)) from error
+    pairs = zip(given.examples, _again(given, file), _wanted(given), strict=True)
+    return (), [Whole(CLAIM, [Ran(e.label, got, want, rounding(want)) for e, got, want in pairs])]
 
 
 def _wanted(given: Exportable) -> list[list[Tensor]]:
@@ -49,7 +45,7 @@ def _wanted(given: Exportable) -> list[list[Tensor]]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        return [tensors_in(outputs(given.module, example.args)) for example in given.examples]
+        return [tensors_in(outputs(given.module, e.args)) for e in given.examples]
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -75,7 +71,7 @@ def _own_memory(module: nn.Module) -> None:
             tensor.data = tensor.detach().clone()
 
 
-def _again(given: Exportable, file: Path) -> list[Ran]:
+def _again(given: Exportable, file: Path) -> list[list[Tensor] | str]:
     """What a fresh process gives that has torch alone."""
     asked, said = file.with_name("inputs"), file.with_name("outputs")
     torch.save([own_inputs(example.args) for example in given.examples], asked)
@@ -83,9 +79,8 @@ def _again(given: Exportable, file: Path) -> list[Ran]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return [Ran(e.label, lines[-1] if lines else "no output") for e in given.examples]
-    found = torch.load(said, weights_only=True)
-    return [Ran(e.label, values) for e, values in zip(given.examples, found, strict=True)]
+        return [lines[-1] if lines else "no output"] * len(given.examples)
+    return torch.load(said, weights_only=True)
 
 
 _RUN = """
@@ -95,7 +90,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 threads, file, asked, said = sys.argv[1:]
 torch.set_num_threads(int(threads))
-model = torch.export.load(file).module()
+with open(file, "rb") as stream:
+    model = torch.export.load(stream).module()
 
 def run(args):
     try:

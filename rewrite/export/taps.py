@@ -45,6 +45,15 @@ class Tap:
         return ~(apart <= self.slack + (0.5 if self.in_codes else 0.0))
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A layer, what it reads and what it gives by the names of a file."""
+
+    tap: Tap
+    read: tuple[str, ...]
+    gives: str
+
+
 def spelled(given: Exportable) -> list[Tap]:
     """Puts the form of ONNX in place of every integer layer. Raises A040 for those without one."""
     module = given.module
