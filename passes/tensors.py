@@ -218,10 +218,29 @@ def round_to(x: Tensor, dtype: str) -> Tensor:
 
     dtype: the type's name. Raises K001 for any other word.
     """
+    return x.to(_float_type("round_to", dtype)).to(x.dtype)
+
+
+def as_type(x: Tensor | None, dtype: str) -> Tensor | None:
+    """Each number as the nearest that a float type of torch has, in that type: a layer that is
+    built of them stores them so. What is absent stays absent.
+
+    dtype: the type's name. Raises K001 for any other word, and for a number beyond its largest.
+    """
+    kind = _float_type("as_type", dtype)
+    if x is None:
+        return None
+    found = x.to(kind)
+    require(not bool((found.isinf() & x.isfinite()).any()), "as_type", f"numbers beyond {dtype}")
+    return found
+
+
+def _float_type(name: str, dtype: str) -> torch.dtype:
     found = getattr(torch, dtype, None)
-    known = isinstance(found, torch.dtype) and found.is_floating_point
-    require(known, "round_to", f"`{dtype}` is no float type", 'say "bfloat16" or "float16"')
-    return x.to(found).to(x.dtype)
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    message, fix = f"`{name}`: `{dtype}` is no float type", 'say "bfloat16" or "float16"'
+    raise fail("K001", message, help=fix)
 
 
 # -- reductions ------------------------------------------------------------------------------------
@@ -292,6 +311,6 @@ def all_zero(x: Tensor | Number | None) -> bool:
 FUNCTIONS = (
     svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
     sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean, variance,
-    nonzeros, all_zero, round_to,
+    nonzeros, all_zero, round_to, as_type,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

@@ -43,7 +43,7 @@ from lissom.rewrite.ops.vocabulary import Vocabulary
 
 TYPES = {
     "half": torch.float16, "float": torch.float32, "long": torch.int64, "byte": torch.uint8,
-    "char": torch.int8, "bool": torch.bool,
+    "char": torch.int8, "bool": torch.bool, "bfloat16": torch.bfloat16,
 }  # fmt: skip
 """The types of numbers that are written; float64 is not."""
 

@@ -144,10 +144,79 @@ def test_numbers_are_no_value() -> None:
     assert caught.value.diagnostics[0].code == "R002"
 
 
-def test_what_the_rule_itself_matches_cannot_move() -> None:
-    rule = clamped().replace("x := clamp(x", "y := clamp(y")
+def test_what_a_matched_op_reads_of_another_cannot_move() -> None:
+    """It is none of the values that the site has in common with the model."""
+    rule = clamped().replace("y = linear(x) as l", "h = relu(x); y = linear(h) as l")
+    rule = rule.replace("x := clamp(x", "h := clamp(h")
     (warning,) = [d for d in check(parse(rule, "f.lissom"), declarations()) if d.code == "R002"]
-    assert warning.message == "only weights of matched ops, and what these read, can move"
+    assert warning.message == "only weights of matched ops, and what these read or give, can move"
+
+
+# -- what the matched ops give
+
+GIVEN = clamped().replace("x := clamp(x, min", "y := clamp(y, min")
+GIVEN = GIVEN.replace(
+    "h = clamp(x, min = -0.5, max = 0.5)", "h = linear(x, weight = l.weight, bias = l.bias)"
+)
+GIVEN = GIVEN.replace(
+    "y = linear(h, weight = l.weight, bias = l.bias) from l", "y = clamp(h, min = -0.5, max = 0.5)"
+)
+
+
+def read_twice() -> Fn:
+    torch.manual_seed(0)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.b(x)
+        return y.exp() + y
+
+    return Fn(forward, b=nn.Linear(4, 4))
+
+
+def test_all_readers_of_a_result_see_what_it_moves_to() -> None:
+    model = read_twice()
+    after = run(model, X, GIVEN, how="once")
+    y = model.b(X)
+    moved = y.clamp(-0.5, 0.5)
+    assert torch.equal(given(after), moved.exp() + moved)
+    (event,) = after.journal.events
+    (verdict,) = [v for v in event.verdicts if v.claim.startswith("error(y)")]
+    assert verdict.worst == pytest.approx(((moved - y).norm() / y.norm()).item(), rel=1e-5)
+
+
+def test_the_whole_model_with_another_result() -> None:
+    model = read_twice()
+    state = state_of(capture(model, (X,)).module, (X,))
+    rule = the_rule(GIVEN)
+    (node,) = candidates(state, rule)
+    site = find(state, rule, node)
+    assert isinstance(site, Site)
+    plan = prepare(state, site).plan  # type: ignore[union-attr]
+    moved = model.b(X).clamp(-0.5, 0.5)
+    assert torch.equal(perturbed_model(state.module, site, plan)(X), moved.exp() + moved)
+
+
+def test_a_result_of_another_size_is_unsound() -> None:
+    with pytest.raises(LissomError) as caught:
+        run(read_twice(), X, GIVEN.replace("y = clamp(h, min = -0.5", "y = clamp(h, min = -0.6"))
+    assert caught.value.diagnostics[0].code == "V101"
+
+
+def test_what_is_read_cannot_move_to_what_comes_of_it() -> None:
+    rule = clamped().replace("x := clamp(x, min = -0.5, max = 0.5)", "x := mul(x, y)")
+    with pytest.raises(LissomError) as caught:
+        run(twice(), X, rule, how="once")
+    assert caught.value.diagnostics[0].code == "R002"
+    assert "before the matched ops give anything" in caught.value.diagnostics[0].message
+
+
+def test_a_weight_that_a_layer_lacks_stays_absent() -> None:
+    rule = clamped().replace("perturb {", "perturb { l.bias := 2 * l.bias; ")
+    rule = rule.replace("bias = l.bias", "bias = none")
+    model = Fn(lambda m, x: m.b(x), b=nn.Linear(4, 4, bias=False))
+    after = run(model, X, rule, how="once")
+    assert after.applied == 1
+    assert torch.equal(given(after), model.b(X.clamp(-0.5, 0.5)))
 
 
 def test_ops_are_called_in_perturb_only_where_a_value_moves() -> None:

@@ -212,13 +212,16 @@ def _takes_features(name: str) -> bool:
 
 
 def _moves(rule: t.Rule) -> Iterator[Diagnostic]:
-    """Only weights of matched ops are moved, and what these read from outside."""
+    """Only weights of matched ops are moved, what these read from outside, and what they give."""
     steps = [step for match in rule.all(t.Match) for step in t.walk(match)]
-    made = {word.text for s in steps if isinstance(s, t.OpPattern) for word in s.targets}
+    ops = [step for step in steps if isinstance(step, t.OpPattern)]
+    words = [word for op in ops for part in op.operands for word in t.walk(part)]
+    read = {word.text for word in words if isinstance(word, (t.Name, t.Word))}
+    inner = {word.text for op in ops for word in op.targets} & read
     for move in moves(rule):
         parts = [part.text for part in move.path.parts] if isinstance(move, t.Assign) else []
-        if len(parts) != 2 and not (len(parts) == 1 and parts[0] not in made):
-            message = "only weights of matched ops, and what these read, can move"
+        if len(parts) != 2 and not (len(parts) == 1 and parts[0] not in inner):
+            message = "only weights of matched ops, and what these read or give, can move"
             yield _refusal(message, move.span, "moved here", "write `c.weight := ...`")
 
 

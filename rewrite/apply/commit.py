@@ -55,8 +55,7 @@ def _rounded(
         return tensor.clone() if len(state.readers(value.path)) > 1 else tensor
     if value is None:
         return None
-    dtype = planned.dtype if value.is_floating_point() else value.dtype
-    return in_format_of(value.to(dtype, copy=True), origins)
+    return in_format_of(value.to(planned.stored(value), copy=True), origins)
 
 
 def _stand_in(value: Any) -> Any:

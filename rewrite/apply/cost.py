@@ -137,7 +137,7 @@ def _in_precision(planned: Planned, name: str, value: Tensor | ParamRef) -> tupl
         tensor, size = value.tensor, value.tensor.element_size()
     else:
         tensor = value
-        size = planned.dtype.itemsize if value.is_floating_point() else value.element_size()
+        size = planned.stored(value).itemsize
     return tensor.numel(), typed or tensor.is_floating_point(), tensor.numel() * size
 
 

@@ -16,7 +16,7 @@ from ..ops.call import OpCall, tensor_at
 from ..ops.runtime_size import settled
 from ..rules.scope import ParamRef
 from .planned import Plan, Planned
-from .run import Env, cast, operand_value
+from .run import Env, cast, in_type, operand_value
 
 
 class Scale:
@@ -71,8 +71,7 @@ class Scale:
         }
         self.terms = max(self.terms, terms(op, scales, params))
         if op.names_type(attrs) and isinstance(value, Tensor) and value.is_floating_point():
-            named = [name for name, spec in op.attrs.items() if spec.type == "dtype"]
-            attrs = {**attrs, **dict.fromkeys(named, torch.float64)}  # the type of magnitudes
+            attrs = in_type(op, attrs, torch.float64)  # the type of magnitudes
 
         def run(i: Mapping[str, Any], p: Mapping[str, Any]) -> Any:
             with torch.no_grad():

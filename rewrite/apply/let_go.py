@@ -42,7 +42,7 @@ def round_off(module: fx.GraphModule, plan: Plan) -> int:
         plan.moved[path] = _rounded(value, tensor_at(module, path).dtype)
     held = [*plan.moved.values()]
     for planned in plan.ops:
-        planned.params |= {n: _rounded(v, planned.dtype) for n, v in planned.tensors.items()}
+        planned.params |= {n: _rounded(v, planned.stored(v)) for n, v in planned.tensors.items()}
         held += planned.tensors.values()
     return sum(value.nbytes for value in held)
 

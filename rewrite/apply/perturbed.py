@@ -22,14 +22,22 @@ def run_perturbed(
     dtype: torch.dtype | None,
 ) -> Env:
     """As `run_nodes` of the matched ops, which read the values that `perturb` gives them. Whoever
-    else reads these finds them in the result as they were.
+    else reads these finds them in the result as they were. What the matched ops give is what
+    `perturb` makes of it.
     """
-    instead = {node: _instead(node, other, env, dtype) for node, other in plan.exchanged.items()}
-    found = run_nodes(module, site.nodes, {**env, **instead}, moved, dtype)
-    return {**found, **{node: env[node] for node in instead}}
+    given = {node: other for node, other in plan.exchanged.items() if node in site.nodes}
+    read = {node: other for node, other in plan.exchanged.items() if node not in given}
+    found = run_nodes(module, site.nodes, {**env, **_instead(read, env, dtype)}, moved, dtype)
+    found |= {node: env[node] for node in read}
+    return {**found, **_instead(given, found, dtype)}
 
 
-def _instead(node: fx.Node, other: Plan, env: Env, dtype: torch.dtype | None) -> object:
+def _instead(others: Mapping[fx.Node, Plan], env: Env, dtype: torch.dtype | None) -> Env:
+    """What stands for each value."""
+    return {node: _outcome(other, env, dtype) for node, other in others.items()}
+
+
+def _outcome(other: Plan, env: Env, dtype: torch.dtype | None) -> object:
     (new,) = other.outputs.values()
     return operand_value(new, run_plan(other, env, dtype))
 
@@ -50,7 +58,9 @@ def perturbed_model(module: fx.GraphModule, site: Site, plan: Plan) -> fx.GraphM
 
 
 def _exchange(module: fx.GraphModule, site: Site, node: fx.Node, other: Plan) -> None:
-    """Puts the ops of `other` behind the node's twin, for the twins of the matched ops alone."""
+    """Puts the ops of `other` behind the node's twin: for the twins of the matched ops alone, for
+    all who read it where it is one of these.
+    """
     twins = {twin.name: twin for twin in module.graph.nodes}
     made: dict[object, fx.Node] = {}
     last = twins[node.name]
@@ -63,8 +73,12 @@ def _exchange(module: fx.GraphModule, site: Site, node: fx.Node, other: Plan) ->
             last = module.graph.call_function(planned.op.writer.function, args, kwargs)
         last.meta["val"] = planned.specs[0]
         made[planned] = last
-    for inner in site.nodes:
-        twins[inner.name].replace_input_with(twins[node.name], last)
+    new = set(made.values())
+    inside = {twins[inner.name] for inner in site.nodes}
+    others = {*twins[node.name].users} - new - inside
+    readers = others if node in site.nodes else inside
+    for reader in readers:
+        reader.replace_input_with(twins[node.name], last)
 
 
 def _twin(value: object, twins: Mapping[str, fx.Node], made: Mapping[object, fx.Node]) -> object:

@@ -24,7 +24,7 @@ from ..rules.binding import Several
 from ..rules.no_value import NoValue
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
-from .planned import Plan, Planned, check_shape, flat, require_spec, spec_known
+from .planned import Plan, Planned, check_shape, flat, in_double, require_spec, spec_known
 
 
 class Constructor:
@@ -52,35 +52,38 @@ class Constructor:
                 self._exchange(move, move.path.parts[0].text)
                 continue
             target = self._weight(move)
+            if target is None:
+                continue
             assert isinstance(move, t.Assign)
             self.scope.replaces(target)
             value = self.scope.number(move.value)
             check_shape(move, value, target)
-            self.plan.moved[target.path] = value
+            self.plan.moved[target.path] = in_double(value)
 
     def _exchange(self, move: t.Assign, name: str) -> None:
-        node = self.scope.names.get(name)
-        if not isinstance(node, fx.Node) or node not in self.site.inputs:
-            message = f"`{name}` is no value that the matched ops read from outside"
-            raise fail("R002", message, Label(move.span), help="move what they read, or a weight")
+        node, given = self.scope.names.get(name), (*self.site.outputs.values(),)
+        if not isinstance(node, fx.Node) or node not in (*self.site.inputs, *given):
+            message = f"`{name}` is no value that the matched ops read from outside, or give"
+            raise fail("R002", message, Label(move.span), help="move one of these, or a weight")
         made = Constructor(self.state, self.site)
         new = made.graph_value(move.value)
         require_spec(name, node, new, Label(move.span))
-        made.plan.outputs[name] = new
+        made.plan.outputs[name], made.plan.reads = new, _reads(made.plan)
+        if node not in given and not set(self.site.nodes).isdisjoint(made.plan.reads):
+            message = f"`{name}` is read before the matched ops give anything"
+            raise fail("R002", message, Label(move.span), help="compute it from what they read")
         self.plan.exchanged[node] = made.plan
 
-    def _weight(self, move: t.Assign | t.Effect) -> ParamRef:
+    def _weight(self, move: t.Assign | t.Effect) -> ParamRef | None:
+        """None where the matched op lacks the weight (a bias): what is absent stays absent."""
         if isinstance(move, t.Assign) and len(move.path.parts) == 2:
-            call = self.scope.names.get(move.path.parts[0].text)
-            ref = (
-                self.scope.param(call, move.path.parts[1].text)
-                if isinstance(call, OpCall)
-                else None
-            )
-            if ref is not None:
-                return ref
+            call, name = self.scope.names.get(move.path.parts[0].text), move.path.parts[1].text
+            if isinstance(call, OpCall) and name in call.params:
+                return self.scope.param(call, name)
         raise fail(
-            "R002", "only weights of matched ops, and what these read, can move", Label(move.span)
+            "R002",
+            "only weights of matched ops, and what these read or give, can move",
+            Label(move.span),
         )
 
     # -- building ----------------------------------------------------------------------------------

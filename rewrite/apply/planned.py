@@ -34,6 +34,12 @@ class Planned:
     specs: tuple[TensorSpec, ...] = ()
 
     @property
+    def names_type(self) -> bool:
+        """Whether a setting names the floating type of what it gives."""
+        given = self.specs and self.specs[0].dtype.is_floating_point
+        return bool(given and self.op.names_type(self.attrs))
+
+    @property
     def shapes(self) -> dict[str, Any]:
         """Shapes of inputs and parameters by declared name."""
         given = dict(zip((spec.name for spec in self.op.inputs), self.inputs, strict=False))
@@ -42,6 +48,14 @@ class Planned:
             name: spec.shape if isinstance(spec, TensorSpec) else None
             for name, spec in specs.items()
         }
+
+    def stored(self, value: Tensor) -> torch.dtype:
+        """The type in which new numbers are kept: what a rule computed is rounded once, to the
+        layer's; codes, and what it put into a coarser type itself (`as_type`), keep theirs.
+        """
+        single = torch.finfo(torch.float32).bits
+        rounds = value.is_floating_point() and torch.finfo(value.dtype).bits >= single
+        return self.dtype if rounds else value.dtype
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -53,7 +67,8 @@ class Planned:
 class Plan:
     """What an application would do: ops in the order of building, the new value of each output,
     and the nodes of the graph that all this reads. moved, exchanged: the weights that `perturb`
-    moves, and what it gives the matched ops in place of a value that they read.
+    moves, and what it gives in place of a value that the matched ops read (to them alone), or that
+    they give (to all who read it).
     """
 
     ops: list[Planned] = field(default_factory=list)
@@ -65,6 +80,29 @@ class Plan:
     @property
     def perturbs(self) -> bool:
         return bool(self.moved or self.exchanged)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether `perturb` names types of numbers, and so do the new ops: then both say what is
+        rounded.
+        """
+        given = [planned for other in self.exchanged.values() for planned in other.ops]
+        sides = given, self.ops
+        typed = [[p for p in ops if p.op.names_type(p.attrs)] for ops in sides]
+        return all(typed) and all(p.names_type for ops in typed for p in ops)
+
+    @property
+    def finest(self) -> torch.dtype | None:
+        """The type with most digits that the ops give, if any of them names one."""
+        given = [s.dtype for p in self.ops for s in p.specs if s.dtype.is_floating_point]
+        typed = any(planned.names_type for planned in self.ops)
+        return min(given, key=lambda dtype: torch.finfo(dtype).eps) if typed else None
+
+    @property
+    def coarse(self) -> list[torch.dtype]:
+        """The types of the values that `perturb` computes on the way to what it gives."""
+        given = (planned for other in self.exchanged.values() for planned in other.ops)
+        return [spec.dtype for planned in given for spec in planned.specs]
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
@@ -106,3 +144,8 @@ def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
     note = f"it is {shape}, the weight is {list(target.shape)}"
     message = f"`{move.path}` keeps its shape when its numbers change"
     raise fail("R003", message, Label(move.span), note=note)
+
+
+def in_double(value: Tensor) -> Tensor:
+    """Numbers as a rule computes with them, whatever type it put them into."""
+    return value.double() if value.is_floating_point() else value

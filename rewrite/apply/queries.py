@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, fail
+from ...grammar.reached import reached
 from ..journal import Costs
 from ..match.repeats import foreign_readers
 from ..measure.moments import why_no_moments
@@ -98,6 +99,11 @@ def size(scope: Scope, value: Any, axis: int = 0) -> int:
     if not -len(extents) <= axis < len(extents):
         raise ValueError(f"it has {len(extents)} axes, and none is axis {axis}")
     return extents[axis]
+
+
+def below(scope: Scope, value: fx.Node) -> int:
+    """How many nodes of the graph read a value, or what is computed from it."""
+    return len(reached([value], lambda node: node.users)) - 1
 
 
 def runtime_size(scope: Scope, value: Any, axis: int = 0) -> RuntimeSize:
@@ -261,6 +267,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "shape": shape,
     "size": size,
     "runtime_size": runtime_size,
+    "below": below,
     "dtype": dtype,
     "moments": moments,
     "observed": observed,

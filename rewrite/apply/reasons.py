@@ -37,7 +37,7 @@ def moves_a_constant(site: Site) -> NoMatch | None:
     moves = [m for p in site.rule.source.all(t.Perturb) for m in p.moves]
     for move in (m for m in moves if isinstance(m, t.Assign) and len(m.path.parts) == 1):
         node, name = site.scope.names.get(str(move.path)), str(move.path)
-        if isinstance(node, fx.Node) and node not in site.inputs:
+        if isinstance(node, fx.Node) and node.op == "get_attr":
             text = f"`{name}` is a constant of the model, no value that it computes"
             return NoMatch(PLAN, 0, lambda text=text: text, move.span, node, "R015")
     return None

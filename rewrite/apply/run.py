@@ -16,6 +16,7 @@ from torch.func import functional_call
 from ..graph.emit import Emitted
 from ..graph.writes import writes
 from ..ops.call import tensor_at
+from ..ops.opspec import OpSpec
 from ..ops.runtime_size import RuntimeSize, read_by, settled
 from ..ops.spec import TensorSpec
 from ..rules.scope import ParamRef
@@ -148,22 +149,44 @@ def _run_module(
 
 
 def run_plan(plan: Plan, env: Env, dtype: torch.dtype | None) -> Env:
-    """Executes planned ops in order on `env` through their declared meaning."""
-    env = dict(env)
+    """Executes planned ops in order on `env` through their declared meaning.
+
+    Where types of numbers are named, and all runs in a wider one, what an op gives in a coarser
+    type than others do is rounded to it once, and carried in the wide one.
+    """
+    env, finest = dict(env), None if dtype is None else plan.finest
     with torch.no_grad():
         for planned in plan.ops:
-            env[planned] = run_planned(planned, env, dtype)
+            value = _run_planned(planned, env, dtype)
+            env[planned] = value if finest is None else _rounded(value, planned, finest)
     return env
 
 
-def run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
+def _rounded(value: Any, planned: Planned, finest: torch.dtype) -> Any:
+    given = planned.specs[0].dtype
+    if not isinstance(value, Tensor) or not given.is_floating_point:
+        return value
+    coarse = torch.finfo(given).eps > torch.finfo(finest).eps
+    return value.to(given).to(value.dtype) if coarse else value
+
+
+def _run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
     inputs = dict.fromkeys((spec.name for spec in planned.op.inputs), None)
     inputs |= {
         spec.name: operand_value(value, env)
         for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)
     }
     params = {name: _param(planned, value, dtype) for name, value in planned.params.items()}
-    return planned.op.run(inputs, params, settled(planned.attrs, env))
+    attrs = settled(planned.attrs, env)
+    if dtype is not None and planned.names_type:
+        attrs = in_type(planned.op, attrs, dtype)
+    return planned.op.run(inputs, params, attrs)
+
+
+def in_type(op: OpSpec, attrs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The settings of an op with `dtype` wherever a type of numbers is named."""
+    named = [name for name, spec in op.attrs.items() if spec.type == "dtype" and attrs.get(name)]
+    return {**attrs, **dict.fromkeys(named, dtype)}
 
 
 def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env:
@@ -194,4 +217,5 @@ def operand_value(value: Any, env: Env) -> Any:
 def _param(planned: Planned, value: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(value, ParamRef):
         return cast(value.tensor.detach(), dtype)
-    return cast(value, dtype or planned.dtype)
+    own = planned.stored(value) if isinstance(value, Tensor) else None
+    return cast(value, dtype or own)

@@ -177,7 +177,8 @@ class Both:
     same magnitudes, those of the probe.
 
     wide: float64, in which only wrong algebra makes a difference; None where an op names a type (a
-    cast): then the types are part of what is computed, and both sides run in them.
+    cast): then the types are part of what is computed, and both sides run in them. Where `perturb`
+    names the types that the new ops name, both sides run in float64 with these roundings alone.
     """
 
     def __init__(
@@ -188,7 +189,8 @@ class Both:
         # What the rule computed with is in double precision already.
         self.doubles = {**site.scope.doubles, **plan.moved}
         self.scales: dict[int, Scale] = {}
-        typed = any(item.op.names_type(item.attrs) for item in (*site.calls, *plan.ops))
+        made = () if plan.rounds else plan.ops
+        typed = any(item.op.names_type(item.attrs) for item in (*site.calls, *made))
         self.wide = None if typed else torch.float64
 
     def accepted(self, drawn: Iterable[list[Probe]]) -> tuple[list[Probe], Env]:
@@ -240,7 +242,8 @@ class Both:
         if id(probe) not in self.scales:
             self.scales[id(probe)] = Scale(self.site, self.plan, self.doubles, left, right)
         judged = self.scales[id(probe)].of(node, new)
-        sides = [left[node] for node in self.site.nodes], [right[op] for op in self.plan.ops]
+        own = [left[node] for node in self.site.nodes]
+        sides = [*own, *self.plan.coarse], [right[op] for op in self.plan.ops]
         return _difference(name, before, after, judged, rounding(before, *sides))
 
 

@@ -17,6 +17,25 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """Settings that keep torch from instructions which the processor has."""
 
 
+HALVES = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "avx_ne_convert", "fp16_arith", "asimdhp"},
+}
+"""The instructions that products of numbers of 16 bits run on, by the names of torch and Linux."""
+
+ALLOWS = ("BF16", "FP16", "AMX", "AVX10", "AVX2_VNNI_2", "ALL", "DEFAULT")
+"""Words of a limit that leaves some of these."""
+
+
+def computes_in(half: str) -> bool:
+    """Whether torch has instructions here for `bfloat16` or `float16`. Without them results are the
+    same, and take longer than those of float32.
+    """
+    limits = [os.environ[key].upper() for key in LIMITS[:2] if os.environ.get(key)]
+    allowed = all(any(word in limit for word in ALLOWS) for limit in limits)
+    return allowed and not HALVES[half].isdisjoint(_features())
+
+
 def processor() -> dict[str, str]:
     """The name of the processor, its instruction set as torch uses it, whether it has matrix tiles
     (AMX), and the settings that forbid instructions, where there are any.
@@ -36,6 +55,15 @@ def processor_name() -> str:
     found = processor()
     parts = [found["cpu"], found["instructions"], "AMX" if found["amx"] == "yes" else ""]
     return ", ".join(part for part in (*parts, found.get("limits", "")) if part)
+
+
+@cache
+def _features() -> frozenset[str]:
+    """What the processor can do, as torch and the kernel tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    told, listed = ask() if ask is not None else {}, _listed()
+    flags = f"{listed.get('flags', '')} {listed.get('Features', '')}".split()
+    return frozenset((*flags, *(name for name, has in told.items() if has is True)))
 
 
 @cache

@@ -144,7 +144,8 @@ def rounding(result: Any, *sides: Iterable[Any]) -> torch.dtype:
 
 
 def _unit(value: Any) -> tuple[float, torch.dtype]:
-    """The last place of a floating tensor's type, and the type."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    """The last place of a floating type, or of a tensor's, and the type."""
+    dtype = value.dtype if isinstance(value, Tensor) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         return 0.0, torch.float64
-    return torch.finfo(value.dtype).eps, value.dtype
+    return torch.finfo(dtype).eps, dtype

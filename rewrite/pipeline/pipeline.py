@@ -29,7 +29,7 @@ from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from ..targets.target import Prepared
 from .budgets import Measures
-from .remarks import tell_of_costs, tell_of_silence
+from .remarks import half_types, tell_of_costs, tell_of_silence, tell_of_slow_types
 from .stages import implicit_stages
 from .strategy import Runner
 
@@ -56,12 +56,13 @@ class PipelineRun:
             self.measures.require_counted(self.source)
             self.measures.require_units(self.source)
         self.define_data()
-        stages = self._stages()
+        stages, types = self._stages(), half_types(self.state.module)
         for number, stage in enumerate(stages):
             self.progress(stage.name.text, number, len(stages))
             self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
         tell_of_silence(self.state.journal)
         tell_of_costs(self.state.journal)
+        tell_of_slow_types(self.state.journal, half_types(self.state.module) - types)
         self.final = self._final()
 
     # -- what the program says ---------------------------------------------------------------------

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import fx
+
 from ..journal import Applied, Journal, Note
+from ..measure.processor import HALVES, computes_in, processor_name
+from ..ops.spec import TensorSpec
 from ..rules.rule import CompiledRule
 
 
@@ -28,6 +32,21 @@ def tell_of_costs(journal: Journal) -> None:
         if added > 0 and journal.kinds[rule] == "exact":
             sites = "1 site" if len(events) == 1 else f"{len(events)} sites"
             journal.add(Note("", "W705", f"{rule} adds {added:,} MACs at {sites}"))
+
+
+def half_types(module: fx.GraphModule) -> set[str]:
+    """The types of 16 bits among the values of a model."""
+    specs = (node.meta.get("val") for node in module.graph.nodes)
+    held = {str(spec.dtype).removeprefix("torch.") for spec in specs if type(spec) is TensorSpec}
+    return held & HALVES.keys()
+
+
+def tell_of_slow_types(journal: Journal, new: set[str]) -> None:
+    """Rules gave the model types that this processor has no instructions for."""
+    for half in sorted(new):
+        if not computes_in(half):
+            text = f"this CPU ({processor_name()}) has no instructions for {half}"
+            journal.add(Note("", "W706", f"{text}: the model is right on it, and slow"))
 
 
 def tell_of_more(journal: Journal, stage: str, rule: CompiledRule, more: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from ...grammar.tree import tree as t
 from ..measure.twins import KernelFault
 from ..rules.rule import CompiledRule, compile_rule
 from .algebra.field import FieldResult
+from .arguments import arguments
 from .bits.dyadic import DIFFERS, DyadicResult
 from .blamed import Blamed, counted
 from .budget_check import Kept
@@ -32,7 +33,6 @@ from .trial import (
     VACUOUS,
     WRONG,
     Outcome,
-    arguments,
     model,
     trial,
 )

@@ -15,7 +15,6 @@ from torch import fx
 
 from ...grammar.diagnostics import LissomError, Span
 from ...grammar.tree import tree as t
-from ...grammar.tree.fold import literal
 from ..apply.engine import VerifiedRewrite, anchor, apply, ready_at
 from ..apply.faulty_sites import model_faults
 from ..apply.perturbed import perturbed_model
@@ -30,6 +29,7 @@ from ..rules.binding import OWNERS, PLAN, Bindings, NoMatch, left_for
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from ..torch_internals import tree_leaves
+from .arguments import arguments
 from .budget_check import Kept, kept
 from .choices.source import ChoiceSource
 from .models.builder import ILLEGAL
@@ -77,28 +77,6 @@ def model(source: ChoiceSource, subject: Subject, spoil: t.Node | None = None) -
     """
     rule = compile_rule(subject.source, arguments(source, subject.source))
     return generate(source, rule, subject.vocabulary, spoil)
-
-
-# -- a rule's arguments ----------------------------------------------------------------------------
-
-_SHARES = (1.0, 0.5, 0.9, 0.25, 0.02)
-
-
-def arguments(source: ChoiceSource, rule: t.Rule) -> dict[str, Any]:
-    """Values for the rule's parameters: mostly the declared ones, and others of their type."""
-    given: dict[str, Any] = {}
-    for param in rule.params:
-        default = None if param.default is None else literal(param.default)
-        required = param.default is None
-        if not required and not source.chance(70 if isinstance(default, int) else 40):
-            continue
-        if param.type.name == "int":
-            given[param.name.text] = source.integer(1, 4)
-        elif param.type.name == "frac":
-            given[param.name.text] = source.choice(_SHARES)
-        elif param.type.name == "bool":
-            given[param.name.text] = not default
-    return given
 
 
 # -- the trial -------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from ..rules.binding import NoMatch
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from ..targets.target import Prepared, Target
+from .arguments import arguments
 from .budget_check import Kept, fresh
 from .choices.source import ChoiceSource, Unsuitable
 from .dims.models import Graph, drawn, in_single
@@ -40,7 +41,6 @@ from .trial import (
     VACUOUS,
     WRONG,
     Outcome,
-    arguments,
     blamed,
     condition,
     elsewhere,

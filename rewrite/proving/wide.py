@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ...grammar.tree import tree as t
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
+from .arguments import arguments
 from .choices.source import Rolled
 from .dims.mutants import dim_score, dim_specimens
 from .dims.near import dim_near
@@ -23,7 +24,7 @@ from .params.near import param_near
 from .params.trial import param_outcomes, tried_params
 from .prove import Outcomes, Proof, explore, guards_of
 from .subject import Subject
-from .trial import Outcome, arguments
+from .trial import Outcome
 from .values.mutants import value_score
 from .values.near import value_near
 from .values.trial import tried_values, value_outcomes

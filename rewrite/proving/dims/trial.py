@@ -22,10 +22,11 @@ from ...measure.compare import drift, outputs
 from ...rules.rule import CompiledRule, compile_rule
 from ...rules.state import State
 from ...targets.features import DimReady, FeatureTarget
+from ..arguments import arguments
 from ..budget_check import Kept, fresh
 from ..choices.source import ChoiceSource, Unsuitable
 from ..subject import Subject
-from ..trial import FIRED, NOISY, VACUOUS, WRONG, Outcome, arguments
+from ..trial import FIRED, NOISY, VACUOUS, WRONG, Outcome
 from ..whole import MOVES, agreement, farthest, graph_state, misdescribed, tried_at
 from .idle import idled
 from .models import Graph, drawn, in_single

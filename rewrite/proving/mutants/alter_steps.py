@@ -18,6 +18,8 @@ from ...ops.attributes import AttrSpec
 from ...ops.dims import ShapeSpec
 from ...ops.opspec import OpSpec, ParamSpec
 from .pieces import (
+    EIGHTH,
+    HALF,
     WEIGHTS,
     Above,
     Alter,
@@ -189,9 +191,10 @@ def _weight(value: t.Expr, param: str, spec: OpSpec, roles: Roles) -> Iterator[t
     if declared.optional:
         yield f"{param} dropped", none(value)
     coarse, signed = declared.kind not in DTYPES, not _scales_codes(declared, spec)
-    for phrase, function in weight_mistakes(value, coarse, signed).items():
+    halved = roles.is_halved(value)
+    for phrase, function in weight_mistakes(value, coarse, signed, halved).items():
         yield f"{param} {phrase}", call(function, value)
-    if not declared.optional and coarse:
+    if not declared.optional and coarse and not halved:
         yield f"{param} rounded to bfloat16", call("_bfloat16", value)
     if not declared.optional:
         yield f"{param} mirrored along its last axis", call("_mirrored", value)
@@ -251,7 +254,7 @@ def _assign(node: t.Assign, above: Above, roles: Roles) -> Iterator[Change]:
         owner, weight = (word.text for word in node.path.parts)
         untouched = attribute(node.value, owner, weight)
         yield "perturbation left out", t.replace(node, value=untouched)
-    for phrase in ("doubled", "rounded to half precision"):
+    for phrase in ("doubled", EIGHTH if roles.is_halved(node.value) else HALF):
         moved = t.replace(node, value=call(WEIGHTS[phrase], node.value))
         yield f"perturbed {node.path} {phrase}", moved
 
@@ -268,7 +271,8 @@ def wrapped(node: t.Build, roles: Roles) -> Iterator[Change]:
     """The value of a step, spoilt by another op."""
     value, name_ = node.value, node.targets[0]
     for phrase, spoil in SPOILS.items():
-        yield f"`{name_}` {phrase}", t.replace(node, value=spoil(value))
+        if not (roles.in_half and phrase in (HALF, BFLOAT16)):
+            yield f"`{name_}` {phrase}", t.replace(node, value=spoil(value))
     for phrase, op in (
         () if roles.signless else (("made positive", "abs"), ("cut off at 0", "relu"))
     ):
@@ -280,6 +284,8 @@ def _there_and_back(value: t.Expr, dtype: str) -> t.Call:
     return call("cast", narrow, dtype=string(value, "float32"))
 
 
+BFLOAT16 = "rounded to bfloat16"
+
 SPOILS: dict[str, Callable[[t.Expr], t.Expr]] = {
     "negated": lambda value: call("neg", value),
     "doubled": lambda value: binary("*", value, number(value, 2)),
@@ -287,8 +293,8 @@ SPOILS: dict[str, Callable[[t.Expr], t.Expr]] = {
     "shifted by one": lambda value: binary("+", value, number(value, 1)),
     "squared": lambda value: binary("*", value, value),
     "bent by tanh": lambda value: call("tanh", value),
-    "rounded to half precision": lambda value: _there_and_back(value, "float16"),
-    "rounded to bfloat16": lambda value: _there_and_back(value, "bfloat16"),
+    HALF: lambda value: _there_and_back(value, "float16"),
+    BFLOAT16: lambda value: _there_and_back(value, "bfloat16"),
     "reversed along its first axis": lambda value: call("flip", value, dims=number(value, 0)),
     "rolled along its first axis": lambda value: call(
         "roll", value, shifts=number(value, 1), dims=number(value, 0)

@@ -133,7 +133,8 @@ def _name(node: t.Name, above: Above, roles: Roles) -> Iterator[Change]:
     extreme = isinstance(holder, t.Call) and _is_extreme(holder)
     later = _built_later(above, roles)
     for other in roles.kin(node.text):
-        if other not in later and not (extreme and _takes(holder, other)):
+        same = extreme and _takes(holder, other)
+        if other not in later and not same and {node.text, other} not in roles.casts:
             yield f"`{other}` used for `{node.text}`", t.replace(node, text=other)
 
 

@@ -90,6 +90,10 @@ def _bfloat16(w: Weight) -> Weight:
     return w.bfloat16().to(w.dtype) if isinstance(w, Tensor) else w
 
 
+def _eighth(w: Weight) -> Weight:
+    return w.to(torch.float8_e5m2).to(w.dtype) if isinstance(w, Tensor) else w
+
+
 def _reversed(items: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(items)[::-1]
 
@@ -98,7 +102,7 @@ MUTATION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         _doubled, _negated, _positive, _flipped, _mirrored, _transposed, _half, _bfloat16,
-        _reversed,
+        _eighth, _reversed,
     )
 }  # fmt: skip
 """What only mutants call. No rule can: their names are in no declaration."""

@@ -78,22 +78,27 @@ _RESULTS = {"+": "sum", "-": "difference", "*": "product", "/": "quotient", "@":
 WEIGHTS = {
     "doubled": "_doubled", "negated": "_negated", "made positive": "_positive",
     "reversed": "_flipped", "rounded to half precision": "_half",
+    "rounded to 8 bits": "_eighth",
 }  # fmt: skip
 """What may happen to a new weight as a whole, and the function that does it."""
+
+HALF, EIGHTH = "rounded to half precision", "rounded to 8 bits"
 
 
 NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance"})
 """Functions whose results nothing changes that takes magnitudes."""
 
 
-def weight_mistakes(value: t.Expr, coarse: bool = True, signed: bool = True) -> dict[str, str]:
+def weight_mistakes(
+    value: t.Expr, coarse: bool = True, signed: bool = True, halved: bool = False
+) -> dict[str, str]:
     """Those of `WEIGHTS` that make another weight of this one. coarse: it is no whole number, which
-    half precision has. signed: it may be negative.
+    half precision has. signed: it may be negative. halved: it has a half type already.
     """
     called = value.function if isinstance(value, t.Call) else None
     named = called.text if isinstance(called, t.Name) else ""
     same = {"made positive"} if named in NEVER_NEGATIVE or not signed else set()
-    same |= set() if coarse else {"rounded to half precision"}
+    same |= {HALF if halved else EIGHTH} if coarse else {HALF, EIGHTH}
     return {phrase: name for phrase, name in WEIGHTS.items() if phrase not in same}
 
 

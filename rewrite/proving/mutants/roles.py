@@ -17,7 +17,9 @@ class Roles:
     names bound to attributes, by type. ops: every op name on either side, `_` left out.
     fixed: weights that are always there, since the pattern says their shape. axes: of values whose
     shape the pattern says, and of what an op makes of them element by element. pointwise: handles
-    of ops whose kernels are one wide.
+    of ops whose kernels are one wide. bounded: some op cuts off below 0. halved: names of numbers
+    in a half type. in_half: values are in one, too. casts: values that hold the same numbers in two
+    types.
     """
 
     vocabulary: Vocabulary
@@ -31,6 +33,14 @@ class Roles:
     fixed: frozenset[str]
     axes: dict[str, int]
     pointwise: frozenset[str]
+    bounded: bool
+    halved: frozenset[str]
+    in_half: bool
+    casts: frozenset[frozenset[str]]
+
+    def is_halved(self, value: t.Expr) -> bool:
+        """Whether numbers were put into a half type."""
+        return isinstance(value, t.Name) and value.text in self.halved
 
     def kin(self, name: str) -> tuple[str, ...]:
         """Up to two other names of the same kind: those that stand beside it in the rule."""
@@ -70,6 +80,8 @@ class Roles:
     @property
     def signless(self) -> bool:
         """Whether some op is never negative, as codes are: then its magnitude is no news."""
+        if self.bounded:
+            return True
         specs = (self.vocabulary.get(name) for name in self.ops)
         return any(spec is not None and _never_negative(spec) for spec in specs)
 
@@ -104,6 +116,37 @@ def roles(rule: t.Rule, vocabulary: Vocabulary) -> Roles:
         frozenset(str(p.path) for p in shapes),
         _axes(shapes, steps, vocabulary),
         frozenset(str(p.path).partition(".")[0] for p in shapes if _one_wide(p)),
+        any(_least(p) for p in ops),
+        frozenset(w.text for b in lets if _calls(b.value, "as_type") for w in b.targets),
+        any(
+            isinstance(n, t.String) and n.value in HALVES
+            for w in rule.all(t.Where)
+            for n in t.walk(w)
+        ),
+        frozenset(frozenset(_values(p)) for p in ops if _is_typed(p, vocabulary)),
+    )
+
+
+HALVES = ("bfloat16", "float16")
+"""Types of numbers of 16 bits, as guards name them."""
+
+
+def _least(pattern: t.OpPattern) -> bool:
+    """`hardtanh(x, min_val = 0.0)` is never negative."""
+    least = [literal(k.value) for k in pattern.attrs if k.name.text == "min_val"]
+    return all(isinstance(n, (int, float)) and n >= 0 for n in least) and bool(least)
+
+
+def _calls(expr: t.Expr, name: str) -> bool:
+    function = expr.function if isinstance(expr, t.Call) else None
+    return isinstance(function, t.Name) and function.text == name
+
+
+def _is_typed(pattern: t.OpPattern, vocabulary: Vocabulary) -> bool:
+    """Whether the op does nothing but change the type of numbers."""
+    return all(
+        "idempotent" in spec.traits and [a.type for a in spec.attrs.values()] == ["dtype"]
+        for spec in _specs(pattern, vocabulary)
     )
 
 
