@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from ..journal import Verdict
 from ..torch_internals import tree_leaves
 from .compared import Ran, Whole, export_verdict, rounding
 from .exportable import Exportable, one_line, tensors_in
-from .taps import Named
+from .taps import Named, in_codes
 
-MOVED = 0.02
-"""Relative L2 distance of an output that codes may cause which round to the neighbour."""
+MOVED = 0.1
+"""Relative L2 distance of an output that codes may cause which round to the neighbour: layers that
+read them move by more. What a part may do is asked of it alone.
+"""
 
 _INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 _FIRST = "ONNX Runtime gives the same outputs"
@@ -34,13 +37,15 @@ _LEVELS = {
 def check(
     given: Exportable, file: Path, named: Sequence[Named], wanted: Mapping[str, list[Any]]
 ) -> tuple[Sequence[Verdict], Sequence[Whole]]:
-    """Each integer layer on what it reads in the model, then the whole on every example: as ONNX
-    Runtime rewrites it by default, and as it is written.
+    """Each integer layer on what it reads in the model, what stands between them on what they give,
+    then the whole on every example: as ONNX Runtime rewrites it by default, and as it is written.
     """
     try:
         onnx.checker.check_model(str(file), full_check=True)
-        layers = [_layers(given, file, named)] if named else []
-        return layers, [_whole(given, file, named, wanted, *how) for how in _LEVELS.items()]
+        parts = (
+            [_layers(given, file, named), *_between(given, file, named, wanted)] if named else []
+        )
+        return parts, [_whole(given, file, named, wanted, *how) for how in _LEVELS.items()]
     except Exception as error:  # ONNX Runtime has no class of errors of its own
         missing = "NOT_IMPLEMENTED" in str(error)
         how = "not checked" if missing else "tested"
@@ -69,7 +74,7 @@ def _whole(
     return Whole(claim, rows, inside)
 
 
-def _as_many(values: list[Any], found: list[Tensor] | str) -> list[Tensor]:
+def _as_many(values: list[Any], found: Sequence[Any]) -> list[Tensor]:
     """Outputs that are numbers are tensors in ONNX, unless they are left out."""
     given = [v for v in values if isinstance(v, Tensor | int | float)]
     tensors = [v if isinstance(v, Tensor) else torch.tensor(v) for v in given]
@@ -155,6 +160,30 @@ def _alone(file: Path, extractor: Extractor, given: Exportable, layer: Named) ->
     part = extractor.extract_model(list(inputs), [layer.gives])
     session = _session(_beside(file, part), ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
     return torch.from_numpy(session.run(None, {n: v.numpy() for n, v in inputs.items()})[0])
+
+
+def _between(
+    given: Exportable, file: Path, named: Sequence[Named], wanted: Mapping[str, list[Any]]
+) -> list[Verdict]:
+    """What is read by layers, and what the model gives, from what layers give in the model."""
+    extractor = Extractor(onnx.load(file, load_external_data=False))
+    inputs = dict(zip((v.name for v in extractor.graph.input), _fed(given.args), strict=True))
+    inputs |= {layer.gives: layer.tap.wanted for layer in named}
+    reads = {n: v for layer in named for n, v in zip(layer.read, layer.tap.given, strict=True)}
+    names = [value.name for value in extractor.graph.output]
+    values = _as_many(wanted[given.examples[0].label], names)
+    asked = reads | dict(zip(names, values, strict=True))
+    asked = {name: value for name, value in asked.items() if name not in inputs}
+    if not asked:
+        return []
+    part = extractor.extract_model(list(inputs), list(asked))
+    session = _session(_beside(file, part), ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    found = session.run(list(asked), {name: value.numpy() for name, value in inputs.items()})
+    rows = [
+        Ran(name, [torch.from_numpy(value)], [want], 0.0 if in_codes(want) else rounding([want]))
+        for (name, want), value in zip(asked.items(), found, strict=True)
+    ]
+    return [replace(Whole("what stands between them", rows).verdict, detail=f"{len(rows)} values")]
 
 
 def _ran(file: Path) -> str:

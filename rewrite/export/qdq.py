@@ -129,6 +129,14 @@ def _needed(layer: Int8Layer) -> str:
     return plain.get(layer.activation, layer.activation)
 
 
+_POOLS: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def max_pool(codes: Tensor, *geometry: Any, axes: int = 2, **settings: Any) -> Tensor:
+    """`int8_max_pool` as the op that ONNX has for codes, too."""
+    return _POOLS[axes](codes, *geometry, **settings)
+
+
 # -- in the graph ----------------------------------------------------------------------------------
 
 

@@ -13,11 +13,16 @@ from torch import Tensor, fx
 from ..graph.runs import own_inputs, watched
 from ..runtime import int8
 from ..runtime.layers import Int8Layer
+from ..runtime.pooling import int8_max_pool
 from .exportable import Exportable
-from .qdq import grid_at, layer_at, scales_of, spell
+from .qdq import grid_at, layer_at, max_pool, scales_of, spell
 
 _ROUNDING = 2.0**-20
 """Of the largest sum that a layer may reach: what arithmetic in float32 loses."""
+
+
+def in_codes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class Tap:
 
     @property
     def in_codes(self) -> bool:
-        return self.wanted.dtype == torch.uint8
+        return in_codes(self.wanted)
 
     def wrong(self, found: Tensor) -> Tensor:
         """Which results no rounding gives."""
@@ -67,6 +72,8 @@ def spelled(given: Exportable) -> list[Tap]:
     taps = []
     for node in list(module.graph.nodes):
         layer = layer_at(module, node)
+        if node.target is int8_max_pool:
+            node.target = max_pool
         if layer is None and node.target is not int8.quantize:
             continue
         read = tuple(n for n in node.all_input_nodes if isinstance(values[n], Tensor))
