@@ -50,7 +50,7 @@ def given() -> Tensor:
 def compiled(model: nn.Module, x: Any = None, stages: str = HALF, rules: str = "") -> Any:
     x = given() if x is None else x
     data = f'data calib = sample("train", all); {stages}'
-    text = f"{rules or library('half')}\npipeline p {{ {data} }}"
+    text = f"{rules or library('half')}\n{library('widen')}\npipeline p {{ {data} }}"
     return lissom.compile(model, text, inputs=(x,), data=[(x, torch.zeros(len(x)))])
 
 
@@ -201,6 +201,18 @@ def test_a_weight_of_two_layers_stays_one() -> None:
     result = compiled(model, torch.randn(3, 4))
     assert result.applied == []
     assert any("its weight is shared with" in said for said in reasons(result, "half_layer"))
+
+
+def test_a_table_is_half_as_large_and_a_tied_one_stays() -> None:
+    torch.manual_seed(0)
+    table, ids = nn.Embedding(9, 6), torch.tensor([[1, 8, 0], [3, 3, 2]])
+    model = Fn(lambda m, i: torch.tanh(m.t(i)), t=table)
+    stages = "stage s { once half_embedding }"
+    result = compiled(model, ids, stages)
+    assert torch.equal(result.model(ids), torch.tanh(table.weight.bfloat16().float()[ids]))
+    assert result.after.bytes == result.before.bytes / 2
+    tied = Fn(lambda m, i: m.t(i) @ m.t.weight.t(), t=table)
+    assert compiled(tied, ids, stages).applied == []
 
 
 def test_attention_and_products() -> None:

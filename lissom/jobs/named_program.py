@@ -10,7 +10,7 @@ from ..grammar.library.program import Program, library_shelf, observers_of, prog
 from ..grammar.tree import tree as t
 from ..grammar.tree.clauses import claims, over_ops
 
-STAGES = ("tidy", "fold", "absorb", "merge", "attention", "dead", "codes")
+STAGES = ("tidy", "fold", "absorb", "merge", "attention", "dead", "codes", "widen")
 """Files of the library with exact rules, in an order in which each prepares the next."""
 
 

@@ -173,9 +173,21 @@ def _own_rounding(
 
 
 def _sensitivity(model: nn.Module, left: list[Any], args: tuple[Any, ...], nodes: int) -> float:
-    """How far rounding errors that are put in move a model's outputs, at most."""
-    apart = (_compare(left, found, nodes)[0] for found in disturbed(model, args))
+    """How far rounding errors that are put in move a model's outputs, at most: of what overflows
+    with or without them, nothing is said.
+    """
+    pairs = (zip(*map(_both_finite, left, found), strict=True) for found in disturbed(model, args))
+    apart = (_compare([*old], [*new], nodes)[0] for old, new in pairs)
     return max((distance for distance in apart if math.isfinite(distance)), default=0.0)
+
+
+def _both_finite(left: Any, right: Any) -> tuple[Any, Any]:
+    """Two values with zeros where one of them is not finite."""
+    floating = isinstance(left, Tensor) and left.is_floating_point()
+    if not floating or not isinstance(right, Tensor) or left.shape != right.shape:
+        return left, right
+    finite = left.isfinite() & right.isfinite()
+    return torch.where(finite, left, 0.0), torch.where(finite, right, 0.0)
 
 
 def _compare(left: list[Any], right: list[Any], nodes: int) -> tuple[float, float, str]:
