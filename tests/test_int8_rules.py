@@ -232,3 +232,28 @@ def test_a_value_without_numbers_has_no_range() -> None:
     result = compiled(model, x, [(x, 0)], stages=f"stage s {{ {SEEN}once int8_linear }}")
     assert integer_layers(result.model) == []
     assert "no calibration data reached what b reads" in reasons(result, "int8_linear")[0]
+
+
+SUM = """
+approx rule added {
+  match {
+    h = int8_linear(q, activation = "none") as c
+    y = add(h, x)
+  }
+  let { (sx, zx) = affine(clip_range(x.range)) }
+  perturb { x := fake_quantize(x, scale = sx, zero = zx) }
+  rewrite { y = c(q, quantize(x, scale = sx, zero = zx), other_scale = sx, other_zero = zx) }
+  ensure { error(y) <= 5% on calib }
+}
+"""
+
+
+def test_numbers_that_meet_codes_are_drawn_for_as_many_samples() -> None:
+    """Codes are recorded from the data, whose batches are larger than the example."""
+    model = Fn(lambda m, x: m.b(x) + torch.tanh(x), b=nn.Linear(4, 4))
+    stages = "stage s { once watch; calibrate calib; once int8_linear; once added }"
+    rules = library("quant", "codes") + SUM
+    x, data = torch.randn(2, 4), [(torch.randn(8, 4), 0)]
+    result = compiled(model, x, data, stages=stages, rules=rules)
+    assert reasons(result, "added") == []
+    assert "added" in str(result.applied)

@@ -126,3 +126,8 @@ def test_in_place_ops_survive_though_nothing_reads_them() -> None:
 
     driven = run(Fn(forward, i=nn.Identity(), r=nn.ReLU(inplace=True)), X, library("tidy")).check()
     assert driven.difference() == 0
+
+
+def test_an_op_that_went_with_its_layer_overwrites_nothing_any_more() -> None:
+    model = Fn(lambda m, x: m.r(x.abs()).abs(), r=nn.ReLU(inplace=True))
+    assert run(model, X, library("tidy")).check().ops() == ["abs"]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.emit import Emitted, emit
 from ..graph.formats import in_format_of
-from ..graph.writes import is_pure, writes
+from ..graph.writes import is_pure
 from ..match.repeats import is_equal
 from ..match.site import Site
 from ..measure.observing import hand_on
@@ -297,12 +297,9 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
         if node.users or is_erased(node) or node.op in ("placeholder", "output"):
             continue
         feeders = node.all_input_nodes
-        was_effect = (
-            bool(state.mutations) and _reachable(state, node) and writes(node, state.module)
-        )
         state.view.forget(node)
         state.module.graph.erase_node(node)
-        if was_effect and node in state.mutations:
+        if node in state.mutations:
             state.mutations.remove(node)
         _drop_weight(state, node)
         feeders = [feeder for feeder in feeders if feeder not in matched and not feeder.users]

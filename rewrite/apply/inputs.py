@@ -57,7 +57,8 @@ def probes(
     state: State, inputs: Sequence[fx.Node], *, small: bool = True, special: bool = False
 ) -> Iterator[list[Probe]]:
     """Draws for the inputs of a site, the smallest first and one of full size last. Integers
-    (indices, masks) are recorded from the model: random ones may be illegal.
+    (indices, masks) are recorded from the model, random ones may be illegal; the others have as
+    many samples then.
 
     `small`: with shorter free axes first. `special`: with infinities and nan among the values,
     which only ops that compute element by element leave where they are.
@@ -67,8 +68,10 @@ def probes(
     if small and not real and len(tensors) == len(inputs):
         for size in _sizes([node.meta["val"].shape for node in tensors]):
             yield _known(state, tensors, size, special)
-    recorded = state.samples.values(state.module, real) if real else {}
-    yield _drawn(state.seed, tensors, recorded, None, special)
+    seen = state.samples.values(state.module, tensors) if real else {}
+    recorded = {node: seen[node] for node in real}
+    shapes = {node: tuple(value.shape) for node, value in seen.items()}
+    yield _drawn(state.seed, tensors, recorded, None, special, shapes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,12 @@ def _drawn(
     recorded: dict[fx.Node, Any],
     size: _Small | None,
     special: bool,
+    shapes: dict[fx.Node, tuple[int, ...]] | None = None,
 ) -> list[Probe]:
+    """`shapes`: those of values that are not as the example has them."""
     generator = torch.Generator().manual_seed(seed)
-    first, second = [_draw(tensors, recorded, generator, size) for _ in range(TRIES)]
+    full = {node: tuple(node.meta["val"].shape) for node in tensors} | (shapes or {})
+    first, second = [_draw(full, recorded, generator, size) for _ in range(TRIES)]
     more = _strange(first, recorded) if special else []
     if _in_one(tensors, recorded, first):
         return [_both(first, generator, special), *more]
@@ -197,20 +203,22 @@ def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> t
 
 
 def _draw(
-    tensors: Sequence[fx.Node],
+    shapes: dict[fx.Node, tuple[int, ...]],
     recorded: dict[fx.Node, Any],
     generator: torch.Generator,
     size: _Small | None,
 ) -> Probe:
     values = {
-        node: recorded[node] if node in recorded else _random(node.meta["val"], generator, size)
-        for node in tensors
+        node: recorded[node] if node in recorded else _random(shape, generator, size)
+        for node, shape in shapes.items()
     }
     return Probe(values, size is not None)
 
 
-def _random(spec: TensorSpec, generator: torch.Generator, size: _Small | None) -> torch.Tensor:
-    shape = spec.shape if size is None else _shrunk(spec.shape, size)
+def _random(
+    shape: tuple[int, ...], generator: torch.Generator, size: _Small | None
+) -> torch.Tensor:
+    shape = shape if size is None else _shrunk(shape, size)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
