@@ -131,3 +131,39 @@ def test_in_place_ops_survive_though_nothing_reads_them() -> None:
 def test_an_op_that_went_with_its_layer_overwrites_nothing_any_more() -> None:
     model = Fn(lambda m, x: m.r(x.abs()).abs(), r=nn.ReLU(inplace=True))
     assert run(model, X, library("tidy")).check().ops() == ["abs"]
+
+
+def test_a_value_that_is_kept_is_compared_as_it_was_before_it_was_written_to() -> None:
+    """`h += b` writes into `h`; the new sum reads the `h` that stays."""
+    swapped = """exact rule swapped {
+  match { shared h = linear(x); y = add(h, b) }
+  where { rank(b) == 2 }
+  rewrite { y = add(b, h) }
+}"""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        h, b = m.a(x), m.b(x)
+        h += b
+        return torch.relu(h)
+
+    model = Fn(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8)).eval()
+    found = run(model, torch.randn(2, 8), swapped, "once")
+    assert found.check().sites() == ["a"]
+
+
+def test_a_layer_that_wrote_and_went_writes_no_more() -> None:
+    """One `ReLU(inplace=True)` is called twice; the second call goes with the layer itself."""
+    joined = """exact rule joined {
+  match { h = linear(x) as l; y = relu(h) }
+  rewrite { y = clamp(l(x), min = 0.0) }
+}
+exact rule cut { match { h = clamp(x, min = 0.0); y = add(h, 1.0) }
+  rewrite { y = add(relu(x), 1.0) } }"""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return m.r(m.b(m.r(m.a(x)))) + 1.0
+
+    layers = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "r": nn.ReLU(inplace=True)}
+    found = run(Fn(forward, **layers).eval(), torch.randn(2, 8), joined, "once")
+    assert found.check().applied == 3
+    assert found.state.mutations == []

@@ -59,3 +59,16 @@ def test_a_batch_that_no_part_of_runs_stays_whole() -> None:
     data = lambda split: [((x, v), torch.zeros(()))]  # noqa: E731
     result = lissom.compile(Two().eval(), PROGRAM, inputs=(x, v), data=data)
     assert [event.site for event in result.applied] == ["second"]
+
+
+def test_large_samples_are_fewer() -> None:
+    """At least eight, and as many as hold a million numbers: an image has enough for a mean."""
+    images = [(torch.zeros(4, 3, 96, 96), torch.zeros(4)) for _ in range(16)]
+    samples = Samples((images[0][0],), lambda split: images)
+    samples.named["calib"] = images
+    module = torch.fx.symbolic_trace(torch.nn.ReLU())
+    assert sum(len(x) for (x,) in samples.calibration(module)) == 32
+    images = [(torch.zeros(4, 3, 256, 256), torch.zeros(4)) for _ in range(16)]
+    samples = Samples((images[0][0],), lambda split: images)
+    samples.named["calib"] = images
+    assert sum(len(x) for (x,) in samples.calibration(module)) == 8

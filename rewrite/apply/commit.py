@@ -4,6 +4,7 @@ nothing can fail.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -298,15 +299,21 @@ def _erase(state: State, nodes: list[fx.Node]) -> None:
             continue
         feeders = node.all_input_nodes
         state.view.forget(node)
+        _no_more_writes(state, node)
         state.module.graph.erase_node(node)
-        if node in state.mutations:
-            state.mutations.remove(node)
         _drop_weight(state, node)
         feeders = [feeder for feeder in feeders if feeder not in matched and not feeder.users]
         idle = [feeder for feeder in feeders if _only_computes(state, feeder)]
         for feeder in idle:
             _free_layer(state, feeder, {feeder})
         waiting += idle
+
+
+def _no_more_writes(state: State, node: fx.Node) -> None:
+    """Whether it wrote is not asked of it: its layer may be gone already."""
+    at = bisect_left(state.mutations, order_of(node), key=order_of)
+    if state.mutations[at : at + 1] == [node]:
+        del state.mutations[at]
 
 
 def _reachable(state: State, node: fx.Node) -> bool:

@@ -36,7 +36,7 @@ from .reasons import (
     faulty_kernels,
     inexact,
     loses_what_it_reads,
-    moves_a_constant,
+    moves_what_stays,
     rule_span,
 )
 from .surroundings import Surroundings, surroundings
@@ -146,9 +146,9 @@ def prepare(state: State, site: Site) -> VerifiedRewrite | NoMatch:
     barred = state.barred.get((site.rule.label, site.name))
     if barred is not None:
         return faulty_kernels(site, barred)
-    constant = moves_a_constant(site)
-    if constant is not None:
-        return constant
+    stays = moves_what_stays(site)
+    if stays is not None:
+        return stays
     plan = construct(state, site)
     let_go_of_parts(site, plan)
     unfit = loses_what_it_reads(site, plan) or owners_miss(state, site) or unseen(state, site, plan)

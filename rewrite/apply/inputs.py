@@ -4,9 +4,9 @@ they must be real.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -53,18 +53,31 @@ class Probe:
         return max((int(v.shape[0]) for v in tensors), default=1)
 
 
+class _Full(NamedTuple):
+    """Type and shape of a draw of full size."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
 def probes(
-    state: State, inputs: Sequence[fx.Node], *, small: bool = True, special: bool = False
+    state: State,
+    inputs: Sequence[fx.Node],
+    *,
+    small: bool = True,
+    special: bool = False,
+    codes: Container[fx.Node] = (),
 ) -> Iterator[list[Probe]]:
     """Draws for the inputs of a site, the smallest first and one of full size last. Integers
     (indices, masks) are recorded from the model, random ones may be illegal; the others have as
-    many samples then.
+    many samples then. Of `codes`, bytes that stand for numbers, all are legal.
 
     `small`: with shorter free axes first. `special`: with infinities and nan among the values,
     which only ops that compute element by element leave where they are.
     """
     tensors = [node for node in inputs if isinstance(node.meta.get("val"), TensorSpec)]
-    real = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
+    whole = [node for node in tensors if not node.meta["val"].dtype.is_floating_point]
+    real = [node for node in whole if node not in codes]
     if small and not real and len(tensors) == len(inputs):
         for size in _sizes([node.meta["val"].shape for node in tensors]):
             yield _known(state, tensors, size, special)
@@ -128,20 +141,22 @@ def _drawn(
 ) -> list[Probe]:
     """`shapes`: those of values that are not as the example has them."""
     generator = torch.Generator().manual_seed(seed)
-    full = {node: tuple(node.meta["val"].shape) for node in tensors} | (shapes or {})
+    full = {node: _Full(node.meta["val"].dtype, node.meta["val"].shape) for node in tensors}
+    full |= {node: _Full(full[node].dtype, shape) for node, shape in (shapes or {}).items()}
     first, second = [_draw(full, recorded, generator, size) for _ in range(TRIES)]
-    more = _strange(first, recorded) if special else []
-    if _in_one(tensors, recorded, first):
+    fixed = {*recorded, *(n for n, v in first.values.items() if not v.is_floating_point())}
+    more = _strange(first, fixed) if special else []
+    if _in_one(tensors, fixed, first):
         return [_both(first, generator, special), *more]
-    return [first, _spread_out(second, recorded, generator, special), *more]
+    return [first, _spread_out(second, fixed, generator, special), *more]
 
 
-def _strange(draw: Probe, recorded: dict[fx.Node, Any]) -> list[Probe]:
+def _strange(draw: Probe, fixed: Container[fx.Node]) -> list[Probe]:
     """Where an input has few numbers: every drawn one is nan, then infinite, then minus infinite.
 
     `x * 0` is 0 for all other numbers, and a vector of five may have been drawn without these.
     """
-    drawn = {node: value for node, value in draw.values.items() if node not in recorded}
+    drawn = {node: value for node, value in draw.values.items() if node not in fixed}
     if all(value.numel() >= FEW for value in drawn.values()):
         return []
     return [
@@ -152,18 +167,16 @@ def _strange(draw: Probe, recorded: dict[fx.Node, Any]) -> list[Probe]:
     ]
 
 
-def _in_one(tensors: Sequence[fx.Node], recorded: dict[fx.Node, Any], draw: Probe) -> bool:
+def _in_one(tensors: Sequence[fx.Node], fixed: Collection[fx.Node], draw: Probe) -> bool:
     """Whether samples of both kinds can share a batch, which halves the work.
 
     They cannot where an input has no second sample, or where the spread ones would overflow in the
     model's own precision and hide the normal ones.
     """
-    wide = all(
-        torch.finfo(node.meta["val"].dtype).max > 1e30 for node in tensors if node not in recorded
-    )
-    return (
-        not recorded and wide and all(v.dim() > 1 and v.shape[0] > 1 for v in draw.values.values())
-    )
+    if fixed:
+        return False
+    wide = all(torch.finfo(node.meta["val"].dtype).max > 1e30 for node in tensors)
+    return wide and all(v.dim() > 1 and v.shape[0] > 1 for v in draw.values.values())
 
 
 def _both(draw: Probe, generator: torch.Generator, special: bool) -> Probe:
@@ -176,12 +189,12 @@ def _both(draw: Probe, generator: torch.Generator, special: bool) -> Probe:
 
 
 def _spread_out(
-    draw: Probe, recorded: dict[fx.Node, Any], generator: torch.Generator, special: bool
+    draw: Probe, fixed: Container[fx.Node], generator: torch.Generator, special: bool
 ) -> Probe:
     spread = {
         node: _spread(value, generator, special)
         for node, value in draw.values.items()
-        if node not in recorded
+        if node not in fixed
     }
     return Probe({**draw.values, **spread}, draw.small)
 
@@ -203,22 +216,22 @@ def _spread(value: torch.Tensor, generator: torch.Generator, special: bool) -> t
 
 
 def _draw(
-    shapes: dict[fx.Node, tuple[int, ...]],
+    full: Mapping[fx.Node, _Full],
     recorded: dict[fx.Node, Any],
     generator: torch.Generator,
     size: _Small | None,
 ) -> Probe:
     values = {
-        node: recorded[node] if node in recorded else _random(shape, generator, size)
-        for node, shape in shapes.items()
+        node: recorded[node] if node in recorded else _random(one, generator, size)
+        for node, one in full.items()
     }
     return Probe(values, size is not None)
 
 
-def _random(
-    shape: tuple[int, ...], generator: torch.Generator, size: _Small | None
-) -> torch.Tensor:
-    shape = shape if size is None else _shrunk(shape, size)
+def _random(full: _Full, generator: torch.Generator, size: _Small | None) -> torch.Tensor:
+    shape = full.shape if size is None else _shrunk(full.shape, size)
+    if not full.dtype.is_floating_point:
+        return torch.randint(256, shape, generator=generator, dtype=full.dtype)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 

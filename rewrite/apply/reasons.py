@@ -30,15 +30,20 @@ def loses_what_it_reads(site: Site, plan: Plan) -> NoMatch | None:
     raise fail("N005", message, Label(rule_span(site)), help=hint)
 
 
-def moves_a_constant(site: Site) -> NoMatch | None:
+def moves_what_stays(site: Site) -> NoMatch | None:
     """`x := ...` of `perturb` gives the matched ops another value than the model computes: where x
-    is a constant of the model, it computes none.
+    is a constant of the model, it computes none; where one of them gives x to another, x is not
+    read from outside.
     """
+    inner = {*site.nodes} - {*site.outputs.values()}
     moves = [m for p in site.rule.source.all(t.Perturb) for m in p.moves]
     for move in (m for m in moves if isinstance(m, t.Assign) and len(m.path.parts) == 1):
         node, name = site.scope.names.get(str(move.path)), str(move.path)
         if isinstance(node, fx.Node) and node.op == "get_attr":
             text = f"`{name}` is a constant of the model, no value that it computes"
+            return NoMatch(PLAN, 0, lambda text=text: text, move.span, node, "R015")
+        if node in inner:
+            text = f"`{name}` is what one of the matched ops gives to another"
             return NoMatch(PLAN, 0, lambda text=text: text, move.span, node, "R015")
     return None
 

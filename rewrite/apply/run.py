@@ -54,11 +54,15 @@ def run_nodes(
     model's own.
 
     `dtype` None keeps every weight in its own precision (moved weights are rounded to it). The
-    tensors of `env` are never written to: nodes that compute in place get copies.
+    tensors of `env` are never written to: nodes that compute in place get copies. What each node
+    gave is returned as it was then, whoever wrote to it later: a rewrite that keeps the node reads
+    that.
     """
-    if any(writes(node, module) for node in nodes):
-        return {**_run_all(module, nodes, _copies(env), moved, dtype), **env}
-    return _run_all(module, nodes, dict(env), moved, dtype)
+    if not any(writes(node, module) for node in nodes):
+        return _run_all(module, nodes, dict(env), moved, dtype)
+    made: Env = {}
+    _run_all(module, nodes, _copies(env), moved, dtype, made)
+    return {**made, **env}
 
 
 def _run_all(
@@ -67,10 +71,14 @@ def _run_all(
     env: Env,
     moved: Mapping[str, Tensor],
     dtype: torch.dtype | None,
+    made: Env | None = None,
 ) -> Env:
+    """`made` receives copies of what nodes give."""
     with torch.no_grad():
         for node in nodes:
             env[node] = _run_node(module, node, env, moved, dtype)
+            if made is not None:
+                made |= _copies({node: env[node]})
     return env
 
 

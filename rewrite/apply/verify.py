@@ -98,7 +98,8 @@ def check_on(
     wide = both.wide
     with one_thread() if small else nullcontext():
         inputs = free_inputs(site, plan)
-        drawn = probes(state, inputs, small=small, special=_defined_for_all(site, plan))
+        special, codes = _defined_for_all(site, plan), _codes(site, plan)
+        drawn = probes(state, inputs, small=small, special=special, codes=codes)
         tries, left = both.accepted(drawn)
         runs = [both.compare(tries[0], left, wide)]
         runs += [both.compare(probe, both.left(probe, wide), wide) for probe in tries[1:]]
@@ -116,6 +117,13 @@ def check_on(
     return found
 
 
+def _codes(site: Site, plan: Plan) -> set[fx.Node]:
+    """The values that ops on both sides read as bytes that stand for numbers."""
+    read = [(item.op.inputs, item.inputs) for item in (*site.calls, *plan.ops)]
+    pairs = (pair for specs, values in read for pair in zip(specs, values, strict=False))
+    return {v for spec, v in pairs if spec.kind == CODES and isinstance(v, fx.Node)}
+
+
 def _require_numbers(site: Site, left: Env) -> None:
     """Raises V106 where every result is empty: then any two sides agree."""
     results = [left[node] for node in site.outputs.values()]
@@ -124,6 +132,9 @@ def _require_numbers(site: Site, left: Env) -> None:
         place = Label(None, where=site.name)
         raise fail("V106", "nothing of the matched ops can be compared", place, note=note)
 
+
+CODES = "uint8"
+"""The declared type of what reads codes."""
 
 LEAVES = frozenset({"elementwise", "movement", "reduction", "pooling"})
 """Traits of ops that give nan or an infinity for one of their own, and for no other number."""

@@ -33,6 +33,11 @@ MEMORY = 1 << 25
 SITE_SAMPLES = 32
 """Samples on which the error of one site is measured; the whole model is measured on all."""
 
+FEWEST, NUMBERS = 8, 1 << 20
+"""Of large inputs, images say, as many as hold so many numbers, but not fewer than these: each has
+numbers enough for the mean of a square.
+"""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -134,13 +139,18 @@ class Samples:
         batches = self.named.get("calib") or next(iter(self.named.values()), None)
         if not batches:
             return [self.inputs]
-        args = [self.args(batch) for batch in first(batches, SITE_SAMPLES, self.size)]
+        args = [self.args(batch) for batch in first(batches, self._site_samples(), self.size)]
         if not is_batched(args[0]):
             return args[:1]
         if self._divides is None:
             last = self.args(batches[len(args) - 1])
             self._divides = _same(args[-1], last) or _runs(module, args[-1])
         return args if self._divides else [self.args(batches[0])]
+
+    def _site_samples(self) -> int:
+        """How many samples sites are measured on."""
+        each = numbers_in(Example("", self.inputs)) // max(1, batch_size(self.inputs))
+        return max(FEWEST, min(SITE_SAMPLES, NUMBERS // max(1, each)))
 
     @property
     def generated(self) -> bool:
@@ -225,7 +235,7 @@ class Samples:
 
     def _affordable(self) -> Iterator[fx.Node]:
         """The nodes of the next sites that memory allows."""
-        used, scale = 0, max(1, SITE_SAMPLES // max(1, batch_size(self.inputs)))
+        used, scale = 0, max(1, self._site_samples() // max(1, batch_size(self.inputs)))
         for node in (node for nodes in self._ahead for node in nodes if not is_erased(node)):
             used += 0 if node in self._values else _bytes(node) * scale
             if used > MEMORY:

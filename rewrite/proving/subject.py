@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ...grammar.library.program import observers_of
 from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import attached_by
+from ..graph.runs import RunFailed
 from ..measure.observing import calibrate
 from ..ops.vocabulary import Vocabulary
 from ..pipeline.strategy import Runner
@@ -32,9 +34,10 @@ class Subject:
     def observe(self, state: State) -> State:
         """The state with what the rule reads of observers, if it reads any, and there is data."""
         rules = observers_of(self.source, self.own)
+        state.attached = frozenset(name for rule in rules for name in attached_by(rule))
         if rules and not state.samples.generated:
-            state.attached = frozenset(name for rule in rules for name in attached_by(rule))
             runner = Runner(state, "observe")
             runner.once([compile_rule(rule, {}, functions=self.functions) for rule in rules])
-            calibrate(state.module, map(state.samples.args, state.samples.named["calib"]))
+            with suppress(RunFailed):  # a near-miss may be no model: then nothing is known
+                calibrate(state.module, map(state.samples.args, state.samples.named["calib"]))
         return state

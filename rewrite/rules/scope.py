@@ -152,6 +152,8 @@ class Scope(Fold[Any]):
             return seen_of(value, expr.name, of_op=False)
         if expr.name == "shape" and isinstance(value, (ParamRef, Tensor)):
             return tuple(value.shape)
+        if expr.name in self.state.attached:  # no observer watches a number
+            return None
         raise fail("T003", f"`{expr.value.span.text}` has no `{expr.name}`", Label(expr.span))
 
     def of_call(self, call: OpCall, expr: t.Attribute) -> Any:
