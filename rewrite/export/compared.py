@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ..capture.equality import first_difference
-from ..evidence.certificate import RELOAD_TOLERANCE
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import distance
 
@@ -59,14 +57,6 @@ class Ran:
     @property
     def holds(self) -> bool:
         return self.apart <= self.allowed
-
-
-def rounding(wanted: Iterable[Tensor]) -> float:
-    """What other kernels may move an output by: a few units in the last place of the coarsest
-    type, if that is more than usual.
-    """
-    numbers = (value for value in wanted if value.is_floating_point())
-    return max([RELOAD_TOLERANCE, *(8 * torch.finfo(value.dtype).eps for value in numbers)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ..evidence.artifact import examples_of
+from ..evidence.certificate import RELOAD_TOLERANCE
 from ..measure.samples import Example
 from ..store.folder import load
 from ..torch_internals import tree_flatten, tree_unflatten
@@ -31,6 +32,19 @@ class Exportable:
     @property
     def args(self) -> tuple[Any, ...]:
         return self.examples[0].args
+
+    @property
+    def types(self) -> set[torch.dtype]:
+        """Of its inputs, weights and buffers."""
+        tensors = [*self.module.parameters(), *self.module.buffers(), *tensors_in(self.args)]
+        return {tensor.dtype for tensor in tensors}
+
+    def rounding(self, wanted: Iterable[Tensor]) -> float:
+        """The relative L2 distance by which other kernels may move outputs: a few units in the last
+        place of the coarsest type, if that is more than usual.
+        """
+        numbers = (t for t in {*self.types, *(v.dtype for v in wanted)} if t.is_floating_point)
+        return max([RELOAD_TOLERANCE, *(8 * torch.finfo(t).eps for t in numbers)])
 
     def refused(self, message: str, note: str = "", help: str = "") -> LissomError:
         return fail("A040", message, Label(None, where=str(self.folder)), note=note, help=help)

@@ -20,7 +20,7 @@ from .compared import Whole, export_verdict
 from .exportable import Exportable, one_line, quiet, traced
 from .taps import Named, Tap, spelled
 
-OPSET = 20
+OPSET, OPSET_OF_BFLOAT16 = 20, 22
 IN_ONE_FILE = 3 << 29
 """Bytes of weights up to which they lie in the file itself: protobuf holds 2 GiB."""
 
@@ -98,9 +98,10 @@ def _give_besides(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
 def _converted(given: Exportable) -> Any:
     """The model of onnx_ir. Raises A040 where torch.onnx has no form for an op."""
     program = traced(given)
+    opset = OPSET_OF_BFLOAT16 if torch.bfloat16 in given.types else OPSET
     try:
         with quiet("torch.onnx", "onnx_ir", "onnxscript"):
-            made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+            made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
     except Exception as error:
         help = "write .pt2, which has every op of torch"
         raise given.refused("torch.onnx cannot write the model", one_line(error), help) from error
@@ -108,11 +109,28 @@ def _converted(given: Exportable) -> Any:
     return made.model
 
 
+def _own_zero_points(graph: Any) -> None:
+    """One for each weight and bias: ONNX Runtime has no integer Gemm without one, and cannot make
+    its weights uint8, as it is told to without VNNI, where two share one.
+    """
+    import onnx_ir
+
+    for node in [n for n in graph if n.op_type == "DequantizeLinear"]:
+        stored, _, zero = node.inputs
+        if stored.is_initializer():
+            tensor = onnx_ir.Tensor(zero.const_value.numpy(), name=f"{stored.name}.zero")
+            own = onnx_ir.Value(name=tensor.name, const_value=tensor, shape=zero.shape)
+            own.dtype = tensor.dtype
+            graph.register_initializer(own)
+            node.replace_input_with(2, own)
+
+
 def _write(model: Any, file: Path) -> None:
     """Without the places in code that exporters note."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
+    _own_zero_points(model.graph)
     for change in (RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass()):
         model = change(model).model
     for value in (*model.graph.inputs, *model.graph.outputs):

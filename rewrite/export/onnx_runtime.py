@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..journal import Verdict
 from ..torch_internals import tree_leaves
-from .compared import Ran, Whole, export_verdict, rounding
+from .compared import Ran, Whole, export_verdict
 from .exportable import Exportable, one_line, tensors_in
 from .taps import Named, in_codes
 
@@ -70,7 +70,7 @@ def _whole(
         found = _outputs_or_why(session, example.args)
         tensors = _as_many(wanted[example.label], found)
         exact = not named or (inside.startswith("0 ") and not rows)
-        rows.append(Ran(example.label, found, tensors, rounding(tensors) if exact else MOVED))
+        rows.append(Ran(example.label, found, tensors, given.rounding(tensors) if exact else MOVED))
     return Whole(claim, rows, inside)
 
 
@@ -110,6 +110,8 @@ def _session(model: Path, level: Any, rewritten: Path | None = None) -> Any:
     options.graph_optimization_level = level
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
+    # Without VNNI sums of uint8 and int8 would saturate in 16 bits.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     if rewritten is not None:
         options.optimized_model_filepath = str(rewritten)
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -180,7 +182,12 @@ def _between(
     session = _session(_beside(file, part), ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
     found = session.run(list(asked), {name: value.numpy() for name, value in inputs.items()})
     rows = [
-        Ran(name, [torch.from_numpy(value)], [want], 0.0 if in_codes(want) else rounding([want]))
+        Ran(
+            name,
+            [torch.from_numpy(value)],
+            [want],
+            0.0 if in_codes(want) else given.rounding([want]),
+        )
         for (name, want), value in zip(asked.items(), found, strict=True)
     ]
     return [replace(Whole("what stands between them", rows).verdict, detail=f"{len(rows)} values")]

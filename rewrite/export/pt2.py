@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..graph.runs import own_inputs
 from ..journal import Verdict
 from ..measure.compare import outputs
-from .compared import Ran, Whole, rounding
+from .compared import Ran, Whole
 from .exportable import Exportable, one_line, quiet, tensors_in, traced
 
 CLAIM = "read in a fresh process without lissom, same outputs"
@@ -37,7 +37,9 @@ def _make(given: Exportable, file: Path) -> tuple[Sequence[Verdict], Sequence[Wh
     except Exception as error:
         raise given.refused("torch.export cannot save the model", one_line(error)) from error
     pairs = zip(given.examples, _again(given, file), _wanted(given), strict=True)
-    return (), [Whole(CLAIM, [Ran(e.label, got, want, rounding(want)) for e, got, want in pairs])]
+    return (), [
+        Whole(CLAIM, [Ran(e.label, got, want, given.rounding(want)) for e, got, want in pairs])
+    ]
 
 
 def _wanted(given: Exportable) -> list[list[Tensor]]:
