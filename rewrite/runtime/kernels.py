@@ -86,14 +86,23 @@ def reads_padding_alone(weight: Tensor, geometry: Geometry) -> bool:
     return any(pad >= span for pad, span in zip(padding, spans, strict=True))
 
 
-def packed_convolution(weight: Tensor, scale: Tensor, zero: int, geometry: Geometry) -> Tensor:
+def packed_convolution(
+    weight: Tensor,
+    scale: Tensor,
+    zero: int,
+    geometry: Geometry,
+    shape: Sequence[int] | None = None,
+) -> Tensor:
+    """`shape`: of the codes that are to come. Packed for others, weights are packed anew at each
+    call, which costs as much as a small layer.
+    """
     weight, scale = weight.contiguous(), scale.contiguous()
-    return operators()["qconv_prepack"](weight, scale, 1.0, zero, *geometry, None)
+    return operators()["qconv_prepack"](weight, scale, 1.0, zero, *geometry, shape)
 
 
-def packed_linear(weight: Tensor) -> Tensor:
-    """Strides of the weight would be ignored."""
-    return operators()["qlinear_prepack"](weight.contiguous(), None)
+def packed_linear(weight: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """The same of a linear layer, [N, I]. Strides of the weight would be ignored."""
+    return operators()["qlinear_prepack"](weight.contiguous(), shape)
 
 
 def convolution(

@@ -111,7 +111,7 @@ class Int8Layer(nn.Module):
         if why is None:
             sample = self._first(codes), None if other is None else self._first(other)
             wanted = self._plain(*sample)
-            for run, name in self._kernels():
+            for run, name in self._kernels(codes.shape):
                 if _gives(run, sample, wanted):
                     return _Chosen(run, name, tensors, states)
             why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
@@ -134,15 +134,17 @@ class Int8Layer(nn.Module):
             return True
         return chosen.states != (_state(weight), _state(scale), _state(bias))
 
-    def _kernels(self) -> Iterator[tuple[Run, str]]:
+    def _kernels(self, shape: torch.Size) -> Iterator[tuple[Run, str]]:
         """All in one kernel; the sums in a kernel and the rest in plain torch."""
-        fused, sums = self._packed()
+        fused, sums = self._packed(shape)
         yield fused, "oneDNN"
         finish = partial(int8.finished, **self._stored())
         yield (lambda codes, other: finish(sums(codes), other)), "oneDNN, the rest plain torch"
 
-    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
-        """The whole layer, and its numbers before anything is added; either may raise."""
+    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
+        """For codes of a shape: the whole layer, and its numbers before anything is added; either
+        may raise.
+        """
         raise NotImplementedError
 
     def _plain(self, codes: Tensor, other: Tensor | None) -> Tensor:
@@ -184,8 +186,9 @@ class Int8Linear(Int8Layer):
         super().__init__((out_features, in_features), bias, **settings)
         self.in_features, self.out_features = in_features, out_features
 
-    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
-        given = (kernels.packed_linear(self.weight), *self._tensors(), self.zero)
+    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
+        rows = (shape.numel() // self.in_features, self.in_features)
+        given = (kernels.packed_linear(self.weight, rows), *self._tensors(), self.zero)
 
         def fused(codes: Tensor, other: Tensor | None) -> Tensor:
             if other is not None:
@@ -235,9 +238,9 @@ class Int8Conv(Int8Layer):
     def _lists(self) -> kernels.Geometry:
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
-    def _packed(self) -> tuple[Run, Callable[[Tensor], Tensor]]:
+    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
         geometry = self._lists()
-        packed = kernels.packed_convolution(self.weight, self.scale, self.zero, geometry)
+        packed = kernels.packed_convolution(self.weight, self.scale, self.zero, geometry, shape)
         given = (packed, *self._tensors(), self.zero, geometry)
         stored = (self.activation, self._output)
 
