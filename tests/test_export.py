@@ -172,6 +172,9 @@ def test_layers_are_spelled_as_runtimes_know_them(mixed: Checked) -> None:
         assert kinds == ["int8", "int32", "uint8"]
         assert (tensors[b.input[1]] == tensors[x.input[1]] * tensors[w.input[1]]).all()
         assert (tensors[w.input[2]] == 0).all()
+        made = makers[x.input[0]]  # codes are read on the grid on which they were stored
+        made = makers[made.input[0]] if made.op_type == "Reshape" else made
+        assert [tensors[name] for name in made.input[1:]] == [tensors[name] for name in x.input[1:]]
     # ONNX Runtime cannot make weights uint8 (without VNNI) where two share a zero point.
     assert len({makers[layer.input[1]].input[2] for layer in layers}) == 5
     assert mixed.kinds().count("Relu") == 0
@@ -236,8 +239,11 @@ class Rows(nn.Module):
         self.large = drawn(Int8Linear(4, 4, zero=3, output_scale=400.0))
         self.large.bias.data[0] = 1e7
 
+        self.same = drawn(Int8Linear(4, 4, output_scale=30.0, other_scale=400.0))
+
     def forward(self, codes: Tensor) -> Tensor:
-        return self.large(self.one(codes))
+        codes = self.large(self.one(codes))
+        return self.same(codes, codes)
 
 
 def test_codes_may_be_inputs_and_outputs(tmp_path: Path) -> None:
@@ -247,7 +253,8 @@ def test_codes_may_be_inputs_and_outputs(tmp_path: Path) -> None:
     kinds = [v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)]
     assert kinds == [onnx.TensorProto.UINT8] * 2
     biases = {t.name: t.data_type for t in graph.initializer if t.name.endswith(".bias")}
-    assert list(biases.values()) == [onnx.TensorProto.INT32, onnx.TensorProto.FLOAT]
+    kinds = onnx.TensorProto
+    assert list(biases.values()) == [kinds.INT32, kinds.FLOAT, kinds.INT32]
     assert {verdict.worst for verdict in found.verdicts} == {0}
 
 

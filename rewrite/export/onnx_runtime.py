@@ -146,7 +146,7 @@ def _layers(given: Exportable, file: Path, named: Sequence[Named]) -> Verdict:
         wrong = tap.wrong(ran)
         if bool(wrong.any()):
             what = "codes" if tap.in_codes else "numbers"
-            said = f"{tap.label}: {int(wrong.sum())} of {wrong.numel()} {what} are no rounding"
+            said = f"{tap.node.name}: {int(wrong.sum())} of {wrong.numel()} {what} are no rounding"
             return export_verdict(claim, "tested", False, len(named), detail=said)
     apart = [(ran.int() - tap.wanted.int()).abs() for tap, ran in found if tap.in_codes]
     differ, total = sum(int((a > 0).sum()) for a in apart), sum(a.numel() for a in apart)

@@ -140,12 +140,11 @@ def max_pool(codes: Tensor, *geometry: Any, axes: int = 2, **settings: Any) -> T
 # -- in the graph ----------------------------------------------------------------------------------
 
 
-def scales_of(module: fx.GraphModule, values: Mapping[fx.Node, Any]) -> dict[fx.Node, float]:
-    """The scale of the codes that each node gives, where that is known: it is said by what makes
-    codes, and kept by what moves them.
+def scales_of(module: fx.GraphModule, codes: set[fx.Node]) -> dict[fx.Node, float]:
+    """The scale of each of these nodes, which give codes, where it is known: it is said by what
+    makes codes, and kept by what moves them.
     """
     scales: dict[fx.Node, float] = {}
-    codes = {n for n, v in values.items() if isinstance(v, Tensor) and v.dtype == torch.uint8}
     for node in (n for n in module.graph.nodes if n in codes):
         own = made_scale(module, node)
         moved = {scales.get(n) for n in node.all_input_nodes if n in codes}

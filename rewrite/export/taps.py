@@ -21,23 +21,25 @@ _ROUNDING = 2.0**-20
 """Of the largest sum that a layer may reach: what arithmetic in float32 loses."""
 
 
+_STEEPEST = 1.5
+"""By how much an activation may stretch a difference: hardswish does at 3."""
+
+
 def in_codes(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.uint8
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One layer on what it reads in the model: `exact` are its results in real arithmetic, in
-    codes where it gives codes, and a result may be `slack` away from them before it is rounded.
+    """A node that makes codes or numbers of codes, what it reads in the model and what it gives
+    there. `made_by` is its layer, or scale and zero point of a `quantize`.
     """
 
-    label: str
-    read: tuple[fx.Node, ...]
     node: fx.Node
+    read: tuple[fx.Node, ...]
+    made_by: Int8Layer | tuple[float, int]
     given: tuple[Tensor, ...]
     wanted: Tensor
-    exact: Tensor
-    slack: Tensor
 
     @property
     def in_codes(self) -> bool:
@@ -45,9 +47,11 @@ class Tap:
 
     def wrong(self, found: Tensor) -> Tensor:
         """Which results no rounding gives."""
-        nearest = self.exact.clamp(0, 255) if self.in_codes else self.exact
-        apart = (found.double() - nearest).abs()
-        return ~(apart <= self.slack + (0.5 if self.in_codes else 0.0))
+        made_by = self.made_by
+        layer = isinstance(made_by, Int8Layer)
+        exact, slack = _of_layer(made_by, self.given) if layer else _of_codes(made_by, *self.given)
+        nearest, half = (exact.clamp(0, 255), 0.5) if self.in_codes else (exact, 0.0)
+        return ~((found.double() - nearest).abs() <= slack + half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +66,43 @@ class Named:
 def spelled(given: Exportable) -> list[Tap]:
     """Puts the form of ONNX in place of every integer layer. Raises A040 for those without one."""
     module = given.module
-    values: dict[fx.Node, object] = {}
-
-    def seen(node: fx.Node, value: object) -> None:
-        values[node] = value.clone() if isinstance(value, Tensor) else value
-
-    watched(module, own_inputs(given.args), seen)
-    scales = scales_of(module, values)
+    read = {node: _read(node) for node in module.graph.nodes if _makes(module, node)}
+    values = _values(given, {*read, *(n for nodes in read.values() for n in nodes)})
+    scales = scales_of(module, {node for node, value in values.items() if in_codes(value)})
     taps = []
-    for node in list(module.graph.nodes):
-        layer = layer_at(module, node)
-        if node.target is int8_max_pool:
-            node.target = max_pool
-        if layer is None and node.target is not int8.quantize:
-            continue
-        read = tuple(n for n in node.all_input_nodes if isinstance(values[n], Tensor))
-        tensors = tuple(v for n in read if isinstance(v := values[n], Tensor))
-        wanted = values[node]
-        assert isinstance(wanted, Tensor)
+    for node, nodes in read.items():
+        layer, tensors = layer_at(module, node), tuple(values[n] for n in nodes)
         _require_float32(given, node, tensors[0] if layer is None else layer.scale)
-        made = _of_layer(layer, tensors) if layer is not None else _of_codes(node, tensors[0])
-        taps.append(Tap(node.name, read, node, tensors, wanted, *made))
+        grid = grid_at(node) if layer is None else {}
+        made_by = layer or (int8.single(grid["scale"]), grid["zero"])
+        taps.append(Tap(node, nodes, made_by, tensors, values[node]))
         spell(module, node, scales)
+    for node in module.graph.nodes:
+        node.target = max_pool if node.target is int8_max_pool else node.target
     module.recompile()
     return taps
+
+
+def _makes(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.target is int8.quantize or layer_at(module, node) is not None
+
+
+def _read(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The same one twice where a layer adds what it reads."""
+    return tuple(n for n in (*node.args, *node.kwargs.values()) if isinstance(n, fx.Node))
+
+
+def _values(given: Exportable, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:
+    """What these nodes give in the model; of other codes an empty tensor."""
+    values: dict[fx.Node, Tensor] = {}
+
+    def seen(node: fx.Node, value: object) -> None:
+        if isinstance(value, Tensor) and (node in wanted or in_codes(value)):
+            values[node] = value.clone() if node in wanted else value.new_empty(0)
+
+    if wanted:
+        watched(given.module, own_inputs(given.args), seen)
+    return values
 
 
 def _require_float32(given: Exportable, node: fx.Node, numbers: Tensor) -> None:
@@ -97,21 +114,21 @@ def _require_float32(given: Exportable, node: fx.Node, numbers: Tensor) -> None:
 
 
 def _of_layer(layer: Int8Layer, given: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Its results in real arithmetic, in codes where it gives codes, and how far away from them a
+    result may be before it is rounded.
+    """
     products = layer.scale.double()
     largest = 255 * products * layer.weight.double().flatten(1).abs().sum(1)
     if layer.bias is not None:
         largest = largest + layer.bias.double().abs()
     if len(given) > 1:
         largest = largest + 255 * layer.other_scale
-    slack = products / 2 + _ROUNDING * largest  # the bias is a whole number of products
-    behind = layer.weight.dim() - 2
-    exact, slack = layer.exact(*given), slack.reshape(-1, *[1] * behind)
+    slack = _STEEPEST * (products / 2 + _ROUNDING * largest)  # the bias is whole products
+    exact, slack = layer.exact(*given), slack.reshape(-1, *[1] * (layer.weight.dim() - 2))
     if layer.output_scale is None:
         return exact, slack
     return exact / layer.output_scale + layer.output_zero, slack / layer.output_scale
 
 
-def _of_codes(node: fx.Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    grid = grid_at(node)
-    exact = x.double() / int8.single(grid["scale"]) + grid["zero"]
-    return exact, 256 * torch.tensor(_ROUNDING)
+def _of_codes(grid: tuple[float, int], x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.double() / grid[0] + grid[1], 256 * torch.tensor(_ROUNDING)
