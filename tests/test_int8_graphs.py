@@ -173,3 +173,59 @@ def test_values_that_are_read_as_numbers_stay_numbers() -> None:
     after, ops = joined(model, x)
     assert ops == ["quantize", "int8_conv2d", "quantize", "int8_conv2d", "sigmoid", "mul"]
     assert torch.equal(after(x), model(x))
+
+
+STORED = """
+approx rule stored_average {
+  recursive decreasing ops(x)
+  match { y = adaptive_avg_pool2d(x) as a }
+  let { (sx, zx) = affine(clip_range(x.range)) }
+  perturb { x := fake_quantize(x, scale = sx, zero = zx) }
+  rewrite {
+    q = quantize(x, scale = sx, zero = zx)
+    y = a(dequantize(q, scale = sx, zero = zx))
+  }
+  ensure { error(y) <= 5% on calib }
+}
+"""
+
+
+class Numbers(nn.Module):
+    """As `Residual`, of layers with numbers; one activation overwrites what each layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.pool = nn.Conv2d(3, 8, 5, 2, 2), nn.MaxPool2d(3, 2, 1)
+        self.first, self.second = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.third, self.beside = nn.Conv2d(8, 12, 3, 2, 1), nn.Conv2d(8, 12, 1, 2)
+        self.act, self.average = nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.act(self.stem(x)))
+        h = self.second(self.act(self.first(x)))
+        h += x
+        x = self.act(h)
+        h = self.third(x)
+        h += self.beside(x)
+        return self.out(self.average(self.act(h)).flatten(1))
+
+
+def test_layers_with_numbers_become_such_a_graph() -> None:
+    model, data = Numbers().eval(), [(torch.randn(6, 3, 21, 21), torch.zeros(6))]
+    stages = f"""data calib = sample("train", all)
+      stage snap {{ once watch; calibrate calib; once int8_conv2d; once int8_linear }}
+      stage stored {{ once int8_summand; once stored_average }}
+      stage join {{ fixpoint {{ {RULES} }} }}"""
+    text = f"{library('quant', 'codes')}\n{STORED}\npipeline p {{ {stages} }}"
+    x = torch.randn(2, 3, 21, 21)
+    result = lissom.compile(model, text, inputs=(x,), data=data)
+    view = GraphView(result.model)
+    calls = (view.call(node) for node in result.model.graph.nodes)
+    assert [call.op.name for call in calls if call is not None] == [
+        "quantize", "int8_conv2d_codes", "int8_max_pool2d", "int8_conv2d_codes",
+        "int8_conv2d_codes", "int8_conv2d_codes", "int8_conv2d_codes",
+        "cast", "adaptive_avg_pool2d", "sub", "mul", "quantize", "flatten", "int8_linear",
+    ]  # fmt: skip
+    assert (result.model(x) - model(x)).norm() < 0.05 * model(x).norm()

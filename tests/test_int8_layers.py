@@ -240,13 +240,13 @@ def test_a_faulty_kernel_is_found_before_it_is_used(
 ) -> None:
     right = kernels.linear
 
-    def faulty(*given: Any) -> Tensor:
-        found = right(*given)
+    def faulty(codes: Tensor, *given: Any) -> Tensor:
+        found = right(*given)(codes)
         if fault == "raises":
             raise RuntimeError("could not create a primitive")
         return found.double() if fault == "wrong type" else found.index_fill(0, torch.tensor(0), 1)
 
-    monkeypatch.setattr(kernels, "linear", faulty)
+    monkeypatch.setattr(kernels, "linear", lambda *given: lambda codes: faulty(codes, *given))
     layer = of_8_by_4()
     assert torch.equal(layer(CODES), layer._plain(CODES, None))
     assert "oneDNN is wrong for [4] on this CPU" in str(layer.ran)
@@ -317,3 +317,16 @@ def test_codes_of_another_shape_are_not_added(shape: tuple[int, ...]) -> None:
     for tried in (layer, copy.deepcopy(layer)):
         with pytest.raises(ValueError, match="added to"):
             tried(codes, other)
+
+
+def test_numbers_in_half_precision_have_the_codes_that_quantize_gives() -> None:
+    """256 steps of float16 are too coarse to be rounded in."""
+    draw = random.Random(0)
+    weight, scale, bias = tensors(draw, 64, 5)
+    given = {"weight": weight, "scale": scale.half(), "bias": None if bias is None else bias.half()}
+    numbers, coded = (
+        layer_of(layers.Int8Linear, **given, **more)
+        for more in ({}, {"output_scale": 0.037, "output_zero": 128})
+    )
+    codes = codes_of(draw, 40, 5)
+    assert torch.equal(coded(codes), int8.quantize(numbers(codes), 0.037, 128))

@@ -160,7 +160,7 @@ def finished(
             raise ValueError(f"{list(other.shape)} codes are added to {list(y.shape)} numbers")
         y = (y.double() + (other.double() - other_zero) * single(other_scale)).to(y.dtype)
     y = ACTIVATIONS[activation](y)
-    return y if output_scale is None else _codes(y, output_scale, output_zero)
+    return y if output_scale is None else quantize(y, output_scale, output_zero)
 
 
 def _exact(codes: Tensor, zero: int) -> Tensor:

@@ -10,7 +10,7 @@ the plain arithmetic (`int8.py`) on one sample of that shape.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,11 +49,12 @@ def saturates() -> bool:
     weight = torch.full((8, 64), 127, dtype=torch.int8)
     image, kernel = codes.reshape(1, 64, 1, 1), weight.reshape(8, 64, 1, 1)
     ones = torch.ones(8)
-    flat = linear(codes, packed_linear(weight), ones, None, 0)
-    wide = convolution(image, packed_convolution(kernel, ones, 0, UNIT), ones, None, 0, UNIT)
+    flat = linear(packed_linear(weight), ones, None, 0)(codes)
+    wide = convolution(packed_convolution(kernel, ones, 0, UNIT), ones, None, 0, UNIT)(image)
     return bool((flat != 255 * 127 * 64).any() or (wide != 255 * 127 * 64).any())
 
 
+Run = Callable[[Tensor], Tensor]
 Geometry = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""
 UNIT: Geometry = ([1, 1], [0, 0], [1, 1], 1)
@@ -106,7 +107,6 @@ def packed_linear(weight: Tensor, shape: Sequence[int] | None = None) -> Tensor:
 
 
 def convolution(
-    codes: Tensor,
     packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
@@ -114,16 +114,13 @@ def convolution(
     geometry: Geometry,
     activation: str = "none",
     output: tuple[float, int] | None = None,
-) -> Tensor:
-    """Steps 1, 2, 4 and 5 of `int8.py`."""
-    run = operators()["qconv_pointwise"]
-    name, numbers = POST_OPS[activation]
-    scales = (1.0, zero, packed, scale, _no_zero_points(len(scale)), bias)
-    return run(codes, *scales, *geometry, *_stored(output), name, numbers, "")
+) -> Run:
+    """Steps 1, 2, 4 and 5 of `int8.py` on codes."""
+    given = (1.0, zero, packed, scale, _no_zero_points(len(scale)), bias, *geometry)
+    return _bound("qconv_pointwise", (*given, *_stored(output), *POST_OPS[activation], ""))
 
 
 def convolution_added(
-    codes: Tensor,
     packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
@@ -131,40 +128,46 @@ def convolution_added(
     geometry: Geometry,
     activation: str,
     output: tuple[float, int] | None,
-    other: Tensor,
     other_scale: float,
     other_zero: int,
-) -> Tensor:
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Steps 1 to 5 of images, to codes. The operator writes over what it adds to, and gives numbers
-    of its type: that is a copy here. Raises NotImplementedError for anything else, ValueError for
-    another number of samples, of which it would read too many.
+    of its type: that is a copy here. What this returns raises NotImplementedError for anything
+    else, ValueError for another number of samples, of which the operator would read too many.
     """
-    if codes.dim() != 4 or output is None:
-        raise NotImplementedError
-    if codes.shape[0] != other.shape[0]:
-        raise ValueError(f"{other.shape[0]} samples are added to {codes.shape[0]}")
     run = operators()["qconv2d_pointwise"].binary
-    name, numbers = POST_OPS[activation]
-    copy = other.clone(memory_format=torch.channels_last)
-    scales = (1.0, zero, packed, scale, _no_zero_points(len(scale)), copy, bias)
+    before = (1.0, zero, packed, scale, _no_zero_points(len(scale)))
     added = (other_scale, other_zero, "sum", 1.0)
-    return run(codes, *scales, *geometry, *_stored(output), *added, name, numbers, "")
+    behind = (bias, *geometry, *_stored(output), *added, *POST_OPS[activation], "")
+
+    def summed(codes: Tensor, other: Tensor) -> Tensor:
+        if codes.dim() != 4 or output is None:
+            raise NotImplementedError
+        if codes.shape[0] != other.shape[0]:
+            raise ValueError(f"{other.shape[0]} samples are added to {codes.shape[0]}")
+        return run(codes, *before, other.clone(memory_format=torch.channels_last), *behind)
+
+    return summed
 
 
 def linear(
-    codes: Tensor,
     packed: Tensor,
     scale: Tensor,
     bias: Tensor | None,
     zero: int,
     activation: str = "none",
     output: tuple[float, int] | None = None,
-) -> Tensor:
-    """Steps 1, 2, 4 and 5 of `int8.py`."""
-    run = operators()["qlinear_pointwise"]
-    name, numbers = POST_OPS[activation]
-    scales = (1.0, zero, packed, scale, _no_zero_points(len(scale)), bias)
-    return run(codes.contiguous(), *scales, *_stored(output), name, numbers, "")
+) -> Run:
+    """Steps 1, 2, 4 and 5 of `int8.py` on codes."""
+    given = (1.0, zero, packed, scale, _no_zero_points(len(scale)), bias)
+    run = _bound("qlinear_pointwise", (*given, *_stored(output), *POST_OPS[activation], ""))
+    return lambda codes: run(codes.contiguous())
+
+
+def _bound(name: str, given: tuple[Any, ...]) -> Run:
+    """An operator with all that it is given besides codes: put together once, not at each call."""
+    run = operators()[name]
+    return lambda codes: run(codes, *given)
 
 
 def _stored(output: tuple[float, int] | None) -> Sequence[Any]:

@@ -141,7 +141,7 @@ class Int8Layer(nn.Module):
         finish = partial(int8.finished, **self._stored())
         yield (lambda codes, other: finish(sums(codes), other)), "oneDNN, the rest plain torch"
 
-    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
+    def _packed(self, shape: torch.Size) -> tuple[Run, kernels.Run]:
         """For codes of a shape: the whole layer, and its numbers before anything is added; either
         may raise.
         """
@@ -186,16 +186,17 @@ class Int8Linear(Int8Layer):
         super().__init__((out_features, in_features), bias, **settings)
         self.in_features, self.out_features = in_features, out_features
 
-    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
+    def _packed(self, shape: torch.Size) -> tuple[Run, kernels.Run]:
         rows = (shape.numel() // self.in_features, self.in_features)
         given = (kernels.packed_linear(self.weight, rows), *self._tensors(), self.zero)
+        alone = kernels.linear(*given, self.activation, self._output)
 
         def fused(codes: Tensor, other: Tensor | None) -> Tensor:
             if other is not None:
                 raise NotImplementedError
-            return kernels.linear(codes, *given, self.activation, self._output)
+            return alone(codes)
 
-        return fused, lambda codes: kernels.linear(codes, *given)
+        return fused, kernels.linear(*given)
 
 
 class Int8Conv(Int8Layer):
@@ -238,20 +239,18 @@ class Int8Conv(Int8Layer):
     def _lists(self) -> kernels.Geometry:
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
-    def _packed(self, shape: torch.Size) -> tuple[Run, Callable[[Tensor], Tensor]]:
+    def _packed(self, shape: torch.Size) -> tuple[Run, kernels.Run]:
         geometry = self._lists()
         packed = kernels.packed_convolution(self.weight, self.scale, self.zero, geometry, shape)
         given = (packed, *self._tensors(), self.zero, geometry)
         stored = (self.activation, self._output)
+        alone = kernels.convolution(*given, *stored)
+        added = kernels.convolution_added(*given, *stored, self.other_scale, self.other_zero)
 
         def fused(codes: Tensor, other: Tensor | None) -> Tensor:
-            if other is None:
-                return kernels.convolution(codes, *given, *stored)
-            return kernels.convolution_added(
-                codes, *given, *stored, other, self.other_scale, self.other_zero
-            )
+            return alone(codes) if other is None else added(codes, other)
 
-        return fused, lambda codes: kernels.convolution(codes, *given)
+        return fused, kernels.convolution(*given)
 
 
 class Int8Conv1d(Int8Conv):
