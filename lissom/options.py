@@ -27,5 +27,7 @@ set_option = click.option(
 pipeline_option = click.option("--pipeline", metavar="NAME", help="Which pipeline of the program.")
 
 strict_option = click.option(
-    "--strict", is_flag=True, help="A rule that changes nothing is an error."
+    "--strict",
+    is_flag=True,
+    help="A rule that changes nothing is an error, and an integer layer without a kernel.",
 )

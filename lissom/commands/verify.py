@@ -14,14 +14,19 @@ from ..output import FAILED, Output, command
 def verify(out: Output, folder: str) -> int:
     """Check the written model OUT: hashes of all files, program, weights, and its outputs.
 
-    The recorded inputs are run through it again. Nothing of the folder is executed.
+    The recorded inputs are run through it again; a model with integer layers runs once more in a
+    process that logs every kernel. Nothing of the folder is executed.
     """
     from ..report import tables
     from ..rewrite.evidence.artifact import verify_artifact
+    from ..rewrite.evidence.kernel_log import logged
     from ..rewrite.journal import plain
+    from ..rewrite.measure.integer_layers import integer_layers
     from ..rewrite.store.folder import file_bytes
 
-    loaded, verdicts = verify_artifact(Path(folder))
+    loaded, found = verify_artifact(Path(folder))
+    kernels = logged(Path(folder)) if integer_layers(loaded.module) else None
+    verdicts = (*found, *([kernels] if kernels is not None else []))
     tables.verdicts(out, "verify", verdicts)
     nodes, size = len(loaded.module.graph.nodes), file_bytes(Path(folder))
     out.say(

@@ -36,6 +36,7 @@ from ..rules.state import State
 from ..torch_internals import version_of
 from .gc import fewer_collections
 from .pipeline import PipelineRun, Progress
+from .remarks import tell_of_kernels
 
 
 @dataclass
@@ -179,6 +180,7 @@ def compile_checked(
         run.run()
     finish(state.module)
     state.module.eval()  # containers that rewrites made begin in training mode
+    tell_of_kernels(state.journal, state.module, state.samples.inputs)
     after = present_costs(state)
     return Compiled(
         state.module,

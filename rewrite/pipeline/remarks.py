@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from ..journal import Applied, Journal, Note
+from ..measure.integer_layers import integer_layers, plain_layers, runs_of
 from ..measure.processor import HALVES, computes_in, processor_name
 from ..ops.spec import TensorSpec
 from ..rules.rule import CompiledRule
@@ -47,6 +49,17 @@ def tell_of_slow_types(journal: Journal, new: set[str]) -> None:
         if not computes_in(half):
             text = f"this CPU ({processor_name()}) has no instructions for {half}"
             journal.add(Note("", "W706", f"{text}: the model is right on it, and slow"))
+
+
+def tell_of_kernels(journal: Journal, model: nn.Module, args: tuple[Any, ...]) -> None:
+    """An integer layer that no kernel of this processor runs is right, and slow."""
+    if not integer_layers(model):
+        return
+    plain = plain_layers(runs_of(model, args))
+    if plain:
+        first, why = next(iter(plain.items()))
+        layers = "1 integer layer runs" if len(plain) == 1 else f"{len(plain)} integer layers run"
+        journal.add(Note("", "W706", f"{layers} in plain torch, {first} for one: {why}"))
 
 
 def tell_of_more(journal: Journal, stage: str, rule: CompiledRule, more: Sequence[str]) -> None:
