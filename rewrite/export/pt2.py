@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..graph.runs import own_inputs
 from ..journal import Verdict
@@ -24,7 +24,6 @@ def pt2(given: Exportable) -> Any:
     """Makes the file, and runs it in a fresh process: the same bits, up to rounding where
     torch.export takes another kernel. Raises A040 where torch.export refuses.
     """
-    _own_memory(given.module)
     return _make
 
 
@@ -57,20 +56,6 @@ def _impersonal(program: torch.export.ExportedProgram) -> None:
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-
-
-def _own_memory(module: nn.Module) -> None:
-    """A file holds the whole memory that a tensor lies in: a slice alone gets its own."""
-    tensors = [*module.parameters(), *module.buffers()]
-    users: dict[int, int] = {}
-    for tensor in tensors:
-        start = tensor.untyped_storage().data_ptr()
-        users[start] = users.get(start, 0) + 1
-    for tensor in tensors:
-        memory = tensor.untyped_storage()
-        used = tensor.numel() * tensor.element_size()
-        if users[memory.data_ptr()] == 1 and memory.nbytes() > used:
-            tensor.data = tensor.detach().clone()
 
 
 def _again(given: Exportable, file: Path) -> list[list[Tensor] | str]:
