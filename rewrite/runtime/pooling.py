@@ -1,5 +1,6 @@
-"""Pooling of codes. torch has no kernel for uint8 that takes every memory format: slices and
-elementwise ops stand for it, which keep the format and move a quarter of the bytes of floats.
+"""Pooling of codes. The kernel of torch for uint8 refuses images of more than 255 positions in
+channels_last: slices and elementwise ops stand for it, which keep the memory format and move a
+quarter of the bytes of floats.
 """
 
 from __future__ import annotations
