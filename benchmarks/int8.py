@@ -40,13 +40,13 @@ pipeline p {
   stage open { fixpoint { fold_bn; drop_dropout; drop_identity } }
   stage snap {
     once watch; calibrate calib
-    once int8_conv2d; once int8_linear; once int8_summand
+    once int8_conv2d; once int8_linear; once int8_summand; once int8_average
   }
   stage join {
     fixpoint {
       int8_add; int8_relu; int8_relu6; int8_conv2d_to_codes; int8_linear_to_codes; merge_quantize
       drop_requantize; drop_relu_of_codes; drop_clamp_of_codes; move_codes; order_codes; join_codes
-      pad_codes; max_pool2d_of_codes
+      pad_codes; max_pool2d_of_codes; average_codes; int8_hardswish
     }
   }
 }
@@ -60,6 +60,7 @@ Make = Callable[[nn.Module, Tensor, int, Path], Run]
 def ours(model: nn.Module, calibration: Sequence[Tensor]) -> Any:
     """The result, and on stderr what it cost."""
     data = [(x, torch.zeros(len(x))) for x in calibration]
+    torch.set_num_threads(1)
     begun = time.process_time()
     result = lissom.compile(model, PROGRAM, inputs=(images(2, seed=3),), data=data)
     print(f"compiled in {time.process_time() - begun:.0f} CPU s, {result}", flush=True)

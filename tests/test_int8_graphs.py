@@ -175,21 +175,6 @@ def test_values_that_are_read_as_numbers_stay_numbers() -> None:
     assert torch.equal(after(x), model(x))
 
 
-STORED = """
-approx rule stored_average {
-  recursive decreasing ops(x)
-  match { y = adaptive_avg_pool2d(x) as a }
-  let { (sx, zx) = affine(clip_range(x.range)) }
-  perturb { x := fake_quantize(x, scale = sx, zero = zx) }
-  rewrite {
-    q = quantize(x, scale = sx, zero = zx)
-    y = a(dequantize(q, scale = sx, zero = zx))
-  }
-  ensure { error(y) <= 5% on calib }
-}
-"""
-
-
 class Numbers(nn.Module):
     """As `Residual`, of layers with numbers; one activation overwrites what each layer gives."""
 
@@ -216,9 +201,9 @@ def test_layers_with_numbers_become_such_a_graph() -> None:
     model, data = Numbers().eval(), [(torch.randn(6, 3, 21, 21), torch.zeros(6))]
     stages = f"""data calib = sample("train", all)
       stage snap {{ once watch; calibrate calib; once int8_conv2d; once int8_linear }}
-      stage stored {{ once int8_summand; once stored_average }}
+      stage stored {{ once int8_summand; once int8_average }}
       stage join {{ fixpoint {{ {RULES} }} }}"""
-    text = f"{library('quant', 'codes')}\n{STORED}\npipeline p {{ {stages} }}"
+    text = f"{library('quant', 'codes')}\npipeline p {{ {stages} }}"
     x = torch.randn(2, 3, 21, 21)
     result = lissom.compile(model, text, inputs=(x,), data=data)
     view = GraphView(result.model)
