@@ -257,3 +257,17 @@ def test_numbers_that_meet_codes_are_drawn_for_as_many_samples() -> None:
     result = compiled(model, x, data, stages=stages, rules=rules)
     assert reasons(result, "added") == []
     assert "added" in str(result.applied)
+
+
+def test_layers_become_integer_while_a_budget_holds() -> None:
+    """Mixed precision: one after another, the least sensitive first; the others stay in float."""
+    stage = f"stage s {{ {SEEN}each int8_conv2d order by sensitivity }}"
+    both = compiled(net(), stages=stage)
+    errors = [max(v.worst for v in e.verdicts if v.claim.startswith("error")) for e in both.applied]
+    assert len(errors) == 2
+    assert errors == sorted(errors)
+    share = 60 * apart(both.model(given()), net()(given()))
+    one = compiled(net(), stages=f"budget drift(outputs) <= {share:.4f}%\n{stage}")
+    assert len(integer_layers(one.model)) == 1
+    assert 100 * apart(one.model(given()), net()(given())) <= 1.5 * share
+    assert {event.code for event in one.journal.of(Refused)} == {"B002"}
