@@ -396,6 +396,11 @@ def test_example_of_a_code_triggers_it(info: object, small: Declarations) -> Non
     assert info.code in found  # type: ignore[attr-defined]
 
 
+def test_a_code_has_one_meaning() -> None:
+    page = (Path(sys.modules["lissom.grammar.codes"].__file__).parent / "codes.md").read_text()  # type: ignore[arg-type]
+    assert len(re.findall(r"^## [A-Z]\d{3} ", page, re.M)) == len(codes())
+
+
 def test_every_code_is_explained() -> None:
     for code, info in codes().items():
         assert info.title

@@ -167,3 +167,28 @@ exact rule cut { match { h = clamp(x, min = 0.0); y = add(h, 1.0) }
     found = run(Fn(forward, **layers).eval(), torch.randn(2, 8), joined, "once")
     assert found.check().applied == 3
     assert found.state.mutations == []
+
+
+def test_what_is_written_elsewhere_stands_in_nobody_s_way() -> None:
+    """An in-place op between the matched ones, on another branch; and on what they read."""
+
+    def apart(m: nn.Module, x: torch.Tensor) -> Any:
+        h, other = m.c(x), m.d(x)
+        other.relu_()
+        return m.n(h) + other
+
+    def read(m: nn.Module, x: torch.Tensor) -> Any:
+        x = x + 1
+        h = m.c(x)
+        x.relu_()
+        return m.n(h) + x
+
+    def seen_through_a_view(m: nn.Module, x: torch.Tensor) -> Any:
+        h = m.c(x)
+        h.view(2, -1).relu_()
+        return m.n(h)
+
+    layers = {"c": nn.Conv2d(8, 8, 1), "d": nn.Conv2d(8, 8, 1), "n": nn.BatchNorm2d(8)}
+    assert run(Fn(apart, **layers).eval(), X, library("fold")).check().sites() == ["c"]
+    for forward in (read, seen_through_a_view):
+        assert run(Fn(forward, **layers).eval(), X, library("fold")).check().sites() == []

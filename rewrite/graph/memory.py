@@ -25,23 +25,30 @@ def after(nodes: Sequence[fx.Node], first: fx.Node) -> Sequence[fx.Node]:
     return nodes[bisect_right(nodes, order_of(first), key=order_of) :]
 
 
-def mutation_between(nodes: Sequence[fx.Node], inside: Sequence[fx.Node]) -> fx.Node | None:
-    """A mutating node that runs between the first and the last of `inside` (in graph order) and is
-    none of them.
-    """
-    if not nodes or not inside:
-        return None
-    for node in after(nodes, inside[0]):
-        if order_of(node) >= order_of(inside[-1]):
-            return None
-        if node not in inside:
-            return node
-    return None
-
-
 def memory_of(view: GraphView, value: fx.Node) -> set[fx.Node]:
     """The values whose memory `value` may be: itself and what it is a view of."""
     return set(reached([value], lambda node: may_share(node, view.call(node))))
+
+
+def mutation_between(
+    view: GraphView, nodes: Sequence[fx.Node], inside: Sequence[fx.Node]
+) -> fx.Node | None:
+    """A mutating node that runs between the first and the last of `inside` (in graph order), is
+    none of them, and writes to memory that one of them reads or gives.
+    """
+    if not nodes or not inside:
+        return None
+    near = {*inside, *(value for node in inside for value in node.all_input_nodes)}
+    touched: set[fx.Node] | None = None
+    for node in after(nodes, inside[0]):
+        if order_of(node) >= order_of(inside[-1]):
+            return None
+        if node in inside:
+            continue
+        touched = touched or set().union(*(memory_of(view, value) for value in near))
+        if any(memory_of(view, value) & touched for value in written(node, view.root)):
+            return node
+    return None
 
 
 def seen_through(

@@ -182,7 +182,7 @@ def _who(node: fx.Node) -> str:
 
 
 def _effects(state: State, site: Site) -> NoMatch | None:
-    other = mutation_between(state.mutations, site.nodes)
+    other = mutation_between(state.view, state.mutations, site.nodes)
     if other is None:
         return None
     return NoMatch(
