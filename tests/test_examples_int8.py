@@ -57,7 +57,7 @@ class Mobile(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention and two linear layers, between layer norms."""
+    """Attention of two heads and two linear layers, each with its layer norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +66,12 @@ class Encoder(nn.Module):
         self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = (self.query(x) @ self.key(x).transpose(-1, -2)).softmax(-1)
-        x = self.first(x + self.mix(scores @ self.value(x)))
+        query, key, value = (
+            layer(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        scores = (query @ key.transpose(-1, -2)).softmax(-1)
+        x = self.first(x + self.mix((scores @ value).transpose(1, 2).flatten(2)))
         return self.second(x + self.down(functional.gelu(self.up(x))))
 
 
