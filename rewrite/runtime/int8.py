@@ -63,7 +63,7 @@ def dequantize(
     codes: Tensor, scale: float, zero: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Numbers of codes, in their shape and in `dtype`."""
-    return (codes.to(dtype) - zero) * single(scale)
+    return (codes.to(dtype) - zero).mul_(single(scale))
 
 
 def fake_quantize(x: Tensor, scale: float, zero: int) -> Tensor:
@@ -175,4 +175,5 @@ def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, behind: int) -> Te
 
 
 def _codes(y: Tensor, scale: float, zero: int) -> Tensor:
-    return (y * (1 / single(scale)) + zero).round().clamp(0, 255).to(torch.uint8)
+    """In place behind the first step: new memory costs as much as the arithmetic."""
+    return (y * (1 / single(scale))).add_(zero).round_().clamp_(0, 255).to(torch.uint8)
