@@ -54,6 +54,11 @@ def calls(scope: Scope, call: OpCall) -> int:
     return max((len(scope.state.readers(path)) for path in paths), default=1)
 
 
+def users(scope: Scope, value: fx.Node) -> int:
+    """How many ops read a value of the model, its output among them."""
+    return len(value.users)
+
+
 def mode(scope: Scope, call: OpCall) -> str:
     """`train` if the op behaves as in training, else `eval`."""
     return "train" if call.attrs.get("training") else "eval"
@@ -259,6 +264,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "owned": owned,
     "sharers": sharers,
     "calls": calls,
+    "users": users,
     "mode": mode,
     "known": known,
     "constant": constant,
