@@ -101,8 +101,12 @@ def contestants(model: nn.Module, ours: nn.Module, x: Tensor, half: str) -> dict
     }
 
 
-def raced(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round."""
+def raced(
+    runs: Mapping[str, Run], rounds: int, pause: float | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each, round by round. pause: seconds in which the threads of the one before stop
+    spinning; then each runs once before it is timed.
+    """
     names = list(runs)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in names}
