@@ -114,7 +114,8 @@ def test_programs_make_every_layer_integer(path: Path) -> None:
     _, _, count, storing = STAND_INS[path.stem]
     assert (left, len(layers)) == ([], count)
     assert sum(layer.output_scale is not None for layer in layers) == storing
-    assert not result.notes  # No rule of the program is there for nothing.
+    # No rule of the program is there for nothing. W706 is of processors without VNNI.
+    assert {note.code for note in result.notes} <= {"W706"}
     with torch.inference_mode():
         wanted, found = model(x), result.model(x)
     assert ((found - wanted).norm() / wanted.norm()).item() < 0.05
