@@ -21,6 +21,7 @@ from ..rewrite.store.files import write_file
 @allow_option
 @pipeline_option
 @strict_option
+@click.option("--latency", is_flag=True, help="Measure milliseconds for each place.")
 @click.option(
     "--exit-code", "changes", is_flag=True, help="Exit with 10 when the plan is not empty."
 )
@@ -33,9 +34,11 @@ def plan(
     allow: tuple[str, ...],
     pipeline: str | None,
     strict: bool,
+    latency: bool,
     changes: bool,
 ) -> int:
-    """Show what PROGRAM would do to MODEL: sites of each rule, misses, predicted costs.
+    """Show what PROGRAM would do to MODEL: sites of each rule, misses, predicted costs, and for
+    each place ops, bits, bytes and the kernel that runs; with --latency milliseconds, too.
 
     PROGRAM is a rule file, or the name of a rule of the library, whose parameters --set gives;
     without it all exact rules of the library are tried.
@@ -50,7 +53,7 @@ def plan(
     request = Request(program or "", pipeline, settings, allow)
     read = read_program(request)
     compiled = run_compile(load_model(model), read, request, out)
-    planning.show_plan(out, compiled, asked=program is not None)
+    planning.show_plan(out, compiled, program is not None, latency)
     document = plan_document(compiled, request)
     out.fields["plan"] = document
     if output is not None:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..grammar.diagnostics import Label, fail
 from ..model_file import ModelFile
 from ..rewrite.apply.cost import said_of_uncounted
 from ..rewrite.journal import Applied, Attached, Refused, StageEnd, Verdict
 from ..rewrite.measure.compare import Metrics
-from ..rewrite.measure.latency import Latency
+from ..rewrite.measure.latency import Latency, batch_of
 from ..rewrite.pipeline.compile import Compiled
 from ..rewrite.store.folder import file_bytes, save
 
@@ -114,7 +114,7 @@ def compared(
 ) -> list[Compared]:
     """Everything that was counted or measured about the original and the written result."""
     old, new = compiled.before, compiled.after
-    batch = f"at batch {_batch(compiled)}"
+    batch = f"at batch {batch_of(compiled.samples.inputs)}"
     rows = [
         Compared("parameters", old.params, new.params),
         Compared("file bytes", stored_bytes(compiled), file_bytes(folder), "", "as written"),
@@ -136,12 +136,6 @@ def stored_bytes(compiled: Compiled) -> int:
     """Bytes of the original, written to disk as the result is, and measured there."""
     with tempfile.TemporaryDirectory() as folder:
         return file_bytes(save(compiled.original, Path(folder) / "original"))
-
-
-def _batch(compiled: Compiled) -> int:
-    """The size of the first axis of the first tensor among the example inputs."""
-    tensors = (value for value in compiled.samples.inputs if isinstance(value, Tensor))
-    return next((len(tensor) for tensor in tensors if tensor.dim()), 1)
 
 
 def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared]:

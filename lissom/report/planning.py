@@ -21,6 +21,7 @@ from ..rewrite.journal import plain
 from ..rewrite.measure.latency import Latency, measure_latency
 from ..rewrite.pipeline.compile import Compiled
 from . import tables
+from .sites import show_processor, show_sites
 
 
 def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
@@ -43,9 +44,13 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
     }
 
 
-def show_plan(out: Output, compiled: Compiled, asked: bool = True) -> None:
-    """The rules, the checks that were asked for, and the total."""
+def show_plan(out: Output, compiled: Compiled, asked: bool = True, latency: bool = False) -> None:
+    """The machine, the rules, what stands at each place, the checks that were asked for, and the
+    total. latency: how long each place takes is measured.
+    """
+    show_processor(out)
     show_rules(out, compiled, asked)
+    show_sites(out, compiled, latency)
     if out.verbose:
         tables.stages(out, stage_ends(compiled))
     tables.verdicts(out, "verify", compiled.verdicts)

@@ -70,7 +70,7 @@ def _below(row: RuleRow, verbose: int) -> list[str]:
     lines = [f"{count} x not: {reason}" for reason, count in row.misses.most_common()]
     if verbose:
         lines += [f"{count} x no match: {why}" for why, count in row.structural.most_common()]
-        lines += [f"at {_cut(', '.join(row.sites))}"] if row.sites else []
+        lines += [f"at {cut(', '.join(row.sites))}"] if row.sites else []
     return lines
 
 
@@ -78,7 +78,7 @@ def _change(value: int) -> str:
     return f"{value:+,}" if value else ""
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
 
 
@@ -174,7 +174,7 @@ def funnel(out: Output, found: Funnel) -> None:
     unasked = len(found.levels) - len(asked)
     if unasked and found.candidates:
         out.say(f"{unasked} more conditions were not reached")
-    places = _cut(", ".join(found.sites))
+    places = cut(", ".join(found.sites))
     out.say(f"applies at {len(found.sites)} of {found.candidates} candidates: {places or 'none'}")
 
 

@@ -138,6 +138,7 @@ def _insert(
 ) -> fx.Node:
     place = planned.origin.node if planned.origin is not None else site.calls[0].node
     home = str(place.meta.get("site") or "")
+    heirs = {**heirs, "captured": place.meta.get("captured", place.name)}
 
     def node_of(value: Any) -> fx.Node:
         if not isinstance(value, RuntimeSize):

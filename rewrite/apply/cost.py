@@ -180,7 +180,7 @@ class RunningCosts:
     def _enter(self, node: fx.Node) -> Costs:
         """What the model costs more with a node."""
         macs = self._macs[node] = node_macs(self.view, node)
-        held = self._held[node] = _tensors_of(self.module, node)
+        held = self._held[node] = tensors_of(self.module, node)
         if is_uncertain(self.module, self.view, node):
             self._uncertain.add(node)
         first = [tensor for tensor in held if not self._holders[id(tensor)]]
@@ -205,7 +205,7 @@ def _added(left: Costs, right: Costs) -> Costs:
     return left - (_NOTHING - right)
 
 
-def _tensors_of(module: nn.Module, node: fx.Node) -> list[Tensor]:
+def tensors_of(module: nn.Module, node: fx.Node) -> list[Tensor]:
     """The parameters and buffers that a node holds, each once."""
     if node.op == "call_module":
         layer = module_at(module, str(node.target))

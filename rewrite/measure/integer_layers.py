@@ -10,6 +10,7 @@ from torch import nn
 
 from ..graph.runs import run_model
 from ..runtime.layers import Int8Layer
+from .processor import integer_instructions
 
 PLAIN = "plain torch:"
 """How `Int8Layer.ran` begins where no kernel runs; the reason follows."""
@@ -35,6 +36,12 @@ def runs_of(model: nn.Module, args: tuple[Any, ...]) -> dict[str, tuple[str, int
         for hook in counting:
             hook.remove()
     return {path: (layer.ran or "not run", calls[path]) for path, layer in layers.items()}
+
+
+def kernel_of(layer: Int8Layer) -> str:
+    """What it ran last: the kernel and its instructions, or "plain torch: " and why."""
+    ran = layer.ran or "not run"
+    return f"{ran}, {integer_instructions()}" if ran.startswith("oneDNN") else ran
 
 
 def plain_layers(runs: Mapping[str, tuple[str, int]]) -> dict[str, str]:

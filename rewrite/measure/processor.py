@@ -36,6 +36,26 @@ def computes_in(half: str) -> bool:
     return allowed and not HALVES[half].isdisjoint(_features())
 
 
+INTEGERS = {
+    "avx512_core_amx": ("amx_int8", ("AMX", "AVX10_2", "ALL", "DEFAULT")),
+    "avx512_core_vnni": ("avx512_vnni", ("AVX512_CORE_", "AVX10", "ALL", "DEFAULT")),
+    "avx2_vnni": ("avx_vnni", ("VNNI", "AVX512_CORE_", "AVX10", "ALL", "DEFAULT")),
+}
+"""The instructions that sums of products of int8 run on, as oneDNN calls them, the fastest first:
+what the processor has to have, and words of a limit that leaves them.
+"""
+
+
+def integer_instructions() -> str:
+    """Those that oneDNN uses here; where there are none, what torch uses for other numbers."""
+    limits = [os.environ[key].upper() for key in LIMITS[:2] if os.environ.get(key)]
+    for name, (needed, words) in INTEGERS.items():
+        allowed = all(any(word in limit for word in words) for limit in limits)
+        if needed in _features() and allowed:
+            return name
+    return f"{torch.backends.cpu.get_cpu_capability()} without VNNI"
+
+
 def processor() -> dict[str, str]:
     """The name of the processor, its instruction set as torch uses it, whether it has matrix tiles
     (AMX), and the settings that forbid instructions, where there are any.

@@ -57,6 +57,7 @@ class Compiled:
     metrics: Metrics
     seed: int
     seconds: float
+    vocabulary: Vocabulary
     stamp: tuple[int, ...] = ()
 
     @cached_property
@@ -197,6 +198,7 @@ def compile_checked(
         run.metrics,
         options.seed,
         time.perf_counter() - begun,
+        state.vocabulary,
         stamp(state.module),
     )
 
