@@ -75,8 +75,32 @@ class Encoder(nn.Module):
         return self.second(x + self.down(functional.gelu(self.up(x))))
 
 
+class Block(nn.Module):
+    """Two convolutions beside a shortcut, which is one of its own where the block halves."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norms, self.act = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2)), nn.ReLU()
+        short = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        self.short = nn.Sequential(*short) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[1](self.two(self.act(self.norms[0](self.one(x)))))
+        return self.act(y + self.short(x))
+
+
+def residual() -> nn.Module:
+    """A stem, a block that halves and one that does not, an average and a linear layer."""
+    stem = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    return nn.Sequential(*stem, Block(6, 8, 2), Block(8, 8, 1), *head)
+
+
 STAND_INS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, int]] = {
     "efficientnet_lite0": (Mobile, (3, 8, 8), 5, 3),
+    "fashion_resnet": (residual, (1, 8, 8), 7, 6),
     "minilm": (Encoder, (5, 8), 6, 0),
     "mnist_cnn": (Reader, (1, 8, 8), 4, 3),
 }
