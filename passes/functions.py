@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import channels, importance, lowrank, observers, quantization, separable, sparsity, tensors
+from . import (
+    channels,
+    equalization,
+    importance,
+    lowrank,
+    observers,
+    quantization,
+    separable,
+    sparsity,
+    tensors,
+)
 
-MODULES = (tensors, channels, importance, separable, lowrank, sparsity, observers, quantization)
+MODULES = (
+    tensors,
+    channels,
+    importance,
+    separable,
+    lowrank,
+    sparsity,
+    observers,
+    quantization,
+    equalization,
+)
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     function.__name__.rstrip("_"): function for module in MODULES for function in module.FUNCTIONS

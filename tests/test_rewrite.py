@@ -55,6 +55,27 @@ def test_the_rest_stands_beside_what_has_a_name() -> None:
     assert run(model, X, text).check().ops() == ["gt", "tanh", "where", "neg"]
 
 
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_chain_is_copied_link_by_link(length: int) -> None:
+    """`f(g)` is all that `f` matched, on another value, with the settings of each link."""
+    text = rule("h = neg(x)\nk = leaky_relu*(h) as f\ny = abs(k)", "g = mul(x, -1)\ny = abs(f(g))")
+    model = Fn(lambda m, x: _bent(-x, length).abs())
+    assert run(model, X, text).check().ops() == ["mul", *["leaky_relu"] * length, "abs"]
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_an_op_that_may_be_absent_is_copied_where_it_is(present: bool) -> None:
+    model = Fn(lambda m, x: (_bent(-x, 1) if present else -x).abs())
+    text = rule("h = neg(x)\nk = leaky_relu?(h) as f\ny = abs(k)", "g = mul(x, -1)\ny = abs(f(g))")
+    assert run(model, X, text).check().ops() == ["mul", *["leaky_relu"] * present, "abs"]
+
+
+def _bent(x: torch.Tensor, times: int) -> torch.Tensor:
+    for _ in range(times):
+        x = nn.functional.leaky_relu(x, 0.5)
+    return x
+
+
 # -- names and weights -----------------------------------------------------------------------------
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, product
 
-from ..algebra.unify import Shape
+from ..algebra.unify import Shape, Solver
 from ..diagnostics import Label
 from ..tree import tree as t
 from .declared import OpFacts
@@ -51,6 +51,23 @@ class ShapeFault:
 
 def never(step: SideStep) -> ShapeFault:
     return ShapeFault("P004", "the pattern can never match", (Label(step.whole, "here"),))
+
+
+def unread(
+    step: SideStep,
+    chain: SideStep | None,
+    before: Callable[[str], Shape],
+    after: Callable[[str], Shape],
+    solver: Solver,
+) -> dict[str, Shape]:
+    """The results of a build whose op nobody knows here. A matched chain on another value gives
+    what it gave before, where both values have one shape.
+    """
+    pairs = () if chain is None else zip(step.reads, chain.reads, strict=False)
+    shapes = [(solver.shape(after(new)), solver.shape(before(old))) for new, old in pairs]
+    if chain is not None and all(new == old for new, old in shapes):
+        return dict.fromkeys(step.results, before(chain.results[0]))
+    return {name: (solver.rest(("built", name)),) for name in step.results}
 
 
 def apart(inst: OpInstance, code: str) -> ShapeFault:

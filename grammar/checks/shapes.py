@@ -23,6 +23,7 @@ from .instances import (
     low,
     never,
     ordered,
+    unread,
     widened,
 )
 from .sides import Sides, SideStep
@@ -300,10 +301,9 @@ class ShapeModel:
         return self.after[name] if name in self.after else self.value(name)
 
     def _make(self, step: SideStep) -> None:
-        facts = self.known.op(self.sides.op_of(step, self.ops))
-        if facts is None:
-            for name in step.results:
-                self.after[name] = (self.solver.rest(("built", name)),)
+        facts, chain = self.known.op(self.sides.op_of(step, self.ops)), self.sides.chain(step)
+        if facts is None or chain is not None:
+            self.after |= unread(step, chain, self.value, self.new_value, self.solver)
             return
         local = Terms(self.solver, self.known)
         for attr in facts.attrs.values():

@@ -85,6 +85,11 @@ class Sides:
         source = self.handles.get(step.clone)
         return chosen.get(id(source), step.ops[0]) if source else step.ops[0]
 
+    def chain(self, step: SideStep) -> SideStep | None:
+        """The matched chain, or op that may be absent, that a build has once more."""
+        source = self.handles.get(step.clone)
+        return source if source is not None and source.repeat else None
+
     @cached_property
     def inner(self) -> set[str]:
         """Matched values that another matched op reads."""

@@ -227,7 +227,11 @@ def origins(site: Site) -> tuple[str, ...]:
 
 
 def fresh_path(state: State, site: str, rule: str) -> str:
-    """`<site>.<rule>_<n>`; beside the site where its layer lives on. Never a path that exists."""
+    """`<site>.<rule>_<n>`; beside the site where its layer lives on. Never a path that exists. What
+    this rule has made already is named once.
+    """
+    home, _, last = site.rpartition(".")
+    site = home if last.startswith(f"{rule}_") else site
     base, stem = (
         (site, rule)
         if not _holds_layer(state.module, site)

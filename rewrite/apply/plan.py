@@ -22,6 +22,7 @@ from ..ops.runtime_size import RuntimeSize, read_by, settable
 from ..ops.spec import TensorSpec
 from ..rules.binding import Several
 from ..rules.no_value import NoValue
+from ..rules.pattern import PatternOp
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
 from .planned import Plan, Planned, check_shape, flat, in_double, require_spec, spec_known
@@ -137,6 +138,9 @@ class Constructor:
         like = self.scope.names.get(function.text)
         if isinstance(like, OpCall):
             return self._clone(expr, like)
+        chain = self.site.rule.pattern.chains.get(function.text)
+        if chain is not None:
+            return self._again(expr, chain)
         if function.text not in self.state.vocabulary:
             return None
         values = tuple(self.graph_value(arg) for arg in expr.args)
@@ -152,6 +156,17 @@ class Constructor:
         values = tuple(self.graph_value(arg) for arg in expr.args) or like.inputs
         self.origin = self.origin or like
         return self._applied(like.op, values, {**kept, **params}, {**like.attrs, **attrs}, expr)
+
+    def _again(self, expr: t.Call, op: PatternOp) -> Any:
+        """The links of a chain on another value; what is absent leaves it as it is."""
+        value, bound = self.graph_value(expr.args[0]), self.site.bindings
+        read = bound.values[op.reads[0]]
+        for link in bound.chains.get(op.index, ()):
+            self.origin = link
+            inputs = tuple(value if given is read else given for given in link.inputs)
+            params = {name: self.scope.param(link, name) for name in link.params}
+            value, read = self._plan(link.op, inputs, params, link.attrs, expr), link.node
+        return value
 
     def _applied(
         self,

@@ -61,6 +61,11 @@ class Pattern:
         """Ops that a search can start from, in textual order."""
         return [op for op in self.ops if op.fixed]
 
+    @property
+    def chains(self) -> Mapping[str, PatternOp]:
+        """Ops that may be absent, or there several times, by what `as c` calls them."""
+        return {op.source.handle.text: op for op in self.ops if op.repeat and op.source.handle}
+
     def order(self, anchor: PatternOp) -> tuple[MatchStep, ...]:
         """The steps that bind every op, starting at `anchor`; computed once."""
         if anchor.index not in self._orders:

@@ -85,8 +85,11 @@ WEIGHTS = {
 HALF, EIGHTH = "rounded to half precision", "rounded to 8 bits"
 
 
-NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance"})
+NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance", "balance"})
 """Functions whose results nothing changes that takes magnitudes."""
+
+POWERS = frozenset({"balance"})
+"""Functions that give powers of two, which half precision has."""
 
 
 def weight_mistakes(
@@ -98,6 +101,7 @@ def weight_mistakes(
     called = value.function if isinstance(value, t.Call) else None
     named = called.text if isinstance(called, t.Name) else ""
     same = {"made positive"} if named in NEVER_NEGATIVE or not signed else set()
+    coarse = coarse and named not in POWERS
     same |= {HALF if halved else EIGHTH} if coarse else {HALF, EIGHTH}
     return {phrase: name for phrase, name in WEIGHTS.items() if phrase not in same}
 
