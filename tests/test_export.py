@@ -23,10 +23,13 @@ from lissom.rewrite.runtime import (
     Int8Conv2d,
     Int8Conv3d,
     Int8Linear,
+    Int8LinearRows,
     dequantize,
     fake_quantize,
     int8_max_pool,
     quantize,
+    quantize_rows,
+    row_scale,
 )
 from lissom.rewrite.runtime.layers import Int8Layer
 
@@ -36,12 +39,14 @@ ort = pytest.importorskip("onnxruntime")
 
 from lissom.rewrite.export import onnx_runtime  # noqa: E402
 
+WRAPPED = (quantize, dequantize, fake_quantize, int8_max_pool, row_scale, quantize_rows)
+
 
 class _Tracer(fx.Tracer):
     """Integer layers and what makes codes stay calls, as in a compiled model."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=(quantize, dequantize, fake_quantize, int8_max_pool))
+        super().__init__(autowrap_functions=WRAPPED)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Int8Layer) or super().is_leaf_module(m, module_qualified_name)
@@ -279,6 +284,48 @@ def test_other_axes_and_half_precision(tmp_path: Path) -> None:
     found = checked(Narrow(), tmp_path / "narrow.onnx", x)
     assert found.kinds()[:2] == ["Cast", "QuantizeLinear"]
     assert "0 of 48 codes inside differ" in found.verdicts[2].detail
+
+
+class Found(nn.Module):
+    """Scales that are found for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = drawn(Int8LinearRows(6, 8)), Int8LinearRows(8, 4, bias=False)
+        self.b.weight.random_(-127, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = row_scale(x)
+        y = torch.relu(self.a(quantize_rows(x, scale), scale))
+        scale = row_scale(y)
+        return self.b(quantize_rows(y, scale), scale)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    x = torch.randn(3, 5, 6)
+    x[1, 2] = 0
+    return checked(Found(), tmp_path_factory.mktemp("rows") / "m.onnx", x)
+
+
+def test_scales_of_rows_are_found_in_onnx_runtime(rows: Checked) -> None:
+    assert rows.kinds().count("MatMulInteger") == 2
+    assert "2 MatMulInteger" in rows.verdicts[0].detail
+    assert "0 of 210 codes inside differ" in rows.verdicts[2].detail
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("b.scale", lambda s: s[[1, 0, 2, 3]] * [1, 1, 1, 1.001]),
+        ("a.bias", lambda b: b * 0),
+        ("a.zero", lambda z: z + 1),
+        ("b.weight", lambda w: w[:, ::-1]),
+    ],
+)
+def test_mistakes_in_layers_of_rows_are_found(rows: Checked, name: str, change: Any) -> None:
+    assert not rows.changed(lambda model: rewritten(model, name, change))[0]
 
 
 class Moved(nn.Module):

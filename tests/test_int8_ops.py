@@ -25,7 +25,14 @@ from .test_int8_layers import CONVS, codes_of, layer_of
 from .traced import described
 
 LIBRARY = Vocabulary.library()
-INTEGER = [name for name in LIBRARY.names() if name.startswith("int8_") and "pool" not in name]
+ELSEWHERE = ("pool", "rows")
+"""Of pooling further down, and in test_int8_rows.py."""
+
+INTEGER = [
+    name
+    for name in LIBRARY.names()
+    if name.startswith("int8_") and not any(word in name for word in ELSEWHERE)
+]
 SHAPES = {"conv1d": (4, 2, 3), "conv2d": (4, 2, 3, 3), "conv3d": (4, 2, 2, 2, 2), "linear": (4, 5)}
 KINDS = {f"conv{n}d": kind for n, kind in CONVS.items()} | {"linear": runtime.Int8Linear}
 

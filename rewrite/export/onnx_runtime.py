@@ -26,7 +26,7 @@ MOVED = 0.1
 read them move by more. What a part may do is asked of it alone.
 """
 
-_INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+_INTEGER = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger")
 _FIRST = "ONNX Runtime gives the same outputs"
 _LEVELS = {
     _FIRST: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,

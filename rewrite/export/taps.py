@@ -14,8 +14,10 @@ from ..graph.runs import own_inputs, watched
 from ..runtime import int8
 from ..runtime.layers import Int8Layer
 from ..runtime.pooling import int8_max_pool
+from ..runtime.rows import Int8LinearRows, quantize_rows
 from .exportable import Exportable
 from .qdq import grid_at, layer_at, max_pool, scales_of, spell
+from .row_integers import exact_codes, exact_numbers, spell_rows
 
 _ROUNDING = 2.0**-20
 """Of the largest sum that a layer may reach: what arithmetic in float32 loses."""
@@ -32,12 +34,12 @@ def in_codes(value: object) -> bool:
 @dataclass(frozen=True, slots=True)
 class Tap:
     """A node that makes codes or numbers of codes, what it reads in the model and what it gives
-    there. `made_by` is its layer, or scale and zero point of a `quantize`.
+    there. `made_by` is its layer, or scale and zero point of a `quantize`; None: `quantize_rows`.
     """
 
     node: fx.Node
     read: tuple[fx.Node, ...]
-    made_by: Int8Layer | tuple[float, int]
+    made_by: Int8Layer | tuple[float, int] | None
     given: tuple[Tensor, ...]
     wanted: Tensor
 
@@ -47,9 +49,7 @@ class Tap:
 
     def wrong(self, found: Tensor) -> Tensor:
         """Which results no rounding gives."""
-        made_by = self.made_by
-        layer = isinstance(made_by, Int8Layer)
-        exact, slack = _of_layer(made_by, self.given) if layer else _of_codes(made_by, *self.given)
+        exact, slack = _exact(self.made_by, self.given)
         nearest, half = (exact.clamp(0, 255), 0.5) if self.in_codes else (exact, 0.0)
         return ~((found.double() - nearest).abs() <= slack + half)
 
@@ -73,10 +73,12 @@ def spelled(given: Exportable) -> list[Tap]:
     for node, nodes in read.items():
         layer, tensors = layer_at(module, node), tuple(values[n] for n in nodes)
         _require_float32(given, node, tensors[0] if layer is None else layer.scale)
-        grid = grid_at(node) if layer is None else {}
-        made_by = layer or (int8.single(grid["scale"]), grid["zero"])
+        made_by = layer or _grid(node)
         taps.append(Tap(node, nodes, made_by, tensors, values[node]))
-        spell(module, node, scales)
+        if made_by is None or isinstance(layer, Int8LinearRows):
+            spell_rows(module, node)
+        else:
+            spell(module, node, scales)
     for node in module.graph.nodes:
         node.target = max_pool if node.target is int8_max_pool else node.target
     module.recompile()
@@ -84,7 +86,16 @@ def spelled(given: Exportable) -> list[Tap]:
 
 
 def _makes(module: fx.GraphModule, node: fx.Node) -> bool:
-    return node.target is int8.quantize or layer_at(module, node) is not None
+    makes_codes = node.target in (int8.quantize, quantize_rows)
+    return makes_codes or layer_at(module, node) is not None
+
+
+def _grid(node: fx.Node) -> tuple[float, int] | None:
+    """Scale and zero point of `quantize`; `quantize_rows` has none that stand in the model."""
+    if node.target is quantize_rows:
+        return None
+    grid = grid_at(node)
+    return int8.single(grid["scale"]), grid["zero"]
 
 
 def _read(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -111,6 +122,19 @@ def _require_float32(given: Exportable, node: fx.Node, numbers: Tensor) -> None:
             f"`{node.name}` makes codes of float64, which QuantizeLinear does not take",
             help="export the float32 model, or write .pt2",
         )
+
+
+def _exact(
+    made_by: Int8Layer | tuple[float, int] | None, given: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | float]:
+    """What is made in real arithmetic, and how far away a result may be before it is rounded."""
+    if made_by is None:
+        return exact_codes(*given)
+    if isinstance(made_by, Int8LinearRows):
+        return exact_numbers(made_by, *given)
+    return (
+        _of_layer(made_by, given) if isinstance(made_by, Int8Layer) else _of_codes(made_by, *given)
+    )
 
 
 def _of_layer(layer: Int8Layer, given: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear
+from ..runtime import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear, Int8LinearRows
 
 Params = Mapping[str, torch.Tensor | None]
 Build = Callable[[type[Any], Params, Mapping[str, Any]], nn.Module | None]
@@ -211,7 +211,7 @@ _BUILD: dict[type[nn.Module], Build] = {
     nn.MultiheadAttention: _attention,
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), _recurrent),
     **dict.fromkeys((Int8Conv1d, Int8Conv2d, Int8Conv3d), _int8_conv),
-    Int8Linear: _int8_linear,
+    **dict.fromkeys((Int8Linear, Int8LinearRows), _int8_linear),
 }
 """How a layer of each class is made; which op a class computes, its declaration says. Of an own
 class nobody knows it: the op's meaning is called.

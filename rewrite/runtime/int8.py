@@ -89,7 +89,7 @@ def int8_conv1d(
     `scale` [O], or codes where `stored` has an output scale; see `finished`.
     """
     sums = F.conv1d(_exact(codes, zero), weight.double(), None, stride, padding, dilation, groups)
-    return finished(_scaled(sums, scale, bias, 1), other, **stored)
+    return finished(scaled(sums, scale, bias, 1), other, **stored)
 
 
 def int8_conv2d(
@@ -107,7 +107,7 @@ def int8_conv2d(
 ) -> Tensor:
     """As `int8_conv1d`, of codes [N, C, H, W] with weights [O, C / groups, K, L]."""
     sums = F.conv2d(_exact(codes, zero), weight.double(), None, stride, padding, dilation, groups)
-    return finished(_scaled(sums, scale, bias, 2), other, **stored)
+    return finished(scaled(sums, scale, bias, 2), other, **stored)
 
 
 def int8_conv3d(
@@ -125,7 +125,7 @@ def int8_conv3d(
 ) -> Tensor:
     """As `int8_conv1d`, of codes [N, C, D, H, W] with weights [O, C / groups, J, K, L]."""
     sums = F.conv3d(_exact(codes, zero), weight.double(), None, stride, padding, dilation, groups)
-    return finished(_scaled(sums, scale, bias, 3), other, **stored)
+    return finished(scaled(sums, scale, bias, 3), other, **stored)
 
 
 def int8_linear(
@@ -138,8 +138,7 @@ def int8_linear(
     **stored: Any,
 ) -> Tensor:
     """As `int8_conv1d`, of codes [..., I] with weights [O, I]: [..., O]."""
-    sums = _exact(codes, zero) @ weight.double().t()
-    return finished(_scaled(sums, scale, bias, 0), other, **stored)
+    return finished(scaled(exact_sums(codes, weight, zero), scale, bias), other, **stored)
 
 
 def finished(
@@ -163,12 +162,17 @@ def finished(
     return y if output_scale is None else quantize(y, output_scale, output_zero)
 
 
+def exact_sums(codes: Tensor, weight: Tensor, zero: int) -> Tensor:
+    """Step 1 of codes [..., I] with weights [O, I]: [..., O] in float64."""
+    return _exact(codes, zero) @ weight.double().t()
+
+
 def _exact(codes: Tensor, zero: int) -> Tensor:
     return codes.double() - zero
 
 
-def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None, behind: int) -> Tensor:
-    """`behind` axes stand behind that of the output features."""
+def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None = None, behind: int = 0) -> Tensor:
+    """Step 2. `behind` axes stand behind that of the output features."""
     shape = (-1, *[1] * behind)
     y = sums.to(scale.dtype) * scale.reshape(shape)
     return y if bias is None else y + bias.reshape(shape)

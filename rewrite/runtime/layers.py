@@ -109,13 +109,17 @@ class Int8Layer(nn.Module):
         states = tuple(map(_state, tensors))
         why = self._why_plain(codes)
         if why is None:
-            sample = self._first(codes), None if other is None else self._first(other)
+            sample = self._sample(codes, other)
             wanted = self._plain(*sample)
             for run, name in self._kernels(codes.shape):
                 if _gives(run, sample, wanted):
                     return _Chosen(run, name, tensors, states)
             why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
         return _Chosen(self._plain, f"plain torch: {why}", tensors, states)
+
+    def _sample(self, codes: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What a kernel is tried on."""
+        return self._first(codes), None if other is None else self._first(other)
 
     def _first(self, codes: Tensor) -> Tensor:
         """The first sample; linear layers take one that has no axis for samples."""
