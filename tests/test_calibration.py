@@ -49,13 +49,13 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded: list[list[str]] = []
-        run = samples.record
+        run = samples.resume
 
         def watched(module: fx.GraphModule, nodes: Any, *rest: Any) -> Any:
             self.recorded.append([node.name for node in nodes])
             return run(module, nodes, *rest)
 
-        monkeypatch.setattr(samples, "record", watched)
+        monkeypatch.setattr(samples, "resume", watched)
 
 
 def test_nothing_is_recorded_where_no_guard_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_samples_are_recorded_before_weights_are_taken_apart(
 ) -> None:
     """Both take memory, and neither needs the other's; what a guard keeps out needs neither."""
     done: list[str] = []
-    run = samples.record
+    run = samples.resume
 
     def record(module: fx.GraphModule, nodes: Any, *rest: Any) -> Any:
         done.append("record")
@@ -155,7 +155,7 @@ def test_samples_are_recorded_before_weights_are_taken_apart(
         done.append("svd")
         return tensors.svd(w)
 
-    monkeypatch.setattr(samples, "record", record)
+    monkeypatch.setattr(samples, "resume", record)
     x = torch.randn(2, 12)
     text = library("lowrank") + PROGRAM.replace("STEP", "once").replace("LEAST", "8")
     data = [(x, torch.zeros(2))]

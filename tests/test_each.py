@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +24,7 @@ from lissom.rewrite.graph.runs import record
 from lissom.rewrite.graph.snapshot import snapshot
 from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.match.site import Site
-from lissom.rewrite.measure import compare, recording
+from lissom.rewrite.measure import compare, recording, samples
 from lissom.rewrite.pipeline import queue
 from lissom.rewrite.pipeline.pipeline import RANKS
 from lissom.rewrite.pipeline.strategy import Runner
@@ -101,7 +102,7 @@ def outcome(runner: Runner) -> tuple[list[str], dict[str, str]]:
     return sites(runner), digests(runner.state.module)
 
 
-def stack(widths: list[int], between: type[nn.Module] | None = nn.Tanh) -> nn.Module:
+def stack(widths: list[int], between: Callable[[], nn.Module] | None = nn.Tanh) -> nn.Module:
     torch.manual_seed(3)
     layers: list[nn.Module] = []
     for wide, out in pairwise(widths):
@@ -498,6 +499,40 @@ def test_a_run_that_goes_on_gives_the_same() -> None:
         value = resumed(nodes[place])
         assert torch.equal(value, record(module, [nodes[place]], (ROWS,))[nodes[place]])
     assert handles
+
+
+def test_a_run_goes_on_from_copies_of_what_is_written_to() -> None:
+    """The fourth layer's activation changes the value that the first run held."""
+    module = capture(stack([12] * 9, partial(nn.ReLU, inplace=True)), (ROWS,)).module
+    nodes = [node for node in module.graph.nodes if node.op == "call_module"]
+    (stops,) = recording.stops_of(module, 1, 1 << 20)
+    assert stops.written
+    for place in (9, 12, 12, 14, 13, 14, 4, 7):
+        found = recording.resume(module, [nodes[place]], (ROWS,), stops)[nodes[place]]
+        assert torch.equal(found, record(module, [nodes[place]], (ROWS,))[nodes[place]])
+    assert len(stops.held) > 5
+
+
+def test_sites_are_measured_from_where_the_last_one_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for two values at a time: each run goes from one site to the next."""
+    ran: list[fx.Node] = []
+    run_node = recording._Resuming.run_node
+
+    def told(runner: recording._Resuming, node: fx.Node) -> object:
+        ran.extend([node] if len(runner.kept) < len(runner.wanted) else [])
+        return run_node(runner, node)
+
+    monkeypatch.setattr(recording._Resuming, "run_node", told)
+    counts = []
+    for room in (4 * ROWS.nbytes, 0):
+        monkeypatch.setattr(samples, "MEMORY", room)
+        case = Case(stack([12] * 9, partial(nn.ReLU, inplace=True)), ROWS, low_rank(rank=2))
+        runner = case.runner()
+        runner.once([case.rule])
+        assert runner.applied == 8
+        counts.append(len(ran))
+        ran.clear()
+    assert counts[0] < counts[1] / 2
 
 
 def test_without_room_a_run_begins_at_the_inputs() -> None:

@@ -164,6 +164,20 @@ ONE_KERNEL = pytest.mark.skipif(not kernel_runs(), reason="no such integer kerne
 
 
 @ONE_KERNEL
+def test_texts_of_all_lengths_share_one_kernel_and_images_have_the_last_ones() -> None:
+    layer = of_8_by_4()
+    for rows in range(1, 20):
+        codes = CODES[:1].expand(2, rows, 4)
+        assert torch.equal(layer(codes), layer._plain(codes, None))
+    assert len(layer._chosen) == 1
+    image = layer_of(layers.Int8Conv1d, layer.weight.unsqueeze(2), layer.scale, layer.bias, zero=9)
+    for rows in (*range(1, 20), 1):
+        codes = CODES[:1, :, None].expand(1, 4, rows)
+        assert torch.equal(image(codes), image._plain(codes, None))
+    assert len(image._chosen) == layers.SHAPES
+
+
+@ONE_KERNEL
 def test_a_weight_that_changes_is_packed_again() -> None:
     layer = of_8_by_4()
     first = layer(CODES)

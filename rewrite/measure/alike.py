@@ -38,7 +38,7 @@ class _Front(fx.Interpreter):
 
 def held(module: fx.GraphModule, args: tuple[Any, ...], stops: Stops) -> list[Any]:
     """The leaves of what a graph returns for copies of `args`; `stops` holds the run, which begins
-    where an earlier one stood. For graphs that are `holdable`. Raises RunFailed.
+    where an earlier one stood. Raises RunFailed.
     """
     if stops.graph is not module.graph:
         stops.graph, stops.held = module.graph, []
@@ -68,7 +68,7 @@ def _known(front: Sequence[fx.Node], stops: Stops) -> dict[fx.Node, Any] | None:
         count = places.get(stop.order, len(nodes))
         known = {new: stop.env.get(old) for old, new in zip(nodes[:count], front, strict=False)}
         if count <= len(front) and all(_is_enough(new, known) for new in known):
-            return known
+            return stops.values(known)
     return None
 
 

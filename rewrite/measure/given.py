@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.runs import own_inputs
 from .alike import common_front, held, resumed
-from .recording import Order, Stops, holdable
+from .recording import Order, Stops, stops_of
 
 ROOM = 1 << 25
 """Bytes of outputs that are kept, and as many of values inside of runs that are held."""
@@ -61,8 +61,8 @@ class Given:
         on runs are held, for those to go on from.
         """
         model = self.model
-        if not self.stops and isinstance(model, fx.GraphModule) and holdable(model):
-            self.stops = [Stops(ROOM // len(self.batches)) for _ in self.batches]
+        if not self.stops and isinstance(model, fx.GraphModule):
+            self.stops = stops_of(model, len(self.batches), ROOM)
 
     def behind(self, order: Order) -> Given:
         """What the model gives once it was changed there: in front of it runs stand as they did."""

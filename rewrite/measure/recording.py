@@ -4,7 +4,8 @@ graph from some node on, and what is in front of it gives the same as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,25 +31,43 @@ class HeldRun:
 
 @dataclass
 class Stops:
-    """Where runs of one graph on one batch were held, in the order of the graph. room: bytes."""
+    """Where runs of one graph on one batch were held, in the order of the graph. room: bytes.
+    written: ops write into values, so that a run that is held, and each one that goes on from it,
+    has copies of its own. last: the stop that goes last where there is no room.
+    """
 
     room: int
     graph: fx.Graph | None = None
     held: list[HeldRun] = field(default_factory=list)
+    written: bool = False
+    last: HeldRun | None = None
 
     def begin(self, module: fx.GraphModule, wanted: Iterable[fx.Node]) -> HeldRun | None:
         """The last stop from which all that is wanted can be reached."""
         if module.graph is not self.graph:
             self.graph, self.held = module.graph, []
         wanted = list(wanted)
-        return next((stop for stop in reversed(self.held) if _reaches(stop, module, wanted)), None)
+        serve = (stop for stop in reversed(self.held) if self._serves(stop, module, wanted))
+        return next(serve, None)
 
-    def take(self, stop: HeldRun) -> None:
-        """Holds one more; where there is no room, every second one goes."""
+    def _serves(self, stop: HeldRun, module: fx.GraphModule, wanted: Sequence[fx.Node]) -> bool:
+        """What was written to since is not what a node gave."""
+        gone = self.written and any(order_of(node) <= stop.order for node in wanted)
+        return not gone and _reaches(stop, module, wanted)
+
+    def values(self, env: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """What a run goes on with from values that are held, or what is held of its own."""
+        return _copies(env) if self.written else env
+
+    def take(self, stop: HeldRun, *, last: bool = False) -> None:
+        """Holds one more; where there is no room, every second one goes, and `last` the last."""
+        stop = HeldRun(stop.order, self.values(stop.env))
+        self.last = stop if last else self.last
         rest = [other for other in self.held if other.order != stop.order]
         self.held = sorted([*rest, stop], key=lambda one: one.order)
         while self.held and _bytes(self.held) > self.room:
-            del self.held[::2]
+            others = [one for one in self.held if one is not self.last]
+            self.held = [one for one in self.held if one not in others[::2]] if others else []
 
     def drop(self, order: Order) -> None:
         """What stands at `order` and behind it is changed."""
@@ -65,6 +84,12 @@ def _reaches(stop: HeldRun, module: fx.GraphModule, wanted: Sequence[fx.Node]) -
     return all(order_of(value) > stop.order or value in stop.env for value in read)
 
 
+def _copies(env: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Copies that share memory as the values do; weights stay, no graph writes to them."""
+    own = {node: value for node, value in env.items() if node.op != "get_attr"}
+    return {**env, **dict(zip(own, copy.deepcopy(list(own.values())), strict=True))}
+
+
 def _bytes(stops: Iterable[HeldRun]) -> int:
     leaves = (leaf for stop in stops for leaf in tree_leaves(list(stop.env.values())))
     blocks = (leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor))
@@ -72,11 +97,14 @@ def _bytes(stops: Iterable[HeldRun]) -> int:
 
 
 class _Resuming(Recorder):
-    """Begins at the last stop that serves, and takes new ones on its way."""
+    """Begins at the last stop that serves, and takes new ones on its way: behind the first node
+    that is wanted, too, for there the graph is going to be changed.
+    """
 
     def __init__(self, module: fx.GraphModule, wanted: Sequence[fx.Node], stops: Stops) -> None:
         super().__init__(module, wanted)
         self.stops, self.begun, self.ran = stops, stops.begin(module, wanted), 0
+        self.first = min(wanted, key=order_of, default=None)
 
     def run(self, *args: Any, **settings: Any) -> Any:
         env = {} if self.begun is None else self._entered(self.begun)
@@ -84,35 +112,38 @@ class _Resuming(Recorder):
 
     def _entered(self, stop: HeldRun) -> dict[fx.Node, Any]:
         """Nodes that have run are skipped; nobody reads those whose values are gone."""
-        for node in self.wanted & stop.env.keys():
-            self.keep(node, stop.env[node])
-        return {n: stop.env.get(n) for n in self.traced.nodes if order_of(n) <= stop.order}
+        env = self.stops.values(stop.env)
+        for node in self.wanted & env.keys():
+            self.keep(node, env[node])
+        return {n: env.get(n) for n in self.traced.nodes if order_of(n) <= stop.order}
 
     def run_node(self, n: fx.Node) -> Any:
         done = len(self.kept) == len(self.wanted)
         step = max(1, len(self.traced.nodes) // APART)
         behind = n.op != "placeholder"  # all inputs have been read
-        if behind and self.ran >= 0 and (done or self.ran % step == step - 1):
-            self._hold(n)
+        first = n.prev is self.first
+        if behind and self.ran >= 0 and (first or done or self.ran % step == step - 1):
+            self._hold(n, last=first)
         self.ran = -1 if done else self.ran + 1
         return super().run_node(n)
 
-    def _hold(self, before: fx.Node) -> None:
+    def _hold(self, before: fx.Node, *, last: bool) -> None:
         live = {node: value for node, value in self.env.items() if value is not None}
-        self.stops.take(HeldRun(order_of(before.prev), live))
+        self.stops.take(HeldRun(order_of(before.prev), live), last=last)
 
 
 def resume(
     module: fx.GraphModule, nodes: Sequence[fx.Node], args: tuple[Any, ...], stops: Stops
 ) -> dict[fx.Node, Any]:
     """As `record`, from where earlier runs on the same inputs were held; `stops` holds this one,
-    too. For graphs that are `holdable`.
+    too.
     """
     recorder = _Resuming(module, nodes, stops)
     interpret(recorder, args, "the data")
     return recorder.kept
 
 
-def holdable(module: fx.GraphModule) -> bool:
-    """Whether values stay as they are while the graph goes on."""
-    return not any(writes(node, module) for node in module.graph.nodes)
+def stops_of(module: fx.GraphModule, batches: int, room: int) -> list[Stops]:
+    """Places for runs of a graph on so many batches; room: bytes of all together."""
+    written = any(writes(node, module) for node in module.graph.nodes)
+    return [Stops(room // batches, written=written) for _ in range(batches)]

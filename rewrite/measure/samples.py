@@ -23,7 +23,7 @@ from .given import Given, Run
 from .gradients import Loss, loss_of_task, slopes
 from .large_blocks import giving_back
 from .moments import affordable, second_moments
-from .recording import Order, Stops, holdable, resume
+from .recording import Order, Stops, resume, stops_of
 
 Source = Callable[[str], Iterable[Any]]
 
@@ -176,8 +176,7 @@ class Samples:
         and between them the graph is changed.
         """
         if self._stops is None:
-            count = len(self.calibration(module)) if holdable(module) else 0
-            self._stops = [Stops(MEMORY // count) for _ in range(count)]
+            self._stops = stops_of(module, len(self.calibration(module)), MEMORY)
 
     def changed(self, order: Order) -> None:
         """The graph is changed there: what held runs stand behind it is worth nothing."""

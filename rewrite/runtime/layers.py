@@ -20,6 +20,9 @@ from . import int8, kernels
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
 
+SHAPES = 8
+"""Shapes of inputs for which a layer keeps a kernel and packed weights."""
+
 
 @dataclass(slots=True)
 class _Chosen:
@@ -41,6 +44,8 @@ class Int8Layer(nn.Module):
     """
 
     meaning: ClassVar[Callable[..., Tensor]]
+    tells: ClassVar[slice] = slice(1, None)
+    """The sizes that decide which kernel runs, and for which weights are packed."""
     weight: nn.Parameter
     scale: nn.Parameter
     bias: nn.Parameter | None
@@ -71,12 +76,16 @@ class Int8Layer(nn.Module):
     def forward(self, codes: Tensor, other: Tensor | None = None) -> Tensor:
         if torch.compiler.is_compiling():
             return self._plain(codes, other)
-        shape = codes.shape
-        key = (shape[1:], shape[:1] != _NONE, None if other is None else other.shape[1:])
+        shape, own = codes.shape, self.tells
+        key = (
+            len(shape),
+            shape[own],
+            not codes.numel(),
+            None if other is None else other.shape[own],
+        )
         chosen = self._chosen.get(key)
         if chosen is None or self._changed(chosen):
-            self._chosen.pop(key, None)
-            chosen = self._chosen[key] = self._choose(codes, other)
+            chosen = self._chosen_anew(key, codes, other)
         return chosen.run(codes, other)
 
     @property
@@ -102,6 +111,14 @@ class Int8Layer(nn.Module):
         return ()
 
     # -- choosing ----------------------------------------------------------------------------------
+
+    def _chosen_anew(self, key: Any, codes: Tensor, other: Tensor | None) -> _Chosen:
+        """Of many shapes the last ones are kept: each holds the weights once more."""
+        self._chosen.pop(key, None)
+        if len(self._chosen) >= SHAPES:
+            self._chosen.pop(next(iter(self._chosen)), None)
+        self._chosen[key] = self._choose(codes, other)
+        return self._chosen[key]
 
     def _choose(self, codes: Tensor, other: Tensor | None) -> _Chosen:
         _require(self.weight, self.scale, self.bias)
@@ -183,6 +200,7 @@ class Int8Linear(Int8Layer):
     """
 
     meaning = staticmethod(int8.int8_linear)
+    tells = slice(-1, None)  # texts have ever other lengths, and rows are all alike
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, **settings: Any
@@ -276,9 +294,6 @@ class Int8Conv3d(Int8Conv):
 
     axes = 3
     meaning = staticmethod(int8.int8_conv3d)
-
-
-_NONE = torch.Size((0,))
 
 
 def _fixed(tensor: Tensor) -> nn.Parameter:

@@ -73,6 +73,7 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
         """
         if self.rule.kind == "approx":
             near = (n for n in places if may_apply(self.state, self.rule, n, self.start))
+            self.state.samples.go_on(self.state.module)
             self.state.samples.look_ahead(map(_seen_by, near))
 
     def stands(self, ready: VerifiedRewrite) -> bool:
