@@ -48,7 +48,7 @@ def convs() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 
 def runner(model: nn.Module, inputs: tuple[torch.Tensor, ...], text: str) -> Run:
-    def run(fuel: int | None, journal: Journal) -> Any:
+    def run(fuel: int | None, journal: Journal, sites: Any = None) -> Any:
         options = Options(functions=FUNCTIONS, fuel=fuel, journal=journal)
         data = lambda split: [(inputs[0], None)]  # noqa: E731
         return compile_model(model, program_of(text), inputs, data, {}, options)

@@ -26,7 +26,7 @@ from lissom.rewrite.journal import Applied, Refused
 from lissom.rewrite.match.site import Site
 from lissom.rewrite.measure import compare, recording, samples
 from lissom.rewrite.pipeline import queue
-from lissom.rewrite.pipeline.pipeline import RANKS
+from lissom.rewrite.pipeline.orders import ORDERS, Order
 from lissom.rewrite.pipeline.strategy import Runner
 from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.dims.models import drawn
@@ -66,13 +66,14 @@ class Case:
     def lazily(self, until: int, broken: Broken = lambda: None) -> Runner:
         runner = self.runner()
         done = lambda: runner.applied >= until  # noqa: E731
-        runner.each(self.rule, RANKS[self.order], done, broken, self.order == "sensitivity")
+        runner.each(self.rule, ORDERS[self.order], done, broken)
         return runner
 
     def eagerly(self, until: int, broken: Broken = lambda: None) -> Runner:
         """Ranks all sites anew for every one that is applied."""
         runner = self.runner()
-        state, target, rank = runner.state, target_of(runner.state, self.rule), RANKS[self.order]
+        state, rank = runner.state, ORDERS[self.order].rank
+        target = target_of(state, self.rule)
         waiting = target.candidates()
         while waiting and runner.applied < until:
             found = [(place, target.prepare(place)) for place in waiting]
@@ -547,5 +548,5 @@ def test_what_cannot_be_measured_goes_last() -> None:
     case = Case(stack([12] * 4), ROWS, low_rank(keep_params=0.5))
     ranks = {"0": math.nan, "2": 1.0, "4": 2.0}
     runner = case.runner()
-    runner.each(case.rule, lambda ready: ranks[ready.site.name], lambda: False)
+    runner.each(case.rule, Order(lambda ready: ranks[ready.site.name]), lambda: False)
     assert sites(runner) == ["4", "2", "0"]

@@ -19,7 +19,7 @@ from lissom.rewrite.journal import Refused
 from lissom.rewrite.measure import alike, compare, given, recording
 from lissom.rewrite.measure.alike import common_front
 from lissom.rewrite.measure.given import Given
-from lissom.rewrite.pipeline.pipeline import RANKS
+from lissom.rewrite.pipeline.orders import ORDERS
 from lissom.rewrite.pipeline.strategy import Runner
 from lissom.rewrite.proving.choices.source import Rolled
 from lissom.rewrite.proving.dims.models import drawn
@@ -102,7 +102,7 @@ def test_what_was_measured_for_the_order_is_not_measured_for_the_promise(
     made, drifts = runner(), counted(monkeypatch, check, "drift_from")
     done = lambda: made.applied >= 2  # noqa: E731
     rule = rule_with(name, args, claim, "1000%")
-    made.each(rule, RANKS["sensitivity"], done, measured=True)
+    made.each(rule, ORDERS["sensitivity"], done)
     assert made.applied == 2
     tried = made.state.journal.tried[rule.label]
     refused = [e for e in made.state.journal.of(Refused) if e.code != "B003"]

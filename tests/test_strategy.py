@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from lissom.grammar.diagnostics import LissomError
 from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.journal import Applied, Refused
+from lissom.rewrite.pipeline.orders import ORDERS
 from lissom.rewrite.pipeline.strategy import Runner
 from lissom.rewrite.rules.rule import CompiledRule
 
@@ -158,8 +158,7 @@ def three_layers() -> Runner:
     return runner(nn.Sequential(nn.Linear(6, 40), nn.Linear(40, 60), nn.Linear(60, 6)).eval())
 
 
-def by_saving(ready: Any) -> float:
-    return float(ready.saving)
+by_saving = ORDERS["saving"]
 
 
 def left(work: Runner, code: str) -> list[str]:

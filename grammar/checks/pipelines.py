@@ -20,7 +20,7 @@ from .report import Messages
 from .sides import Sides
 from .structure import is_budget
 
-ORDERS = frozenset(("saving", "macs", "sensitivity"))
+ORDERS = frozenset(("saving", "macs", "sensitivity", "latency"))
 POLICIES = frozenset(("rollback", "stop", "keep"))
 MODES = frozenset(("eval", "train"))
 TEACHERS = frozenset(("original", "features", "student", "teacher"))

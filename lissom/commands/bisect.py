@@ -38,7 +38,9 @@ def bisect(
 
     file, request = load_model(model), Request(program, pipeline, settings, allow)
     read = read_program(request)
-    found = search(lambda fuel, journal: run_compile(file, read, request, out, fuel, journal))
+    found = search(
+        lambda fuel, journal, sites: run_compile(file, read, request, out, fuel, journal, sites)
+    )
     if found is None:
         out.say("nothing breaks")
         return 0

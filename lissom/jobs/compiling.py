@@ -53,8 +53,11 @@ def run_compile(
     out: Output,
     fuel: int | None = None,
     journal: Journal | None = None,
+    decided: Iterable[tuple[str, str]] | None = None,
 ) -> Compiled:
-    """Compile the model, with `fuel` rewrites at most; progress is shown on a terminal."""
+    """Compile the model, with `fuel` rewrites at most; progress is shown on a terminal. decided:
+    rules and sites of an earlier run, whose measurements of time are not made again.
+    """
     args = read_settings(request.settings, _params(program, request.pipeline))
     with out.progress(f"compiling {file.name}") as progress:
         options = Options(
@@ -68,8 +71,14 @@ def run_compile(
             journal=journal if journal is not None else Journal(),
             progress=progress,
             second=file.second,
+            decided=None if decided is None else numbered(decided),
         )
         return compile_model(file.model, program, file.inputs, file.data, file.metrics, options)
+
+
+def numbered(decided: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """Which rule and site came when, at the first time."""
+    return {pair: number for number, pair in enumerate(dict.fromkeys(decided))}
 
 
 def read_program(request: Request) -> Program:
@@ -177,7 +186,9 @@ def apply_saved_plan(file: ModelFile, path: Path, out: Output) -> tuple[Compiled
     """Do exactly what a plan says. Raises P101 where that is not what comes out."""
     plan, request = read_plan(path)
     with threads(request.threads):
-        compiled = run_compile(file, planned_program(plan, request), request, out)
+        decided = [(entry["rule"], entry["site"]) for entry in plan["applications"]]
+        program = planned_program(plan, request)
+        compiled = run_compile(file, program, request, out, decided=decided)
     check_plan(plan, compiled)
     return compiled, request
 

@@ -84,7 +84,7 @@ def _say_times(out: Output, measured: Timed) -> None:
     slower = [change.site for change in measured.slower]
     if slower:
         said = "1 place takes" if len(slower) == 1 else f"{len(slower)} places take"
-        hint = "`each ... order by latency` leaves such"
+        hint = "`each RULE order by latency` leaves sites that are slower"
         out.say(f"{said} longer than before: {cut(', '.join(slower))}; {hint}")
 
 

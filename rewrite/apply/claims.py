@@ -47,14 +47,17 @@ def before(state: State, site: Site) -> Costs:
 
 def after(state: State, site: Site, plan: Plan) -> Costs:
     """The planned ops, and matched ones that stay because others read them."""
-    kept = calls_costs(state.module, _kept(state, site, plan))
+    stays = calls_costs(state.module, kept(state, site, plan))
     new = plan_costs(plan)
     return Costs(
-        new.params + kept.params, new.bytes + kept.bytes, new.macs + kept.macs, new.ops + kept.ops
+        new.params + stays.params,
+        new.bytes + stays.bytes,
+        new.macs + stays.macs,
+        new.ops + stays.ops,
     )
 
 
-def _kept(state: State, site: Site, plan: Plan) -> list[OpCall]:
+def kept(state: State, site: Site, plan: Plan) -> list[OpCall]:
     """The `shared` ops that something reads when the others are gone, or that write to memory."""
     leaving, kept = set(site.gone), []
     for call in reversed([call for call in site.calls if call.node not in site.gone]):

@@ -12,8 +12,11 @@ from ..pipeline.compile import Compiled
 BREAKS = "V102"
 """What the pipeline raises where an exact stage is not equal, or a budget breaks under `stop`."""
 
-Run = Callable[[int | None, Journal], Compiled]
-"""Compiles with at most so many rewrites, and writes events into the journal."""
+Sites = list[tuple[str, str]]
+Run = Callable[[int | None, Journal, Sites | None], Compiled]
+"""Compiles with at most so many rewrites, and writes events into the journal. The last: rules and
+sites of the first run, so that measurements of time choose them again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,18 @@ def bisect(run: Run) -> Culprit | None:
     log2(n) compilations. Where errors cancel, it is not the only such rewrite. Errors other than a
     broken promise are raised.
     """
-    if not _attempt(run, None).broken:
+    whole = _attempt(run, None, None)
+    if not whole.broken:
         return None
-    held, breaks, tried = 0, 1, _attempt(run, 1)
-    good = _attempt(run, 0)
+    sites = [(event.rule, event.site) for event in whole.journal.of(Applied)]
+    held, breaks, tried = 0, 1, _attempt(run, 1, sites)
+    good = _attempt(run, 0, sites)
     while not tried.broken:
         held, breaks, good = breaks, 2 * breaks, tried
-        tried = _attempt(run, breaks)
+        tried = _attempt(run, breaks, sites)
     while breaks - held > 1:
         middle = (held + breaks) // 2
-        found = _attempt(run, middle)
+        found = _attempt(run, middle, sites)
         if found.broken:
             breaks, tried = middle, found
         else:
@@ -66,10 +71,10 @@ def bisect(run: Run) -> Culprit | None:
     return Culprit(breaks, tried.journal.of(Applied)[breaks - 1], good, tried)
 
 
-def _attempt(run: Run, fuel: int | None) -> BisectRun:
+def _attempt(run: Run, fuel: int | None, sites: Sites | None) -> BisectRun:
     journal = Journal()
     try:
-        compiled = run(fuel, journal)
+        compiled = run(fuel, journal, sites)
     except LissomError as error:
         first = error.diagnostics[0]
         if first.code != BREAKS:

@@ -20,7 +20,7 @@ from ..apply.cost import SKIPPED, node_macs, tensors_of
 from ..graph.index import GraphView
 from ..graph.places import name_of
 from ..measure.integer_layers import Int8Layer, kernel_of
-from ..measure.latency import Clock, Times, batch_of, is_faster, node_times
+from ..measure.latency import Clock, Times, batch_of, least_of, node_times
 from ..measure.processor import HALVES, computes_in
 from ..ops.call import module_at
 from ..ops.spec import TensorSpec
@@ -89,7 +89,7 @@ def timed(
         was, now = ([1e3 * pair[side] for pair in pairs] for side in (0, 1))
         old, new = replace(change.before, ms=median(was)), replace(change.after, ms=median(now))
         found.append(replace(change, before=old, after=new))
-        slower += [found[-1]] if is_faster(zip(now, was, strict=True)) else []
+        slower += [found[-1]] if least_of(b - a for a, b in pairs) > 0 else []
     how = f"median of {len(rounds)} rounds in turns, 1 thread, torch eager, batch {batch_of(args)}"
     return Timed(found, slower, how)
 

@@ -133,7 +133,11 @@ class Measures:
         finish(self.state.module)
         inputs = self.state.samples.inputs
         self.timed = measure_latency(
-            self.metrics.original, self.state.module, inputs, seconds=TURNS
+            self.metrics.original,
+            self.state.module,
+            inputs,
+            seconds=TURNS,
+            clock=self.state.clock,
         )
         samples[0] = self.timed.rounds
         return 1e3 * (self.timed.before if what == "before" else self.timed.after)

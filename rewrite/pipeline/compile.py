@@ -30,6 +30,7 @@ from ..measure.batches import Taken
 from ..measure.compare import Metric, Metrics
 from ..measure.gradients import Loss, loss_of_task
 from ..measure.large_blocks import giving_back, large_blocks_mapped
+from ..measure.latency import Clock
 from ..measure.samples import Example, Samples, Source
 from ..ops.vocabulary import Vocabulary
 from ..rules.state import State
@@ -103,7 +104,8 @@ class Options:
     """How to compile. `args` are the pipeline's parameters; `functions` and `own` are what the host
     program adds. `fuel`: how many rewrites at most. `loss`: what gradients are taken of.
     `journal`: where events go, so that they are there when a stage fails. `second`: inputs of
-    another size, or several, that the captured graph must hold for.
+    another size, or several, that the captured graph must hold for. `clock`, `decided`: see
+    `State`.
     """
 
     pipeline: str | None = None
@@ -118,6 +120,8 @@ class Options:
     journal: Journal = field(default_factory=Journal)
     progress: Progress = lambda stage, done, total: None
     second: Any = None
+    clock: Clock = time.perf_counter
+    decided: Mapping[tuple[str, str], int] | None = None
 
 
 def compile_model(
@@ -222,6 +226,8 @@ def working_state(
         options.fuel,
         captured.otherwise,
         program.attached,
+        options.clock,
+        options.decided,
     )
 
 

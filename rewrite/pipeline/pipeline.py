@@ -27,8 +27,8 @@ from ..measure.compare import DRIFT, Metrics, checked, runs_at, untouched
 from ..measure.observing import forget_seen
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
-from ..targets.target import Prepared
 from .budgets import Measures
+from .orders import ORDERS
 from .remarks import half_types, tell_of_costs, tell_of_silence, tell_of_slow_types
 from .stages import implicit_stages
 from .strategy import Runner
@@ -243,17 +243,16 @@ class PipelineRun:
         if not rules:
             return 0
         order = step.order.text if isinstance(step.order, t.Name) else "saving"
-        if order not in RANKS:
+        if order not in ORDERS:
             raise fail(
                 "R009",
                 f"sites cannot be ordered by `{order}`",
                 Label(step.span),
-                help=f"one of {', '.join(RANKS)}",
+                help=f"one of {', '.join(ORDERS)}",
             )
         until = step.until
         reached = (lambda: False) if until is None else (lambda: bool(self.measures.ask(until)[2]))
-        measured = order == "sensitivity"
-        return runner.each(rules[0], RANKS[order], reached, self._broken_budget, measured)
+        return runner.each(rules[0], ORDERS[order], reached, self._broken_budget)
 
     def _broken_budget(self) -> str | None:
         """The first budget that does not hold on the present graph, said in words."""
@@ -339,11 +338,3 @@ def _about_reload(claim: t.Claim) -> bool:
     return any(
         isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition)
     )
-
-
-RANKS: Mapping[str, Callable[[Prepared], float]] = {
-    "saving": lambda ready: ready.saving,
-    "macs": lambda ready: ready.before.macs - ready.after.macs,
-    "sensitivity": lambda ready: -ready.sensitivity,
-}
-"""What `order by` may name; the largest goes first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -45,16 +45,18 @@ class Waiting(Generic[P, R]):
 
 @dataclass(eq=False)
 class Queue(Generic[P, R]):
-    """rank: the highest goes first. measured: it is a measured error, not a count. tried: is called
-    before a candidate is weighed. told: is given what came out; gives None where the rule does not
-    apply.
+    """rank: the highest goes first. measure: finds out what the rank is of, or why the candidate is
+    none, where weighing does not say it. settle: which of all that wait are to be left, and why,
+    given the others; it may change what the rank is of. tried: is called before a candidate is
+    weighed. told: is given what came out; gives None where the rule does not apply.
     """
 
     target: Target[P, R]
     rank: Callable[[R], float]
-    measured: bool
+    measure: Callable[[R], R | NoMatch] | None
     tried: Callable[[], None]
     told: Callable[[P, R | NoMatch], R | None]
+    settle: Callable[[Sequence[R]], Sequence[tuple[R, NoMatch]]] | None = None
     waiting: list[Waiting[P, R]] = field(default_factory=list)
 
     def fill(self, places: Iterable[P]) -> None:
@@ -72,9 +74,12 @@ class Queue(Generic[P, R]):
         """Takes out the best candidate, verified in the present graph; None if none is left."""
         self._weigh_grown()
         while self.waiting:
+            self._settle()
             one = self._top()
             if one is None:
                 return None
+            if not self._settle(one):
+                continue
             ready = self.told(one.place, self.target.verify(one.ready))
             if ready is not None:
                 return ready
@@ -86,7 +91,7 @@ class Queue(Generic[P, R]):
         waits had a higher rank; of measured ones, the best when `AGAIN` were measured.
         """
         current: list[Waiting[P, R]] = []
-        while self.waiting and not (self.measured and len(current) == AGAIN):
+        while self.waiting and not (self.measure is not None and len(current) == AGAIN):
             one = heapq.heappop(self.waiting)
             if not self._is_current(one):
                 continue
@@ -106,13 +111,34 @@ class Queue(Generic[P, R]):
     # -- inside ------------------------------------------------------------------------------------
 
     def _measured(self, found: R | NoMatch) -> R | NoMatch:
-        measured = self.measured and not isinstance(found, NoMatch)
-        return self.target.measure(found) if measured else found
+        if self.measure is None or isinstance(found, NoMatch):
+            return found
+        measured = self.measure(found)
+        if isinstance(measured, NoMatch):
+            self.target.forget(found)
+        return measured
 
     def _rank(self, ready: R) -> float:
         """What cannot be measured goes last."""
         rank = self.rank(ready)
         return -math.inf if math.isnan(rank) else rank
+
+    def _settle(self, top: Waiting[P, R] | None = None) -> bool:
+        """Leaves what is not worth it; whether `top`, which was taken out, is none of it."""
+        if self.settle is None:
+            return True
+        of = {id(one.ready): one for one in (*self.waiting, *((top,) if top else ()))}
+        found = self.settle([one.ready for one in of.values()])
+        left = [(of[id(ready)], miss) for ready, miss in found]
+        for one, miss in left:
+            self.told(one.place, miss)
+            self._forget(one)
+        gone = [one for one, _ in left]
+        self.waiting = [one for one in self.waiting if one not in gone]
+        for one in self.waiting:
+            one.rank = self._rank(one.ready)
+        heapq.heapify(self.waiting)
+        return top not in gone
 
     def _is_current(self, one: Waiting[P, R]) -> bool:
         """Weighs a candidate again if it no longer stands; False where the rule applies no more."""

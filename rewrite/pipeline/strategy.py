@@ -23,6 +23,7 @@ from ..targets.choose import kind_of, target_of
 from ..targets.target import Attempt, Prepared, Target
 from .gc import fewer_collections
 from .loops import described_cycle
+from .orders import Order
 from .queue import Queue
 from .remarks import tell_of_more
 from .worklist import Worklist
@@ -179,16 +180,15 @@ class Runner:
     def each(
         self,
         rule: CompiledRule,
-        rank: Callable[[Prepared], float],
+        order: Order,
         done: Callable[[], bool],
         broken: Callable[[], str | None] = lambda: None,
-        measured: bool = False,
     ) -> int:
         """Applies the best candidate, then the best of the rest, until `done` or none is left.
 
         The rank of a candidate is that of the graph in which it was weighed, and it is weighed
         again when it comes on top (`queue.py`). So what saves most goes first, as if all were
-        ranked anew each time; where the rank is `measured`, the errors that are compared with that
+        ranked anew each time; where the rank is measured, the errors that are compared with that
         of the best may be from before the last rewrites. What is applied was always verified and
         measured on the graph as it is then.
 
@@ -197,8 +197,8 @@ class Runner:
         """
         before, journal = self.applied, self.state.journal
         mark = len(journal.events), journal.tried.copy(), self.applied, self.state.fuel
-        target, goal = target_of(self.state, rule), (rank, done, broken, measured)
-        if not target.together(lambda: self._best_first(target, *goal)):
+        target, goal = target_of(self.state, rule), (order, done, broken)
+        if not order.together or not target.together(lambda: self._best_first(target, *goal)):
             del journal.events[mark[0] :]
             journal.tried, self.applied, self.state.fuel = mark[1:]
             self._best_first(target_of(self.state, rule), *goal)
@@ -207,16 +207,16 @@ class Runner:
     def _best_first(
         self,
         target: Target[P, R],
-        rank: Callable[[Prepared], float],
+        order: Order,
         done: Callable[[], bool],
         broken: Callable[[], str | None],
-        measured: bool,
     ) -> None:
         rule, ranked = target.rule, False
         places, tried = target.candidates(), partial(self._tried, rule)
-        queue: Queue[Any, Any] = Queue(
-            target, rank, measured, tried, partial(self._or_told, target)
-        )
+        measure = None if order.measure is None else partial(order.measure, target)
+        settle = None if order.settle is None else partial(order.settle, target)
+        told = partial(self._or_told, target)
+        queue: Queue[Any, Any] = Queue(target, order.rank, measure, tried, told, settle)
         while (places or queue.waiting) and self.state.fuel != 0 and not done():
             if not ranked:
                 target.look_ahead(places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from ..graph.snapshot import finish
 from ..journal import Costs, Journal
 from ..measure.compare import outputs
 from ..measure.given import Given
+from ..measure.latency import Clock
 from ..measure.samples import Samples
 from ..measure.twins import KernelFault
 from ..ops.vocabulary import Vocabulary
@@ -35,7 +37,9 @@ class State:
     the names under which rules of the program attach observers to ops. `shared`: for
     nodes of sites that repeat one which was rewritten, where the new layers are. `barred`: rule and
     site of what must be left because of kernels, with those. `changes`: when the graph was changed,
-    and from where on. `costs`: what it costs, and of which version of it that is said.
+    and from where on. `clock`: what measurements read. `decided`: the rules and sites that a
+    measurement chose before, in their order; None where it is made now. `costs`: what it costs, and
+    of which version of it that is said.
     """
 
     module: fx.GraphModule
@@ -49,6 +53,8 @@ class State:
     fuel: int | None = None
     otherwise: Callable[[tuple[Any, ...]], str] = lambda args: ""
     attached: frozenset[str] = frozenset()
+    clock: Clock = time.perf_counter
+    decided: Mapping[tuple[str, str], int] | None = None
     counters: dict[str, int] = field(default_factory=dict)
     known_specs: dict[Any, Any] = field(default_factory=dict)
     known_probes: dict[Any, Any] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from ..graph.runs import RunFailed
 from ..graph.snapshot import finish
 from ..journal import Costs, Verdict, VerdictKind
 from ..measure.compare import drift_from, equality_at
-from ..measure.latency import TURNS, measure_latency
+from ..measure.latency import TURNS, Saving, measure_latency, model_times, saving_of
 from ..measure.samples import Example, numbers_in
 from ..measure.twins import FAULTY, faults_text, kernel_faults
 from ..rules.binding import PLAN, NoMatch, left_for
@@ -126,11 +126,16 @@ class CutTrial(ABC, Generic[S]):
 
     def _latency(self, what: str, samples: list[int]) -> float:
         """Milliseconds that the model takes for the example inputs, before or after."""
-        timed = measure_latency(
-            self.unchanged(), self.after, self.state.samples.inputs, seconds=TURNS
-        )
+        inputs, clock = self.state.samples.inputs, self.state.clock
+        timed = measure_latency(self.unchanged(), self.after, inputs, seconds=TURNS, clock=clock)
         samples[0] = timed.rounds
         return 1e3 * (timed.before if what == "before" else timed.after)
+
+    def saving(self) -> Saving:
+        """What the whole model takes less for the example inputs."""
+        inputs, clock = self.state.samples.inputs, self.state.clock
+        both = self.unchanged(), self.after
+        return saving_of(model_times(*both, inputs, seconds=TURNS, clock=clock))
 
     def _error(self, samples: list[int]) -> float:
         samples[0] = sample_count(self.state)
@@ -170,6 +175,7 @@ class Change(Generic[Tr]):
     when: int
     asks_model: bool
     verdicts: tuple[Verdict, ...] = ()
+    timed: Saving | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, trial: Tr) -> Self:
@@ -228,6 +234,16 @@ class WholeTarget(Target[P, C]):
             return ready
 
         return self._or_reason(measured, ready.node)
+
+    def time(self, ready: C) -> C | NoMatch:
+        def timed() -> C | NoMatch:
+            try:
+                ready.timed = ready.timed or ready.tried.saving()
+            except RunFailed as error:
+                return ready.tried.cannot_run(error)
+            return ready
+
+        return self._or_reason(timed, ready.node)
 
     def verify(self, ready: C) -> C | NoMatch:
         """Raises V101 if the changed model does not do what the rule says."""

@@ -20,6 +20,7 @@ from ..apply.engine import (
     measure_again,
     ready_at,
     refusal,
+    time_rewrite,
 )
 from ..apply.let_go import round_off
 from ..apply.surroundings import asked, unchanged
@@ -32,6 +33,7 @@ from ..rules.binding import GUARDS, OWNERS, PLAN, SHAPES, SITES, STRUCTURE, UNLE
 from ..rules.rule import CompiledRule
 from ..rules.state import State
 from ..torch_internals import is_erased, order_of
+from .neighbours import Border, borders, losers
 from .target import Condition, Target, guards, line
 
 
@@ -43,6 +45,7 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
     def __init__(self, state: State, rule: CompiledRule) -> None:
         super().__init__(state, rule)
         self.start = anchor(state, rule)
+        self.done: list[Border] = []
 
     # -- applying ----------------------------------------------------------------------------------
 
@@ -65,6 +68,8 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
         return found
 
     def commit(self, stage: str, ready: VerifiedRewrite, seconds: float) -> None:
+        if ready.timed is not None and ready.timed.edges:
+            self.done += borders(self.state.view, ready)
         apply(self.state, stage, ready, seconds)
 
     def look_ahead(self, places: Sequence[fx.Node]) -> None:
@@ -85,13 +90,28 @@ class OpTarget(Target[fx.Node, VerifiedRewrite]):
         """
         if not self._as_prepared(ready):
             self.forget(ready)
-            return self.weigh(place)
+            found = self.weigh(place)
+            if not isinstance(found, NoMatch):
+                found.timed = ready.timed  # sizes and settings are what they were
+            return found
         self.state.samples.go_on(self.state.module)
         found = measure_again(self.state, ready)
         self.state.samples.leave(_seen_by(place))
         if isinstance(found, NoMatch):
             self.forget(ready)
         return found
+
+    def time(self, ready: VerifiedRewrite) -> VerifiedRewrite | NoMatch:
+        return time_rewrite(self.state, ready)
+
+    def slower(self, waiting: Sequence[VerifiedRewrite]) -> list[VerifiedRewrite]:
+        graph = self.state.module.graph
+        self.done = [
+            border
+            for border in self.done
+            if all(node.graph is graph and not is_erased(node) for node in border.across)
+        ]
+        return losers(self.state.view, waiting, self.done)
 
     def may_outgrow(self, ready: VerifiedRewrite) -> bool:
         """Weights that several sites read count with the last of them, and answers about the model

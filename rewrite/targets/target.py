@@ -19,6 +19,7 @@ from torch import fx
 from ...grammar.tree import tree as t
 from ..graph.snapshot import snapshot
 from ..journal import Costs, Refused, Verdict
+from ..measure.latency import Saving
 from ..rules.binding import GUARDS, PLAN, NoMatch
 from ..rules.rule import CompiledRule
 from ..rules.state import State
@@ -65,6 +66,9 @@ class Prepared(Protocol):
     def saving(self) -> int:
         """Parameters saved: what `order by saving` ranks by."""
         ...
+
+    timed: Saving | None
+    """What it saves of time, where that was measured: `order by latency`."""
 
     @property
     def sensitivity(self) -> float:
@@ -167,6 +171,17 @@ class Target(ABC, Generic[P, R]):
     def measure(self, ready: R) -> R | NoMatch:
         """Finds out its `sensitivity`, where that is not known from weighing it."""
         return ready
+
+    @abstractmethod
+    def time(self, ready: R) -> R | NoMatch:
+        """Finds out its `timed`, where that is not known: of the site alone where it can run alone,
+        else of the whole model.
+        """
+
+    def slower(self, waiting: Sequence[R]) -> list[R]:
+        """Those of all rewrites that wait which do not save more time than measurements vary."""
+        held = ((ready, ready.timed) for ready in waiting if ready.held)
+        return [ready for ready, timed in held if timed is not None and timed.least <= 0]
 
     def stands(self, ready: R) -> bool:
         """Whether a weighed rewrite may be verified and committed as it is: nothing that it read

@@ -18,6 +18,7 @@ from ..apply.engine import find
 from ..graph.snapshot import snapshot
 from ..journal import Attached, Costs, Verdict
 from ..match.site import Site
+from ..measure.latency import Saving
 from ..measure.observing import Watched, hang, key, number_of, watched_at
 from ..ops.call import OpCall
 from ..rules.binding import PLAN, NoMatch, left_for
@@ -54,6 +55,7 @@ class Attachment:
     verdicts: tuple[Verdict, ...] = ()
     saving: int = field(init=False, default=0)
     sensitivity: float = field(init=False, default=0.0)
+    timed: Saving | None = field(init=False, default=None)
 
 
 class WatchTarget(Target[fx.Node, Attachment]):
@@ -95,6 +97,10 @@ class WatchTarget(Target[fx.Node, Attachment]):
             return NoMatch(PLAN, 0, lambda: text, span, place, "R015")
         costs = present_costs(self.state)
         return Attachment(site, attached, costs, costs, self.state.changes.now)
+
+    def time(self, ready: Attachment) -> Attachment:
+        """The model is as it was."""
+        return ready
 
     def commit(self, stage: str, ready: Attachment, seconds: float) -> None:
         for node, more in ready.attached.items():
