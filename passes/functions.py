@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    adaptive,
     channels,
     equalization,
     importance,
@@ -27,6 +28,7 @@ MODULES = (
     observers,
     quantization,
     equalization,
+    adaptive,
 )
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -18,7 +18,7 @@ from ...grammar.diagnostics import Label, fail
 from ...grammar.reached import reached
 from ..journal import Costs
 from ..match.repeats import foreign_readers
-from ..measure.moments import why_no_moments
+from ..measure.moments import Moments, why_no_moments
 from ..ops.call import OpCall
 from ..ops.runtime_size import RuntimeSize, size_of
 from ..ops.spec import TensorSpec
@@ -146,9 +146,25 @@ def moments(scope: Scope, call: OpCall) -> Tensor | None:
     """Second moments E[u u^T] of what multiplies the weight of a linear layer or convolution, in
     float64.
 
-    `u` is the input vector of a linear layer [I], or the input patch [I * K * L] of a convolution.
-    None without data. Raises ValueError for any other op.
+    `u` is the input vector of a linear layer [J], or the input patch [J], J = I * K * L, of a
+    convolution. Of one in groups [G, J, J], a patch for each of them. None without data. Raises
+    ValueError for any other op, and where they take more memory than they may.
     """
+    found = _moments(scope, call)
+    if found is None:
+        return None
+    return found.second if len(found.second) > 1 else found.second[0]
+
+
+def mean_input(scope: Scope, call: OpCall) -> Tensor | None:
+    """The mean E[u] of what multiplies the weight of a linear layer or convolution, float64
+    [G, J] for G groups, as of `moments`.
+    """
+    found = _moments(scope, call)
+    return None if found is None else found.mean
+
+
+def _moments(scope: Scope, call: OpCall) -> Moments | None:
     state, why = scope.state, why_no_moments(call)
     if why:
         raise ValueError(why)
@@ -276,6 +292,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "below": below,
     "dtype": dtype,
     "moments": moments,
+    "mean_input": mean_input,
     "observed": observed,
     "seen_range": seen_range,
     "error": measured("error"),

@@ -1,8 +1,9 @@
-"""Second moments of what multiplies a weight, over calibration data."""
+"""Means and second moments of what multiplies a weight, over calibration data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -30,32 +31,69 @@ def affordable(call: OpCall, alike: Sequence[OpCall]) -> list[OpCall]:
 
 def _moment_bytes(call: OpCall) -> int:
     weight = call.tensor("weight")
-    return 0 if weight is None else 8 * weight[0].numel() ** 2
+    return 0 if weight is None else 8 * _groups(call) * weight[0].numel() ** 2
+
+
+def _groups(call: OpCall) -> int:
+    return call.attrs.get("groups", 1)
+
+
+@dataclass(slots=True)
+class Moments:
+    """E[u] `[G, J]` and E[u u^T] `[G, J, J]` for each of G groups of outputs, in float64; u is the
+    input vector of a linear layer, the patch [J] of a convolution that a group reads.
+    """
+
+    mean: Tensor
+    second: Tensor
+    rows: int = 0
+
+    @classmethod
+    def of(cls, call: OpCall) -> Moments:
+        weight, groups = call.tensor("weight"), _groups(call)
+        width = 0 if weight is None else weight[0].numel()
+        double = torch.float64
+        zeros = torch.zeros(groups, width, dtype=double)
+        return cls(zeros, torch.zeros(groups, width, width, dtype=double))
+
+    def add(self, seen: Tensor) -> None:
+        """Sums up more of u, `[rows, G * J]`."""
+        parts = seen.reshape(len(seen), *self.mean.shape).movedim(0, 1)
+        self.mean += parts.sum(1)
+        self.second += parts.mT @ parts
+        self.rows += len(seen)
+
+    def averaged(self) -> Moments:
+        rows = max(self.rows, 1)
+        return Moments(self.mean / rows, self.second / rows, self.rows)
 
 
 def second_moments(
     module: fx.GraphModule, calls: Sequence[OpCall], batches: Pairs
-) -> dict[fx.Node, Tensor]:
-    """E[u u^T] for each call; u is the input vector [I] of a linear layer, the patch [I * K * L] of
-    a convolution.
-    """
+) -> dict[fx.Node, Moments]:
+    """What multiplies the weight of each call, on average."""
     sources = list(dict.fromkeys(call.inputs[0] for call in calls))
-    totals: dict[fx.Node, Tensor] = {}
-    rows: dict[fx.Node, int] = {}
+    totals = {call.node: Moments.of(call) for call in calls}
     for args, _ in batches:
         values = record(module, sources, args)
         for call in calls:
-            seen = _vectors(call, values[call.inputs[0]].double())
-            totals[call.node] = totals.get(call.node, torch.zeros(())) + seen.T @ seen
-            rows[call.node] = rows.get(call.node, 0) + seen.shape[0]
-    return {node: total / max(rows[node], 1) for node, total in totals.items()}
+            for part in _parts(values[call.inputs[0]]):
+                totals[call.node].add(_vectors(call, part.double()))
+    return {node: total.averaged() for node, total in totals.items()}
+
+
+def _parts(value: Tensor) -> Sequence[Tensor]:
+    """Single samples of images, whose patches take many times their memory."""
+    return value.split(1) if value.dim() == 4 else (value,)
 
 
 def why_no_moments(call: OpCall) -> str:
     """Why nothing is known of what multiplies the weight of an op; "" if it is."""
-    if _multiplies(call):
-        return ""
-    return f"{call.op.name} is neither a linear layer nor a convolution of images"
+    if not _multiplies(call):
+        return f"{call.op.name} is neither a linear layer nor a convolution of images"
+    if _moment_bytes(call) > 4 * MOMENTS:
+        return f"its second moments take {_moment_bytes(call) >> 20} MB of memory"
+    return ""
 
 
 def _multiplies(call: OpCall) -> bool:

@@ -22,7 +22,7 @@ from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batch
 from .given import Given, Run
 from .gradients import Loss, loss_of_task, slopes
 from .large_blocks import giving_back
-from .moments import affordable, second_moments
+from .moments import Moments, affordable, second_moments
 from .recording import Order, Stops, resume, stops_of
 
 Source = Callable[[str], Iterable[Any]]
@@ -83,7 +83,7 @@ class Samples:
         self.named: dict[str, Batches] = {}
         self._values: dict[fx.Node, list[Any]] = {}
         self._ahead: list[tuple[fx.Node, ...]] = []
-        self._moments: dict[fx.Node, Tensor] = {}
+        self._moments: dict[fx.Node, Moments] = {}
         self._slopes: dict[tuple[fx.GraphModule, bool], dict[int, Tensor]] = {}
         self._divides: bool | None = None
         self.recordings = 0
@@ -242,9 +242,8 @@ class Samples:
             if node not in self._values:
                 yield node
 
-    def moments(self, module: fx.GraphModule, call: OpCall, alike: Sequence[OpCall]) -> Tensor:
-        """Second moments E[u u^T] of what multiplies the weight of `call`, over all calibration
-        data, in float64.
+    def moments(self, module: fx.GraphModule, call: OpCall, alike: Sequence[OpCall]) -> Moments:
+        """What multiplies the weight of `call`, on average over all calibration data.
 
         One pass through the model also serves as many calls of `alike` as the memory bound holds.
         """
