@@ -210,6 +210,16 @@ def test_a_neighbour_that_is_left_takes_others_with_it() -> None:
     assert set(left(found)) == {"0", "2", "4"}
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_layers_in_a_row_pay_together_for_what_the_first_one_converts(count: int) -> None:
+    """Each saves a quarter of it."""
+    widths = range(8, 8 + count)
+    times = ticks(dict.fromkeys(widths, 2), dict.fromkeys(widths, 1.75))
+    found = compiled(chain(*widths), IMAGE, EACH, times)
+    assert len(applied(found)) == (count if count > 4 else 0)
+    assert len(left(found)) == (0 if count > 4 else count)
+
+
 def test_what_computes_in_between_keeps_the_conversion() -> None:
     """Behind a GELU the value is computed in float; a ReLU only hands it on."""
     times = ticks({8: 9, 10: 1.5}, {8: 1, 10: 1})

@@ -261,3 +261,20 @@ def test_milliseconds_are_measured_where_they_are_asked_for(
     found = json.loads(capsys.readouterr().out)
     assert {site["before"]["ms"] for site in found["sites"]} == {None}
     assert found["processor"]["integers"] == integer_instructions()
+
+
+def test_many_reasons_are_listed_on_request(case: list[str], capsys: Capture) -> None:
+    """Here each layer has one of its own: how wide it is."""
+    layers = ", ".join(f"torch.nn.Linear({n}, {n + 1}), torch.nn.ReLU()" for n in range(4, 14))
+    Path(case[0].partition(":")[0]).write_text(
+        f"import torch\ndef build():\n    return torch.nn.Sequential({layers}).eval()\n"
+        "def inputs(): return (torch.rand(2, 4),)\n"
+    )
+    Path(case[1]).write_text(
+        "exact rule wide {\n  match { h = linear(x) as c; y = relu(h)\n c.weight : [O, I] }\n"
+        '  where { O > 99 else "only {O} wide" }\n  rewrite { y = clamp(c(x), min = 0.0) }\n}\n'
+    )
+    assert main(["plan", *case]) == 0
+    assert capsys.readouterr().out.count("x not") == 9
+    assert main(["plan", *case, "-v"]) == 0
+    assert capsys.readouterr().out.count("x not: only") == 10

@@ -15,6 +15,9 @@ from ..rewrite.pipeline.compile import Compiled
 LONG = 72
 """Characters of a site list or a claim that are shown at most."""
 
+MOST_REASONS = 8
+"""Reasons of one rule that are shown without -v."""
+
 MOST = 5
 """Opaque nodes of one kind that are shown at most."""
 
@@ -67,7 +70,12 @@ def _rule_line(row: RuleRow) -> tuple[str, ...]:
 
 
 def _below(row: RuleRow, verbose: int) -> list[str]:
-    lines = [f"{count} x not: {reason}" for reason, count in row.misses.most_common()]
+    misses = row.misses.most_common()
+    shown = misses if verbose else misses[:MOST_REASONS]
+    lines = [f"{count} x not: {reason}" for reason, count in shown]
+    if len(misses) > len(shown):
+        rest = sum(count for _, count in misses[len(shown) :])
+        lines.append(f"{rest} x not, for {len(misses) - len(shown)} more reasons; -v lists them")
     if verbose:
         lines += [f"{count} x no match: {why}" for why, count in row.structural.most_common()]
         lines += [f"at {cut(', '.join(row.sites))}"] if row.sites else []

@@ -1,16 +1,17 @@
 """Which rewrites are worth their time, given those around them.
 
 A layer in another type of numbers has its values converted. Between two such layers nothing is left
-to convert, once exact rules have joined them; at the border it is. So each site is judged with what
-it converts towards neighbours that stay as they are, and with what its neighbours would have to
-convert if it stayed: all are taken to be rewritten first, and the one that loses most is left,
-until none loses.
+to convert, once exact rules have joined them; at the border it is. So whether a site is worth it
+hangs on its neighbours, and all are decided together: the sites are split so that what they take,
+and what is converted between both parts, is least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -18,7 +19,7 @@ from torch import fx
 from ..apply.engine import VerifiedRewrite
 from ..apply.site_time import Edge, edges_of
 from ..graph.index import GraphView
-from ..measure.latency import Saving
+from ..measure.latency import Saving, least_of
 from ..ops.spec import TensorSpec
 from ..torch_internals import is_erased
 
@@ -88,24 +89,59 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 def losers(
     view: GraphView, waiting: Sequence[VerifiedRewrite], done: Sequence[Border]
 ) -> list[VerifiedRewrite]:
-    """The rewrites that save no time, in the order in which they were left; `timed` of all says
-    what they save among the others. done: the borders of those that were made.
+    """The rewrites that do not belong to the best choice, in their order; `timed` of all says what
+    each saves beside those that do. done: the borders of rewrites that were made.
     """
-    kept = [ready for ready in waiting if ready.timed is not None and _stands(view, ready)]
-    sides = {id(ready): borders(view, ready) for ready in kept}
-    left = []
-    while kept:
-        inside = {node: ready for ready in kept for node in ready.site.nodes}
-        free = [b for ready in kept for b in sides[id(ready)] if _is_free(b, inside)]
-        free += [border for border in done if _is_free(border, inside)]
-        for ready in kept:
-            ready.timed = _among(ready, sides[id(ready)], free)
-        worst = min(kept, key=_least)
-        if _least(worst) > 0:
-            break
-        kept.remove(worst)
-        left.append(worst)
-    return left
+    known = [ready for ready in waiting if ready.timed is not None and _stands(view, ready)]
+    sides = [borders(view, ready) for ready in known]
+    owner = {node: number for number, ready in enumerate(known) for node in ready.site.nodes}
+    chosen = _best_choice(list(map(_gain, known)), sides, done, owner)
+    for number, ready in enumerate(known):
+        inside = {node for node, other in owner.items() if other == number or other in chosen}
+        there = [b for other in chosen - {number} for b in sides[other]] + list(done)
+        ready.timed = _among(ready, sides[number], there, inside)
+    return [ready for number, ready in enumerate(known) if number not in chosen]
+
+
+SOURCE, SINK = "rewritten", "as it is"
+NANOSECONDS = 1e9
+
+
+def _best_choice(
+    gains: Sequence[float],
+    sides: Sequence[Sequence[Border]],
+    done: Sequence[Border],
+    owner: Mapping[fx.Node, int],
+) -> set[int]:
+    """The set of sites that costs least together: a minimum cut. A site that is left costs what it
+    would have gained, one that is chosen what it loses, and a border that has a site on one side
+    only its conversion. What is as good either way is left.
+    """
+    import networkx as nx  # 11 MB and 0.2 s, for programs that ask for it
+
+    graph: Any = nx.DiGraph()
+    graph.add_nodes_from((SOURCE, SINK))
+    for number, gain in enumerate(gains):
+        loss = 1 - math.floor(gain * NANOSECONDS)
+        between = (number, SINK) if loss > 0 else (SOURCE, number)
+        graph.add_edge(*between, capacity=abs(loss))
+    made: list[tuple[Any, Border]] = [(SOURCE, border) for border in done]
+    made += [(number, border) for number, own in enumerate(sides) for border in own]
+    for number, (site, border) in enumerate(made):
+        beyond = {owner.get(node, SINK) for node in border.across - border.made}
+        if beyond:
+            place = ("border", number)
+            graph.add_edge(site, place, capacity=math.ceil(border.seconds * NANOSECONDS))
+            for other in beyond:
+                graph.add_edge(place, other)  # without a bound
+    _, (chosen, _) = nx.minimum_cut(graph, SOURCE, SINK)
+    return {node for node in chosen if isinstance(node, int)}
+
+
+def _gain(ready: VerifiedRewrite) -> float:
+    """What the site saves for itself."""
+    assert ready.timed is not None
+    return least_of(ready.timed.rounds)
 
 
 def _stands(view: GraphView, ready: VerifiedRewrite) -> bool:
@@ -114,21 +150,15 @@ def _stands(view: GraphView, ready: VerifiedRewrite) -> bool:
     return all(node.graph is graph and not is_erased(node) for node in ready.site.nodes)
 
 
-def _is_free(border: Border, inside: dict[fx.Node, VerifiedRewrite]) -> bool:
-    return border.across <= border.made | inside.keys()
-
-
-def _among(ready: VerifiedRewrite, own: Sequence[Border], free: Sequence[Border]) -> Saving:
-    """What it saves: its own conversions that are not free stay; of others those are free because
-    it is among what lies across.
+def _among(
+    ready: VerifiedRewrite, own: Sequence[Border], others: Sequence[Border], inside: set[fx.Node]
+) -> Saving:
+    """What it saves: its conversions towards what is not `inside` stay; of others those go that
+    only it keeps.
     """
     assert ready.timed is not None
     nodes = set(ready.site.nodes)
-    paid = sum(border.seconds for border in own if border not in free)
+    paid = sum(border.seconds for border in own if not border.across <= border.made | inside)
+    free = (border for border in others if border.across <= border.made | inside)
     spared = sum(border.seconds for border in free if nodes & (border.across - border.made))
     return replace(ready.timed, paid=paid, spared=spared)
-
-
-def _least(ready: VerifiedRewrite) -> float:
-    assert ready.timed is not None
-    return ready.timed.least
