@@ -13,8 +13,9 @@ from torch import nn
 
 import lissom
 from lissom.cli import cli
+from lissom.rewrite.evidence.certificate import certificate, recheck, sums_again
 from lissom.rewrite.evidence.kernel_log import integer_kernels, judged
-from lissom.rewrite.measure.integer_layers import runs_of
+from lissom.rewrite.measure.integer_layers import largest_sums, runs_of
 from lissom.rewrite.runtime import Int8Linear, kernels
 
 from .support import Fn
@@ -92,6 +93,36 @@ def test_a_written_model_is_verified_by_the_log(tmp_path: Path) -> None:
     checked = CliRunner().invoke(cli, ["verify", str(tmp_path / "out")])
     assert checked.exit_code == 0, checked.output
     assert "integer layers run integer kernels" in checked.output
+    assert "sums of integer layers stay below 2^31" in checked.output
+    assert "proved: from the weights of 2, at most " in checked.output
+
+
+def test_the_certificate_holds_how_far_sums_may_go() -> None:
+    """255 times the magnitudes of a row; where it says otherwise, that is told."""
+    found = compiled(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4)).eval()).compiled
+    written = certificate(found)
+    wide = {
+        name: 255 * int(tensor.long().abs().sum(1).max())
+        for name, tensor in found.model.state_dict().items()
+        if name.endswith("weight")
+    }
+    assert written["accumulators"] == {k.removesuffix(".weight"): v for k, v in wide.items()}
+    text, examples = found.program.text, found.samples.examples
+    probe = [(list(one.args), [found.model(*one.args)]) for one in examples]
+    claim = "sums of integer layers stay below 2^31"
+    for other, holds in ((written, True), (written | {"accumulators": {}}, False)):
+        verdicts = recheck(found.model, other, text, probe)
+        assert [verdict.holds for verdict in verdicts if verdict.claim == claim] == [holds]
+
+
+def test_sums_that_may_wrap_run_in_plain_torch_and_are_told() -> None:
+    layer = Int8Linear(70_000, 1)
+    layer.weight.fill_(127)
+    assert largest_sums(layer) == {"": 255 * 127 * 70_000}
+    layer(torch.zeros(1, 70_000, dtype=torch.uint8))
+    assert layer.ran == "plain torch: its sums may leave int32"
+    (verdict,) = sums_again(layer, None)
+    assert verdict.detail.endswith("; 1 that may go beyond run in plain torch")
 
 
 def compiled(model: nn.Module) -> Any:

@@ -162,6 +162,13 @@ def test_the_kernel_is_what_the_layer_ran(integers: Compiled) -> None:
     assert {c.kernel for c in changes if c.site == "drop"} == {""}
 
 
+def test_sums_of_integer_layers_are_bounded(integers: Compiled) -> None:
+    found = by_site(site_changes(integers))
+    weight = integers.model.get_submodule(str(found["inner"].nodes[1][0].target)).weight
+    assert found["inner"].sums == 255 * int(weight.long().abs().sum((1, 2, 3)).max()) / 2**31
+    assert found["drop"].sums is None
+
+
 def test_half_types_say_whether_the_processor_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     (change,) = site_changes(compiled(HALF))
@@ -248,6 +255,7 @@ def test_the_plan_names_the_processor_and_a_row_for_each_place(
     assert [row[0] for row in rows] == ["stem", "inner", "outer", "drop", "head"]
     assert "conv2d, relu -> int8_conv2d_codes" in " ".join(rows[1])
     assert "32 -> 8 2,336 -> 640" in " ".join(rows[1])
+    assert lines[start + 6].startswith("sums of integer layers reach at most ")
 
 
 def test_milliseconds_are_measured_where_they_are_asked_for(
@@ -256,7 +264,7 @@ def test_milliseconds_are_measured_where_they_are_asked_for(
     assert main(["plan", *case, "--latency", "--format", "json"]) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert all(site["before"]["ms"] > 0 and site["after"]["ms"] >= 0 for site in sites)
-    assert {"site", "before", "after", "kernel"} == set(sites[0])
+    assert {"site", "before", "after", "kernel", "sums"} == set(sites[0])
     assert main(["plan", *case, "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {site["before"]["ms"] for site in found["sites"]} == {None}

@@ -31,6 +31,7 @@ def show_sites(out: Output, compiled: Compiled, latency: bool) -> None:
         with out.progress("measuring"):
             measured = timed(compiled, changes)
     _table(out, measured.changes)
+    _say_sums(out, changes)
     if measured.how:
         _say_times(out, measured)
     out.fields["sites"] = [_as_json(change) for change in measured.changes]
@@ -38,7 +39,7 @@ def show_sites(out: Output, compiled: Compiled, latency: bool) -> None:
 
 def _as_json(change: SiteChange) -> dict[str, Any]:
     sides = {"before": asdict(change.before), "after": asdict(change.after)}
-    return {"site": change.site, **sides, "kernel": change.kernel}
+    return {"site": change.site, **sides, "kernel": change.kernel, "sums": change.sums}
 
 
 def _table(out: Output, changes: Sequence[SiteChange]) -> None:
@@ -75,6 +76,14 @@ def _bits(change: SiteChange) -> str:
 
 def _pair(was: str, now: str) -> str:
     return was if was == now or not now else f"{was} -> {now}" if was else now
+
+
+def _say_sums(out: Output, changes: Sequence[SiteChange]) -> None:
+    """How near sums of integer layers may come to the end of int32, whatever the data."""
+    known = [(change.sums, change.site) for change in changes if change.sums is not None]
+    if known:
+        most, site = max(known)
+        out.say(f"sums of integer layers reach at most {100 * most:.2g} % of 2^31, at {site}")
 
 
 def _say_times(out: Output, measured: Timed) -> None:

@@ -18,10 +18,12 @@ from ..capture.equality import first_difference
 from ..graph.digest import model_digest, tensor_digest
 from ..journal import Applied, Calibrated, Refused, StageEnd, Verdict, VerdictKind, plain
 from ..measure.compare import distance, outputs
+from ..measure.integer_layers import largest_sums
 from ..measure.processor import processor
 from ..measure.samples import Example
 from ..measure.twins import FAULTY, KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
+from ..runtime.kernels import LIMIT
 from .recorded import recorded, recorded_inputs, restored
 
 FORMAT = 2
@@ -47,6 +49,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "kernels": [
             _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
         ],
+        "accumulators": largest_sums(compiled.model),
         "stages": [_timeless(event) for event in compiled.journal.of(StageEnd)],
         "verdicts": [plain(verdict) for verdict in compiled.verdicts],
         "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
@@ -118,8 +121,28 @@ def recheck(
             len(written["applications"]),
             kind=VerdictKind.ARTIFACT,
         ),
+        *sums_again(model, written.get("accumulators")),
         _outputs_again(model, written["examples"], probes),
     )
+
+
+def sums_again(model: nn.Module, written: Mapping[str, int] | None) -> tuple[Verdict, ...]:
+    """That the certificate says how far the sums of integer layers may go, and that no kernel lets
+    them wrap; nothing where there are none.
+    """
+    found = largest_sums(model)
+    if not found:
+        return ()
+    claim = "sums of integer layers stay below 2^31"
+    beyond = sum(largest >= LIMIT for largest in found.values())
+    path, largest = max(found.items(), key=lambda pair: pair[1])
+    said = [
+        f"from the weights of {len(found)}, at most {100 * largest / LIMIT:.2g} % of it: {path}"
+    ]
+    said += [f"{beyond} that may go beyond run in plain torch"] if beyond else []
+    holds, kind = written is None or found == dict(written), VerdictKind.ARTIFACT
+    said += [] if holds else ["the certificate says otherwise"]
+    return (Verdict(claim, "proved", holds, len(found), detail="; ".join(said), kind=kind),)
 
 
 def _same(claim: str, holds: bool) -> Verdict:

@@ -25,6 +25,7 @@ from ..measure.processor import HALVES, computes_in
 from ..ops.call import module_at
 from ..ops.spec import TensorSpec
 from ..pipeline.compile import Compiled
+from ..runtime.kernels import LIMIT, largest_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,15 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class SiteChange:
     """A place where something changed. kernel: what runs it, where a rule gave it another type of
-    numbers; "" elsewhere. nodes: those of both sides.
+    numbers; "" elsewhere. sums: what those of its integer layers reach at most, as a part of the
+    2^31 at which int32 ends; None where it has none. nodes: those of both sides.
     """
 
     site: str
     before: Standing
     after: Standing
     kernel: str = ""
+    sums: float | None = None
     nodes: tuple[list[fx.Node], list[fx.Node]] = ([], [])
 
 
@@ -61,7 +64,8 @@ def site_changes(compiled: Compiled) -> list[SiteChange]:
     for site, olds, news in _places(before.nodes, after.nodes):
         was, now = before.standing(olds), after.standing(news)
         if was != now:
-            places.append(SiteChange(site, was, now, after.kernel(news, was.bits), (olds, news)))
+            kernel, sums = after.kernel(news, was.bits), after.sums(news)
+            places.append(SiteChange(site, was, now, kernel, sums, (olds, news)))
     return places
 
 
@@ -173,6 +177,13 @@ class _Side:
     def kernel(self, nodes: Sequence[fx.Node], bits: int | None) -> str:
         """What runs integer layers, and numbers of 16 bits that were wider."""
         return "; ".join(dict.fromkeys(self._kernels(nodes, bits)))
+
+    def sums(self, nodes: Sequence[fx.Node]) -> float | None:
+        return max((largest_sum(la.weight) / LIMIT for la in self._integer(nodes)), default=None)
+
+    def _integer(self, nodes: Sequence[fx.Node]) -> list[Int8Layer]:
+        found = (module_at(self.module, str(n.target)) for n in nodes if n.op == "call_module")
+        return [layer for layer in found if isinstance(layer, Int8Layer) and layer.weight.numel()]
 
     def _kernels(self, nodes: Sequence[fx.Node], bits: int | None) -> Iterator[str]:
         for node in nodes:

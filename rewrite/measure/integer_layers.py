@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..graph.runs import run_model
+from ..runtime.kernels import largest_sum
 from ..runtime.layers import Int8Layer
 from .processor import integer_instructions
 
@@ -19,6 +20,12 @@ PLAIN = "plain torch:"
 def integer_layers(model: nn.Module) -> dict[str, Int8Layer]:
     """By path, each once."""
     return {path: part for path, part in model.named_modules() if isinstance(part, Int8Layer)}
+
+
+def largest_sums(model: nn.Module) -> dict[str, int]:
+    """What the sums of each integer layer reach at most, of those that have weights."""
+    layers = integer_layers(model).items()
+    return {path: largest_sum(layer.weight) for path, layer in layers if layer.weight.numel()}
 
 
 def runs_of(model: nn.Module, args: tuple[Any, ...]) -> dict[str, tuple[str, int]]:

@@ -19,6 +19,9 @@ from torch import Tensor
 WIDEST = 64
 """The largest weight at which two products with a code stay below 2^15: 2 * 255 * 64."""
 
+LIMIT = 2**31
+"""Sums of kernels are int32: from here on they wrap."""
+
 POST_OPS: dict[str, tuple[str, list[Any]]] = {
     "none": ("none", []),
     "relu": ("relu", []),
@@ -60,6 +63,13 @@ Geometry = tuple[list[int], list[int], list[int], int]
 UNIT: Geometry = ([1, 1], [0, 0], [1, 1], 1)
 
 
+def largest_sum(weight: Tensor) -> int:
+    """What a sum of int8 weights [O, ...] times codes reaches at most, whatever the codes: 255
+    times the magnitudes of a row. No order of adding leaves it.
+    """
+    return 255 * int(weight.to(torch.int32).abs().flatten(1).sum(1, dtype=torch.int64).max())
+
+
 def why_none(weight: Tensor, scale: Tensor, codes: Tensor) -> str | None:
     """Why no kernel may run a layer; None where one may."""
     if codes.device.type != "cpu":
@@ -70,10 +80,9 @@ def why_none(weight: Tensor, scale: Tensor, codes: Tensor) -> str | None:
         return f"kernels take scales in float32, these are {scale.dtype}"
     if not codes.numel():
         return "there are no samples"
-    largest = weight.to(torch.int32).abs()
-    if 255 * largest.flatten(1).sum(1, dtype=torch.int64).max() >= 2**31:
+    if largest_sum(weight) >= LIMIT:
         return "its sums may leave int32"
-    if saturates() and largest.max() > WIDEST:
+    if saturates() and weight.to(torch.int32).abs().max() > WIDEST:
         return f"without VNNI, sums with weights beyond {WIDEST} saturate"
     return None
 
