@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import types
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -146,7 +147,7 @@ _UNTRACED = frozenset(
     | {operator.is_, operator.is_not, operator.not_, operator.truth, operator.contains}
     | {function for function in vars(math).values() if callable(function)}
 )
-"""Functions that run on what a trace hands around, instead of being written down."""
+"""Functions of Python that run on what a trace hands around, instead of being written down."""
 
 
 def mark_untraced(graph: fx.Graph) -> None:
@@ -154,5 +155,11 @@ def mark_untraced(graph: fx.Graph) -> None:
     What is marked is written down then; the rest of Python's functions would run on proxies.
     """
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in _UNTRACED:
+        if node.op == "call_function" and (node.target in _UNTRACED or _is_own(node.target)):
             node.meta["is_wrapped"] = True
+
+
+def _is_own(function: object) -> bool:
+    """Whether a function is written in Python and not torch's: a trace goes into its code."""
+    module = getattr(function, "__module__", None) or ""
+    return isinstance(function, types.FunctionType) and module.partition(".")[0] != "torch"

@@ -302,6 +302,7 @@ MAY_NAME_OPS = {
         "capture/tracer.py": "unbind split chunk",
         "capture/instruments.py": "tanh relu mul",
         "measure/twins.py": "dropout clone detach",
+        "pipeline/layout.py": "contiguous",
     },
     "settings and layers, by the words that torch has for their values": {
         "channels/classes.py": "amin",

@@ -103,7 +103,8 @@ def eager_output(
             note=f"in the second call {difference}" + (f"; {why}" if why else ""),
             help=remedy or (_AGAIN if exported else _SETTLED),
         )
-    return first, [_cache(path, name) for path, name in _changed(start, settled)]
+    caches = [place for place in _changed(start, settled) if not _left_out(model, *place)]
+    return first, [_cache(path, name) for path, name in caches]
 
 
 _SETTLED = "pass random numbers as an input; write F.dropout(x, p, training=self.training)"
@@ -258,6 +259,19 @@ def _mutates(path: str, name: str) -> Exception:
         note="a graph would freeze the value that the capture saw",
         help=f"return what changes `{name}` needs as an output, or update it outside of forward",
     )
+
+
+def _left_out(model: nn.Module, path: str, name: str) -> bool:
+    """Whether copies of a module are made without an attribute: a cache by its own word."""
+    owner = model.get_submodule(path)
+    if type(owner).__getstate__ is object.__getstate__:
+        return False
+    try:
+        kept = owner.__getstate__()
+    except Exception:  # there are modules that refuse to be copied
+        return False
+    held = kept.get(name) if isinstance(kept, dict) else owner
+    return held is None or (isinstance(held, (dict, list, set)) and not held)
 
 
 def _cache(path: str, name: str) -> Diagnostic:

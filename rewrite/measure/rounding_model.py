@@ -50,12 +50,17 @@ def magnitude(
     ):
         return result
     # A function may overflow at the scale of its input where it does not at the input itself.
-    widest = torch.where(result.isfinite(), result.abs(), 0.0).maximum(value.abs().to(result.dtype))
+    widest = _finite(result).maximum(_finite(value).to(result.dtype))
     widest = widest * (1.0 + _inner_sums(op, inputs))
     same = next((scale for scale in scales if scale.shape == result.shape), None)
     if same is not None:
         return torch.maximum(widest, same.to(widest.dtype))
     return torch.full_like(widest, float(widest.max())) if widest.numel() else widest
+
+
+def _finite(value: Tensor) -> Tensor:
+    """Magnitudes; 0 where a number is nan or infinite, which has to be the same on both sides."""
+    return torch.where(value.isfinite(), value.abs(), 0.0)
 
 
 def _inner_sums(op: OpSpec, inputs: Mapping[str, Any]) -> float:

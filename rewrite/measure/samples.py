@@ -108,7 +108,9 @@ class Samples:
         self.named[name] = batches if count is None else first(batches, count, self.size)
 
     def batches(self, name: str | None, place: Label) -> Batches:
-        """The batches under a name. Raises D002 where the user gave no data."""
+        """The batches under a name. Raises D002 where the user gave no data, or data without a
+        batch.
+        """
         if self.source is None:
             raise no_data(place)
         if name is None or name not in self.named:
@@ -117,6 +119,9 @@ class Samples:
                 f"declared: {', '.join(self.named) or 'none'}",
             )
             raise fail("D003", f"no data is called `{name}`", place, help=hint)
+        if not self.named[name]:
+            hint = "give a list or a loader of batches; an iterator yields its batches only once"
+            raise fail("D002", f"`{name}` holds no batch", place, help=hint)
         return self.named[name]
 
     def args(self, batch: Any) -> tuple[Any, ...]:

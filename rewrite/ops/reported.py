@@ -70,10 +70,16 @@ NUMBERS = frozenset({"size", "numel", "nelement", "item"})
 INTERNAL = frozenset({torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.is_tensor})
 
 
+# What another layout would make an error: an integer kernel answers in channels_last. Where a view
+# is possible, torch promises that these are one.
+_VIEWS = {"view": "reshape", "view_as": "reshape_as"}
+
+
 def canonical_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ReportedCall:
     name = getattr(func, "__name__", "")
     if is_operator(func):
-        return ReportedCall(*spelled(func, args, kwargs))
+        kind, target, args, kwargs = spelled(func, args, kwargs)
+        return ReportedCall(kind, target if kwargs else _viewed(target, args), args, kwargs)
     if is_getter(func):
         return ReportedCall("call_function", getattr, (args[0], getter_name(func)), {})
     if not _is_method(func):
@@ -106,7 +112,13 @@ def _operator(name: str, args: tuple[Any, ...]) -> ReportedCall:
     own = operator_of(name, len(args))
     if own is not None:
         return ReportedCall("call_function", own, args, {})
-    return ReportedCall("call_method", name, args, {})
+    return ReportedCall("call_method", _viewed(name, args), args, {})
+
+
+def _viewed(name: Any, args: tuple[Any, ...]) -> Any:
+    """A method by its name; a view as another type is other numbers of the same bytes."""
+    typed = any(isinstance(arg, torch.dtype) for arg in args)
+    return _VIEWS.get(name, name) if isinstance(name, str) and not typed else name
 
 
 def _forced(target: Callable[..., Any] | str, args: tuple[Any, ...]) -> ReportedCall:

@@ -36,6 +36,7 @@ from ..ops.vocabulary import Vocabulary
 from ..rules.state import State
 from ..torch_internals import version_of
 from .gc import fewer_collections
+from .layout import keep_layout
 from .pipeline import PipelineRun, Progress
 from .remarks import tell_of_kernels
 
@@ -183,9 +184,7 @@ def compile_checked(
     )
     with large_blocks_mapped():
         run.run()
-    finish(state.module)
-    state.module.eval()  # containers that rewrites made begin in training mode
-    tell_of_kernels(state.journal, state.module, state.samples.inputs)
+    _finished(state, original)
     after = present_costs(state)
     return Compiled(
         state.module,
@@ -205,6 +204,13 @@ def compile_checked(
         state.vocabulary,
         stamp(state.module),
     )
+
+
+def _finished(state: State, original: fx.GraphModule) -> None:
+    keep_layout(state, original)
+    finish(state.module)
+    state.module.eval()  # containers that rewrites made begin in training mode
+    tell_of_kernels(state.journal, state.module, state.samples.inputs)
 
 
 def working_state(

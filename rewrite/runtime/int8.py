@@ -173,8 +173,9 @@ def _exact(codes: Tensor, zero: int) -> Tensor:
 
 def scaled(sums: Tensor, scale: Tensor, bias: Tensor | None = None, behind: int = 0) -> Tensor:
     """Step 2. `behind` axes stand behind that of the output features."""
-    shape = (-1, *[1] * behind)
-    y = sums.to(scale.dtype) * scale.reshape(shape)
+    shape, wide = (-1, *[1] * behind), torch.promote_types(scale.dtype, torch.float32)
+    # A sum may be more than float16 holds.
+    y = (sums.to(wide) * scale.to(wide).reshape(shape)).to(scale.dtype)
     return y if bias is None else y + bias.reshape(shape)
 
 

@@ -8,7 +8,7 @@ loaded and exported like any other. It runs a kernel of this machine where that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import int8, kernels
+from .tensors import OfCodes, fixed, require, require_codes, state
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -34,7 +35,7 @@ class _Chosen:
     states: tuple[Any, ...]
 
 
-class Int8Layer(nn.Module):
+class Int8Layer(OfCodes):
     """What all integer layers have in common.
 
     zero: the zero point of the codes that come in. activation: a key of `int8.ACTIVATIONS`.
@@ -64,9 +65,9 @@ class Int8Layer(nn.Module):
     ) -> None:
         super().__init__()
         none = torch.zeros(shape[:1], device=device)
-        self.weight = _fixed(torch.zeros(shape, dtype=torch.int8, device=device))
-        self.scale = _fixed(none + 1)
-        self.register_parameter("bias", _fixed(none) if bias else None)
+        self.weight = fixed(torch.zeros(shape, dtype=torch.int8, device=device))
+        self.scale = fixed(none + 1)
+        self.register_parameter("bias", fixed(none) if bias else None)
         self.zero, self.activation = zero, activation
         self.output_scale = None if output_scale is None else int8.single(output_scale)
         self.output_zero = output_zero
@@ -78,10 +79,12 @@ class Int8Layer(nn.Module):
             return self._plain(codes, other)
         shape, own = codes.shape, self.tells
         key = (
+            codes.device,
+            codes.dtype,
             len(shape),
             shape[own],
             not codes.numel(),
-            None if other is None else other.shape[own],
+            None if other is None else (other.dtype, other.shape[own]),
         )
         chosen = self._chosen.get(key)
         if chosen is None or self._changed(chosen):
@@ -115,28 +118,41 @@ class Int8Layer(nn.Module):
     def _chosen_anew(self, key: Any, codes: Tensor, other: Tensor | None) -> _Chosen:
         """Of many shapes the last ones are kept: each holds the weights once more."""
         self._chosen.pop(key, None)
-        if len(self._chosen) >= SHAPES:
-            self._chosen.pop(next(iter(self._chosen)), None)
-        self._chosen[key] = self._choose(codes, other)
-        return self._chosen[key]
+        for oldest in tuple(self._chosen)[: 1 - SHAPES]:
+            self._chosen.pop(oldest, None)  # threads may share a layer
+        chosen = self._chosen[key] = self._choose(codes, other)
+        return chosen
 
     def _choose(self, codes: Tensor, other: Tensor | None) -> _Chosen:
-        _require(self.weight, self.scale, self.bias)
+        require(self.weight, self.scale, self.bias)
+        require_codes(self.weight.device, self._coded(codes, other))
         tensors = (self.weight, self.scale, self.bias)
-        states = tuple(map(_state, tensors))
+        states = tuple(map(state, tensors))
         why = self._why_plain(codes)
         if why is None:
             sample = self._sample(codes, other)
-            wanted = self._plain(*sample)
-            for run, name in self._kernels(codes.shape):
-                if _gives(run, sample, wanted):
-                    return _Chosen(run, name, tensors, states)
+            found = self._tried(codes.shape, sample, self._plain(*sample))
+            if found is not None:
+                return _Chosen(*found, tensors, states)
             why = f"oneDNN is wrong for {list(codes.shape[1:])} on this CPU"
         return _Chosen(self._plain, f"plain torch: {why}", tensors, states)
+
+    def _tried(
+        self, shape: torch.Size, sample: tuple[Tensor, Tensor | None], wanted: Tensor
+    ) -> tuple[Run, str] | None:
+        """The first kernel that gives these bits. Kernels raise for what they do not have."""
+        try:
+            return next(pair for pair in self._kernels(shape) if _gives(pair[0], sample, wanted))
+        except (RuntimeError, StopIteration):
+            return None
 
     def _sample(self, codes: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What a kernel is tried on."""
         return self._first(codes), None if other is None else self._first(other)
+
+    def _coded(self, codes: Tensor, other: Tensor | None) -> Sequence[Tensor]:
+        """What of it has to be codes."""
+        return (codes,) if other is None else (codes, other)
 
     def _first(self, codes: Tensor) -> Tensor:
         """The first sample; linear layers take one that has no axis for samples."""
@@ -153,7 +169,7 @@ class Int8Layer(nn.Module):
         before, scale_before, bias_before = chosen.tensors
         if weight is not before or scale is not scale_before or bias is not bias_before:
             return True
-        return chosen.states != (_state(weight), _state(scale), _state(bias))
+        return chosen.states != (state(weight), state(scale), state(bias))
 
     def _kernels(self, shape: torch.Size) -> Iterator[tuple[Run, str]]:
         """All in one kernel; the sums in a kernel and the rest in plain torch."""
@@ -296,34 +312,10 @@ class Int8Conv3d(Int8Conv):
     meaning = staticmethod(int8.int8_conv3d)
 
 
-def _fixed(tensor: Tensor) -> nn.Parameter:
-    """A parameter that is not trained: counted, moved and saved as one."""
-    return nn.Parameter(tensor, requires_grad=False)
-
-
 def _gives(run: Run, sample: tuple[Tensor, Tensor | None], wanted: Tensor) -> bool:
-    """Whether a kernel gives these bits. Kernels raise for what they do not have."""
+    """Whether a kernel gives these bits."""
     try:
         found = run(*sample)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return False
     return found.dtype == wanted.dtype and torch.equal(found, wanted)
-
-
-def _require(weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-    """Raises TypeError or ValueError for tensors that a kernel would misread without a word."""
-    if weight.dtype != torch.int8:
-        raise TypeError(f"the weight of an integer layer is int8, this is {weight.dtype}")
-    for name, tensor in (("scale", scale), ("bias", bias)):
-        if tensor is not None and tensor.shape != weight.shape[:1]:
-            shape, features = list(tensor.shape), len(weight)
-            raise ValueError(f"{name} has one number for each of {features} features, not {shape}")
-
-
-def _state(tensor: Tensor | None) -> tuple[int, int] | None:
-    """Where its numbers lie (`.to(...)` gives a parameter others), and how often they were written
-    to, which tensors of inference mode do not say.
-    """
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -14,7 +14,7 @@ nan, and other rows are as they were. A row of zeros has the smallest scale, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,9 @@ class Int8LinearRows(Int8Layer):
 
     def _plain(self, codes: Tensor, other: Tensor | None) -> Tensor:
         return int8_linear_rows(codes, self.weight, self.scale, self.bias, _given(other))
+
+    def _coded(self, codes: Tensor, other: Tensor | None) -> Sequence[Tensor]:
+        return (codes,)
 
     def _sample(self, codes: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Rows of one scale: nan would show nothing."""
