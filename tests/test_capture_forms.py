@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.rewrite.capture.capture import Captured, capture
+from lissom.rewrite.ops import allowed
 
 from .captured import codes, same
 
@@ -196,3 +198,19 @@ def test_what_checks_a_call_can_be_pickled(stored: bool, tmp_path: Path) -> None
     assert torch.equal(again(xs), model(xs))
     with pytest.raises(AssertionError, match="captured with 3"):
         again(xs[:2])
+
+
+def test_what_may_be_stored_is_not_what_stands_in_for_it_in_a_capture() -> None:
+    """While a model is captured `len` is another one, and the table may be made first then."""
+
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            allowed.functions()
+            return x * 2
+
+    allowed.functions.cache_clear()
+    allowed.names_by_identity.cache_clear()
+    capture(Looks().eval(), (torch.randn(2, 4),))
+    assert allowed.functions()["len"] is len
+    assert allowed.functions()["math.sqrt"] is math.sqrt
+    assert allowed.names_by_identity()[id(len)] == "len"

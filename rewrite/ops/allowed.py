@@ -50,6 +50,7 @@ _BUILTINS = {
     name: getattr(builtins, name)
     for name in _words("abs bool divmod float int len list max min pow round sum")
 }
+_MATH = types.SimpleNamespace(**vars(math))
 _NOT_ARITHMETIC = {"attrgetter", "itemgetter", "methodcaller", "call", "length_hint"}
 # By base name, in every table: pickling, callables, hooks, autograd's engine, raw memory, files,
 # streams, printing.
@@ -84,7 +85,7 @@ def functions() -> dict[str, Callable[..., Any]]:
 def _candidates() -> Iterator[tuple[str, Callable[..., Any]]]:
     yield from _BUILTINS.items()
     yield from _of("operator", operator, set(operator.__all__) - _NOT_ARITHMETIC)
-    yield from _of("math", math, {name for name in vars(math) if not name.startswith("_")})
+    yield from _of("math", _MATH, {name for name in vars(math) if not name.startswith("_")})
     yield from _of("runtime", runtime, set(runtime.__all__))
     known = _tensor_functions()
     spaces = ("torch", torch), ("torch.nn.functional", torch.nn.functional)
@@ -96,7 +97,7 @@ def _candidates() -> Iterator[tuple[str, Callable[..., Any]]]:
         yield from _of(prefix, space, named)
 
 
-def _of(prefix: str, space: types.ModuleType, names: set[str]) -> Iterator[tuple[str, Any]]:
+def _of(prefix: str, space: Any, names: set[str]) -> Iterator[tuple[str, Any]]:
     for name in sorted(names):
         value = getattr(space, name, None)
         if callable(value) and not isinstance(value, type):
