@@ -239,6 +239,23 @@ def test_what_an_earlier_step_made_computes_in_integers() -> None:
     assert left(alone) == {"2": "slower: takes and to convert in place of"}
 
 
+def test_a_matched_op_that_stays_is_no_part_of_the_time() -> None:
+    """What is added to it becomes codes: that saves nothing, whatever the layer takes."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + x
+
+    steps = "once int8_linear; each int8_summand order by latency"
+    found = compiled(Residual(), torch.rand(2, 8), steps, ticks({8: 9}, {8: 5}))
+    (event,) = [event for event in found.journal.of(Refused) if event.code == "B004"]
+    assert re.findall(r"[\d.]+", event.reason.partition("takes")[2]) == ["1.95", "0.977", "0.977"]
+
+
 def test_conversions_on_both_edges_are_told_apart() -> None:
     """A half layer has a cast in front and one behind."""
     model = nn.Sequential(nn.Linear(4, 4)).eval()

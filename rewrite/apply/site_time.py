@@ -33,10 +33,11 @@ SECONDS = 0.25
 
 def site_time(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> Saving:
     """What a verified rewrite saves, with one thread; its edges are in the order of `edges_of`."""
-    inputs = free_inputs(site, plan)
+    matched = [node for node in plan.reads if node in site.nodes]
+    inputs = [*free_inputs(site, plan), *matched]
     values = record(state.module, inputs, state.samples.inputs, "the example")
     stays = {call.node for call in kept(state, site, plan)}
-    old, news = _before(state, site, inputs, stays), _after(plan, emitted, values)
+    old, news = _before(state, site, inputs, stays), _after(plan, emitted, inputs, values)
     args = tuple(values[node] for node in inputs)
     rounds = node_times(old[0], news[0], args, seconds=SECONDS, clock=state.clock)
     edges = [news[1][edge.planned] for edge in edges_of(site, plan)]
@@ -67,13 +68,13 @@ def _before(
 
 
 def _after(
-    plan: Plan, emitted: Mapping[Planned, Emitted], values: Env
+    plan: Plan, emitted: Mapping[Planned, Emitted], inputs: Iterable[fx.Node], values: Env
 ) -> tuple[fx.GraphModule, dict[Planned, fx.Node]]:
     """The planned ops as a graph, and the node of each. Sizes that the running model computes are
     numbers here.
     """
     root = fx.GraphModule(nn.Module(), fx.Graph())
-    places: dict[Any, fx.Node] = {node: root.graph.placeholder(node.name) for node in values}
+    places: dict[Any, fx.Node] = {node: root.graph.placeholder(node.name) for node in inputs}
     end, new = root.graph.output(()), dict[Planned, fx.Node]()
 
     def placed(value: Any) -> Any:
