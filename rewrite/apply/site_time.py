@@ -88,10 +88,10 @@ def _after(
 
     for number, planned in enumerate(plan.ops):
         made = emitted[planned]
-        inputs = tuple(map(placed, planned.inputs))
-        inputs += (None,) * (len(planned.op.inputs) - len(inputs))
+        given = tuple(map(placed, planned.inputs))
+        given += (None,) * (len(planned.op.inputs) - len(given))
         attrs = {name: mapped(value, placed) for name, value in made.attrs.items()}
-        node = replace(made, inputs=inputs, attrs=attrs).insert(root, end, f"op{number}")
+        node = replace(made, inputs=given, attrs=attrs).insert(root, end, f"op{number}")
         places[planned] = new[planned] = node
     return root, new
 
