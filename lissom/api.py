@@ -17,6 +17,7 @@ from .grammar.tree.rules import RULE_KINDS
 from .passes.functions import FUNCTIONS
 from .rewrite.apply.cost import said_of_uncounted
 from .rewrite.evidence import artifact, certificate
+from .rewrite.explain.site_changes import SiteChange, site_changes, timed
 from .rewrite.export.export import export_artifact
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.measure.compare import Metric
@@ -122,6 +123,14 @@ class Result:
         ]
         left = said_of_uncounted(self.before)
         return "\n".join([*lines, left] if left else lines)
+
+    def places(self, latency: bool = False) -> list[SiteChange]:
+        """What stands at each place that changed, before and after: ops, bits, bytes, MACs, and the
+        kernel that runs. latency: milliseconds too; both models run on the example for about two
+        seconds, in turns.
+        """
+        changes = site_changes(self.compiled)
+        return timed(self.compiled, changes).changes if latency and changes else changes
 
     @without_causes
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:

@@ -84,6 +84,21 @@ def test_the_rewrite_that_breaks_a_budget() -> None:
         assert found.before.broken == ""
 
 
+def test_what_the_first_run_chose_by_time_is_chosen_again() -> None:
+    """Each later run is given its rules and sites."""
+    run, given = runner(*linears(), LOW_RANK.replace("LIMIT", "0.1%")), list[Any]()
+
+    def noting(fuel: int | None, journal: Journal, sites: Any) -> Any:
+        given.append(sites)
+        return run(fuel, journal)
+
+    assert bisect(noting) is not None
+    first, *others = given
+    assert first is None
+    assert [site for _, site in others[0]] == [str(number) for number in range(6)]
+    assert all(sites == others[0] for sites in others)
+
+
 def test_nothing_breaks() -> None:
     assert bisect(runner(*convs(), FOLD)) is None
 

@@ -232,6 +232,14 @@ def test_faster_means_in_three_of_four_rounds(saved: list[float], faster: bool) 
     assert (saving_of([(10 + one, 10) for one in saved]).least > 0) == faster
 
 
+def test_places_in_python(integers: Compiled) -> None:
+    result = lissom.Result(integers)
+    assert [(p.site, p.kernel) for p in result.places()] == [
+        (change.site, change.kernel) for change in site_changes(integers)
+    ]
+    assert {place.before.ms for place in result.places()} == {None}
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 
