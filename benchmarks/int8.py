@@ -1,35 +1,38 @@
-"""Latency and error of networks in int8: lissom's result beside torch, ONNX Runtime and OpenVINO.
+"""Latency and error of networks in int8: lissom's result beside torch, torchao, ONNX Runtime and
+OpenVINO.
 
     python benchmarks/int8.py [--models resnet18 resnet50 mobilenet_v2 vit_small]
-        [--batches 1 16] [--threads 1 2] [--rounds 15] [--images 32] [--compiled]
+        [--batches 1 16] [--threads 1 2] [--rounds 9] [--images 32] [--peers NAME ...] [--pruned]
 
-Rounds are interleaved and each starts with another contestant, which rests and runs once before it
-is timed: threads of the one before still spin. Ratios are taken round by round, and
-the table has their median; below it the geometric means over all cells. Weights are random, batch
-norms hold statistics of random images, and all contestants are calibrated on the same ones. Errors
-are relative L2 of the logits, from those of float32. ONNX Runtime quantizes uint8 values and int8
-weights per channel (QDQ); OpenVINO through NNCF, fp32 with INFERENCE_PRECISION_HINT=f32 and beside
-it what it runs by default. Peers that are not installed are left out. Needs torchvision.
+Each contestant has a process of its own, lissom's loads the written artifact. Rounds are
+interleaved and each starts with another contestant, whose turn is one run and then some timed ones
+(their median). Ratios are taken round by round, and the table has their median; below it the
+geometric means over all cells. Weights are random, batch norms hold statistics of random images,
+and all contestants are calibrated on the same ones; linear layers of transformers find their
+ranges as they run. Errors are relative L2 of the logits, from
+those of float32. ONNX Runtime quantizes uint8 values and int8 weights per channel (QDQ); OpenVINO
+through NNCF, float32 with INFERENCE_PRECISION_HINT=f32 and beside it what it runs by default.
+`--pruned` adds lissom's result with half of the channels. Peers that are not installed are left
+out. Needs torchvision.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from half import EAGER, built, error, images, raced, ratio
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from half import built, error, images, ratio
+from int8_peers import EAGER, OURS, PEERS, PRUNED, Cell, Contestant
+from torch import Tensor
 
 import lissom
 from lissom.rewrite.measure.processor import processor_name
@@ -39,6 +42,7 @@ PROGRAM = """
 pipeline p {
   data calib = sample("train", all)
   stage open { fixpoint { fold_bn; drop_dropout; drop_identity } }
+CUT
   stage snap {
     once watch; calibrate calib
     once int8_conv2d; once int8_linear; once int8_summand; once int8_average
@@ -52,156 +56,88 @@ pipeline p {
   }
 }
 """
+TRANSFORMER = """
+pipeline p {
+  data calib = sample("train", all)
+  stage open { fixpoint { drop_dropout; drop_identity; open_attention } }
+  stage snap { once int8_linear_dynamic; once watch; calibrate calib; once int8_conv2d }
+  stage join { fixpoint { merge_row_scale; merge_quantize_rows } }
+}
+"""
+CUT = "  budget drift(outputs) <= 1000%\n  stage cut { once prune_l1(ratio = 50%) }"
 
-OURS = "lissom int8"
 PAUSE = 0.05
 """Seconds between contestants: the threads of one go on spinning where the next one computes."""
 
-Run = Callable[[], Any]
-Make = Callable[[nn.Module, Tensor, int, Path], Run]
 
-
-def ours(model: nn.Module, calibration: Sequence[Tensor]) -> Any:
-    """The result, and on stderr what it cost."""
-    data = [(x, torch.zeros(len(x))) for x in calibration]
+def written(name: str, folder: Path, count: int, *, pruned: bool = False) -> Any:
+    """lissom's result, in a file; on stdout what it cost."""
+    data = [(images(16, seed=4 + n), torch.zeros(16)) for n in range(count // 16)]
+    program = TRANSFORMER if "vit" in name else PROGRAM.replace("CUT", CUT if pruned else "")
+    model = built(name)
     torch.set_num_threads(1)
     begun = time.process_time()
-    result = lissom.compile(model, PROGRAM, inputs=(images(2, seed=3),), data=data)
+    result = lissom.compile(model, program, inputs=(images(2, seed=3),), data=data)
     print(f"compiled in {time.process_time() - begun:.0f} CPU s, {result}", flush=True)
+    result.save(folder / ("pruned" if pruned else "int8"))
+    layers = [m for m in result.model.modules() if isinstance(m, Int8Layer)]
+    print(f"{name}: {dict(Counter(layer.ran for layer in layers))}", flush=True)
     return result
-
-
-# -- peers -----------------------------------------------------------------------------------------
-
-
-def bfloat16(model: nn.Module, x: Tensor, threads: int, folder: Path) -> Run:
-    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    peer = fuse(model) if has_norms else copy.deepcopy(model)
-    peer = peer.to(memory_format=torch.channels_last).bfloat16()
-    return lambda: peer(x.to(torch.bfloat16, memory_format=torch.channels_last)).float()
-
-
-def compiled(model: nn.Module, x: Tensor, threads: int, folder: Path) -> Run:
-    torch.compiler.reset()
-    peer = torch.compile(copy.deepcopy(model))
-    return lambda: peer(x)
-
-
-def onnx_file(model: nn.Module, folder: Path, batch: int) -> Path:
-    """The model in ONNX for one batch size, made once."""
-    path = folder / f"b{batch}.onnx"
-    if not path.exists():
-        given = (images(batch),)
-        torch.onnx.export(model, given, path, dynamo=True, external_data=False, verbose=False)
-    return path
-
-
-def ort(path: Path, x: Tensor, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: torch.from_numpy(session.run(None, given)[0])
-
-
-def ort_float(model: nn.Module, x: Tensor, threads: int, folder: Path) -> Run:
-    return ort(onnx_file(model, folder, len(x)), x, threads)
-
-
-def ort_int8(model: nn.Module, x: Tensor, threads: int, folder: Path) -> Run:
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    plain, ready = onnx_file(model, folder, len(x)), folder / f"b{len(x)}.ready.onnx"
-    small = folder / f"b{len(x)}.int8.onnx"
-    if not small.exists():
-        quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        kinds = quantization.QuantType
-        settings = {"activation_type": kinds.QUInt8, "weight_type": kinds.QInt8}
-        reader = _Reader(ready, _calibration(len(x)))
-        quantization.quantize_static(ready, small, reader, per_channel=True, **settings)
-    return ort(small, x, threads)
-
-
-def _calibration(batch: int) -> list[Tensor]:
-    return [images(batch, seed=4 + number) for number in range(max(1, 16 // batch))]
-
-
-class _Reader:
-    """What ONNX Runtime calibrates on."""
-
-    def __init__(self, path: Path, batches: Sequence[Tensor]) -> None:
-        import onnx
-
-        name = onnx.load(path, load_external_data=False).graph.input[0].name
-        self.left: Iterator[Mapping[str, Any]] = iter([{name: x.numpy()} for x in batches])
-
-    def get_next(self) -> Mapping[str, Any] | None:
-        return next(self.left, None)
-
-
-def openvino(precision: str) -> Make:
-    """`f32`, `default` or `int8`."""
-
-    def make(model: nn.Module, x: Tensor, threads: int, folder: Path) -> Run:
-        import openvino as ov
-
-        read = ov.Core().read_model(onnx_file(model, folder, len(x)))
-        if precision == "int8":
-            import nncf
-
-            read = nncf.quantize(read, nncf.Dataset([v.numpy() for v in _calibration(len(x))]))
-        settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        settings |= {"INFERENCE_PRECISION_HINT": "f32"} if precision == "f32" else {}
-        peer = ov.Core().compile_model(read, "CPU", settings)
-        given = x.numpy()
-        return lambda: torch.from_numpy(np.array(peer(given)[0]))
-
-    return make
-
-
-PEERS: Mapping[str, Make] = {
-    "bfloat16": bfloat16,
-    "ORT fp32": ort_float,
-    "ORT int8": ort_int8,
-    "OpenVINO fp32": openvino("f32"),
-    "OpenVINO default": openvino("default"),
-    "OpenVINO int8": openvino("int8"),
-}
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 
-def contestants(
-    model: nn.Module, small: nn.Module, x: Tensor, folder: Path, more: Mapping[str, Make]
-) -> dict[str, Run]:
-    runs: dict[str, Run] = {OURS: lambda: small(x), EAGER: lambda: model(x)}
-    for name, make in more.items():
-        try:
-            runs[name] = make(model, x, torch.get_num_threads(), folder)
-        except Exception as failed:  # one peer that is missing or dies leaves the others
-            print(f"{name}: {type(failed).__name__}: {str(failed)[:200]}", flush=True)
-    return runs
+@contextmanager
+def contestants(names: Sequence[str], cell: Cell) -> Iterator[dict[str, Contestant]]:
+    """Those that can be set up; the others are told."""
+    found: dict[str, Contestant] = {}
+    try:
+        for name in names:
+            try:
+                found[name] = Contestant(name, cell)
+            except RuntimeError as failed:
+                print(f"{name}: {failed}", flush=True)
+        yield found
+    finally:
+        for one in found.values():
+            one.close()
+
+
+def raced(runs: Mapping[str, Contestant], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round."""
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in (*names[shift:], *names[:shift]):
+            time.sleep(PAUSE)
+            seconds[name].append(runs[name].turn())
+    return seconds
 
 
 def heading(names: Sequence[str]) -> str:
-    cells = ["model, batch, threads", *(f"{name}, ms" for name in names)]
+    cells = ["model, batch, threads", *names]
     return f"| {' | '.join(cells)} |\n| :-- |{' --: |' * (len(cells) - 1)}"
 
 
-def row(name: str, x: Tensor, runs: Mapping[str, Run], rounds: int) -> tuple[str, dict[str, float]]:
-    """Milliseconds with how many times as long as ours, and the error of what is coarser."""
-    seconds, wanted = raced(runs, rounds, PAUSE), runs[EAGER]()
+def said(name: str, seconds: float, times: float, first: Tensor, wanted: Tensor | None) -> str:
+    """Milliseconds, how many times as long as ours, and the error of what is coarser."""
+    text = f"{1000 * seconds:.1f}" + ("" if name == OURS else f" ({times:.2f}x)")
+    exact = wanted is None or "float32" in name or name == PRUNED
+    return text if exact else f"{text}, {error(first, wanted):.3f}"
+
+
+def row(cell: Cell, names: Sequence[str], rounds: int) -> tuple[str, dict[str, float]]:
+    with contestants(names, cell) as runs:
+        seconds = raced(runs, rounds)
     ratios = {other: ratio(seconds[other], seconds[OURS]) for other in runs}
-    cells = [f"{name}, {len(x)}, {torch.get_num_threads()}"]
-    for one, run in runs.items():
-        said = f"{1000 * statistics.median(seconds[one]):.1f}"
-        said += "" if one == OURS else f" ({ratios[one]:.2f}x)"
-        cells.append(f"{said}, {error(run(), wanted):.3f}" if one != EAGER else said)
+    cells = [f"{cell.model}, {cell.batch}, {cell.threads}"]
+    wanted = runs[EAGER].first if EAGER in runs else None
+    for name in names:
+        here = name in runs
+        middle = statistics.median(seconds[name]) if here else math.nan
+        cells.append(said(name, middle, ratios[name], runs[name].first, wanted) if here else "")
     return f"| {' | '.join(cells)} |", ratios
 
 
@@ -210,32 +146,25 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--pruned", action="store_true")
     asked = parser.parse_args()
-    more = {name: PEERS[name] for name in asked.peers}
-    more |= {"torch.compile": compiled} if asked.compiled else {}
+    names = [OURS, *([PRUNED] if asked.pruned else []), EAGER]
+    names += [name for name in asked.peers if name != EAGER]
     kept: dict[str, list[float]] = {}
-    for name in asked.models:
-        model = built(name)
-        batches = [images(16, seed=4 + number) for number in range(asked.images // 16)]
-        result = ours(model, batches)
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    for model in asked.models:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for pruned in (False, True)[: 1 + asked.pruned]:
+                written(model, folder, asked.images, pruned=pruned)
             for batch in asked.batches:
                 for threads in asked.threads:
-                    torch.set_num_threads(threads)
-                    x = images(batch)
-                    runs = contestants(model, result.model, x, Path(folder), more)
-                    if not kept:
-                        print(heading(list(runs)))
-                    said, ratios = row(name, x, runs, asked.rounds)
-                    print(said, flush=True)
+                    text, ratios = row(Cell(model, batch, threads, folder), names, asked.rounds)
+                    print(text if kept else f"{heading(names)}\n{text}", flush=True)
                     for other, found in ratios.items():
                         kept.setdefault(other, []).append(found)
-        layers = [m for m in result.model.modules() if isinstance(m, Int8Layer)]
-        print(f"{name}: {dict(Counter(layer.ran for layer in layers))}", flush=True)
     for other, found in kept.items():
         print(f"{other} / {OURS}: {math.exp(statistics.fmean(map(math.log, found))):.2f}")
     print(f"{processor_name()}, torch {torch.__version__}, median of {asked.rounds} rounds")
