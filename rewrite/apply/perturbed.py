@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
+from ..graph.emit import Emitted
 from ..match.site import Site
 from .planned import Plan
-from .run import Env, operand_value, run_nodes, run_plan
+from .run import Env, operand_value, param_value, run_nodes, run_plan
 
 
 def run_perturbed(
@@ -50,27 +51,35 @@ def perturbed_model(module: fx.GraphModule, site: Site, plan: Plan) -> fx.GraphM
         held = getattr(changed.get_submodule(owner), name)
         with torch.no_grad():
             held.copy_(value.to(held.dtype))
-    for node, other in plan.exchanged.items():
-        _exchange(changed, site, node, other)
+    twins = {twin.name: twin for twin in changed.graph.nodes}
+    made = {n: _exchange(changed, site, n, other, twins) for n, other in plan.exchanged.items()}
+    for node in (node for node in made if node in site.nodes):
+        # Who asks for it by its name gets what all its readers get.
+        twin, last = twins[node.name], made[node]
+        twin.name, last.name = last.name, twin.name
     if plan.exchanged:
         changed.recompile()
     return changed
 
 
-def _exchange(module: fx.GraphModule, site: Site, node: fx.Node, other: Plan) -> None:
+def _exchange(
+    module: fx.GraphModule,
+    site: Site,
+    node: fx.Node,
+    other: Plan,
+    twins: Mapping[str, fx.Node],
+) -> fx.Node:
     """Puts the ops of `other` behind the node's twin: for the twins of the matched ops alone, for
-    all who read it where it is one of these.
+    all who read it where it is one of these. Returns what stands for it.
     """
-    twins = {twin.name: twin for twin in module.graph.nodes}
     made: dict[object, fx.Node] = {}
     last = twins[node.name]
     for planned in other.ops:
-        names = (spec.name for spec in planned.op.inputs)
-        operands = (_twin(value, twins, made) for value in planned.inputs)
-        given = {**dict(zip(names, operands, strict=False)), **planned.attrs}
-        args, kwargs = planned.op.writer.arguments(given)
-        with module.graph.inserting_after(last):
-            last = module.graph.call_function(planned.op.writer.function, args, kwargs)
+        operands = tuple(_twin(value, twins, made) for value in planned.inputs)
+        operands += (None,) * (len(planned.op.inputs) - len(operands))
+        params = {name: param_value(planned, v, None) for name, v in planned.params.items()}
+        call = Emitted(planned.op, operands, params, planned.attrs, None)
+        last = call.insert(module, last.next, f"_perturbed_{last.name}")
         last.meta["val"] = planned.specs[0]
         made[planned] = last
     new = set(made.values())
@@ -79,9 +88,12 @@ def _exchange(module: fx.GraphModule, site: Site, node: fx.Node, other: Plan) ->
     readers = others if node in site.nodes else inside
     for reader in readers:
         reader.replace_input_with(twins[node.name], last)
+    return last
 
 
 def _twin(value: object, twins: Mapping[str, fx.Node], made: Mapping[object, fx.Node]) -> object:
+    if isinstance(value, tuple):
+        return tuple(_twin(item, twins, made) for item in value)
     if value in made:
         return made[value]
     return twins[value.name] if isinstance(value, fx.Node) else value

@@ -184,7 +184,7 @@ def _run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
         spec.name: operand_value(value, env)
         for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)
     }
-    params = {name: _param(planned, value, dtype) for name, value in planned.params.items()}
+    params = {name: param_value(planned, value, dtype) for name, value in planned.params.items()}
     attrs = settled(planned.attrs, env)
     if dtype is not None and planned.names_type:
         attrs = in_type(planned.op, attrs, dtype)
@@ -222,7 +222,8 @@ def operand_value(value: Any, env: Env) -> Any:
     return value
 
 
-def _param(planned: Planned, value: Any, dtype: torch.dtype | None) -> Any:
+def param_value(planned: Planned, value: Any, dtype: torch.dtype | None) -> Any:
+    """A weight of a planned op; in the type that it is to have where no other is asked for."""
     if isinstance(value, ParamRef):
         return cast(value.tensor.detach(), dtype)
     own = planned.stored(value) if isinstance(value, Tensor) else None

@@ -14,6 +14,7 @@ from ..graph.runs import own_inputs, watched
 from ..runtime import int8
 from ..runtime.layers import Int8Layer
 from ..runtime.pooling import int8_max_pool
+from ..runtime.recurrent import Int8LSTM
 from ..runtime.rows import Int8LinearRows, quantize_rows
 from .exportable import Exportable
 from .qdq import grid_at, layer_at, max_pool, scales_of, spell
@@ -66,6 +67,7 @@ class Named:
 def spelled(given: Exportable) -> list[Tap]:
     """Puts the form of ONNX in place of every integer layer. Raises A040 for those without one."""
     module = given.module
+    _require_forms(given)
     read = {node: _read(node) for node in module.graph.nodes if _makes(module, node)}
     values = _values(given, {*read, *(n for nodes in read.values() for n in nodes)})
     scales = scales_of(module, {node for node, value in values.items() if in_codes(value)})
@@ -114,6 +116,15 @@ def _values(given: Exportable, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:
     if wanted:
         watched(given.module, own_inputs(given.args), seen)
     return values
+
+
+def _require_forms(given: Exportable) -> None:
+    for node in given.module.graph.find_nodes(op="call_module"):
+        if isinstance(given.module.get_submodule(str(node.target)), Int8LSTM):
+            raise given.refused(
+                f"`{node.target}` is an LSTM in integers, which ONNX has no form for",
+                help="write .pt2, or leave the rule out that made it",
+            )
 
 
 def _require_float32(given: Exportable, node: fx.Node, numbers: Tensor) -> None:

@@ -12,6 +12,7 @@ from ..measure.integer_layers import integer_layers, plain_layers, runs_of
 from ..measure.processor import HALVES, computes_in, processor_name
 from ..ops.spec import TensorSpec
 from ..rules.rule import CompiledRule
+from ..runtime import Int8LSTM
 
 
 def tell_of_silence(journal: Journal) -> None:
@@ -60,6 +61,26 @@ def tell_of_kernels(journal: Journal, model: nn.Module, args: tuple[Any, ...]) -
         first, why = next(iter(plain.items()))
         layers = "1 integer layer runs" if len(plain) == 1 else f"{len(plain)} integer layers run"
         journal.add(Note("", "W706", f"{layers} in plain torch, {first} for one: {why}"))
+    _tell_of_steps(journal, model)
+
+
+LEAST_UNITS = 512
+"""Below, an LSTM in float32 is faster on one sequence: measured in docs/int8.md."""
+
+
+def _tell_of_steps(journal: Journal, model: nn.Module) -> None:
+    """An integer LSTM calls its kernel at each step from Python."""
+    parts = {path: part for path, part in model.named_modules() if isinstance(part, Int8LSTM)}
+    small = [path for path, part in parts.items() if part.hidden_size < LEAST_UNITS]
+    if small:
+        one = len(small) == 1
+        layers = (
+            "1 LSTM layer in integers steps"
+            if one
+            else f"{len(small)} LSTM layers in integers step"
+        )
+        why = f"below {LEAST_UNITS} units one in float32 is faster, one sequence at a time"
+        journal.add(Note("", "W706", f"{layers} in Python, {small[0]} for one: {why}"))
 
 
 def tell_of_more(journal: Journal, stage: str, rule: CompiledRule, more: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from ...rules.rule import CompiledRule
 from ..choices.source import Unsuitable
 from .builder import GraphBuilder
 from .pattern_builder import Planted
-from .settings import kind_of_number, laid_out, sample, scales, weight
+from .settings import is_scale, kind_of_number, laid_out, sample, scales, weight
 from .sizes import KERNEL, Extents
 
 Kind = str | torch.dtype
@@ -255,7 +255,7 @@ class Filling:
             raise Unsuitable(f"nothing is in {param.name}")
         if param.kind in DTYPES:
             return laid_out(self.source, sample(param.kind, shape, self.builder.generator))
-        if whole and param.name == "scale":
+        if whole and is_scale(param.name):
             return scales(self.source, shape, self.builder.generator).to(self.dtype)
         value = weight(self.source, param.name, shape, self.builder.generator)
         value = value * 4 if whole else value  # as large as sums of codes are

@@ -270,6 +270,11 @@ def _all_of(dtype: torch.dtype, shape: tuple[int, ...], generator: torch.Generat
     return value.to(dtype)
 
 
+def is_scale(name: str) -> bool:
+    """Whether a weight is called so as what sums of codes are multiplied by."""
+    return name == "scale" or name.endswith("_scale")
+
+
 def scales(source: ChoiceSource, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """What sums of codes are multiplied by: positive; powers of two, at which results lie between
     two codes, half of the time.

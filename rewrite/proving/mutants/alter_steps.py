@@ -17,6 +17,7 @@ from ....grammar.tree.fold import literal
 from ...ops.attributes import AttrSpec
 from ...ops.dims import ShapeSpec
 from ...ops.opspec import OpSpec, ParamSpec
+from ..models.settings import is_scale
 from .pieces import (
     EIGHTH,
     HALF,
@@ -205,7 +206,7 @@ def _weight(value: t.Expr, param: str, spec: OpSpec, roles: Roles) -> Iterator[t
 def _scales_codes(param: ParamSpec, spec: OpSpec) -> bool:
     """Whether it is what weights in whole numbers are multiplied by: that is never negative."""
     whole = any(each.kind in DTYPES for each in spec.params)
-    return whole and param.name == "scale"
+    return whole and is_scale(param.name)
 
 
 def _setting(value: t.Expr, attr: AttrSpec, reduces: bool) -> Iterator[tuple[str, t.Expr]]:
