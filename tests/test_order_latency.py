@@ -256,6 +256,28 @@ def test_a_matched_op_that_stays_is_no_part_of_the_time() -> None:
     assert re.findall(r"[\d.]+", event.reason.partition("takes")[2]) == ["1.95", "0.977", "0.977"]
 
 
+def test_a_constant_that_the_new_ops_read_is_there() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Buffer(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.shift + x)
+
+    rule = """exact rule swapped {
+      match { z = add(a, b, alpha = 1); y = relu(z) }
+      rewrite { y = clamp(add(b, a), min = 0.0) }
+    }
+    pipeline p { stage s { each swapped order by latency } }"""
+    clock = Clock()
+    options = Options(functions=FUNCTIONS, clock=clock)
+    program, x = program_of(rule, "p.lissom", Path()), torch.rand(2, 8)
+    found = compile_model(Shifted().eval(), program, (x,), None, {}, options)
+    (event,) = [event for event in found.journal.of(Refused) if event.code == "B004"]
+    assert event.reason.endswith("takes 1.95 ms in place of 1.95")
+
+
 def test_conversions_on_both_edges_are_told_apart() -> None:
     """A half layer has a cast in front and one behind."""
     model = nn.Sequential(nn.Linear(4, 4)).eval()

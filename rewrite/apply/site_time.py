@@ -24,7 +24,7 @@ from ..ops.spec import TensorSpec
 from ..rules.state import State
 from .claims import kept
 from .planned import Plan, Planned, spec_known
-from .run import Env
+from .run import Env, weights_read
 from .verify import free_inputs
 
 SECONDS = 0.25
@@ -34,8 +34,10 @@ SECONDS = 0.25
 def site_time(state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]) -> Saving:
     """What a verified rewrite saves, with one thread; its edges are in the order of `edges_of`."""
     matched = [node for node in plan.reads if node in site.nodes]
-    inputs = [*free_inputs(site, plan), *matched]
-    values = record(state.module, inputs, state.samples.inputs, "the example")
+    values = weights_read(state.module, plan.reads, {}, None)
+    computed = [*free_inputs(site, plan), *matched]
+    values |= record(state.module, computed, state.samples.inputs, "the example")
+    inputs = list(values)
     stays = {call.node for call in kept(state, site, plan)}
     old, news = _before(state, site, inputs, stays), _after(plan, emitted, inputs, values)
     args = tuple(values[node] for node in inputs)
