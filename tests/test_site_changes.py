@@ -148,6 +148,29 @@ def test_a_model_that_stays_has_no_places() -> None:
     assert site_changes(compiled("pipeline p { stage s { once fold_bn_transposed } }")) == []
 
 
+def test_what_takes_one_result_out_belongs_to_its_op() -> None:
+    """And a layer that is made of integer layers runs what these run."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.LSTM(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cells(x)[0]
+
+    x = torch.rand(3, 2, 8)
+    program = """pipeline p {
+      data calib = sample("train", 3); stage s { once int8_lstm_dynamic }
+    }"""
+    found = lissom.compile(Sequence().eval(), program, inputs=(x,), data=[x]).compiled
+    (change,) = site_changes(found)
+    assert change.before.ops == ("lstm", "getitem")
+    assert change.after.ops == ("row_scale", "quantize_rows", "int8_lstm")
+    assert change.kernel.startswith(("oneDNN, ", "plain torch: "))
+    assert change.sums is not None
+
+
 # -- kernels ---------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, fx
 from ..apply.cost import SKIPPED, node_macs, tensors_of
 from ..graph.index import GraphView
 from ..graph.places import name_of
-from ..measure.integer_layers import Int8Layer, kernel_of
+from ..match.match import is_part
+from ..measure.integer_layers import Int8Layer, integer_layers, kernel_of
 from ..measure.latency import Clock, Times, batch_of, least_of, node_times
 from ..measure.processor import HALVES, computes_in
 from ..ops.call import module_at
@@ -117,8 +118,15 @@ def _places(
         for origin in node.meta.get("origins", ()):
             heirs[origin].add(home)
     stands, order = set(groups), {node.name: number for number, node in enumerate(before)}
+    homes = dict[fx.Node, str]()
     for node in before:
-        home = node.name if node.name in stands else _nearest(node.name, heirs, order)
+        if node.name in stands:
+            home = node.name
+        elif is_part(node) and node.all_input_nodes[0] in homes:
+            home = homes[node.all_input_nodes[0]]
+        else:
+            home = _nearest(node.name, heirs, order)
+        homes[node] = home
         groups[home][0].append(node)
     for home in sorted(groups, key=lambda name: order.get(name, -1)):
         olds, news = groups[home]
@@ -182,14 +190,14 @@ class _Side:
         return max((largest_sum(la.weight) / LIMIT for la in self._integer(nodes)), default=None)
 
     def _integer(self, nodes: Sequence[fx.Node]) -> list[Int8Layer]:
-        found = (module_at(self.module, str(n.target)) for n in nodes if n.op == "call_module")
-        return [layer for layer in found if isinstance(layer, Int8Layer) and layer.weight.numel()]
+        """Those that nodes call, and what larger layers are made of."""
+        layers = (module_at(self.module, str(n.target)) for n in nodes if n.op == "call_module")
+        found = (part for layer in layers for part in integer_layers(layer).values())
+        return [part for part in found if part.weight.numel()]
 
     def _kernels(self, nodes: Sequence[fx.Node], bits: int | None) -> Iterator[str]:
+        yield from map(kernel_of, self._integer(nodes))
         for node in nodes:
-            layer = module_at(self.module, str(node.target)) if node.op == "call_module" else None
-            if isinstance(layer, Int8Layer):
-                yield kernel_of(layer)
             half = _dtype(node.meta.get("val"))
             if half in HALVES and bits is not None and bits > 16 and self.tensors[node]:
                 yield f"{half} instructions" if computes_in(half) else f"no {half} instructions"
