@@ -35,6 +35,24 @@ def imbalance(rows: Tensor, columns: Tensor, groups: int = 1) -> float:
     return torch.exp2(_ratios("imbalance", rows, columns, groups).abs().max()).item()
 
 
+def migration(peaks: Tensor, w: Tensor, share: float = 0.5) -> Tensor:
+    """Powers of two `[I]` that move size from inputs into the columns of `w [O, I]`, the nearest to
+    peaks^share / (largest of a column)^(1 - share): SmoothQuant, Xiao et al. 2022,
+    arXiv:2211.10438, equation 4.
+
+    peaks: the largest magnitude of each input `[I]`. 1 where an input or its column is zero; so of
+    what has been moved. float64. Raises K001 where the sizes do not fit or the share is outside
+    0..1, K002 for what is not finite.
+    """
+    given, read = finite("migration", peaks), _of_inputs("migration", w, 1)
+    require(given.shape == read.shape, "migration", f"{len(given)} peaks, {len(read)} inputs")
+    require(bool((given >= 0).all()), "migration", "peaks are magnitudes, and some are negative")
+    require(0 <= share <= 1, "migration", f"a share of {share} is outside 0..1")
+    both = (given > 0) & (read > 0)
+    power = share * given.log2() - (1 - share) * read.log2()
+    return torch.exp2(power.where(both, 0.0).round())
+
+
 def _ratios(name: str, rows: Tensor, columns: Tensor, groups: int) -> Tensor:
     """Logarithms to base 2 of how many times as large as its columns each row is, `[O]`."""
     given = finite(name, rows).reshape(len(rows), -1).abs().amax(1)
@@ -53,4 +71,4 @@ def _of_inputs(name: str, w: Tensor, groups: int) -> Tensor:
     return blocks.amax((1, 3)).flatten()
 
 
-FUNCTIONS = (balance, imbalance)
+FUNCTIONS = (balance, imbalance, migration)

@@ -153,6 +153,37 @@ def histogram(bins: int = 2048) -> Histogram:
     return Histogram(int(bins))
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelPeaks:
+    """The largest magnitude of each channel, along an axis."""
+
+    axis: int
+
+    def begin(self) -> _Peaks:
+        return _Peaks(self.axis)
+
+
+@dataclass(slots=True)
+class _Peaks:
+    axis: int
+    peaks: Tensor | None = None
+
+    def update(self, value: Tensor) -> None:
+        channels = value.movedim(self.axis, 0).reshape(value.shape[self.axis], -1)
+        found = channels.abs().amax(1).double()
+        self.peaks = found if self.peaks is None else torch.maximum(self.peaks, found)
+
+    def result(self) -> Tensor | None:
+        return self.peaks
+
+
+def channel_peaks(axis: int = 1) -> ChannelPeaks:
+    """Watches the largest magnitude of each channel along an axis, float64 [C]; nan where one
+    was.
+    """
+    return ChannelPeaks(int(axis))
+
+
 # -- ranges ----------------------------------------------------------------------------------------
 
 
@@ -273,4 +304,4 @@ _METHODS: Mapping[str, Callable[[_Spread, int, float], tuple[float, float]]] = {
     "entropy": _entropy,
 }
 
-FUNCTIONS = (min_max, moving_average, histogram, clip_range)
+FUNCTIONS = (min_max, moving_average, histogram, channel_peaks, clip_range)

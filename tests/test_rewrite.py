@@ -76,6 +76,36 @@ def _bent(x: torch.Tensor, times: int) -> torch.Tensor:
     return x
 
 
+NUMBERS = """
+approx rule r {
+  match { y = linear(x) as l }
+  let { g = sqrt(abs(l.weight[0, :])) }
+  perturb { MOVED := mul(MOVED, h) }
+  rewrite { REWRITE }
+  ensure { error(y) <= 900% on calib }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("moved", "rewrite"),
+    [("x", "h = mul(x, g); y = l(h)"), ("y", "h = l(x); y = mul(h, g)")],
+)
+def test_numbers_of_the_rule_are_operands(moved: str, rewrite: str) -> None:
+    """They are rounded as weights are, and the model keeps them, saved or copied."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 5).eval(), torch.randn(3, 5)
+    text = NUMBERS.replace("REWRITE", rewrite).replace(", h)", ", g)").replace("MOVED", moved)
+    driven = run(model, x, text)
+    assert driven.applied == 1, driven.reasons()
+    driven.module.recompile()
+    gain = model.weight[0].abs().sqrt()
+    want = model(x * gain) if moved == "x" else model(x) * gain
+    assert torch.allclose(driven.module(x), want, atol=1e-6)
+    (kept,) = driven.module.buffers()
+    assert kept.dtype == torch.float32
+
+
 # -- names and weights -----------------------------------------------------------------------------
 
 

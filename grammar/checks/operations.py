@@ -196,7 +196,7 @@ class Operations:
                 kind, plain = self.kinds.expr(operand, "rewrite"), operand.span.text
             else:
                 continue
-            if kind.name in ("node", "param", "tensor", "str", "bool", "tuple"):
+            if kind.name in ("node", "param", "str", "bool", "tuple"):
                 label = Label(step.whole, f"`{plain}` is {kind}")
                 help = f"weights go by keyword: {', '.join(facts.params)}" if facts.params else ""
                 message = f"`{facts.name}` takes activations as inputs"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.emit import Emitted, emit
+from ..graph.emit import Emitted, constant, emit
 from ..graph.formats import in_format_of
 from ..graph.writes import is_pure
 from ..match.repeats import is_equal
@@ -141,6 +141,9 @@ def _insert(
     heirs = {**heirs, "captured": place.meta.get("captured", place.name)}
 
     def node_of(value: Any) -> fx.Node:
+        if isinstance(value, Tensor):
+            kept = value.to(planned.stored(value), copy=True)
+            return constant(state.module, point, fresh_path(state, home, site.rule.name), kept)
         if not isinstance(value, RuntimeSize):
             return _node_of(value, new)
         # Not `node_of`: a function that holds itself, and what it sees, waits for the collector.
@@ -192,7 +195,7 @@ def _describe_weight(state: State, held: fx.Node, reader: fx.Node) -> None:
 def _with_nodes(value: Any, node_of: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(_with_nodes(item, node_of) for item in value)
-    return node_of(value) if isinstance(value, (Planned, RuntimeSize)) else value
+    return node_of(value) if isinstance(value, (Planned, RuntimeSize, Tensor)) else value
 
 
 def _size_node(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from ..graph.emit import Emitted
+from ..graph.emit import Emitted, constant
 from ..match.site import Site
-from .planned import Plan
+from .planned import Plan, flat
 from .run import Env, operand_value, param_value, run_nodes, run_plan
 
 
@@ -75,6 +75,9 @@ def _exchange(
     made: dict[object, fx.Node] = {}
     last = twins[node.name]
     for planned in other.ops:
+        for value in (v for v in flat(planned.inputs) if isinstance(v, Tensor)):
+            path, kept = f"_perturbed_{last.name}_{len(made)}", value.to(planned.stored(value))
+            made[value] = constant(module, last.next, path, kept)
         operands = tuple(_twin(value, twins, made) for value in planned.inputs)
         operands += (None,) * (len(planned.op.inputs) - len(operands))
         params = {name: param_value(planned, v, None) for name, v in planned.params.items()}

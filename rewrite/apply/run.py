@@ -181,7 +181,7 @@ def _rounded(value: Any, planned: Planned, finest: torch.dtype) -> Any:
 def _run_planned(planned: Planned, env: Env, dtype: torch.dtype | None) -> Any:
     inputs = dict.fromkeys((spec.name for spec in planned.op.inputs), None)
     inputs |= {
-        spec.name: operand_value(value, env)
+        spec.name: _operand(planned, value, env, dtype)
         for spec, value in zip(planned.op.inputs, planned.inputs, strict=False)
     }
     params = {name: param_value(planned, value, dtype) for name, value in planned.params.items()}
@@ -202,7 +202,7 @@ def run_emitted(plan: Plan, emitted: Mapping[Planned, Emitted], env: Env) -> Env
     env = dict(env)
     with torch.no_grad():
         for planned in plan.ops:
-            inputs = tuple(operand_value(value, env) for value in planned.inputs)
+            inputs = tuple(_operand(planned, value, env, None) for value in planned.inputs)
             missing = len(planned.op.inputs) - len(inputs)
             made = emitted[planned]
             if read_by(made.attrs):
@@ -220,6 +220,13 @@ def operand_value(value: Any, env: Env) -> Any:
     if isinstance(value, (fx.Node, Planned)):
         return env[value] if value in env else value.meta.get("val")  # type: ignore[union-attr]
     return value
+
+
+def _operand(planned: Planned, value: Any, env: Env, dtype: torch.dtype | None) -> Any:
+    """As `operand_value`; numbers that the rule computed are kept as a weight is."""
+    if isinstance(value, Tensor):
+        return cast(value, dtype or planned.stored(value))
+    return operand_value(value, env)
 
 
 def param_value(planned: Planned, value: Any, dtype: torch.dtype | None) -> Any:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ..graph.emit import Emitted
+from ..graph.emit import Emitted, constant
 from ..graph.runs import record
 from ..match.site import Site
 from ..measure.latency import Saving, Times, node_times, saving_of
@@ -86,6 +86,8 @@ def _after(
             return value.run(values)
         if isinstance(value, (fx.Node, Planned)):
             return places[value] if value in places else spec_known(value)
+        if isinstance(value, Tensor):
+            return constant(root, end, f"numbers{len(root._modules)}", value)
         return value
 
     for number, planned in enumerate(plan.ops):

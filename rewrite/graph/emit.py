@@ -154,6 +154,18 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
+def constant(root: fx.GraphModule, before: fx.Node, path: str, value: torch.Tensor) -> fx.Node:
+    """Numbers that the model keeps, in a buffer of a module at `path`, read in front of
+    `before`.
+    """
+    holder = nn.Module()
+    holder.register_buffer("value", value)
+    _check_free(root, path)
+    _add_module(root, path, holder)
+    with root.graph.inserting_before(before):
+        return root.graph.get_attr(f"{path}.value")
+
+
 # -- the module tree -------------------------------------------------------------------------------
 
 

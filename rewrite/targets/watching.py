@@ -148,7 +148,7 @@ def attachments(scope: Scope, rule: CompiledRule) -> Observers:
         observer = scope.number(step.observer)
         if not hasattr(observer, "begin"):
             label = Label(step.observer.span, f"this is a {type(observer).__name__}")
-            help = "attach min_max(), moving_average() or histogram()"
+            help = "attach min_max(), moving_average(), histogram() or channel_peaks()"
             raise fail("R016", "only an observer can be attached", label, help=help)
         if not isinstance(node, fx.Node) or not isinstance(on, fx.Node):
             label = Label(step.span, "attached here")

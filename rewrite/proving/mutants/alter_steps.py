@@ -115,8 +115,10 @@ def _own_settings(node: t.Call, specs: Sequence[OpSpec], roles: Roles) -> Iterat
     given = {keyword.name.text for keyword in node.keywords}
     shared = [a for a in specs[0].attrs.values() if all(a.name in spec.attrs for spec in specs)]
     for attr in (attr for attr in shared if attr.name not in given):
-        if attr.name != "dilation" or node.function.text not in roles.pointwise:
-            yield from _own_attr(node, node.function.text, attr)
+        handle = node.function.text
+        single = attr.type == "ints" and roles.axes.get(f"{handle}.weight") == 1  # in any order
+        if not single and (attr.name != "dilation" or handle not in roles.pointwise):
+            yield from _own_attr(node, handle, attr)
     for param in (param for param in specs[0].params if param.name not in given):
         yield from _own_weight(node, node.function.text, param)
 

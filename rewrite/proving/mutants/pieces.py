@@ -85,10 +85,10 @@ WEIGHTS = {
 HALF, EIGHTH = "rounded to half precision", "rounded to 8 bits"
 
 
-NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance", "balance"})
+NEVER_NEGATIVE = frozenset({"abs", "sqrt", "exp", "variance", "balance", "migration"})
 """Functions whose results nothing changes that takes magnitudes."""
 
-POWERS = frozenset({"balance"})
+POWERS = frozenset({"balance", "migration"})
 """Functions that give powers of two, which half precision has."""
 
 
