@@ -150,12 +150,17 @@ _UNTRACED = frozenset(
 """Functions of Python that run on what a trace hands around, instead of being written down."""
 
 
-def mark_untraced(graph: fx.Graph) -> None:
+def mark_untraced(graph: fx.Graph, *, done: bool = False) -> None:
     """Marks calls for `torch.save`: it keeps the code of a graph, and reading it traces that code.
     What is marked is written down then; the rest of Python's functions would run on proxies.
+
+    done: nothing will change the graph any more. Only then are functions outside of torch marked:
+    torch keeps the name of what is marked for good, and a node that gets another target, or whose
+    `meta` is copied, would take the mark along.
     """
     for node in graph.nodes:
-        if node.op == "call_function" and (node.target in _UNTRACED or _is_own(node.target)):
+        own = done and _is_own(node.target)
+        if node.op == "call_function" and (own or node.target in _UNTRACED):
             node.meta["is_wrapped"] = True
 
 

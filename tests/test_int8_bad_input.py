@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lissom
 from lissom.__main__ import main
 from lissom.grammar.diagnostics import Diagnostic, LissomError
+from lissom.rewrite.capture.capture import capture
 from lissom.rewrite.journal import Refused
 from lissom.rewrite.runtime import quantize
 from lissom.rewrite.runtime.layers import SHAPES, Int8Layer
@@ -269,6 +270,21 @@ def test_copies_compute_the_same(result: Any, kind: str) -> None:
     assert held == {torch.int8, torch.float32}
 
 
+@pytest.mark.parametrize("kind", ["deepcopy", "pickle", "torch.save", "half", "bfloat16"])
+def test_layers_that_find_their_scales_are_copied_as_well(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 5)).eval()
+    text = 'pipeline p { data calib = sample("train", all)\nstage s { once int8_linear_dynamic } }'
+    x = given(3, 7, 16)
+    small = lissom.compile(model, text, inputs=(x,), data=[x]).model
+    assert len(layers(small)) == 2
+    made = COPIES[kind](small)
+    assert torch.equal(made(x), small(x))
+    assert made(x[:0]).shape == (0, 7, 5)
+    bad = x.index_fill(1, torch.tensor([4]), float("nan"))
+    assert made(bad).isnan().any(-1).tolist() == [[at == 4 for at in range(7)]] * 3
+
+
 def test_a_pickle_keeps_the_calls_of_a_graph(result: Any, tmp_path: Path) -> None:
     """torch.fx traces the code when it reads one: what makes codes must not be taken apart."""
     model = through_a_folder(tmp_path / "small")
@@ -276,6 +292,16 @@ def test_a_pickle_keeps_the_calls_of_a_graph(result: Any, tmp_path: Path) -> Non
     assert counted == [n.target for n in result.model.graph.nodes].count(quantize) > 0
     assert torch.equal(model(given()), result.model(given()))
     assert torch.equal(model(given(5, 3, 8, 8)), result.model(given(5, 3, 8, 8)))
+
+
+def test_a_graph_that_may_change_marks_no_function_of_ours(result: Any) -> None:
+    """torch remembers for good what is marked for pickling, by the name that it has in a graph."""
+    held = [n.meta.get("is_wrapped") for n in result.model.graph.nodes if n.target is quantize]
+    captured = capture(result.model, (given(),)).module.graph.nodes
+    assert held == [True] * len(held) != []
+    assert [n.meta.get("is_wrapped") for n in captured if n.target is quantize] == [None] * len(
+        held
+    )
 
 
 def test_in_float64_it_is_real_arithmetic(result: Any) -> None:

@@ -253,12 +253,13 @@ def test_a_result_shares_no_memory_with_an_exported_program() -> None:
     assert torch.equal(exported.module()(x), wanted)
 
 
-def test_no_gradient_goes_through_codes() -> None:
+@pytest.mark.parametrize("rule", ["int8_linear", "int8_linear_dynamic"])
+def test_no_gradient_goes_through_codes(rule: str) -> None:
     """It ends there, and training says so: nothing before an integer layer would learn."""
     model = Fn(
         lambda m, x: m.c(m.b(m.a(x))), a=nn.Linear(12, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 4)
     )
-    stages = 'stage s { once watch; calibrate calib; once int8_linear at "b" }'
+    stages = f'stage s {{ once watch; calibrate calib; once {rule} at "b" }}'
     torch.manual_seed(0)
     mixed = compiled(model, [torch.randn(16, 12)], stages).model
     assert len(integer_layers(mixed)) == 1

@@ -302,7 +302,7 @@ def test_what_is_no_image(layer: nn.Module, x: Tensor) -> None:
     ("kind", "code", "reason"),
     [
         (Flat, "R013", "at 6x6 `head` cannot take it: "),
-        (Written, "R013", "at 6x6 `view` cannot take it: "),
+        (Written, "R013", "at 6x6 `reshape` cannot take it: "),
         (Table, "R013", "at 6x6 `add` cannot take it: "),
         (Map, "R013", "at 6x6 `relu_1` would give float32[2, 6, 3, 3], not float32[2, 6, 4, 4]"),
         (Inside, "R012", "it is resized to 6x6 already"),

@@ -44,11 +44,11 @@ def _unsaved(root: nn.Module, path: str, part: nn.Module) -> set[str]:
     return set(part._buffers) - saved
 
 
-def finish(module: fx.GraphModule) -> None:
-    """Makes the module's code follow its graph. Raises M004 for an input whose name that code needs
-    for something else.
+def finish(module: fx.GraphModule, *, done: bool = False) -> None:
+    """Makes the module's code follow its graph; `done`: which nobody changes any more. Raises M004
+    for an input whose name that code needs for something else.
     """
     module.graph.lint()
-    mark_untraced(module.graph)
+    mark_untraced(module.graph, done=done)
     module.recompile()
     free_names(module)

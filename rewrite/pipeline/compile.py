@@ -208,7 +208,7 @@ def compile_checked(
 
 def _finished(state: State, original: fx.GraphModule) -> None:
     keep_layout(state, original)
-    finish(state.module)
+    finish(state.module, done=True)
     state.module.eval()  # containers that rewrites made begin in training mode
     tell_of_kernels(state.journal, state.module, state.samples.inputs)
 

@@ -28,7 +28,10 @@ ZERO = 128
 
 
 def row_scale(x: Tensor) -> Tensor:
-    """The scale of each row of numbers [..., I]: [..., 1], in their type."""
+    """The scale of each row of numbers [..., I]: [..., 1], in their type. It has no gradient: that
+    of codes ends, and the largest number alone would get one.
+    """
+    x = x.detach()
     largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     # The rest of an infinity is nan, that of any other number itself.
     scale = largest.div_(127).fmod_(math.inf)

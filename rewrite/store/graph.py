@@ -127,7 +127,7 @@ def decode_graph(value: Any, data: Mapping[str, torch.Tensor]) -> fx.GraphModule
     build_tree(root, modules, decode_tensors(check_table(table), dict(data)))
     root.training = training
     graph = _build(nodes)
-    mark_untraced(graph)
+    mark_untraced(graph, done=True)
     _require_targets(root, graph)
     try:
         root.graph = graph
