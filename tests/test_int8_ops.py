@@ -25,8 +25,8 @@ from .test_int8_layers import CONVS, codes_of, layer_of
 from .traced import described
 
 LIBRARY = Vocabulary.library()
-ELSEWHERE = ("pool", "rows", "lstm")
-"""Of pooling further down, and in test_int8_rows.py and test_int8_recurrent.py."""
+ELSEWHERE = ("pool", "rows", "lstm", "embedding")
+"""Of pooling further down, and in files of their own."""
 
 INTEGER = [
     name

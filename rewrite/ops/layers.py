@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..runtime import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear, Int8LinearRows, Int8LSTM
+from ..runtime import (
+    Int8Conv1d,
+    Int8Conv2d,
+    Int8Conv3d,
+    Int8Embedding,
+    Int8Linear,
+    Int8LinearRows,
+    Int8LSTM,
+)  # fmt: skip
 
 Params = Mapping[str, torch.Tensor | None]
 Build = Callable[[type[Any], Params, Mapping[str, Any]], nn.Module | None]
@@ -197,6 +205,10 @@ def _int8_linear(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> n
     return kind(in_width, out_width, bias=params["bias"] is not None, device="meta", **attrs)
 
 
+def _int8_embedding(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
+    return kind(*_weight(params).shape, device="meta")
+
+
 def _int8_lstm(kind: type[Any], params: Params, attrs: Mapping[str, Any]) -> nn.Module:
     inputs, states = params["input_weight"], params["state_weight"]
     assert inputs is not None
@@ -219,6 +231,7 @@ _BUILD: dict[type[nn.Module], Build] = {
     **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), _recurrent),
     **dict.fromkeys((Int8Conv1d, Int8Conv2d, Int8Conv3d), _int8_conv),
     **dict.fromkeys((Int8Linear, Int8LinearRows), _int8_linear),
+    Int8Embedding: _int8_embedding,
     Int8LSTM: _int8_lstm,
 }
 """How a layer of each class is made; which op a class computes, its declaration says. Of an own
