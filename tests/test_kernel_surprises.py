@@ -184,6 +184,40 @@ def test_a_view_of_what_a_layer_gives() -> None:
     assert [y.view(8, 128).shape for y in (given["one"], *given["more"])] == [(8, 128)] * 2
 
 
+def written_through(m: Any, x: Tensor) -> Tensor:
+    y = m.b(m.a(x))
+    y.view(x.size(0), -1).mul_(3)
+    return y
+
+
+def written_beside(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(m.b(m.a(x)))
+    parts = y.reshape(x.size(0), -1)
+    y.mul_(3)
+    return parts
+
+
+def written_alone(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu_(m.b(torch.relu_(m.a(x))))
+    return y.view(x.size(0), -1).mul_(3)
+
+
+@pytest.mark.parametrize(
+    ("run", "count"), [(written_through, 0), (written_beside, 0), (written_alone, 2)]
+)
+def test_what_is_written_through_a_view(run: Any, count: int) -> None:
+    """One memory would become two: another layout is handed on by the float layers behind."""
+    torch.manual_seed(0)
+    model = Fn(run, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 1))
+    x = images()[0]
+    result = compiled(model, images())
+    assert len(integer_layers(result.model)) == count
+    assert apart(result.model(x), model(x)) < 0.05
+    refused = [e for e in result.journal.of(Refused) if e.code == "R006"]
+    assert len(refused) == 2 - count
+    assert all("computes in place" in event.reason for event in refused)
+
+
 def test_what_has_no_integer_kernel_stays_in_numbers() -> None:
     torch.manual_seed(0)
     layers = {"a": nn.ConvTranspose2d(3, 8, 3), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(4, 4, 1)}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..graph.memory import seen_through
+from ..graph.memory import parted, seen_through
 from ..match.site import Site
 from ..ops.call import OpCall
 from ..rules.binding import PLAN, NoMatch
 from ..rules.state import State
 from .planned import Plan, Planned, flat
+from .verify import CODES
 
 
 def unseen(state: State, site: Site, plan: Plan) -> NoMatch | None:
@@ -21,6 +22,12 @@ def unseen(state: State, site: Site, plan: Plan) -> NoMatch | None:
     if not state.mutations:
         return None
     for name, old in site.outputs.items():
+        apart = parted(state.view, state.mutations, old) if _lies_otherwise(plan, name) else None
+        if apart is not None:
+            text = f"{apart.name} computes in place, and integer kernels lay values out otherwise"
+            return NoMatch(
+                PLAN, 0, lambda said=text: said, site.rule.source.name.span, apart, "R006"
+            )
         new = _memory(plan.outputs[name])
         other = (
             seen_through(state.view, state.mutations, old, new)
@@ -44,6 +51,12 @@ def unseen(state: State, site: Site, plan: Plan) -> NoMatch | None:
         lost.node,
         "R006",
     )
+
+
+def _lies_otherwise(plan: Plan, name: str) -> bool:
+    """Whether an op that reads codes gives this result: a kernel answers in its own format."""
+    value = plan.outputs[name]
+    return isinstance(value, Planned) and any(spec.kind == CODES for spec in value.op.inputs)
 
 
 def _memory(value: object) -> list[fx.Node]:

@@ -51,6 +51,30 @@ def mutation_between(
     return None
 
 
+def parted(view: GraphView, nodes: Sequence[fx.Node], old: fx.Node) -> fx.Node | None:
+    """An in-place op behind `old` that is seen through another value: both are one memory because
+    it lies as it does, and may be two if `old` lay otherwise, for ops hand on the format they get.
+    """
+    for write in after(nodes, old):
+        for target in written(write, view.root):
+            own = [n for n in memory_of(view, target) if order_of(n) >= order_of(old)]
+            if any(_read_beside(view, value, target, write) for value in own):
+                return write
+    return None
+
+
+def _read_beside(view: GraphView, value: fx.Node, target: fx.Node, write: fx.Node) -> bool:
+    """Whether what shares the memory of a value before a write to `target` is read behind it."""
+    at = order_of(write)
+    same = reached([value], lambda node: [n for n in node.users if node in _shared(view, n)])
+    beside = (node for node in same if node is not target and order_of(node) < at)
+    return any(order_of(user) > at for node in beside for user in node.users)
+
+
+def _shared(view: GraphView, node: fx.Node) -> Sequence[fx.Node]:
+    return tuple(may_share(node, view.call(node)))
+
+
 def seen_through(
     view: GraphView, nodes: Sequence[fx.Node], old: fx.Node, new: Iterable[fx.Node]
 ) -> fx.Node | None:
