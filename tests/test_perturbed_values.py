@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lissom.grammar.checks.check import check
 from lissom.grammar.diagnostics import LissomError
@@ -18,6 +18,7 @@ from lissom.grammar.text.parse import parse
 from lissom.rewrite.apply.engine import candidates, find, prepare
 from lissom.rewrite.apply.perturbed import perturbed_model
 from lissom.rewrite.capture.capture import capture
+from lissom.rewrite.graph.runs import record
 from lissom.rewrite.match.site import Site
 
 from .support import Driven, Fn, run, state_of, the_rule
@@ -193,7 +194,48 @@ def test_the_whole_model_with_another_result() -> None:
     assert isinstance(site, Site)
     plan = prepare(state, site).plan  # type: ignore[union-attr]
     moved = model.b(X).clamp(-0.5, 0.5)
-    assert torch.equal(perturbed_model(state.module, site, plan)(X), moved.exp() + moved)
+    found = perturbed_model(state.module, site, plan)
+    assert torch.equal(found(X), moved.exp() + moved)
+    # Who looks for it by its name, as the tester does, sees what its readers see.
+    (named,) = (node for node in found.graph.nodes if node.name == node_of(site).name)
+    assert torch.equal(record(found, [named], (X,))[named], moved)
+
+
+def node_of(site: Site) -> fx.Node:
+    return site.outputs["y"]
+
+
+HALVES = """
+approx rule halves {
+  match { y = linear(x) as l }
+  let {
+    a = rows(l.weight, 0, 2)
+    b = rows(l.weight, 2, 4)
+  }
+  perturb {
+    y := cat(linear(x, weight = a, bias = none), linear(x, weight = b, bias = none), dim = -1)
+  }
+  rewrite {
+    g = linear(x, weight = a, bias = none) from l
+    h = linear(x, weight = b, bias = none) from l
+    y = cat(g, h, dim = -1)
+  }
+  ensure { error(y) <= 900% }
+}
+"""
+
+
+def test_the_whole_model_with_ops_that_have_weights_and_several_operands() -> None:
+    model = read_twice()
+    state = state_of(capture(model, (X,)).module, (X,))
+    rule = the_rule(HALVES)
+    (node,) = candidates(state, rule)
+    site = find(state, rule, node)
+    assert isinstance(site, Site)
+    plan = prepare(state, site).plan  # type: ignore[union-attr]
+    moved = nn.functional.linear(X, model.b.weight)
+    found = perturbed_model(state.module, site, plan)(X)
+    torch.testing.assert_close(found, moved.exp() + moved)
 
 
 def test_a_result_of_another_size_is_unsound() -> None:
