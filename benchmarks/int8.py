@@ -51,7 +51,7 @@ CUT
     fixpoint {
       int8_add; int8_relu; int8_relu6; int8_conv2d_to_codes; int8_linear_to_codes; merge_quantize
       drop_requantize; drop_relu_of_codes; drop_clamp_of_codes; move_codes; order_codes; join_codes
-      pad_codes; max_pool2d_of_codes; average_codes; int8_hardswish
+      pad_codes; interpolate_codes; max_pool2d_of_codes; average_codes; int8_hardswish
     }
   }
 }

@@ -26,6 +26,7 @@ from lissom.rewrite.runtime import (
     Int8LinearRows,
     dequantize,
     fake_quantize,
+    int8_interpolate,
     int8_max_pool,
     quantize,
     quantize_rows,
@@ -39,7 +40,9 @@ ort = pytest.importorskip("onnxruntime")
 
 from lissom.rewrite.export import onnx_runtime  # noqa: E402
 
-WRAPPED = (quantize, dequantize, fake_quantize, int8_max_pool, row_scale, quantize_rows)
+WRAPPED = (
+    quantize, dequantize, fake_quantize, int8_max_pool, int8_interpolate, row_scale, quantize_rows
+)  # fmt: skip
 
 
 class _Tracer(fx.Tracer):
@@ -329,7 +332,7 @@ def test_mistakes_in_layers_of_rows_are_found(rows: Checked, name: str, change: 
 
 
 class Moved(nn.Module):
-    """Codes that are pooled, padded, joined and moved between layers."""
+    """Codes that are pooled, padded, joined, repeated and moved between layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,13 +343,14 @@ class Moved(nn.Module):
         large = int8_max_pool(codes, 3, 2, 1, ceil_mode=True)
         small = int8_max_pool(codes, (2, 3), stride=2, padding=(0, 1))
         codes = torch.cat([F.pad(small, (0, 0, 0, 1), value=3), large], 1)
-        return F.pixel_shuffle(self.a(codes), 2)
+        return F.pixel_shuffle(self.a(int8_interpolate(codes, scale_factor=2)), 2)
 
 
 def test_codes_are_pooled_and_moved_as_codes(tmp_path: Path) -> None:
     codes = torch.arange(392, dtype=torch.int32).mul(37).to(torch.uint8).reshape(2, 4, 7, 7)
     found = checked(Moved(), tmp_path / "moved.onnx", codes)
     assert found.kinds().count("MaxPool") == 2
+    assert found.kinds().count("Resize") == 1
     assert "Cast" not in found.kinds()
     assert "1 QLinearConv" in found.verdicts[0].detail
     assert {verdict.worst for verdict in found.verdicts} == {0}

@@ -19,14 +19,20 @@ from lissom.rewrite.graph.index import GraphView
 from lissom.rewrite.graph.own import declared
 from lissom.rewrite.ops.spec import TensorSpec
 from lissom.rewrite.ops.vocabulary import Vocabulary
-from lissom.rewrite.runtime import dequantize, fake_quantize, int8_max_pool, quantize
+from lissom.rewrite.runtime import (
+    dequantize,
+    fake_quantize,
+    int8_interpolate,
+    int8_max_pool,
+    quantize,
+)
 
 from .test_int8_layers import CONVS, codes_of, layer_of
 from .traced import described
 
 LIBRARY = Vocabulary.library()
-ELSEWHERE = ("pool", "rows", "lstm", "embedding")
-"""Of pooling further down, and in files of their own."""
+ELSEWHERE = ("pool", "interpolate", "rows", "lstm", "embedding")
+"""Of pooling and resizing further down, of others in files of their own."""
 
 INTEGER = [
     name
@@ -147,6 +153,14 @@ def test_the_largest_code_is_that_of_the_largest_number(axes: int, shape: tuple[
         assert found.dtype == torch.uint8
         assert torch.equal(found, pool(codes.float(), **given).to(torch.uint8)), given
         tried += 1
+
+
+@pytest.mark.parametrize(("axes", "shape"), POOLED)
+def test_codes_are_repeated_as_numbers_are(axes: int, shape: tuple[int, ...]) -> None:
+    codes = codes_of(random.Random(axes), 2, *shape)
+    for given in ({"scale_factor": 2}, {"scale_factor": 1.7}, {"size": (5,) * axes}):
+        found = int8_interpolate(codes, **given)
+        assert torch.equal(found, nn.functional.interpolate(codes.float(), **given).byte())
 
 
 def test_pooling_keeps_the_format_and_knows_its_defaults() -> None:

@@ -16,7 +16,7 @@ from lissom.rewrite.journal import Attached, Calibrated, Refused
 from lissom.rewrite.measure import observing
 from lissom.rewrite.runtime import quantize
 
-from .support import Fn
+from .support import Fn, library
 
 WATCH = """
 observe rule watch_layers {
@@ -102,6 +102,16 @@ def test_inputs_and_results_of_all_ops_are_values() -> None:
     result = compiled("once watch_values; calibrate calib; once bounded", rules)
     assert scales(result) == scales(compiled("once watch_layers; calibrate calib; once bounded"))
     assert [event.site for event in result.journal.of(Attached)] == ["x", "a", "relu", "b"]
+
+
+def test_parts_and_what_unknown_ops_give_are_values() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        _, part = m.a(x).chunk(2, -1)
+        return m.b(torch.special.bessel_j0(m.c(part)))
+
+    model = Fn(run, a=nn.Linear(4, 12), c=nn.Linear(6, 6), b=nn.Linear(6, 3)).eval()
+    steps = "once watch; calibrate calib; once int8_linear"
+    assert len(scales(compiled(steps, library("quant"), model))) == 3
 
 
 def test_an_op_and_its_value_have_names_of_their_own() -> None:

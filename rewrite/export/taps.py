@@ -6,19 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 from ..graph.runs import own_inputs, watched
 from ..runtime import int8
 from ..runtime.layers import Int8Layer
-from ..runtime.pooling import int8_max_pool
+from ..runtime.pooling import int8_interpolate, int8_max_pool
 from ..runtime.recurrent import Int8LSTM
 from ..runtime.rows import Int8LinearRows, quantize_rows
 from .exportable import Exportable
 from .qdq import grid_at, layer_at, max_pool, scales_of, spell
 from .row_integers import exact_codes, exact_numbers, spell_rows
+
+_SPELLED: dict[Any, Any] = {int8_max_pool: max_pool, int8_interpolate: F.interpolate}
+"""Ops on codes that ONNX has for codes, too."""
 
 _ROUNDING = 2.0**-20
 """Of the largest sum that a layer may reach: what arithmetic in float32 loses."""
@@ -81,8 +86,9 @@ def spelled(given: Exportable) -> list[Tap]:
             spell_rows(module, node)
         else:
             spell(module, node, scales)
-    for node in module.graph.nodes:
-        node.target = max_pool if node.target is int8_max_pool else node.target
+    for node in (n for n in module.graph.nodes if n.target in _SPELLED):
+        node.target = _SPELLED[node.target]
+        node.meta.pop("is_wrapped", None)  # how torch.fx knows the other one by name
     module.recompile()
     return taps
 

@@ -16,7 +16,7 @@ from .int8 import (
     quantize,
 )
 from .layers import Int8Conv1d, Int8Conv2d, Int8Conv3d, Int8Linear
-from .pooling import int8_max_pool
+from .pooling import int8_interpolate, int8_max_pool
 from .recurrent import Int8LSTM, int8_lstm
 from .rows import Int8LinearRows, fake_quantize_rows, int8_linear_rows, quantize_rows, row_scale
 from .tables import Int8Embedding, int8_embedding
@@ -24,6 +24,6 @@ from .tables import Int8Embedding, int8_embedding
 __all__ = [
     "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Embedding", "Int8LSTM", "Int8Linear",
     "Int8LinearRows", "dequantize", "fake_quantize", "fake_quantize_rows", "int8_conv1d",
-    "int8_conv2d", "int8_conv3d", "int8_embedding", "int8_linear", "int8_linear_rows", "int8_lstm",
-    "int8_max_pool", "quantize", "quantize_rows", "row_scale",
+    "int8_conv2d", "int8_conv3d", "int8_embedding", "int8_interpolate", "int8_linear",
+    "int8_linear_rows", "int8_lstm", "int8_max_pool", "quantize", "quantize_rows", "row_scale",
 ]  # fmt: skip

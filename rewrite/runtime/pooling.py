@@ -1,11 +1,12 @@
-"""Pooling of codes. The kernel of torch for uint8 refuses images of more than 255 positions in
-channels_last: slices and elementwise ops stand for it, which keep the memory format and move a
-quarter of the bytes of floats.
+"""Pooling and resizing of codes. The kernel of torch that pools uint8 refuses images of more than
+255 positions in channels_last: slices and elementwise ops stand for it, which keep the memory
+format and move a quarter of the bytes of floats.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,13 @@ def int8_max_pool(
         taps = [_tap(codes, axis - axes, first * step, count, by) for first in range(size)]
         codes = functools.reduce(torch.maximum, taps)
     return codes
+
+
+def int8_interpolate(codes: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+    """Codes [N, C, ...] (uint8) repeated or left out, as `torch.nn.functional.interpolate` does
+    with numbers for `mode="nearest"`: the other modes make numbers between two.
+    """
+    return F.interpolate(codes, size, scale_factor)
 
 
 def _windows(size: int, span: int, stride: int, pad: int, ceil_mode: bool) -> int:

@@ -85,9 +85,11 @@ def values_of(state: State, rule: CompiledRule) -> list[fx.Node]:
 
 
 def _gives_one_tensor(state: State, rule: CompiledRule, node: fx.Node) -> bool:
-    """Inputs of the model can be watched, but no op is put between them and what reads them."""
+    """Inputs of the model, parts of a result and what unknown layers give can be watched, but no op
+    is put between them and what reads them.
+    """
     one = bool(node.users) and isinstance(node.meta.get("val"), TensorSpec)
-    watched = rule.kind == "observe" and node.op == "placeholder"
+    watched = rule.kind == "observe" and node.op not in ("get_attr", "output")
     return one and (watched or state.view.call(node) is not None)
 
 
