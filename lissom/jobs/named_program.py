@@ -10,7 +10,10 @@ from ..grammar.library.program import Program, library_shelf, observers_of, prog
 from ..grammar.tree import tree as t
 from ..grammar.tree.clauses import claims, over_ops
 
-STAGES = ("tidy", "fold", "absorb", "merge", "attention", "dead", "codes", "widen")
+STAGES = (
+    "tidy", "fold", "absorb", "smooth", "merge", "attention", "dead", "equalize", "dynamic",
+    "codes", "widen",
+)  # fmt: skip
 """Files of the library with exact rules, in an order in which each prepares the next."""
 
 
@@ -47,7 +50,7 @@ def _data(rule: t.Rule) -> list[str]:
 
 
 def every_exact() -> Program:
-    """The program of all exact rules that need no arguments, file by file."""
+    """The program of all exact rules that need no arguments and no data, file by file."""
     lines = [f"  stage {stage} {{ {' '.join(_fixpoints(stage))} }}" for stage in STAGES]
     return program_of("\n".join(["pipeline all_exact {", *lines, "}"]) + "\n", "<exact rules>")
 
@@ -65,7 +68,7 @@ def _exact(stage: str) -> Iterator[str]:
         rule = library_shelf().get(name)
         if rule is None or rule.kind != "exact" or _file(rule) != stage:
             continue
-        if all(param.default is not None for param in rule.params):
+        if not observers_of(rule) and all(p.default is not None for p in rule.params):
             yield name
 
 
