@@ -133,7 +133,7 @@ def data() -> list[Any]:
 
 
 def compiled(steps: str, model: nn.Module | None = None, x: Tensor | None = None) -> Any:
-    text = RULES.replace("error(y) <= 5%", "error(y) <= 900%")
+    text = RULES.replace("budget: frac = 5%", "budget: frac = 100%")
     text += f'pipeline p {{ data calib = sample("train", all)\n stage s {{ {steps} }} }}'
     x = data()[0][0][:2] if x is None else x
     return lissom.compile(model or net(), text, inputs=(x,), data=data())

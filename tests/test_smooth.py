@@ -45,7 +45,7 @@ def given(count: int = 4) -> Tensor:
 
 
 def compiled(steps: str, model: nn.Module | None = None, data: Any = None) -> Any:
-    text = library("smooth", "quant").replace("error(y) <= 5%", "error(y) <= 900%")
+    text = library("smooth", "quant").replace("budget: frac = 5%", "budget: frac = 100%")
     text += f'pipeline p {{ data calib = sample("train", all)\n stage s {{ {steps} }} }}'
     data = [(given(32), torch.zeros(32))] if data is None else data
     return lissom.compile(model or block(), text, inputs=(given(),), data=data)
