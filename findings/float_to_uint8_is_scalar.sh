@@ -2,8 +2,8 @@
 # float32 to uint8 takes about nine times as long as to int8, and four times as long as by way of int16.
 #
 # Seen with: torch 2.13.0 (CPU, x86-64 with AVX-512 or AVX2), Python 3.11
-# Source: aten/src/ATen/native/cpu/CopyKernel.cpp converts through at::vec; there is a vectorized conversion from
-#   float for int8_t, int16_t and int32_t (cpu/vec/vec_convert.h), and none for uint8_t
+# Source: c10/util/TypeCast.h, static_cast_with_inter_type<uint8_t, ...>: a float goes to int64 first, "to get
+#   consistent results across CPU/GPU compilers", which leaves the loop scalar; int8, int16 and int32 go directly
 # Expected: the same speed for uint8 and int8, which move the same bytes and round alike
 # Seen: 0.51 ns a number to uint8, 0.06 to int8, 0.07 to int16, 0.11 by way of int16, with the same bytes; a
 #   quantization of five elementwise steps spends most of its time in this last one

@@ -2,11 +2,10 @@
 # onednn.qlinear_pointwise takes int8 activations, gives right sums, and takes hundreds of times as long as for uint8.
 #
 # Seen with: torch 2.13.0 (CPU, oneDNN 3.12, AVX-512 with VNNI, no AMX), Python 3.11
-# Source: aten/src/ATen/native/quantized/cpu/qlinear.cpp, linear_int8_with_onednn_weight: the source's type is handed to
-#   oneDNN as it is; for signed source, and scales of weights for each output, it has no matmul of its own on this
-#   instruction set and runs the reference (ONEDNN_VERBOSE says `ref:any`, or a general gemm)
+# Source: ONEDNN_VERBOSE=1 says `matmul,ref_int8:any` for src:s8 (on a weight packed as for any other), and
+#   `brg_matmul:avx512_core_vnni` for src:u8
 # Expected: a kernel like that for uint8, or a refusal; the operator's schema says nothing
-# Seen: 10 x 384 by 384 x 384: 28 us for uint8 with zero point 128, 39 ms for int8, equal results. Signed codes plus
+# Seen: 10 x 384 by 384 x 384: 30 to 200 us for uint8 with zero point 128, 20 to 39 ms for int8, equal results. Signed codes plus
 #   128 are uint8 codes with zero point 128, which is what to pass
 #
 # Installs the pinned package in a temporary folder and fails when the behaviour is another one. Needs VNNI without AMX.
