@@ -16,6 +16,7 @@ from . import (
     separable,
     sparsity,
     tensors,
+    training,
 )
 
 MODULES = (
@@ -25,6 +26,7 @@ MODULES = (
     separable,
     lowrank,
     sparsity,
+    training,
     observers,
     quantization,
     equalization,

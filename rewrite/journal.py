@@ -33,6 +33,8 @@ class VerdictKind(StrEnum):
     OUTPUT_SHAPES = auto()
     UNTOUCHED = auto()
     RUNS = auto()
+    TRAINED = auto()
+    """What a rule says of a weight that is trained holds of its numbers."""
     DRIFT = auto()
     BUDGET = auto()
     """What the pipeline asks of the whole model."""
@@ -43,7 +45,11 @@ class VerdictKind(StrEnum):
 EXACT = frozenset({VerdictKind.DOUBLE, VerdictKind.OWN, VerdictKind.TYPES})
 """Verdicts on the rewrite half of one application."""
 
-PROMISES = frozenset({VerdictKind.UNTOUCHED, VerdictKind.EQUALITY, VerdictKind.OUTPUT_SHAPES})
+PROMISES = frozenset(
+    {
+        VerdictKind.UNTOUCHED, VerdictKind.EQUALITY, VerdictKind.OUTPUT_SHAPES, VerdictKind.TRAINED,
+    }
+)  # fmt: skip
 """What is a bug if it does not hold, whatever the program says about failing."""
 
 
@@ -159,6 +165,43 @@ class Calibrated:
 
 
 @dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over the training data: the mean loss of its samples, metrics on the validation data
+    by name, the learning rate at its end. Epoch 0 is the model as it came, with no loss.
+    """
+
+    stage: str
+    number: int
+    loss: float | None
+    metrics: dict[str, float]
+    rate: float
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A training that ended: its settings, the SHA-256 of each data that it read, how many samples
+    that was, the versions of what it ran on, its best epoch, why it stopped early ("" if it did
+    not), and what holds of constrained weights.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    data: dict[str, str]
+    samples: int
+    weights: int
+    versions: dict[str, str]
+    best: int
+    epochs: int
+    stopped: str
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """One candidate that was left as it was, and why. `structural` says that it only looked like
     one: no news.
@@ -201,7 +244,7 @@ HELPS = {"W702": ("lissom why MODEL RULE --program PROGRAM",)}
 _TOGETHER = {"W702": "rules changed nothing"}
 """What one remark says of several notes with the same code."""
 
-Event = Applied | Attached | Calibrated | Refused | Note | StageEnd
+Event = Applied | Attached | Calibrated | Epoch | Trained | Refused | Note | StageEnd
 
 
 def _remark(code: str, texts: Sequence[str], severity: Severity) -> Diagnostic:

@@ -23,7 +23,7 @@ FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 ROOMS = {
     "grammar": "reached documents diagnostics codes words algebra tree text library fmt checks",
     "rewrite": "runtime torch_internals journal ops store graph measure capture channels rules "
-    "match apply targets pipeline explain evidence export proving",
+    "match apply targets train pipeline explain evidence export proving",
     "lissom": "output options model_file jobs report commands cli api __init__ __main__",
 }
 """The folders of a floor, and files that are a room of their own, from the ground up: what each is

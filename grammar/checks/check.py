@@ -251,7 +251,7 @@ class Checker:
         Pipelines(pipeline, rules, self.known, self.report).run()
         FactFlow(pipeline, rules, self.attached, self.report).run()
         check_unsupported_steps(pipeline, rules, self.report)
-        for stage, step in ((s, step) for s in pipeline.all(t.Stage) for step in s.steps):
+        for stage, step in ((s, step) for s in pipeline.inside(t.Stage) for step in s.steps):
             if isinstance(step, (t.Fixpoint, t.Once)):
                 self._group(stage, step)
 

@@ -40,18 +40,33 @@ class FactFlow:
 
     def run(self) -> None:
         for item in self.pipeline.items:
-            if isinstance(item, t.Stage):
-                self._stage(item)
-            elif isinstance(item, t.Recover):
-                self.owed.clear()
-                self._provide("trained")
-            elif isinstance(item, t.Verify):
-                self._verify(item)
+            self._item(item)
         for ref, span in self.owed:
             places = Label(ref.rule.span, "used here"), Label(span, "asked for here")
             message = f"`{ref.rule}` needs a `recover` after it"
             help = "add `recover tune { ... }` behind the stage"
             self.report.error("F001", message, *places, help=help)
+
+    def _item(self, item: t.PipelineItem) -> None:
+        if isinstance(item, t.Stage):
+            self._stage(item)
+        elif isinstance(item, t.Recover):
+            self.owed.clear()
+            self._provide("trained")
+        elif isinstance(item, t.Repeat):
+            for inner in item.items:
+                self._item(inner)
+        elif isinstance(item, t.Control):
+            self._beside(item)
+        elif isinstance(item, t.Verify):
+            self._verify(item)
+
+    def _beside(self, control: t.Control) -> None:
+        """What holds inside of a control holds there alone."""
+        kept = set(self.facts), dict(self.undone), list(self.owed)
+        for inner in control.items:
+            self._item(inner)
+        self.facts, self.undone, self.owed = kept
 
     def _stage(self, stage: t.Stage) -> None:
         steps = list(steps_of(stage.steps))
@@ -85,7 +100,7 @@ class FactFlow:
             self._provide("observers")
         if outdates_observers(rule, self.attached):
             self._undo("calibrated", ref.rule)
-        for clause in rule.all(t.Train):
+        for clause in (c for c in rule.all(t.Train) if c.names):
             self._undo("trained", ref.rule)
             self.owed.append((ref, clause.span))
 

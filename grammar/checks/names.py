@@ -212,6 +212,11 @@ class Names:
     def train(self, clause: t.Train) -> None:
         for word in clause.names:
             self._use_word(word, "train")
+        for constraint in clause.constraints:
+            self._use_word(constraint.path.parts[0], "train")
+            self.use(constraint.value, "train")
+            if constraint.start is not None:
+                self.use(constraint.start, "train")
 
     def ensure(self, clause: t.Ensure) -> None:
         for claim in (item for item in clause.items if isinstance(item, t.Claim)):

@@ -141,6 +141,19 @@ class Operations:
     def train(self, clause: t.Train) -> None:
         for word in clause.names:
             self._named(word, "node", "name what a build made with `as`")
+        for constraint in clause.constraints:
+            self._trained(constraint)
+
+    def _trained(self, constraint: t.TrainAs) -> None:
+        """`y.weight := expr` of an op that the rule made, or `w := expr` of its parameter."""
+        word = constraint.path.parts[0]
+        if len(constraint.path.parts) == 1:
+            self._named(word, "param", "name a weight: `y.weight := ...`")
+        else:
+            self._named(word, "node", "name what a build made with `as`")
+        for expr in (constraint.value, constraint.start):
+            if expr is not None:
+                self.kinds.expr(expr, "train")
 
     def ensure(self, clause: t.Ensure) -> None:
         for item in clause.items:

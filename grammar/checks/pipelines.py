@@ -16,6 +16,7 @@ from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, RuleNames
 from .operations import guess_op
+from .recovers import NUMBERS, check_recover, split_of
 from .report import Messages
 from .sides import Sides
 from .structure import is_budget
@@ -23,7 +24,8 @@ from .structure import is_budget
 ORDERS = frozenset(("saving", "macs", "sensitivity", "latency"))
 POLICIES = frozenset(("rollback", "stop", "keep"))
 MODES = frozenset(("eval", "train"))
-TEACHERS = frozenset(("original", "features", "student", "teacher"))
+DRAWN = "drawn"
+"""`rewind drawn(seed = 1)`: to weights that each layer draws anew."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class Pipelines:
     known: SymbolTable
     report: Messages
     data: dict[str, t.Word] = field(default_factory=dict)
+    checkpoints: set[str] = field(default_factory=set)
+    loops: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         for item in self.pipeline.all(t.Data, t.Input):
@@ -71,8 +75,53 @@ class Pipelines:
                 self.report.error("T003", message, label, help=help)
 
     def recover(self, item: t.Recover) -> None:
-        for binding in item.settings:
-            self._uses(binding.value, TEACHERS)
+        check_recover(item, self.splits, self.report)
+        for setting in item.settings:
+            self._setting(setting)
+
+    def _setting(self, setting: t.Binding | t.Until) -> None:
+        """Numbers may follow from parameters of the pipeline; other settings have words of their
+        own.
+        """
+        if isinstance(setting, t.Binding) and setting.targets[0].text in NUMBERS:
+            self._uses(setting.value, ())
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The split of each `data` statement."""
+        found = self.pipeline.all(t.Data)
+        return {item.name.text: split_of(item) for item in found}
+
+    def repeat(self, item: t.Repeat) -> None:
+        if item.over is not None:
+            self._uses(item.over, ())
+        if item.name is not None:
+            self.loops.append(item.name.text)
+        self._blocks(item.items)
+        if item.until is not None:
+            self._uses(item.until, ())
+        if item.name is not None:
+            self.loops.pop()
+
+    def control(self, item: t.Control) -> None:
+        self._blocks(item.items)
+
+    def _blocks(self, items: Iterable[t.BlockItem]) -> None:
+        for item in items:
+            _ITEMS[type(item)](self, item)
+
+    def checkpoint(self, item: t.Checkpoint) -> None:
+        self.checkpoints.add(item.name.text)
+
+    def rewind(self, item: t.Rewind) -> None:
+        target, known = item.target, self.checkpoints
+        if isinstance(target, t.Call) and target.function.span.text == DRAWN:
+            for given in (*target.args, *(keyword.value for keyword in target.keywords)):
+                self._uses(given, ())
+        elif not isinstance(target, t.Name) or target.text not in known:
+            label = Label(target.span, f"known: {', '.join(sorted(known)) or 'none'}")
+            message = f"there is no checkpoint `{target.span.text}` in front of this"
+            self.report.unknown("N001", message, label, target.span.text, known)
 
     def on_fail(self, item: t.OnFail) -> None:
         self._one_of(item.policy, POLICIES, "what to do on failure")
@@ -175,7 +224,7 @@ class Pipelines:
 
     def _uses(self, expr: t.Node, words: Iterable[str]) -> None:
         params = {p.name.text for p in self.pipeline.params}
-        known = WORDS | set(words) | params | set(self.data)
+        known = WORDS | set(words) | params | set(self.data) | set(self.loops)
         for name, span, called in references(expr):
             if called:
                 self._function(name, Label(span, "no extern function has this name"))
@@ -192,5 +241,6 @@ class Pipelines:
 _ITEMS: dict[type, Callable[..., None]] = {
     t.Input: Pipelines.nothing, t.Data: Pipelines.sample, t.Budget: Pipelines.budget,
     t.Stage: Pipelines.stage, t.Recover: Pipelines.recover, t.Verify: Pipelines.verify,
-    t.OnFail: Pipelines.on_fail, t.Mode: Pipelines.mode,
+    t.OnFail: Pipelines.on_fail, t.Mode: Pipelines.mode, t.Repeat: Pipelines.repeat,
+    t.Control: Pipelines.control, t.Checkpoint: Pipelines.checkpoint, t.Rewind: Pipelines.rewind,
 }  # fmt: skip

@@ -25,7 +25,6 @@ _NEVER_OBSERVED = (t.Store, t.Exit)
 _LATER: Sequence[tuple[type, str]] = (
     (t.Store, "storing parameters in another form"),
     (t.Exit, "exits"),
-    (t.Train, "training"),
 )
 
 
@@ -240,10 +239,7 @@ def unsupported_steps(
     """The parts of a pipeline that have no engine. `ops` are the names of rules that match ops,
     `wide` those of rules over dimensions or parameters.
     """
-    for recover in pipeline.all(t.Recover):
-        message = "this version cannot train: `recover` has no engine yet"
-        yield _refusal(message, recover.span, "needs training")
-    for step in (s for stage in pipeline.all(t.Stage) for s in t.walk(stage)):
+    for step in (s for stage in pipeline.inside(t.Stage) for s in t.walk(stage)):
         if isinstance(step, t.Fixpoint) and any(r.rule.text in wide for r in step.refs):
             yield from _mixed(step, ops)
 

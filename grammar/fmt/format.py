@@ -14,7 +14,7 @@ from ..tree import tree as t
 from . import program, rule  # noqa: F401  these register the form of each statement
 from .comments import Comments, Notes, attach
 from .item import Block, Item, item
-from .layout import WIDTH, lay_out
+from .layout import WIDTH, lay_out, row
 
 INDENT = 2
 
@@ -74,7 +74,8 @@ def _block(block: Block, indent: int, comments: Comments) -> list[str]:
         inside += _below(inside, _statement(current, indent + INDENT, comments), parted)
     closing = list(_own_lines(notes.end, indent + INDENT, last=False))
     inside += _below(inside, closing, _parted(notes.end))
-    return [*lines, *inside, " " * indent + "}"]
+    first, *more = lay_out(row("}", block.tail), indent)
+    return [*lines, *inside, first, *more]
 
 
 def _parted(notes: Notes) -> bool:

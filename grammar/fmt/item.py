@@ -10,6 +10,8 @@ from ..tree import tree as t
 from .expr import comma_list, doc, expression
 from .layout import Bracket, Document, Text, row
 
+NOTHING = Text("")
+
 
 @dataclass(frozen=True, eq=False)
 class Item:
@@ -25,16 +27,20 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class Block(Item):
-    """A statement with a block: `doc` stands before its `{`, a blank line before `spaced`."""
+    """A statement with a block: `doc` stands before its `{`, `tail` behind its `}`, a blank line
+    before `spaced`.
+    """
 
     items: tuple[Item, ...]
     inline: bool
     spaced: Item | None = None
+    tail: Document = NOTHING
 
     @cached_property
     def flat(self) -> str:  # type: ignore[override]
         inside = "; ".join(item.flat for item in self.items)
-        return f"{self.doc.flat} {{ {inside} }}" if inside else f"{self.doc.flat} {{ }}"
+        body = f"{{ {inside} }}" if inside else "{ }"
+        return f"{self.doc.flat} {body}{self.tail.flat}"
 
     @property
     def opening(self) -> Document:
@@ -85,7 +91,7 @@ def maybe(lead: str, node: t.Word | None) -> str:
 
 
 def if_given(lead: str, expr: t.Expr | None) -> Document:
-    return row(lead, expression(expr)) if expr else Text("")
+    return row(lead, expression(expr)) if expr else NOTHING
 
 
 def word_list(lead: str, words: Iterable[t.Word]) -> Document:

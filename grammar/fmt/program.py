@@ -112,6 +112,34 @@ def _(node: t.Recover) -> Item:
 
 
 @item.register
+def _(node: t.Until) -> Item:
+    return line(node, "until ", expression(node.condition))
+
+
+@item.register
+def _(node: t.Repeat) -> Item:
+    over = row("") if node.over is None else row(f" {node.name} in ", expression(node.over))
+    limit = "" if node.limit is None else f" max {node.limit}"
+    items, until = tuple(map(item, node.items)), if_given(" until ", node.until)
+    return Block(node, row("repeat", over, limit), items, not items, tail=until)
+
+
+@item.register
+def _(node: t.Control) -> Item:
+    return tall(node, f"control {node.name}", node.items)
+
+
+@item.register
+def _(node: t.Checkpoint) -> Item:
+    return line(node, f"checkpoint {node.name}")
+
+
+@item.register
+def _(node: t.Rewind) -> Item:
+    return line(node, "rewind ", expression(node.target))
+
+
+@item.register
 def _(node: t.Verify) -> Item:
     return tall(node, "verify", node.items)
 

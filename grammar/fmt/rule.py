@@ -170,7 +170,15 @@ def _(node: t.Exit) -> Item:
 
 @item.register
 def _(node: t.Train) -> Item:
+    if node.constraints:
+        return block_of(node, "train", (*node.names, *node.constraints), inline=True)
     return line(node, word_list("train { ", node.names), " }" if node.names else "train { }")
+
+
+@item.register
+def _(node: t.TrainAs) -> Item:
+    start = if_given(" from ", node.start)
+    return line(node, doc(node.path), " := ", expression(node.value), start)
 
 
 @item.register

@@ -29,6 +29,7 @@ class BuildDeclarations(Expressions):
     on_fail = single_name(t.OnFail)
     mode = single_name(t.Mode)
     calibrate = single_name(t.Calibrate)
+    checkpoint = single_name(t.Checkpoint)
     once = collect(t.Once)
     first = collect(t.First)
 
@@ -108,19 +109,33 @@ class BuildDeclarations(Expressions):
     def recover(self, span: Span, c: Parts) -> t.Recover:
         return t.Recover(word(c[0]), tuple(c[1:]), span=span)
 
+    def until(self, span: Span, c: Parts) -> t.Until:
+        return t.Until(c[0], span=span)
+
+    def repeat(self, span: Span, c: Parts) -> t.Repeat:
+        name, _, values, most, limit, *items, until = c
+        self._says_max(most, "repeat max 10 { ... }")
+        count = None if limit is None else integer_of(limit)
+        return t.Repeat(name and word(name), values, count, tuple(items), until, span=span)
+
+    def control(self, span: Span, c: Parts) -> t.Control:
+        return t.Control(word(c[0]), tuple(c[1:]), span=span)
+
+    def rewind(self, span: Span, c: Parts) -> t.Rewind:
+        return t.Rewind(c[0], span=span)
+
     def verify(self, span: Span, c: Parts) -> t.Verify:
         return t.Verify(tuple(c), span=span)
 
     def fixpoint(self, span: Span, c: Parts) -> t.Fixpoint:
-        word, limit = c[0], c[1]
-        if word is not None and word != "max":
-            raise fail(
-                "E001",
-                f"`{word}` is unexpected here",
-                Label(token_span(word)),
-                help="fixpoint max 50 { ... }",
-            )
+        limit = c[1]
+        self._says_max(c[0], "fixpoint max 50 { ... }")
         return t.Fixpoint(only(t.Ref, c), None if limit is None else integer_of(limit), span=span)
+
+    def _says_max(self, word: Token | None, help: str) -> None:
+        if word is not None and word != "max":
+            message = f"`{word}` is unexpected here"
+            raise fail("E001", message, Label(token_span(word)), help=help)
 
     def each(self, span: Span, c: Parts) -> t.Each:
         return t.Each(c[0], c[1], c[2], span=span)
@@ -251,7 +266,11 @@ class BuildRules(BuildDeclarations):
         return t.Exit(word(c[0]), c[1], span=span)
 
     def train(self, span: Span, c: Parts) -> t.Train:
-        return t.Train(tuple(word for names in c for word in names), span=span)
+        names = tuple(word for names in c if isinstance(names, tuple) for word in names)
+        return t.Train(names, only(t.TrainAs, c), span=span)
+
+    def train_as(self, span: Span, c: Parts) -> t.TrainAs:
+        return t.TrainAs(c[0], c[1], c[2], span=span)
 
     def claim(self, span: Span, c: Parts) -> t.Claim:
         return t.Claim(c[0], c[1], c[2] and word(c[2]), span=span)

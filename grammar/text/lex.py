@@ -32,10 +32,14 @@ RULE = (
     "doc", "priority", "recursive", "on_shared", "match", "unless", "where", "let", "perturb",
     "rewrite", "train", "ensure",
 )  # fmt: skip
-PIPELINE = ("input", "data", "budget", "stage", "recover", "verify", "on_fail", "mode")
+BLOCK = ("stage", "recover", "repeat", "control", "checkpoint", "rewind")
+PIPELINE = ("input", "data", "budget", *BLOCK, "verify", "on_fail", "mode")
 STEP = ("once", "fixpoint", "each", "first", "try", "calibrate")
 TEST = ("fires", "silent", "check")
-ALWAYS = {"file": FILE, "op": OP, "rule": RULE, "pipeline": PIPELINE, "step": STEP, "test": TEST}
+ALWAYS = {
+    "file": FILE, "op": OP, "rule": RULE, "pipeline": PIPELINE, "block": BLOCK, "step": STEP,
+    "test": TEST,
+}  # fmt: skip
 """Blocks in which every statement opens with one of these words."""
 
 SOMETIMES = {
@@ -48,8 +52,8 @@ SOMETIMES = {
 OPENS = {
     "op": "op", "exact": "rule", "approx": "rule", "lossless": "rule", "observe": "rule",
     "match": "match", "unless": "match", "rewrite": "rewrite", "ensure": "ensure",
-    "verify": "ensure", "pipeline": "pipeline", "stage": "step", "first": "step", "try": "step",
-    "test": "test",
+    "verify": "ensure", "pipeline": "pipeline", "repeat": "block", "control": "block",
+    "stage": "step", "first": "step", "try": "step", "test": "test",
 }  # fmt: skip
 """The block that a statement's `{` opens; other braces hold expressions."""
 
@@ -134,7 +138,7 @@ def _step(state: LexState, token: Token, following: Token | None) -> Iterator[To
     elif token.type == "LBRACE":
         yield _open_block(state, token)
     elif token.type == "RBRACE":
-        yield from _close_block(state, token)
+        yield from _close_block(state, token, following)
     else:
         yield _word(state, token, following) if token.type == "NAME" else _bracket(state, token)
         state.second, state.fresh = state.fresh, False
@@ -155,7 +159,7 @@ def _open_block(state: LexState, token: Token) -> Token:
     return token
 
 
-def _close_block(state: LexState, token: Token) -> Iterator[Token]:
+def _close_block(state: LexState, token: Token, following: Token | None) -> Iterator[Token]:
     if state.brackets:
         raise _never_closed(
             state, state.brackets[-1], Label(state.span(token), "the block ends here")
@@ -167,8 +171,9 @@ def _close_block(state: LexState, token: Token) -> Iterator[Token]:
     if not state.fresh:
         yield token.as_type("_END", "")
     yield token
-    yield token.as_type("_END", "")
-    state.fresh, state.opening = True, ""
+    state.fresh, state.opening = following is None or following != "until", ""
+    if state.fresh:
+        yield token.as_type("_END", "")
 
 
 def _bracket(state: LexState, token: Token) -> Token:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .expr import Expr, Keyword, Node, Param, Type, Word
@@ -172,9 +173,56 @@ class Stage(Node):
     steps: tuple[Step, ...]
 
 
+class Until(Node):
+    condition: Expr
+
+
 class Recover(Node):
+    """Training, with its settings: `recover tune { epochs = 3; until accuracy >= 98% }`."""
+
     name: Word
-    settings: tuple[Binding, ...]
+    settings: tuple[Binding | Until, ...]
+
+    def setting(self, name: str) -> Expr | None:
+        """What a setting says; None where it is left out."""
+        found = (s for s in self.settings if isinstance(s, Binding))
+        return next((s.value for s in found if s.targets[0].text == name), None)
+
+    @property
+    def until(self) -> Expr | None:
+        return next((s.condition for s in self.settings if isinstance(s, Until)), None)
+
+
+class Repeat(Node):
+    """`repeat max 9 { ... } until cond`, or `repeat bits in [8, 6] { ... }`: once for each."""
+
+    name: Word | None
+    over: Expr | None
+    limit: int | None
+    items: tuple[BlockItem, ...]
+    until: Expr | None
+
+
+class Control(Node):
+    """What is tried beside the pipeline, on a copy of the model as it is then."""
+
+    name: Word
+    items: tuple[BlockItem, ...]
+
+
+class Checkpoint(Node):
+    """The weights as they are, under a name."""
+
+    name: Word
+
+
+class Rewind(Node):
+    """Back to the weights of a checkpoint, or to drawn ones: `rewind drawn(seed = 1)`."""
+
+    target: Expr
+
+
+BlockItem = Stage | Recover | Repeat | Control | Checkpoint | Rewind
 
 
 class Verify(Node):
@@ -189,7 +237,7 @@ class Mode(Node):
     name: Word
 
 
-PipelineItem = Input | Data | Budget | Stage | Recover | Verify | OnFail | Mode
+PipelineItem = Input | Data | Budget | BlockItem | Verify | OnFail | Mode
 
 
 class Pipeline(Node):
@@ -199,6 +247,23 @@ class Pipeline(Node):
 
     def all(self, *kinds: type) -> tuple[Any, ...]:
         return tuple(item for item in self.items if isinstance(item, kinds))
+
+    @property
+    def blocks(self) -> tuple[BlockItem, ...]:
+        """What runs, in order."""
+        return self.all(Stage, Recover, Repeat, Control, Checkpoint, Rewind)
+
+    def inside(self, *kinds: type) -> tuple[Any, ...]:
+        """The same of these kinds, those inside of repeats and controls too, in order."""
+        return tuple(item for item in opened(self.blocks) if isinstance(item, kinds))
+
+
+def opened(items: Iterable[BlockItem]) -> Iterator[BlockItem]:
+    """Items in order; what a repeat or a control holds follows it."""
+    for item in items:
+        yield item
+        if isinstance(item, (Repeat, Control)):
+            yield from opened(item.items)
 
 
 class Fires(Node):

@@ -170,8 +170,21 @@ class Rewrite(Node):
     steps: tuple[Build | Assign | Store | Attach | Exit, ...]
 
 
+class TrainAs(Node):
+    """`y.weight := expr from start`: what the model computes with, and which numbers move first."""
+
+    path: Path
+    value: Expr
+    start: Expr | None
+
+
 class Train(Node):
+    """`train { head }`: what a build made and nobody trained yet. `train { y.weight := expr }`:
+    what the model computes with while the numbers of a weight are trained.
+    """
+
     names: tuple[Word, ...]
+    constraints: tuple[TrainAs, ...] = ()
 
 
 class Claim(Node):

@@ -24,6 +24,7 @@ from ..ops.spec import TensorSpec
 from ..rules.scope import ParamRef
 from ..rules.state import State
 from ..torch_internals import is_erased, order_of
+from .begins import inherited
 from .planned import Plan, Planned
 
 
@@ -164,6 +165,7 @@ def _insert(
         val=spec,
         site=path if node.op == "call_module" else path.rpartition(".")[0],
         source=place.meta.get("source"),
+        **inherited(planned, emitted),
     )
     for held in node.all_input_nodes:
         _describe_weight(state, held, node)

@@ -14,6 +14,7 @@ from ..journal import Verdict, VerdictKind
 from ..match.site import Site
 from ..measure.twins import KernelFault, kernel_faults
 from ..rules.state import State
+from .begins import begins_as_stored
 from .inputs import Probe
 from .planned import Plan, Planned
 from .run import cast
@@ -27,6 +28,12 @@ def check_exact(
 
     An approximate rule without `perturb` has no exact half; only its budget binds it.
     """
+    return (*_check_numbers(state, site, plan, emitted), *begins_as_stored(plan, emitted))
+
+
+def _check_numbers(
+    state: State, site: Site, plan: Plan, emitted: Mapping[Planned, Emitted]
+) -> tuple[Verdict, ...]:
     if site.rule.kind == "approx" and not site.rule.source.all(t.Perturb):
         return (
             _unchecked(VerdictKind.DOUBLE, "the rule has no `perturb`: only its error is measured"),

@@ -21,11 +21,14 @@ from ..ops.opspec import OpSpec
 from ..ops.runtime_size import RuntimeSize, read_by, settable
 from ..ops.spec import TensorSpec
 from ..rules.binding import Several
+from ..rules.constraint import constraint_of
 from ..rules.no_value import NoValue
 from ..rules.pattern import PatternOp
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
 from .planned import Plan, Planned, check_shape, flat, in_double, require_spec, spec_known
+
+_WEIGHT = "name what the rewrite made: `y = c(x, weight = w) as d`, then `d.weight := ...`"
 
 
 class Constructor:
@@ -38,12 +41,14 @@ class Constructor:
         self.plan = Plan()
         self.origin: OpCall | None = None
 
-    def run(self, clauses: Sequence[type] = (t.Perturb, t.Rewrite)) -> Plan:
+    def run(self, clauses: Sequence[type] = (t.Perturb, t.Rewrite, t.Train)) -> Plan:
         for clause in self.site.rule.source.all(*clauses):
             if isinstance(clause, t.Perturb):
                 self._perturb(clause)
-            else:
+            elif isinstance(clause, t.Rewrite):
                 self._rewrite(clause)
+            else:
+                self._train(clause)
         self.plan.reads = _reads(self.plan)
         return self.plan
 
@@ -86,6 +91,17 @@ class Constructor:
             "only weights of matched ops, and what these read or give, can move",
             Label(move.span),
         )
+
+    def _train(self, clause: t.Train) -> None:
+        """What holds of weights of the new ops while they are trained."""
+        for assign in clause.constraints:
+            planned = self.scope.names.get(assign.path.parts[0].text)
+            name = assign.path.parts[-1].text
+            if not isinstance(planned, Planned) or planned.params.get(name) is None:
+                message = f"`{assign.path.span.text}` is no weight that the rule builds"
+                raise fail("F103", message, Label(assign.path.span), help=_WEIGHT)
+            made = constraint_of(self.site.rule.name, assign, self.scope)
+            planned.trained[name] = (*planned.trained.get(name, ()), made)
 
     # -- building ----------------------------------------------------------------------------------
 

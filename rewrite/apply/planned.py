@@ -15,6 +15,7 @@ from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
 from ..ops.runtime_size import known
 from ..ops.spec import TensorSpec
+from ..rules.constraint import Constraint
 from ..rules.scope import ParamRef
 
 
@@ -32,6 +33,7 @@ class Planned:
     source: t.Node
     dtype: torch.dtype
     specs: tuple[TensorSpec, ...] = ()
+    trained: dict[str, tuple[Constraint, ...]] = field(default_factory=dict)
 
     @property
     def names_type(self) -> bool:

@@ -276,6 +276,13 @@ def params(scope: Scope, what: Any) -> Any:
     return cost("params")(scope, what)
 
 
+def sparsity(scope: Scope, what: Any) -> float:
+    """The share of zeros among the weights of the model: matrices and kernels, each memory once."""
+    held = {id(w): w for w in scope.state.module.parameters() if w.dim() > 1}
+    zeros = sum(int((w == 0).sum()) for w in held.values())
+    return zeros / max(1, sum(w.numel() for w in held.values()))
+
+
 QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "owned": owned,
     "sharers": sharers,
@@ -302,6 +309,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "latency": latency,
     **DIM_QUESTIONS,
     "params": params,
+    "sparsity": sparsity,
     "survivors": survivors,
     "macs": macs,
     "bytes": cost("bytes"),

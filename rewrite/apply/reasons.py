@@ -52,6 +52,8 @@ def inexact(site: Site, wrong: Verdict) -> NoMatch:
     """Where the site may stay, why; raises V101 or V107 where the rule is to blame."""
     if wrong.kind is VerdictKind.OWN:
         return _too_coarse(site, wrong)
+    if wrong.kind is VerdictKind.TRAINED:
+        raise unsound(site, wrong, "F103")
     if wrong.kind is not VerdictKind.SIZES:
         raise unsound(site, wrong, "V101")
     if site.rule.source.all(t.Where):

@@ -42,6 +42,10 @@ _UNSOUND: Mapping[object, tuple[str, str]] = {
         "does not compute the same",
         "`lissom test FILE` draws such models and names the guard that is missing",
     ),
+    "F103": (
+        "stores another weight than `train` says",
+        "what `train` computes of the stored weight must be the stored weight",
+    ),
     "V107": (
         "computes the same at the sizes of the example only",
         "a size taken from a value is a number for good: write `runtime_size(x, axis)`, or -1",

@@ -86,7 +86,7 @@ class Measures:
     def require_units(self, asked: t.Node) -> None:
         """Raises D008 for an `until` that means a share: it is not reached, and nothing says so."""
         for node in t.walk(asked):
-            if isinstance(node, t.Each) and node.until is not None:
+            if isinstance(node, (t.Each, t.Repeat)) and node.until is not None:
                 require_unit(node.until, self.original)
 
     def require_counted(self, asked: t.Node) -> None:

@@ -39,6 +39,7 @@ from .gc import fewer_collections
 from .layout import keep_layout
 from .pipeline import PipelineRun, Progress
 from .remarks import tell_of_kernels
+from .schedule import HostParts
 
 
 @dataclass
@@ -123,6 +124,7 @@ class Options:
     second: Any = None
     clock: Clock = time.perf_counter
     decided: Mapping[tuple[str, str], int] | None = None
+    given: HostParts = field(default_factory=HostParts)
 
 
 def compile_model(
@@ -181,6 +183,7 @@ def compile_checked(
         options.args,
         options.progress,
         frozenset(options.allow),
+        options.given,
     )
     with large_blocks_mapped():
         run.run()

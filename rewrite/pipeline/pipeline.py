@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import fx
@@ -29,7 +28,9 @@ from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from .budgets import Measures
 from .orders import ORDERS
+from .promises import Promises
 from .remarks import half_types, tell_of_costs, tell_of_silence, tell_of_slow_types
+from .schedule import HostParts, Schedule
 from .stages import implicit_stages
 from .strategy import Runner
 
@@ -47,6 +48,9 @@ class PipelineRun:
     args: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = lambda stage, done, total: None
     allow: frozenset[str] = frozenset(RULE_KINDS)
+    given: HostParts = field(default_factory=HostParts)
+    begun: int = 0
+    judged: bool = True
 
     def run(self) -> None:
         """Runs every stage, then the checks of `verify`."""
@@ -56,14 +60,19 @@ class PipelineRun:
             self.measures.require_counted(self.source)
             self.measures.require_units(self.source)
         self.define_data()
-        stages, types = self._stages(), half_types(self.state.module)
-        for number, stage in enumerate(stages):
-            self.progress(stage.name.text, number, len(stages))
-            self._stage(stage, partial(self._told, stage.name.text, number, len(stages)))
+        self.promises = Promises(self.source, self.state, self.measures)
+        types = half_types(self.state.module)
+        self._schedule().run(self._blocks())
         tell_of_silence(self.state.journal)
         tell_of_costs(self.state.journal)
         tell_of_slow_types(self.state.journal, half_types(self.state.module) - types)
-        self.final = self._final()
+        self.final = self.promises.final()
+
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            self.state, self.program, self.source, self.measures, self.metrics, self.given,
+            self._stage, self.promises.budgets, self._fail, self._teller,
+        )  # fmt: skip
 
     # -- what the program says ---------------------------------------------------------------------
 
@@ -90,10 +99,8 @@ class PipelineRun:
             split, count = _sample(item)
             self.state.samples.define(item.name.text, split, count, Label(item.span))
 
-    def _stages(self) -> list[t.Stage]:
-        if self.source is not None:
-            return list(self.source.all(t.Stage))
-        return implicit_stages(self.program)
+    def _blocks(self) -> Sequence[t.BlockItem]:
+        return implicit_stages(self.program) if self.source is None else self.source.blocks
 
     @property
     def on_fail(self) -> str:
@@ -102,12 +109,15 @@ class PipelineRun:
 
     # -- one stage ---------------------------------------------------------------------------------
 
-    def _told(self, stage: str, number: int, total: int, text: str) -> None:
+    def _teller(self, stage: str) -> Callable[[str], None]:
         """What a long stage is at: seconds pass between one place and the next."""
-        self.progress(f"{stage}: {text}", number, total)
+        number, total = self.begun, len(self._blocks())
+        self.progress(stage, number, max(total, number + 1))
+        self.begun += 1
+        return lambda text: self.progress(f"{stage}: {text}", number, max(total, number + 1))
 
-    def _stage(self, stage: t.Stage, progress: Callable[[str], None]) -> None:
-        begun = time.perf_counter()
+    def _stage(self, stage: t.Stage, judged: bool, progress: Callable[[str], None]) -> None:
+        begun, self.judged = time.perf_counter(), judged
         entry, start = snapshot(self.state.module), len(self.state.journal.events)
         weights = weights_at(entry)
         before = present_costs(self.state)
@@ -121,7 +131,7 @@ class PipelineRun:
         broken = next((v for v in verdicts if not v.holds), None)
         self._end(stage, broken is None, before, verdicts, begun, broken)
         if broken is not None:
-            self._fail(stage, entry, broken)
+            self._fail(stage.name, entry, broken)
 
     def _steps_checked(
         self,
@@ -156,15 +166,15 @@ class PipelineRun:
             StageEnd(stage.name.text, kept, before, after, verdicts, seconds, {}, reason)
         )
 
-    def _fail(self, stage: t.Stage, entry: fx.GraphModule, broken: Verdict) -> None:
+    def _fail(self, stage: t.Word, entry: fx.GraphModule, broken: Verdict) -> None:
         """An exact stage that is not equal is a bug and always an error; a broken budget follows
         `on_fail`.
         """
         if broken.kind in PROMISES or self.on_fail == "stop":
-            place = Label(stage.name.span, "this stage")
+            place = Label(stage.span, "this stage")
             raise fail(
                 "V102",
-                f"stage `{stage.name}` breaks what was promised",
+                f"stage `{stage}` breaks what was promised",
                 place,
                 note=f"{broken.claim}: {broken.detail}",
             )
@@ -181,7 +191,8 @@ class PipelineRun:
         renewed = {path for event in applied for path in event.renewed}
         others = {path: known for path, known in weights.items() if path not in renewed}
         kept = untouched(others, weights_at(self.state.module))
-        asked = (lambda: self._outputs_kept(entry, applied)), self.budgets
+        asked = [lambda: self._outputs_kept(entry, applied)]
+        asked += [self.promises.budgets] if self.judged else []
         with self.measures.of_one_model():
             return (kept, *checked(self.state.module, *asked))
 
@@ -252,15 +263,8 @@ class PipelineRun:
             )
         until = step.until
         reached = (lambda: False) if until is None else (lambda: bool(self.measures.ask(until)[2]))
-        return runner.each(rules[0], ORDERS[order], reached, self._broken_budget)
-
-    def _broken_budget(self) -> str | None:
-        """The first budget that does not hold on the present graph, said in words."""
-        if not self._budget_items():
-            return None
-        verdicts = checked(self.state.module, self.budgets)
-        broken = next((v for v in verdicts if not v.holds), None)
-        return None if broken is None else f"`{broken.claim}` would not hold: {broken.detail}"
+        broken = self.promises.broken if self.judged else (lambda: None)
+        return runner.each(rules[0], ORDERS[order], reached, broken)
 
     def _rules(self, refs: Sequence[t.Ref]) -> list[CompiledRule]:
         scope = self.measures.scope(None)
@@ -282,42 +286,6 @@ class PipelineRun:
                 self.state.journal.add(Note("", "W701", f"{text}; {hint}"))
         return found
 
-    # -- budgets and checks ------------------------------------------------------------------------
-
-    def _budget_items(self) -> tuple[t.Budget, ...]:
-        return self.source.all(t.Budget) if self.source is not None else ()
-
-    def budgets(self) -> tuple[Verdict, ...]:
-        """One verdict for each `budget` of the pipeline, on the present graph."""
-        return tuple(
-            self.measures.judge(item.condition, item.data, item.span.text)
-            for item in self._budget_items()
-        )
-
-    def _final(self) -> tuple[Verdict, ...]:
-        items = [
-            i
-            for v in (self.source.all(t.Verify) if self.source is not None else ())
-            for i in v.items
-        ]
-        claims = [i for i in items if isinstance(i, t.Claim) and not _about_reload(i)]
-        forbidden = [
-            word for i in items if isinstance(i, t.Fact) and i.kind == "forbids" for word in i.names
-        ]
-        verdicts = [self.measures.judge(c.condition, c.data, c.span.text, c.within) for c in claims]
-        return (*verdicts, *(self._forbidden(word) for word in forbidden))
-
-    def _forbidden(self, word: t.Word) -> Verdict:
-        count = len(self.state.view.calls_of(word.text))
-        return Verdict(
-            f"forbids {word}",
-            "proved",
-            count == 0,
-            count,
-            detail=f"{count} found" if count else "none left",
-            kind=VerdictKind.BUDGET,
-        )
-
 
 def _sample(item: t.Data) -> tuple[str, int | None]:
     """`sample("train", 512)` or `sample("test", all)`."""
@@ -330,11 +298,4 @@ def _sample(item: t.Data) -> tuple[str, int | None]:
         "data is a sample of a split",
         Label(item.value.span),
         help='sample("train", 512) or sample("test", all)',
-    )
-
-
-def _about_reload(claim: t.Claim) -> bool:
-    """`equal(reloaded)` is checked when the result is saved."""
-    return any(
-        isinstance(node, t.Name) and node.text == "reloaded" for node in t.walk(claim.condition)
     )

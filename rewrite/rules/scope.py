@@ -191,9 +191,9 @@ class Scope(Fold[Any]):
             return self.questions[name](self, *args, **keywords)
         if name not in self.functions:
             raise fail("N001", f"no function `{name}`", Label(expr.function.span))
-        return self._pure(expr, self.functions[name], args, keywords)
+        return self.pure(expr, self.functions[name], args, keywords)
 
-    def _pure(
+    def pure(
         self, expr: t.Call, function: Callable[..., Any], args: list[Any], keywords: dict[str, Any]
     ) -> Any:
         """Calls a numeric function; one that writes to its arguments breaks its declaration."""
@@ -202,7 +202,7 @@ class Scope(Fold[Any]):
         tensors = [value for value in (*plain, *named.values()) if isinstance(value, Tensor)]
         versions = [version_of(tensor) for tensor in tensors]
         with torch.no_grad():
-            result = _called(expr, function, plain, named)
+            result = called_function(expr, function, plain, named)
         if versions != [version_of(tensor) for tensor in tensors]:
             raise fail(
                 "G001", "the function changed its arguments; it must be pure", Label(expr.span)
@@ -256,7 +256,7 @@ class NoNumber(Exception):
     """Raised by what stands in for numbers: no mistake of the function that met it."""
 
 
-def _called(
+def called_function(
     expr: t.Call, function: Callable[..., Any], args: list[Any], keywords: dict[str, Any]
 ) -> Any:
     """Functions are the caller's own and may raise anything: the rule's author must see where."""

@@ -67,7 +67,17 @@ def dequantize(
 
 
 def fake_quantize(x: Tensor, scale: float, zero: int) -> Tensor:
-    """The numbers nearest to `x` that have a code, in its type."""
+    """The numbers nearest to `x` that have a code, in its type. Where a gradient is asked for, it
+    is that of `x` within the range of the codes, and 0 beyond.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        low, high = (-zero * single(scale), (255 - zero) * single(scale))
+        inside = x.clamp(low, high)
+        return inside + (_nearest(x.detach(), scale, zero) - inside.detach())
+    return _nearest(x, scale, zero)
+
+
+def _nearest(x: Tensor, scale: float, zero: int) -> Tensor:
     codes = quantize(x, scale, zero)
     return dequantize(codes, scale, zero, torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, did_you_mean, fail
 from ...grammar.tree import tree as t
+from ..apply.begins import begins
 from ..apply.cost import model_costs
 from ..apply.planned import check_shape
 from ..graph.exchange import exchange, like
@@ -25,6 +26,7 @@ from ..graph.index import GraphView
 from ..graph.snapshot import finish, snapshot
 from ..journal import Applied, Costs, Verdict, VerdictKind
 from ..rules.binding import PLAN, SITES, NoMatch
+from ..rules.constraint import Constraint, constrain, constraint_of
 from ..rules.rule import CompiledRule
 from ..rules.scope import ParamRef, Scope
 from ..rules.state import State
@@ -64,7 +66,7 @@ def _examined(state: State, rule: CompiledRule, param: ParamPlace) -> ParamSite 
     site = _site(rule, param, scope)
     if torch.equal(site.stored, param.ref.tensor) and torch.equal(site.moved, param.ref.tensor):
         return miss(rule, PLAN, "the rule keeps every number", "R015", param.ref.call.node)
-    return _again(site) or _not_finite(site) or site
+    return _again(site) or _not_finite(site) or _unlike(site) or site
 
 
 def _stays(state: State, rule: CompiledRule, param: ParamPlace) -> NoMatch | None:
@@ -116,6 +118,23 @@ def _not_finite(site: ParamSite) -> NoMatch | None:
     lost = int((was & ~(torch.isfinite(site.stored) & torch.isfinite(site.moved))).sum())
     text = f"{lost} of its {was.numel():,} numbers would no longer be finite"
     return miss(site.rule, PLAN, text, "K002", site.param.ref.call.node) if lost else None
+
+
+def _trained(site: ParamSite) -> list[Constraint]:
+    """What the rule says of the parameter while it is trained."""
+    said = (one for clause in site.rule.source.all(t.Train) for one in clause.constraints)
+    return [constraint_of(site.rule.name, one, site.scope) for one in said]
+
+
+def _unlike(site: ParamSite) -> None:
+    """Raises F103 where what is stored is not what `train` says."""
+    for one in _trained(site):
+        verdict = begins(one, site.stored)
+        if not verdict.holds:
+            message = f"`{site.rule.name}` stores another weight than `train` says"
+            hint = "what `train` computes of the stored weight must be the stored weight"
+            note = f"{verdict.worst:.3g} units in the last place apart at `{site.name}`"
+            raise fail("F103", message, Label(one.value.span), note=note, help=hint)
 
 
 # -- verifying -------------------------------------------------------------------------------------
@@ -224,6 +243,7 @@ class ParamTarget(WholeTarget[ParamPlace, ParamReady]):
         readers = _renewed(state, site)
         for node in readers:
             node.meta["moved"] = (*node.meta.get("moved", ()), _mark(site.rule, site.param))
+            _constrain(state, node, site)
         seconds += time.perf_counter() - started
         names = (name for n in readers for name in n.meta.get("origins") or (n.name,))
         state.journal.add(
@@ -275,6 +295,13 @@ class ParamTarget(WholeTarget[ParamPlace, ParamReady]):
 
     def rank(self, miss: NoMatch) -> Rank:
         return change_rank(miss)
+
+
+def _constrain(state: State, node: fx.Node, site: ParamSite) -> None:
+    call, new = state.view.call(node), _trained(site)
+    paths = {} if call is None or not new else call.params
+    for name in (name for name, path in paths.items() if path in site.param.paths):
+        constrain(node, name, new)
 
 
 def _steps(clause: t.Perturb | t.Rewrite) -> Sequence[t.Node]:

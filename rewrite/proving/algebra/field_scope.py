@@ -142,13 +142,13 @@ class FieldScope(Scope):
             return self._freed(found, name)
         return found
 
-    def _pure(self, expr: t.Call, function: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
+    def pure(self, expr: t.Call, function: Any, args: list[Any], keywords: dict[str, Any]) -> Any:
         try:
-            found = super()._pure(expr, function, args, keywords)
+            found = super().pure(expr, function, args, keywords)
             if not _invented(found, [*args, *keywords.values()]):
                 return self._lifted(found)
             lifted = [self.world.lift(a) if isinstance(a, float) else a for a in args]
-            return self._lifted(super()._pure(expr, function, lifted, keywords))
+            return self._lifted(super().pure(expr, function, lifted, keywords))
         except FAILURES:
             found = self._really(expr)
         if isinstance(found, bool):

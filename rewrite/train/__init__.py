@@ -1,0 +1,1 @@
+"""Training: recover what a rewrite cost, distil, and keep what rules promised."""

@@ -1,0 +1,121 @@
+"""What is trained on: samples in the order that a seed says, in batches, shared among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...grammar.diagnostics import Label, fail
+from ...grammar.documents import sha256
+from ..graph.digest import tensor_digest
+from ..measure.batches import Pairs, batch_size
+from ..torch_internals import tree_flatten, tree_leaves, tree_unflatten
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Inputs and target of one step; rows: which samples of the data these are, None where batches
+    are taken as they were given. share: of the whole batch, this process's part, 0..1.
+    """
+
+    args: tuple[Any, ...]
+    target: Any
+    rows: Tensor | None
+    share: float
+
+
+class TrainingData:
+    """Samples in memory. Batches whose parts fit together are one table, from which new batches are
+    drawn; others (texts of several lengths, say) stay as they are, in a new order each epoch.
+    """
+
+    def __init__(self, pairs: Pairs, place: Label) -> None:
+        if not pairs:
+            raise fail("D002", "there is no batch to train on", place)
+        self.pairs = list(pairs)
+        self.table, self.spec = _table(self.pairs)
+        self.samples = sum(batch_size(args) for args, _ in self.pairs)
+
+    @property
+    def targets(self) -> Any:
+        """Of all samples, or of each batch."""
+        return self.args_of(slice(None))[1] if self.table else [y for _, y in self.pairs]
+
+    def args_of(self, rows: Any) -> tuple[tuple[Any, ...], Any]:
+        """Inputs and target of some samples of the table; None where data has no target."""
+        assert self.table is not None
+        args, target = tree_unflatten([leaf[rows] for leaf in self.table], self.spec)
+        return args, None if isinstance(target, tuple) and not target else target
+
+    def digest(self) -> str:
+        """SHA-256 over all samples in the order in which they were given."""
+        return _digest(self.table or tree_leaves(self.pairs))
+
+    def inputs_digest(self) -> str:
+        """The same of the inputs alone."""
+        args = self.args_of(slice(None))[0] if self.table else [args for args, _ in self.pairs]
+        return _digest(tree_leaves(args))
+
+    def steps(self, batch: int) -> int:
+        """How many steps an epoch has."""
+        return -(-self.samples // batch) if self.table else len(self.pairs)
+
+    def epoch(
+        self, batch: int, generator: torch.Generator, rank: int = 0, world: int = 1
+    ) -> Iterator[StepBatch]:
+        """All samples once, in an order that the generator draws. Every process draws the same and
+        takes its part of each batch; the last batch may be smaller.
+        """
+        if self.table is None:
+            yield from self._whole(generator, rank, world)
+            return
+        order = torch.randperm(self.samples, generator=generator)
+        for rows in order.split(batch):
+            own = rows[rank::world]
+            share = len(own) / len(rows)
+            # A process without a sample still takes part in the step: one that weighs nothing.
+            own = own if len(own) else rows[:1]
+            yield StepBatch(*self.args_of(own), own, share)
+
+    def _whole(self, generator: torch.Generator, rank: int, world: int) -> Iterator[StepBatch]:
+        order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        for number, at in enumerate(order):
+            # Batches that cannot be cut are the step of one process; the others weigh nothing.
+            args, target = self.pairs[at]
+            yield StepBatch(args, target, None, 1.0 if number % world == rank else 0.0)
+
+
+def _digest(leaves: Sequence[Any]) -> str:
+    parts = (tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    return sha256("\n".join(parts))
+
+
+def _table(pairs: Sequence[Any]) -> tuple[list[Tensor] | None, Any]:
+    """All samples as one tensor for each input and target, with how they are nested; None where
+    they do not fit together.
+    """
+    flat = [tree_flatten((args, () if y is None else y)) for args, y in pairs]
+    leaves, spec = flat[0]
+    same = all(other == spec for _, other in flat)
+    sizes = [batch_size(args) for args, _ in pairs]
+    if not same or not all(
+        _fits(found, leaves, size) for (found, _), size in zip(flat, sizes, strict=True)
+    ):
+        return None, spec
+    return [torch.cat(column) for column in zip(*(found for found, _ in flat), strict=True)], spec
+
+
+def _fits(found: Sequence[Any], first: Sequence[Any], size: int) -> bool:
+    """Whether the leaves of a batch hold one sample for each row, of the shape of the first's."""
+    return all(
+        isinstance(x, Tensor)
+        and x.dim() > 0
+        and len(x) == size
+        and x.shape[1:] == y.shape[1:]
+        and x.dtype == y.dtype
+        for x, y in zip(found, first, strict=True)
+    )

@@ -1,0 +1,275 @@
+"""The loop: epochs of steps over shuffled samples, on one process or many.
+
+All that is drawn in an epoch is drawn from the seed and the number of the epoch: the order of
+samples, augmentation, dropout. So an epoch follows from the weights and the state of the optimiser
+alone, and a run that was interrupted ends where it would have ended.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...grammar.diagnostics import Label, fail
+from ..journal import Epoch
+from ..torch_internals import tree_map
+from .augment import augmented, changes_of, disturbed
+from .checkpoints import CheckpointFile, Standing, put_back, tensors_of
+from .data import StepBatch, TrainingData
+from .learner import Learner
+from .optimizers import make_optimizer, rate_of
+from .settings import Settings
+from .teachers import Teacher
+from .terms import Losses, StepSeen
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Tell = Callable[[Epoch], None]
+
+
+class Diverged(Exception):
+    """A number that is none: in which epoch and batch (counted from 1), and where."""
+
+    def __init__(self, epoch: int, batch: int, where: str) -> None:
+        super().__init__(f"epoch {epoch}, batch {batch}: {where}")
+
+
+class Student(nn.Module):
+    """The learner, with the adapters that are trained along; returns `(outputs, values inside)`."""
+
+    def __init__(self, learner: Learner, adapters: nn.ModuleDict, taps: int) -> None:
+        super().__init__()
+        self.learner, self.adapters, self.taps = learner, adapters, taps
+
+    def forward(self, *args: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """`taps`: how many values inside the graph returns beside its outputs."""
+        found = self.learner(*args)
+        return found if self.taps else (found, ())
+
+
+@dataclass
+class Training:
+    """One training, `stage` in the journal. judge: metrics of a model on the validation data, by
+    name; score: of these, what is better the higher it is, None without such data. ends: whether
+    an epoch is good enough.
+    """
+
+    stage: str
+    settings: Settings
+    student: Student
+    data: TrainingData
+    losses: Losses
+    places: tuple[tuple[str, str], ...]
+    teacher: Teacher | None
+    judge: Callable[[nn.Module], dict[str, float]]
+    score: Callable[[Mapping[str, float]], float | None]
+    ends: Callable[[dict[str, float]], bool]
+    tell: Tell
+    progress: Callable[[str], None]
+    file: CheckpointFile | None
+    clock: Callable[[], float] = time.perf_counter
+    history: list[Epoch] = field(default_factory=list)
+    diverged: str = ""
+
+    def run(self) -> int:
+        """Trains, and leaves the learner with the weights of the best epoch, settled. Returns the
+        number of that epoch, 0 for the weights as they came.
+        """
+        self.accelerator = _accelerator()
+        weights = [w for w in self.student.parameters() if w.requires_grad]
+        if not weights:
+            hint = "`only` may leave all out; a model may have frozen its parameters"
+            raise fail("F004", "no weight is to be trained", Label(self.settings.span), help=hint)
+        optimizer = make_optimizer(self.settings.optimizer, weights)
+        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rate, self.changes = rate_of(self.settings.schedule), changes_of(self.settings.augment)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            self._epochs()
+        self.student.cpu()
+        put_back(self.student, self.standing.best)
+        self.student.learner.settle()
+        return self.best
+
+    # -- epochs ------------------------------------------------------------------------------------
+
+    def _epochs(self) -> None:
+        found = None if self.file is None else self.file.read()
+        self.standing = self._begin() if found is None else self._resume(found)
+        while not self.standing.done:
+            try:
+                self._epoch(len(self.history))
+            except Diverged as error:
+                self.diverged = str(error)
+                return
+
+    def _begin(self) -> Standing:
+        weights = tensors_of(self.student)
+        self._written(Epoch(self.stage, 0, None, self.judge(self.student.learner), 0.0, 0.0))
+        done = self.settings.epochs == 0 or self._enough()
+        return Standing(weights, weights, {}, [e.as_json() for e in self.history], done)
+
+    def _resume(self, found: Standing) -> Standing:
+        """Goes on where the file stands."""
+        put_back(self.student, found.weights)
+        if found.optimizer:
+            self.optimizer.load_state_dict(found.optimizer)
+        for entry in found.history:
+            self._written(Epoch(**entry))
+        return found
+
+    def _epoch(self, number: int) -> None:
+        begun = self.clock()
+        loss = self._steps(number)
+        metrics = self.judge(self.student.learner)
+        lasted = self.clock() - begun
+        rate = self.optimizer.param_groups[0]["lr"]
+        before = self.best
+        self._written(Epoch(self.stage, number, loss, metrics, rate, lasted))
+        weights = tensors_of(self.student)
+        best = weights if self.best != before else self.standing.best
+        done = number >= self.settings.epochs or self._enough() or self._no_better()
+        state = self.optimizer.state_dict()
+        history = [epoch.as_json() for epoch in self.history]
+        self.standing = Standing(weights, best, state, history, done)
+        if self.file is not None and self.accelerator.is_main_process:
+            self.file.write(self.standing)
+
+    def _written(self, epoch: Epoch) -> None:
+        self.history.append(epoch)
+        self.tell(epoch)
+
+    @property
+    def best(self) -> int:
+        """The epoch with the best score, the first of equal ones; the last epoch without scores."""
+        scores = [self.score(epoch.metrics) for epoch in self.history]
+        known = [(score, -at) for at, score in enumerate(scores) if score is not None]
+        return -max(known)[1] if known else len(self.history) - 1
+
+    def _enough(self) -> bool:
+        last = self.history[-1]
+        values = {**last.metrics, "epoch": last.number, "loss": last.loss or math.inf}
+        spent = sum(epoch.seconds for epoch in self.history) / 60
+        limit = self.settings.minutes
+        return self.ends(values) or (limit is not None and spent >= limit)
+
+    def _no_better(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and len(self.history) - 1 - self.best >= patience
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def _steps(self, number: int) -> float:
+        """One pass over the data; the mean loss of its samples."""
+        torch.manual_seed(_seed(self.settings.seed, number, self.accelerator.process_index))
+        generator = torch.Generator().manual_seed(_seed(self.settings.seed, number))
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        steps, total = self.data.steps(self.settings.batch), 0.0
+        self.model.train()
+        for step, batch in enumerate(self.data.epoch(self.settings.batch, generator, rank, world)):
+            self._set_rate((number - 1 + step / steps) / self.settings.epochs)
+            total += self._step(batch, number, step + 1, generator)
+            if step % 16 == 15:
+                self.progress(
+                    f"epoch {number} of {self.settings.epochs}, step {step + 1} of {steps}"
+                )
+        return total / steps
+
+    def _set_rate(self, done: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.rate(done)
+
+    def _step(self, batch: StepBatch, epoch: int, number: int, generator: torch.Generator) -> float:
+        args = augmented(batch.args, self.changes, generator)
+        target = disturbed(batch.target, self.settings.disturb, generator, self.classes)
+        args, target = tree_map(self._placed, (args, target))
+        taught = None if self.teacher is None else self.teacher(args, batch.rows)
+        taught = tree_map(self._placed, taught)
+        # Processes average their gradients: each counts by its share of the batch.
+        weight = batch.share * self.accelerator.num_processes
+        found: list[float] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self._loss(args, target, taught)
+            self._require_finite(loss, epoch, number)
+            self.accelerator.backward(loss * weight)
+            self._check_gradients(epoch, number)
+            found.append(float(loss.detach()))
+            return loss
+
+        self.optimizer.step(closure)
+        return found[0]
+
+    @property
+    def classes(self) -> int:
+        targets = self.data.targets
+        return (
+            int(targets.max()) + 1 if isinstance(targets, Tensor) and self.settings.disturb else 1
+        )
+
+    def _placed(self, leaf: Any) -> Any:
+        return leaf.to(self.accelerator.device) if isinstance(leaf, Tensor) else leaf
+
+    def _loss(self, args: tuple[Any, ...], target: Any, taught: Any) -> Tensor:
+        outputs, values = self.model(*args)
+        seen = StepSeen(outputs, target)
+        if taught is not None:
+            seen.taught, seen.taught_inside = taught
+            seen.inside = {at: v for (at, _), v in zip(self.places, values, strict=True)}
+        return self.losses(seen)
+
+    # -- numbers that are none ---------------------------------------------------------------------
+
+    def _require_finite(self, loss: Tensor, epoch: int, batch: int) -> None:
+        if not torch.isfinite(loss.detach()):
+            wrong = next(self._not_finite(lambda w: w.detach()), "")
+            where = f"`{wrong}` holds numbers that are none" if wrong else "the loss is no number"
+            raise Diverged(epoch, batch, f"{where} ({float(loss.detach()):g})")
+
+    def _check_gradients(self, epoch: int, batch: int) -> None:
+        """One sum of squares for all: it is finite only if they are."""
+        held = [w.grad for w in self.student.parameters() if w.grad is not None]
+        norm = torch.nn.utils.get_total_norm(held)
+        if not torch.isfinite(norm):
+            wrong = next(self._not_finite(lambda w: w.grad), "")
+            raise Diverged(epoch, batch, f"the gradient of `{wrong}` is no number")
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.student.parameters(), self.settings.clip, norm
+            )
+
+    def _not_finite(self, of: Callable[[Tensor], Tensor | None]) -> Iterator[str]:
+        for path, weight in self.student.named_parameters():
+            found = of(weight)
+            if found is not None and not torch.isfinite(found).all():
+                yield path.removeprefix("learner.graph.")
+
+
+def _seed(*parts: int) -> int:
+    """One number of several, far from those of the neighbours."""
+    mixed = 0
+    for part in parts:
+        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % (1 << 63)
+    return mixed
+
+
+def _accelerator() -> Accelerator:
+    """One process on the CPU, unless the program was started by a launcher. Raises U010."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError:
+        hint = "pip install 'lissom[train]'"
+        raise fail("U010", "training needs the package accelerate", help=hint) from None
+    return Accelerator(
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

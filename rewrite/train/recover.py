@@ -1,0 +1,331 @@
+"""One `recover`: from the working model to a trained one, with what rules promised still there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...grammar.diagnostics import Label, did_you_mean, fail
+from ...grammar.documents import json_text, sha256
+from ..graph.digest import model_digest
+from ..graph.places import node_at
+from ..graph.snapshot import finish
+from ..journal import Epoch, Note, Trained, Verdict, VerdictKind
+from ..measure.batches import Pairs, batch_size
+from ..measure.compare import Metrics
+from ..measure.observing import forget_seen
+from ..rules.constraint import ROUNDINGS, free
+from ..rules.state import State
+from ..torch_internals import tree_map
+from .checkpoints import CheckpointFile
+from .data import TrainingData
+from .learner import Learner, Paths, begin, ended, go_on_from, still_holds, with_own_weights
+from .loop import Student, Training
+from .settings import Number, Settings
+from .taps import tapped
+from .teachers import Teacher, TeacherReader, remembered
+from .terms import INSIDE, TAUGHT, Losses, Weights
+
+KEPT = "what rules said of trained weights still holds"
+
+
+@dataclass(frozen=True)
+class TrainingHost:
+    """What a training needs beside the working model. models: graphs that may teach, by name;
+    folder: where files are that the program names; checkpoints: where it writes how far it came;
+    ends: the condition of `until` on the numbers of an epoch.
+    """
+
+    metrics: Metrics
+    models: Mapping[str, Callable[[], fx.GraphModule]]
+    number: Number
+    folder: Path
+    checkpoints: Path | None = None
+    ends: Callable[[Settings, Mapping[str, float]], bool] = lambda settings, values: False
+
+
+class Recovery:
+    """Trains the working model of a state once."""
+
+    def __init__(self, state: State, settings: Settings, around: TrainingHost, stage: str) -> None:
+        self.state, self.settings, self.around, self.stage = state, settings, around, stage
+        place = Label(settings.span)
+        samples = state.samples
+        taken = samples.taken.pair
+        self.data = TrainingData(list(map(taken, samples.batches(settings.data, place))), place)
+        valid = settings.valid
+        self.valid = [] if valid is None else list(samples.batches(valid, place))
+        self.watch = self._watched(place)
+
+    def run(self, progress: Callable[[str], None]) -> Trained:
+        """Trains; the state goes on with the trained model. Raises F1xx, D0xx, U0xx; nothing of the
+        state has changed then.
+        """
+        begun = time.perf_counter()
+        self._tell_ended()
+        graph = self.graph = with_own_weights(self.state.module)
+        kept = begin(self.state, graph) if self.settings.constrained else {}
+        training = self._training(graph, kept, progress)
+        best = training.run()
+        verdicts = self._verdicts(training.student.learner)
+        if training.diverged:
+            text = f"`{self.settings.name}` stopped at {training.diverged}; epoch {best} is kept"
+            self.state.journal.add(Note(self.stage, "F101", text))
+        seconds = time.perf_counter() - begun
+        event = self._event(training, best, verdicts, seconds)
+        self._go_on(graph, training.student.learner)
+        self.state.journal.add(event)
+        return event
+
+    # -- the parts ---------------------------------------------------------------------------------
+
+    def _training(
+        self, graph: fx.GraphModule, kept: Mapping[Paths, Any], progress: Callable[[str], None]
+    ) -> Training:
+        settings = self.settings
+        places = tuple(_places(settings))
+        inner = tapped(graph, [at for at, _ in places]) if places else graph
+        learner = Learner(inner, kept)
+        self._choose(learner)
+        losses = Losses(settings.loss, self.state.samples.loss, self._weights(inner))
+        teacher = self._teacher([of for _, of in places])
+        if teacher is not None and places:
+            self._adapt(losses, learner, teacher, places)
+        student = Student(learner, losses.adapters, len(places))
+        return Training(
+            self.stage, settings, student, self.data, losses, places, teacher,
+            partial(self._judge, taps=bool(places)), self._score, self._ends, self._tell,
+            progress, self._file(),
+        )  # fmt: skip
+
+    def _choose(self, learner: Learner) -> None:
+        """Which weights move, and whether batch norms learn from batches."""
+        only = self.settings.only
+        if only is not None:
+            at = {id(w) for n in self._nodes_at(only) for w in self._read(n)}
+            for weight in learner.parameters():
+                weight.requires_grad_(weight.requires_grad and id(weight) in at)
+        if self.settings.frozen_norms:
+            norms = nn.modules.batchnorm._NormBase
+            learner.frozen = tuple(m for m in learner.modules() if isinstance(m, norms))
+
+    def _nodes_at(self, glob: str) -> list[fx.Node]:
+        found = [node for node in self.state.module.graph.nodes if node_at(node, glob)]
+        if not found:
+            raise fail("U008", f"the model has nothing at `{glob}`", Label(None, where=glob))
+        return found
+
+    def _read(self, node: fx.Node) -> Iterator[Tensor]:
+        call = self.state.view.call(node)
+        paths = () if call is None else (path for path in call.params.values() if path)
+        yield from (self.graph.get_parameter(path) for path in paths)
+
+    def _weights(self, graph: fx.GraphModule) -> Weights:
+        """Scales of norms, and all that has two axes or more, as the optimiser moves them."""
+        calls = [self.state.view.call(node) for node in self.state.module.graph.nodes]
+        norms = [c for c in calls if c is not None and "normalises" in c.op.traits]
+        paths = dict.fromkeys(path for c in norms if (path := c.params.get("weight")))
+        held = [weight for weight in graph.parameters() if weight.dim() > 1]
+        return Weights(lambda: [graph.get_parameter(path) for path in paths], lambda: held)
+
+    # -- teachers ----------------------------------------------------------------------------------
+
+    def _teacher(self, places: list[str]) -> Teacher | None:
+        settings, taught = self.settings, [c for c in self.settings.loss if c.name in TAUGHT]
+        if settings.teacher is None:
+            if taught:
+                hint = "add `teacher = original`, or another one"
+                label = Label(taught[0].span, "follows a teacher")
+                raise fail("F105", f"`{settings.name}` has no teacher", label, help=hint)
+            return None
+        if not taught:
+            hint = "add `loss = kl(temperature = 4)`, or leave `teacher` out"
+            label = Label(settings.teacher.span)
+            raise fail("F105", "no term of the loss follows the teacher", label, help=hint)
+        around = self.around
+        reader = TeacherReader(around.models, around.number, self.data, places, around.folder)
+        teacher = reader.read(settings.teacher)
+        same = not settings.augment and not places
+        return remembered(teacher, self.data, settings.batch) if same else teacher
+
+    def _adapt(
+        self,
+        losses: Losses,
+        learner: Learner,
+        teacher: Teacher,
+        places: tuple[tuple[str, str], ...],
+    ) -> None:
+        """Layers that make values of the student as wide as those of the teacher."""
+        args = self.data.args_of(slice(0, 2))[0] if self.data.table else self.data.pairs[0][0]
+        with torch.no_grad():
+            _, values = learner.eval()(*args)
+            _, taught = teacher(args, None)
+        hints = {call.args[0] if call.args else call.keywords["at"] for call in self._hints()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            for (at, of), own in zip(places, values, strict=True):
+                if at in hints:
+                    losses.adapt(at, own, taught[of])
+
+    def _hints(self) -> list[Any]:
+        return [call for call in self.settings.loss if call.name == "hint"]
+
+    # -- judging -----------------------------------------------------------------------------------
+
+    def _watched(self, place: Label) -> str | None:
+        """The metric that says which epoch is best; None for the loss on the validation data."""
+        known, asked = self.around.metrics.metrics, self.settings.watch
+        if asked is not None and asked not in known:
+            hint = next(iter(did_you_mean(asked, known)), "")
+            message = f"no metric is called `{asked}`"
+            raise fail(
+                "D004", message, place, note=f"known: {', '.join(known) or 'none'}", help=hint
+            )
+        return asked or next(iter(known), None)
+
+    def _judge(self, learner: Learner, taps: bool) -> dict[str, float]:
+        """Metrics on the validation data, of the model as it would be left."""
+        if not self.valid:
+            return {}
+        model = _Deployed(learner, taps).eval()
+        place, metrics = Label(self.settings.span), self.around.metrics
+        if not metrics.metrics:
+            return {"valid_loss": self._valid_loss(model)}
+        return {name: metrics.value(model, name, self.valid, place) for name in metrics.metrics}
+
+    def _valid_loss(self, model: nn.Module) -> float:
+        total, count, loss = 0.0, 0, self.state.samples.loss
+        pairs: Pairs = [self.state.samples.taken.pair(batch) for batch in self.valid]
+        with torch.no_grad():
+            for args, y in pairs:
+                size = batch_size(args)
+                total, count = total + float(loss(model(*args), y)) * size, count + size
+        return total / max(count, 1)
+
+    def _score(self, metrics: Mapping[str, float]) -> float | None:
+        if self.watch is None:
+            return -metrics["valid_loss"] if "valid_loss" in metrics else None
+        return metrics.get(self.watch)
+
+    def _ends(self, values: dict[str, float]) -> bool:
+        return self.settings.until is not None and self.around.ends(self.settings, values)
+
+    def _tell(self, epoch: Epoch) -> None:
+        self.state.journal.add(epoch)
+
+    # -- what is left of it ------------------------------------------------------------------------
+
+    def _file(self) -> CheckpointFile | None:
+        """The file of this training: of this model, these settings, this data, these versions."""
+        folder = self.around.checkpoints
+        if folder is None:
+            return None
+        finish(self.state.module)
+        parts = {
+            "model": model_digest(self.state.module),
+            "settings": self.settings.as_json(),
+            "data": self._digests,
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+        }
+        key = sha256(json_text(parts, ordered=True))
+        return CheckpointFile(folder / f"{self.stage}-{key[:12]}.safetensors", key)
+
+    @property
+    def _digests(self) -> dict[str, str]:
+        if not hasattr(self, "_known"):
+            self._known = {self.settings.data: self.data.digest()}
+            if self.valid and self.settings.valid is not None:
+                pairs = [self.state.samples.taken.pair(batch) for batch in self.valid]
+                found = TrainingData(pairs, Label(self.settings.span)).digest()
+                self._known[self.settings.valid] = found
+        return self._known
+
+    def _event(
+        self, training: Training, best: int, verdicts: tuple[Verdict, ...], seconds: float
+    ) -> Trained:
+        moved = sum(w.numel() for w in training.student.learner.parameters() if w.requires_grad)
+        return Trained(
+            self.stage,
+            self.settings.as_json(),
+            self._digests,
+            self.data.samples,
+            moved,
+            _versions(),
+            best,
+            len(training.history) - 1,
+            training.diverged,
+            verdicts,
+            seconds,
+        )
+
+    def _tell_ended(self) -> None:
+        """A constraint that its weight fulfils no more is told, and ends."""
+        for path, constraint in ended(self.state):
+            text = f"`{path}` is no more what `{constraint.rule}` made it: it is trained freely"
+            self.state.journal.add(Note(self.stage, "F102", text))
+
+    def _verdicts(self, learner: Learner) -> tuple[Verdict, ...]:
+        found = list(still_holds(learner))
+        if not found:
+            return ()
+        path, constraint, units = max(found, key=lambda one: one[2])
+        said = (
+            f"{len(found)} weights; worst is `{path}` ({constraint.rule}), units in the last place"
+        )
+        holds, kind = units <= ROUNDINGS, VerdictKind.TRAINED
+        verdict = Verdict(KEPT, "tested", holds, len(found), units, ROUNDINGS, said, kind=kind)
+        return (verdict,)
+
+    def _go_on(self, graph: fx.GraphModule, learner: Learner) -> None:
+        """The trained graph takes the place of the working one; rules may range over it again."""
+        graph.eval()
+        finish(graph)
+        for node in graph.graph.nodes:
+            node.meta.pop("rules", None)
+            node.meta.pop("moved", None)
+        if not self.settings.constrained:
+            free(graph.graph)
+        forget_seen(graph.graph)
+        self.state.reset(graph)
+        go_on_from(self.state, learner.moved)
+        self.state.samples.forget()
+
+
+class _Deployed(nn.Module):
+    """A learner as what comes out of it: outputs alone, on whatever device it is."""
+
+    def __init__(self, learner: Learner, taps: bool) -> None:
+        super().__init__()
+        self.learner, self.taps = learner, taps
+
+    def forward(self, *args: Any) -> Any:
+        place = next((w.device for w in self.learner.parameters()), torch.device("cpu"))
+        found = self.learner(*tree_map(lambda x: _to(x, place), args))
+        return tree_map(lambda x: _to(x, torch.device("cpu")), found[0] if self.taps else found)
+
+
+def _to(leaf: Any, place: torch.device) -> Any:
+    return leaf.to(place) if isinstance(leaf, Tensor) else leaf
+
+
+def _places(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Where terms look inside: of the student, and of the teacher."""
+    for call in (c for c in settings.loss if c.name in INSIDE):
+        given = dict(zip(("at", "of"), call.args, strict=False)) | dict(call.keywords)
+        if not isinstance(given.get("at"), str):
+            hint = f'{call.name}(at = "layer2", of = "layer3")'
+            raise fail("F004", f"`{call.name}` names a place", Label(call.span), help=hint)
+        yield given["at"], given.get("of") or given["at"]
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "accelerate": version("accelerate")}
