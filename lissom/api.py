@@ -24,6 +24,7 @@ from .rewrite.measure.compare import Metric
 from .rewrite.measure.gradients import Loss, loss_of_task
 from .rewrite.measure.samples import Source
 from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
+from .rewrite.pipeline.schedule import HostParts, Models
 from .rewrite.store.folder import load as load_artifact
 
 T = TypeVar("T")
@@ -155,6 +156,8 @@ def compile(
     functions: Mapping[str, Callable[..., Any]] | None = None,
     ops: Mapping[str, Any] | None = None,
     loss: Loss = loss_of_task,
+    models: Models | None = None,
+    checkpoints: str | Path | None = None,
     verify: bool = True,
     seed: int = 0,
 ) -> Result:
@@ -171,7 +174,10 @@ def compile(
     `drop(name)` measures. args: values for the pipeline's parameters. allow: the kinds of rules
     that are applied, ("exact",) to leave approximate ones out. functions: implementations of the
     program's own `extern fn`. ops: torch callables that the program's own `op` declarations name.
-    loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of.
+    loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of, and what
+    `recover` trains by. models: functions that build models, or models, by the names that programs
+    use for teachers and students. checkpoints: a folder where trainings write after each epoch how
+    far they came; a later call with the same program, model and data goes on from there.
 
     Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do. An error
     that `lissom check` finds in the program is raised before the model is captured.
@@ -186,9 +192,22 @@ def compile(
         seed,
         loss=loss,
         second=second,
+        given=HostParts(models or {}, folder_of(program), as_path(checkpoints)),
     )
     source = as_source(data)
     return Result(compile_model(model, as_program(program), inputs, source, metrics or {}, options))
+
+
+def folder_of(program: str | Path | Program) -> Path:
+    """Where files lie that a program names: beside it, or where the process runs for a text."""
+    if isinstance(program, Program):
+        return Path(program.file.span.source.name).parent
+    is_file = isinstance(program, Path) or program.endswith(".lissom")
+    return Path(program).parent if is_file else Path.cwd()
+
+
+def as_path(place: str | Path | None) -> Path | None:
+    return None if place is None else Path(place)
 
 
 def as_program(program: str | Path | Program) -> Program:

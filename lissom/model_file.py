@@ -34,6 +34,7 @@ class ModelFile:
     other sizes, or a list of several. `data(split)` yields `(x, y)`. `metrics`: name -> `f(model,
     batches) -> float`. `functions` implement the program's own `extern fn`; `ops` are torch
     callables that its own `op` declarations name. `loss(outputs, targets)` gives a scalar.
+    `models`: functions that build models, by the names that programs use for teachers and students.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelFile:
     ops: Mapping[str, Any] = field(default_factory=dict)
     loss: Loss = loss_of_task
     second: Any = None
+    models: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
 
 
 def load_model(name: str) -> ModelFile:
@@ -68,6 +70,7 @@ def load_model(name: str) -> ModelFile:
         _table(module, "ops"),
         getattr(module, "loss", loss_of_task),
         _second(module),
+        _models(module),
     )
 
 
@@ -214,6 +217,30 @@ def _metric(name: str, metric: Callable[..., float], file: str) -> Callable[...,
         return _run(lambda: float(metric(model, batches)), "M024", f"metric `{name}` failed", file)
 
     return measured
+
+
+def _models(module: ModuleType) -> dict[str, Callable[[], nn.Module]]:
+    """Each is built when a program asks for it. Raises M021 for a table of something else."""
+    table = _table(module, "models")
+    wrong = [name for name, build in table.items() if not callable(build)]
+    if wrong:
+        where = Label(None, where=module.__file__ or "")
+        hint = 'define `models = {"small": build_small}` with functions that build models'
+        raise fail("M021", f"`models` holds no function as `{wrong[0]}`", where, help=hint)
+    return {str(name): _builder(module, str(name), build) for name, build in table.items()}
+
+
+def _builder(module: ModuleType, name: str, build: Any) -> Callable[[], nn.Module]:
+    def built() -> nn.Module:
+        if isinstance(build, nn.Module):
+            return build
+        found = _run(build, "M021", f"`{name}` of `models` failed", module.__file__ or "")
+        if not isinstance(found, nn.Module):
+            where = Label(None, where=module.__file__ or "")
+            raise fail("M021", f"`{name}` of `models` gives no model", where)
+        return found
+
+    return built
 
 
 def _table(module: ModuleType, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 @click.argument("program", required=False)
 @click.option("--plan", type=click.Path(dir_okay=False), help="Do exactly what this plan says.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The folder to write.")
+@click.option(
+    "--checkpoints",
+    type=click.Path(file_okay=False),
+    help="Where trainings write after each epoch how far they came; the same command goes on from "
+    "there. By default beside the output, until that is written.",
+)
 @click.option("--measure", metavar="SPLIT", help="Measure every metric of the model file on it.")
 @set_option
 @allow_option
@@ -34,6 +41,7 @@ def apply(
     program: str | None,
     plan: str | None,
     output: str,
+    checkpoints: str | None,
     measure: str | None,
     settings: tuple[str, ...],
     allow: tuple[str, ...],
@@ -49,21 +57,26 @@ def apply(
     """
     given = bool(settings or pipeline)
     _check_usage(program, plan, given)
-    from ..jobs.compiling import Request, remarks
+    from ..jobs.compiling import Request, is_main_process, remarks
     from ..model_file import load_model
     from ..report import planning
 
     file = load_model(model)
+    kept = Path(checkpoints or f"{plan or output}.checkpoints")
     if plan is not None:
-        compiled = _by_plan(out, file, Path(plan), allow)
+        compiled = _by_plan(out, file, Path(plan), allow, kept)
     else:
-        compiled = _by_program(out, file, Request(program or "", pipeline, settings, allow))
+        compiled = _by_program(out, file, Request(program or "", pipeline, settings, allow), kept)
+    if not is_main_process():
+        return 0
     found = remarks(compiled, strict)
     out.report(*found)
     if exit_code(found):
         return exit_code(found)
     planning.show_rules(out, compiled)
     planning.write_result(out, file, compiled, Path(output), measure)
+    if checkpoints is None:
+        shutil.rmtree(kept, ignore_errors=True)
     out.say(
         f'wrote {output}; load it with lissom.load("{output}"); check it: lissom verify {output}'
     )
@@ -79,13 +92,15 @@ def _check_usage(program: str | None, plan: str | None, given: bool) -> None:
         raise fail("U001", "a plan keeps its own --set and --pipeline", help=hint)
 
 
-def _by_program(out: Output, file: ModelFile, request: Request) -> Compiled:
+def _by_program(out: Output, file: ModelFile, request: Request, kept: Path) -> Compiled:
     from ..jobs.compiling import read_program, run_compile
 
-    return run_compile(file, read_program(request), request, out)
+    return run_compile(file, read_program(request), request, out, checkpoints=kept)
 
 
-def _by_plan(out: Output, file: ModelFile, path: Path, allow: tuple[str, ...]) -> Compiled:
+def _by_plan(
+    out: Output, file: ModelFile, path: Path, allow: tuple[str, ...], kept: Path
+) -> Compiled:
     """A plan knows what it may do; a word about it that is given here must be the plan's."""
     from ..jobs.compiling import apply_saved_plan, read_plan
 
@@ -95,4 +110,4 @@ def _by_plan(out: Output, file: ModelFile, path: Path, allow: tuple[str, ...]) -
         asked, made = ("approx", "without") if allow else ("exact", "with")
         hint = f"make a new plan with --allow {asked}"
         raise fail("U001", f"the plan was made {made} approximate rules", help=hint)
-    return apply_saved_plan(file, path, out)[0]
+    return apply_saved_plan(file, path, out, kept)[0]

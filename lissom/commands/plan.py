@@ -52,7 +52,8 @@ def plan(
 
     request = Request(program or "", pipeline, settings, allow)
     read = read_program(request)
-    compiled = run_compile(load_model(model), read, request, out)
+    kept = Path(f"{output}.checkpoints") if output is not None else None
+    compiled = run_compile(load_model(model), read, request, out, checkpoints=kept)
     planning.show_plan(out, compiled, program is not None, latency)
     document = plan_document(compiled, request)
     out.fields["plan"] = document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..passes.functions import FUNCTIONS
 from ..rewrite.evidence.artifact import check_plan, plan_of
 from ..rewrite.journal import Journal, Note
 from ..rewrite.pipeline.compile import Compiled, Options, compile_model
+from ..rewrite.pipeline.schedule import HostParts
 from .named_program import every_exact, program_named
 
 EXACT = ("exact", "lossless", "observe")
@@ -54,9 +56,11 @@ def run_compile(
     fuel: int | None = None,
     journal: Journal | None = None,
     decided: Iterable[tuple[str, str]] | None = None,
+    checkpoints: Path | None = None,
 ) -> Compiled:
     """Compile the model, with `fuel` rewrites at most; progress is shown on a terminal. decided:
-    rules and sites of an earlier run, whose measurements of time are not made again.
+    rules and sites of an earlier run, whose measurements of time are not made again. checkpoints:
+    where trainings write how far they came.
     """
     args = read_settings(request.settings, _params(program, request.pipeline))
     with out.progress(f"compiling {file.name}") as progress:
@@ -72,8 +76,14 @@ def run_compile(
             progress=progress,
             second=file.second,
             decided=None if decided is None else numbered(decided),
+            given=HostParts(file.models, _folder(program), checkpoints),
         )
         return compile_model(file.model, program, file.inputs, file.data, file.metrics, options)
+
+
+def _folder(program: Program) -> Path:
+    """Where files lie that a program names: beside it."""
+    return Path(program.file.span.source.name).parent
 
 
 def numbered(decided: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -182,13 +192,22 @@ def planned_program(plan: Mapping[str, Any], request: Request) -> Program:
     return program_of(plan["program"]["text"], request.program, path.parent)
 
 
-def apply_saved_plan(file: ModelFile, path: Path, out: Output) -> tuple[Compiled, Request]:
+def is_main_process() -> bool:
+    """Whether this process writes what comes out, where a launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def apply_saved_plan(
+    file: ModelFile, path: Path, out: Output, checkpoints: Path | None = None
+) -> tuple[Compiled, Request]:
     """Do exactly what a plan says. Raises P101 where that is not what comes out."""
     plan, request = read_plan(path)
     with threads(request.threads):
         decided = [(entry["rule"], entry["site"]) for entry in plan["applications"]]
         program = planned_program(plan, request)
-        compiled = run_compile(file, program, request, out, decided=decided)
+        compiled = run_compile(
+            file, program, request, out, decided=decided, checkpoints=checkpoints
+        )
     check_plan(plan, compiled)
     return compiled, request
 

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from ...grammar.documents import sha256
 from ..capture.equality import first_difference
 from ..graph.digest import model_digest, tensor_digest
-from ..journal import Applied, Calibrated, Refused, StageEnd, Verdict, VerdictKind, plain
+from ..journal import (
+    Applied,
+    Calibrated,
+    Epoch,
+    Refused,
+    StageEnd,
+    Trained,
+    Verdict,
+    VerdictKind,
+    plain,
+)
 from ..measure.compare import distance, outputs
 from ..measure.integer_layers import largest_sums
 from ..measure.processor import processor
@@ -46,6 +56,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "costs": {"before": asdict(compiled.before), "after": asdict(compiled.after)},
         "applications": [_timeless(event) for event in compiled.applied],
         "calibrations": [_timeless(event) for event in compiled.journal.of(Calibrated)],
+        "trainings": _trainings(compiled),
         "kernels": [
             _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
         ],
@@ -55,6 +66,18 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "examples": [_example(compiled, one) for one in recorded(compiled.samples.examples)],
         "claims": STATEMENT,
     }
+
+
+def _trainings(compiled: Compiled) -> list[dict[str, Any]]:
+    """Each training with its epochs: settings and seed, the data by SHA-256, versions. Those that
+    are not in the result (rounds that were taken back, controls) say so.
+    """
+    found = []
+    for event in compiled.journal.of(Trained):
+        epochs = [e for e in compiled.journal.of(Epoch) if e.stage == event.stage]
+        said = _timeless(event) | {"kept": event.stage in compiled.kept_stages}
+        found.append(said | {"history": [_timeless(epoch) for epoch in epochs]})
+    return found
 
 
 STATEMENT = (
@@ -81,7 +104,7 @@ def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
 
-def _timeless(event: Applied | Calibrated | Refused | StageEnd) -> dict[str, Any]:
+def _timeless(event: Applied | Calibrated | Epoch | Refused | StageEnd | Trained) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
     return {key: value for key, value in plain(event).items() if key != "seconds"}
 

@@ -15,13 +15,15 @@ from typing import Any
 from torch import fx, nn
 
 from ...grammar.checks.recovers import split_of
-from ...grammar.diagnostics import fail
+from ...grammar.diagnostics import Label, fail
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ..apply.cost import present_costs
+from ..capture.capture import capture
+from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
 from ..journal import Applied, Note, StageEnd, Trained, Verdict
-from ..measure.compare import Metrics
+from ..measure.compare import Metrics, runs_at
 from ..rules.state import State
 from ..train.augment import changes_of
 from ..train.optimizers import optimizer_class, rate_of
@@ -33,7 +35,7 @@ from .budgets import Measures
 ROUNDS = 100
 """Rounds of a `repeat` that says nothing else."""
 
-Models = Mapping[str, Callable[[], nn.Module]]
+Models = Mapping[str, nn.Module | Callable[[], nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,14 @@ class Schedule:
     def _recover(self, item: t.Recover) -> None:
         label = self._named(item.name)
         before = present_costs(self.state)
+        settings = self._settings(item)
+        if settings.student is not None:
+            self._take_student(settings.student)
         around = TrainingHost(
             self.metrics, self._models(), self._number, self.given.folder,
             self.given.checkpoints, self._ends,
         )  # fmt: skip
-        event = Recovery(self.state, self._settings(item), around, label.text).run(
-            self.progress(label.text)
-        )
+        event = Recovery(self.state, settings, around, label.text).run(self.progress(label.text))
         finish(self.state.module)
         self.taught[item.name.text] = snapshot(self.state.module)
         after = present_costs(self.state)
@@ -167,8 +170,32 @@ class Schedule:
 
     def _models(self) -> dict[str, Callable[[], fx.GraphModule]]:
         """Who may teach: the original, what was trained before, models of the host program."""
+        given = {name: partial(self._captured, name) for name in self.given.models}
         held = {name: partial(_itself, graph) for name, graph in self.taught.items()}
-        return {"original": lambda: self.metrics.original, **held}  # type: ignore[dict-item]
+        return {"original": lambda: self.metrics.original, **given, **held}  # type: ignore[dict-item]
+
+    def _captured(self, name: str) -> fx.GraphModule:
+        """A model of the host program as a graph; the model itself is not changed."""
+        given = self.given.models[name]
+        model = given if isinstance(given, nn.Module) else given()
+        with declared(self.state.vocabulary):
+            return capture(model, self.state.samples.inputs, prove=self.state.verify).module
+
+    def _take_student(self, expr: t.Expr) -> None:
+        """Another model takes the place of the working one. Raises F105 where it cannot."""
+        known = {name: one for name, one in self._models().items() if name != "original"}
+        name = expr.text if isinstance(expr, t.Name) else ""
+        if name not in known:
+            label = Label(expr.span, f"known: {', '.join(known) or 'none'}")
+            hint = 'give it in the model file: models = {"NAME": build}'
+            raise fail("F105", f"there is no model `{expr.span.text}`", label, help=hint)
+        graph = known[name]()
+        found = runs_at(self.metrics.original, graph, self.state.samples.examples)
+        if not found.holds:
+            message = f"`{name}` gives other outputs than the model whose place it takes"
+            raise fail("F105", message, Label(expr.span), note=found.detail)
+        self.state.reset(graph)
+        self.state.samples.forget()
 
     def _ends(self, settings: Settings, values: Mapping[str, float]) -> bool:
         assert settings.until is not None

@@ -61,7 +61,10 @@ class CheckpointFile:
                 said = json.loads((file.metadata() or {}).get("lissom", "{}"))
                 if (said.get("format"), said.get("key")) != (FORMAT, self.key):
                     return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: tensors in a file lie where they lie, and kernels that read in wide steps
+                # give other last bits where memory is not aligned.
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name).clone() for name in names}
         except (OSError, SafetensorError, ValueError):
             return None
         parts = {part: _under(tensors, part) for part in ("weights", "best")}

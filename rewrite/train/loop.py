@@ -205,8 +205,20 @@ class Training:
             found.append(float(loss.detach()))
             return loss
 
-        self.optimizer.step(closure)
+        try:
+            self.optimizer.step(closure)
+        except (RuntimeError, ValueError) as error:
+            raise self._stepless(error, bool(found)) from error
         return found[0]
+
+    def _stepless(self, error: Exception, computed: bool) -> Exception:
+        """The optimiser does not take the gradients, or there are none to take."""
+        call = self.settings.optimizer
+        note = f"{type(error).__name__}: {error}"
+        if computed:
+            return fail("F004", f"`{call.name}` cannot step", Label(call.span), note=note)
+        message = "the model cannot be trained on a batch of the data"
+        return fail("F104", message, Label(self.settings.span), note=note)
 
     @property
     def classes(self) -> int:

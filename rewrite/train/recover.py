@@ -198,17 +198,20 @@ class Recovery:
         model = _Deployed(learner, taps).eval()
         place, metrics = Label(self.settings.span), self.around.metrics
         if not metrics.metrics:
-            return {"valid_loss": self._valid_loss(model)}
+            return self._valid_loss(model)
         return {name: metrics.value(model, name, self.valid, place) for name in metrics.metrics}
 
-    def _valid_loss(self, model: nn.Module) -> float:
+    def _valid_loss(self, model: nn.Module) -> dict[str, float]:
+        """Nothing where the samples have no labels to judge by."""
         total, count, loss = 0.0, 0, self.state.samples.loss
         pairs: Pairs = [self.state.samples.taken.pair(batch) for batch in self.valid]
+        if any(y is None for _, y in pairs):
+            return {}
         with torch.no_grad():
             for args, y in pairs:
                 size = batch_size(args)
                 total, count = total + float(loss(model(*args), y)) * size, count + size
-        return total / max(count, 1)
+        return {"valid_loss": total / max(count, 1)}
 
     def _score(self, metrics: Mapping[str, float]) -> float | None:
         if self.watch is None:
