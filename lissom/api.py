@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -173,27 +173,18 @@ def compile(
     inputs by name. metrics: name -> `f(model, batches) -> float`, higher is better; what
     `drop(name)` measures. args: values for the pipeline's parameters. allow: the kinds of rules
     that are applied, ("exact",) to leave approximate ones out. functions: implementations of the
-    program's own `extern fn`. ops: torch callables that the program's own `op` declarations name.
-    loss: `f(outputs, targets)`, a scalar; what `gradients` in rules are taken of, and what
-    `recover` trains by. models: functions that build models, or models, by the names that programs
-    use for teachers and students. checkpoints: a folder where trainings write after each epoch how
-    far they came; a later call with the same program, model and data goes on from there.
+    program's own `extern fn`. ops: torch callables that its `op` declarations name. loss:
+    `f(outputs, targets)`, a scalar: what `recover` trains by, and `gradients` are taken of. models:
+    models, or functions that build them, by the names that programs use for teachers and students.
+    checkpoints: a folder for how far trainings came; the same call goes on from there.
 
     Raises `LissomError`: its diagnostics say what is wrong, where, why, and what to do. An error
     that `lissom check` finds in the program is raised before the model is captured.
     """
-    options = Options(
-        pipeline,
-        args or {},
-        tuple(allow),
-        {**FUNCTIONS, **(functions or {})},
-        ops or {},
-        verify,
-        seed,
-        loss=loss,
-        second=second,
-        given=HostParts(models or {}, folder_of(program), as_path(checkpoints)),
-    )
+    computed = {**FUNCTIONS, **(functions or {})}
+    options = Options(pipeline, args or {}, tuple(allow), computed, ops or {}, verify, seed)
+    given = HostParts(models or {}, folder_of(program), as_path(checkpoints))
+    options = replace(options, loss=loss, second=second, given=given)
     source = as_source(data)
     return Result(compile_model(model, as_program(program), inputs, source, metrics or {}, options))
 

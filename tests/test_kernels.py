@@ -49,8 +49,10 @@ def energy_beyond(matrix: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(matrix.double())[rank:].square().sum())
 
 
-STRUCTURE = {"sample", "zero"}
-"""Read from the tree of a program: `data d = sample(...)`, `perturb { zero(readers(D), ...) }`."""
+STRUCTURE = {"sample", "zero", "initial", "in_training"}
+"""Read from the tree of a program: `data d = sample(...)`, `perturb { zero(readers(D), ...) }`,
+`train { w := w * initial(mask(w)) }`.
+"""
 
 
 def without_a_computation(names: Iterable[str]) -> set[str]:

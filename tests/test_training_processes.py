@@ -17,7 +17,7 @@ from torch import nn
 
 from lissom.demo import model as digits
 from lissom.rewrite.graph.digest import model_digest
-from lissom.rewrite.train.checkpoints import CheckpointFile, Standing
+from lissom.rewrite.train.checkpoints import CheckpointFile, TrainingState
 
 from .learning import SGD, epochs, net, run, trained
 
@@ -119,7 +119,9 @@ def test_a_checkpoint_of_something_else_counts_for_nothing(change: str, tmp_path
 @pytest.mark.parametrize("damage", ["cut", "noise", "other", "empty"])
 def test_a_damaged_checkpoint_is_no_checkpoint(damage: str, tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path / "one.safetensors", "key")
-    file.write(Standing({"w": torch.ones(3)}, {"w": torch.zeros(3)}, {"state": {0: {"step": 1}}}))
+    file.write(
+        TrainingState({"w": torch.ones(3)}, {"w": torch.zeros(3)}, {"state": {0: {"step": 1}}})
+    )
     found = file.read()
     assert found is not None
     assert found.optimizer == {"state": {0: {"step": 1}}}

@@ -23,6 +23,9 @@ WORDS = frozenset(
 """Bare words that stand for themselves."""
 
 
+IN_TRAIN = frozenset(("initial", "in_training"))
+"""Functions that mean something only while a weight is trained."""
+
 Binder = Callable[[t.Word, str], None]
 
 
@@ -256,7 +259,10 @@ class Names:
 
     def _use_function(self, name: str, span: Span, clause: str) -> None:
         extern = self.known.extern(name)
-        if extern is None:
+        if name in IN_TRAIN and clause != "train":
+            message = f"`{name}` says something of weights in training, and is for `train` alone"
+            self.report.error("T001", message, Label(span, f"called in `{clause}`"))
+        elif extern is None:
             self._unknown_function(name, span, clause)
         elif clause in ("where", "let") and not extern.pure:
             places = Label(span, f"called in `{clause}`"), Label(extern.name.span, "declared here")

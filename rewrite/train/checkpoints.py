@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """Everything that the next epoch follows from. weights: by path, as the optimiser moves them;
     best: those of the best epoch; optimizer: its `state_dict`; history: one entry for each epoch.
     """
@@ -44,7 +44,7 @@ class CheckpointFile:
     path: Path
     key: str
 
-    def write(self, standing: Standing) -> None:
+    def write(self, standing: TrainingState) -> None:
         """Replaces the file in one step. Raises U005."""
         tensors: Tensors = {}
         for name, held in (("weights", standing.weights), ("best", standing.best)):
@@ -54,7 +54,7 @@ class CheckpointFile:
         said |= {"optimizer": optimizer, "done": standing.done}
         write_file(self.path, save(tensors, {"lissom": json.dumps(said)}))
 
-    def read(self) -> Standing | None:
+    def read(self) -> TrainingState | None:
         """Where it stood; None where there is no such file, or one of something else."""
         try:
             with safe_open(self.path, "pt") as file:
@@ -69,7 +69,9 @@ class CheckpointFile:
             return None
         parts = {part: _under(tensors, part) for part in ("weights", "best")}
         optimizer = _unpacked(said["optimizer"], tensors)
-        return Standing(**parts, optimizer=optimizer, history=said["history"], done=said["done"])
+        return TrainingState(
+            **parts, optimizer=optimizer, history=said["history"], done=said["done"]
+        )
 
 
 def _under(tensors: Mapping[str, Tensor], part: str) -> Tensors:

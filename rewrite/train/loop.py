@@ -20,7 +20,7 @@ from ...grammar.diagnostics import Label, fail
 from ..journal import Epoch
 from ..torch_internals import tree_map
 from .augment import augmented, changes_of, disturbed
-from .checkpoints import CheckpointFile, Standing, put_back, tensors_of
+from .checkpoints import CheckpointFile, TrainingState, put_back, tensors_of
 from .data import StepBatch, TrainingData
 from .learner import Learner
 from .optimizers import make_optimizer, rate_of
@@ -110,13 +110,13 @@ class Training:
                 self.diverged = str(error)
                 return
 
-    def _begin(self) -> Standing:
+    def _begin(self) -> TrainingState:
         weights = tensors_of(self.student)
         self._written(Epoch(self.stage, 0, None, self.judge(self.student.learner), 0.0, 0.0))
         done = self.settings.epochs == 0 or self._enough()
-        return Standing(weights, weights, {}, [e.as_json() for e in self.history], done)
+        return TrainingState(weights, weights, {}, [e.as_json() for e in self.history], done)
 
-    def _resume(self, found: Standing) -> Standing:
+    def _resume(self, found: TrainingState) -> TrainingState:
         """Goes on where the file stands."""
         put_back(self.student, found.weights)
         if found.optimizer:
@@ -138,7 +138,7 @@ class Training:
         done = number >= self.settings.epochs or self._enough() or self._no_better()
         state = self.optimizer.state_dict()
         history = [epoch.as_json() for epoch in self.history]
-        self.standing = Standing(weights, best, state, history, done)
+        self.standing = TrainingState(weights, best, state, history, done)
         if self.file is not None and self.accelerator.is_main_process:
             self.file.write(self.standing)
 

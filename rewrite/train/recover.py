@@ -32,7 +32,7 @@ from .loop import Student, Training
 from .settings import Number, Settings
 from .taps import tapped
 from .teachers import Teacher, TeacherReader, remembered
-from .terms import INSIDE, TAUGHT, Losses, Weights
+from .terms import INSIDE, TAUGHT, Losses, PenalisedWeights
 
 KEPT = "what rules said of trained weights still holds"
 
@@ -128,13 +128,13 @@ class Recovery:
         paths = () if call is None else (path for path in call.params.values() if path)
         yield from (self.graph.get_parameter(path) for path in paths)
 
-    def _weights(self, graph: fx.GraphModule) -> Weights:
+    def _weights(self, graph: fx.GraphModule) -> PenalisedWeights:
         """Scales of norms, and all that has two axes or more, as the optimiser moves them."""
         calls = [self.state.view.call(node) for node in self.state.module.graph.nodes]
         norms = [c for c in calls if c is not None and "normalises" in c.op.traits]
         paths = dict.fromkeys(path for c in norms if (path := c.params.get("weight")))
         held = [weight for weight in graph.parameters() if weight.dim() > 1]
-        return Weights(lambda: [graph.get_parameter(path) for path in paths], lambda: held)
+        return PenalisedWeights(lambda: [graph.get_parameter(path) for path in paths], lambda: held)
 
     # -- teachers ----------------------------------------------------------------------------------
 

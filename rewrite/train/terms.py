@@ -38,7 +38,7 @@ TAUGHT = ("kl", "logits", *INSIDE)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class PenalisedWeights:
     """The weights that penalties look at: scales of norms, and matrices and kernels."""
 
     scales: Callable[[], Sequence[Tensor]]
@@ -53,7 +53,7 @@ class Losses:
 
     calls: Sequence[Called]
     loss: Loss
-    weights: Weights
+    weights: PenalisedWeights
     adapters: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     def __post_init__(self) -> None:
