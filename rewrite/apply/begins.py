@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -37,18 +38,22 @@ def begins(constraint: Constraint, weight: Tensor | None) -> Verdict:
 
 
 def inherited(planned: Planned, emitted: Emitted) -> dict[str, Any]:
-    """What a new node says of its weights: what its rule says, and of the op that it comes from
-    whatever still holds. A norm that is folded into a pruned layer leaves its zeros where they are.
+    """What a new node says of its weights: what its rule says, and what was said of the op that it
+    comes from. A norm that is folded into a pruned layer leaves its zeros where they are.
     """
     origin = planned.origin
     older = {} if origin is None else constraints_at(origin.node)
-    kept = {name: _still(older.get(name, ()), emitted.params.get(name)) for name in older}
+    kept = {name: _still(older[name], emitted.params.get(name)) for name in older}
     found = {name: one for name, one in kept.items() if one}
     for name, new in planned.trained.items():
         rules = {one.rule for one in new}
-        found[name] = (*(one for one in found.get(name, ()) if one.rule not in rules), *new)
+        made = (replace(one, made=emitted.params[name]) for one in new)
+        found[name] = (*(one for one in found.get(name, ()) if one.rule not in rules), *made)
     return {CONSTRAINTS: found} if found else {}
 
 
 def _still(older: Sequence[Constraint], weight: Tensor | None) -> tuple[Constraint, ...]:
-    return () if weight is None else tuple(one for one in older if one.holds_of(weight))
+    """Codes are not trained. What does not hold of the new weight is told when it is trained."""
+    if weight is None or not weight.is_floating_point():
+        return ()
+    return tuple(replace(one, made=weight) if one.holds_of(weight) else one for one in older)

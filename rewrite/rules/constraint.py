@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...grammar.diagnostics import Label, fail
+from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.text.references import references
 from ...grammar.tree import tree as t
 from .scope import Scope, called_function
@@ -34,7 +34,8 @@ ROUNDINGS = 8
 class Constraint:
     """What one rule says of one weight. `path` is the weight as the rule names it; `names` what
     else `value` reads, as plain values; start: the numbers that move first, where these are others
-    than the weight: real ones behind signs, say.
+    than the weight: real ones behind signs, say. made: the weight as it was when this was said of
+    it: a mask is the zeros that it had then, whatever zeros it has later.
     """
 
     rule: str
@@ -43,6 +44,7 @@ class Constraint:
     names: Mapping[str, Any]
     functions: Mapping[str, Callable[..., Any]]
     start: Tensor | None = None
+    made: Tensor | None = None
 
     def begin(self, weight: Tensor) -> Constrained:
         """Training begins from this weight."""
@@ -51,12 +53,17 @@ class Constraint:
 
     def apart(self, weight: Tensor) -> float:
         """How far `expr` moves a weight, in units in the last place of its numbers; 0 holds."""
-        with torch.no_grad():
-            again = self.begin(weight)(weight.detach(), training=False)
-        return units_apart(again, weight)
+        known = self.made is not None and self.made.shape == weight.shape
+        return self.begin(_like(self.made, weight) if known else weight).apart(weight)
 
     def holds_of(self, weight: Tensor) -> bool:
-        return self.apart(weight) <= ROUNDINGS
+        """Whether it leaves a weight as it is. It says nothing of codes, nor of a shape that it
+        cannot be computed for.
+        """
+        try:
+            return weight.is_floating_point() and self.apart(weight) <= ROUNDINGS
+        except (LissomError, RuntimeError):
+            return False
 
     def start_apart(self, weight: Tensor) -> float:
         """How far a weight is from what `start` gives, in the same units; 0 without a start."""
@@ -91,6 +98,11 @@ class Constrained:
             message = f"`{self.constraint.path}` would be trained in another shape"
             raise fail("F103", message, place)
         return value.to(numbers.dtype)
+
+    @torch.no_grad()
+    def apart(self, weight: Tensor) -> float:
+        """How far it moves a weight once more, in units in the last place of its numbers."""
+        return units_apart(self(weight.detach(), training=False), weight)
 
 
 class _Live(Scope):
@@ -183,6 +195,11 @@ def constrain(node: fx.Node, name: str, new: Sequence[Constraint]) -> None:
     rules = {one.rule for one in new}
     older = (one for one in constraints_at(node).get(name, ()) if one.rule not in rules)
     node.meta[CONSTRAINTS] = {**constraints_at(node), name: (*older, *new)}
+
+
+def renew(node: fx.Node, name: str, constraints: Sequence[Constraint]) -> None:
+    """Hangs these at a node in place of all that held of a weight."""
+    node.meta[CONSTRAINTS] = {**constraints_at(node), name: tuple(constraints)}
 
 
 def free(graph: fx.Graph) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -298,7 +298,7 @@ class ParamTarget(WholeTarget[ParamPlace, ParamReady]):
 
 
 def _constrain(state: State, node: fx.Node, site: ParamSite) -> None:
-    call, new = state.view.call(node), _trained(site)
+    call, new = state.view.call(node), [replace(one, made=site.stored) for one in _trained(site)]
     paths = {} if call is None or not new else call.params
     for name in (name for name, path in paths.items() if path in site.param.paths):
         constrain(node, name, new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..graph.exchange import exchange, like
 from ..graph.snapshot import finish, snapshot
 from ..graph.ties import copies_of_views, storage_key
-from ..rules.constraint import Constrained, Constraint, constrain, constraints_at
+from ..rules.constraint import Constrained, Constraint, constraints_at, renew
 from ..rules.state import State
 
 Paths = tuple[str, ...]
@@ -66,12 +66,6 @@ class Learner(nn.Module):
         for path, value in self.weights().items():
             self.graph.get_parameter(path).copy_(value)
 
-    def constrained(self) -> Iterator[tuple[str, Constraint, Tensor]]:
-        """Each constraint with its weight."""
-        for paths, kept in self._kept.items():
-            for one in kept:
-                yield paths[0], one.constraint, self.graph.get_parameter(paths[0])
-
     @property
     def is_free(self) -> bool:
         return not self._kept
@@ -102,7 +96,7 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def begin(state: State, graph: fx.GraphModule) -> dict[Paths, tuple[Constrained, ...]]:
     """What rules say of the weights of `graph`, a copy of the state's, from where they are now.
     One memory is constrained once, whoever reads it; constraints that no longer hold are left out
-    (`ended` tells them).
+    (`end_broken` tells them).
     """
     found: dict[Paths, dict[Constraint, None]] = {}
     for paths, constraint, _ in _said(state, graph):
@@ -122,11 +116,26 @@ def _begun(
     return found
 
 
-def ended(state: State) -> Iterator[tuple[str, Constraint]]:
-    """The constraints that hold no more: something else has changed their weights since."""
-    for paths, constraint, weight in _said(state, state.module):
-        if not constraint.holds_of(weight):
-            yield paths[0], constraint
+def end_broken(state: State) -> Iterator[tuple[str, Constraint]]:
+    """The constraints that hold no more: something else has changed their weights since. Nothing is
+    said of these weights from now on.
+    """
+    broken = [(p, c) for p, c, weight in _said(state, state.module) if not c.holds_of(weight)]
+    yield from ((paths[0], constraint) for paths, constraint in broken)
+    if broken:
+        _rewrite(state, lambda one, weight: one if one.holds_of(weight) else None)
+
+
+def _rewrite(state: State, of: Callable[[Constraint, Tensor], Constraint | None]) -> None:
+    """Each constraint of the state's graph becomes another one, or none."""
+    for node in state.module.graph.nodes:
+        call = state.view.call(node) if constraints_at(node) else None
+        for name, constraints in (constraints_at(node) if call is not None else {}).items():
+            path = call.params.get(name)  # type: ignore[union-attr]
+            if path is not None:
+                weight = state.module.get_parameter(path)
+                found = (of(one, weight) for one in constraints)
+                renew(node, name, [one for one in found if one is not None])
 
 
 def _said(state: State, graph: fx.GraphModule) -> Iterator[tuple[Paths, Constraint, Tensor]]:
@@ -151,19 +160,13 @@ def _said(state: State, graph: fx.GraphModule) -> Iterator[tuple[Paths, Constrai
 
 
 def go_on_from(state: State, moved: Mapping[str, Tensor]) -> None:
-    """Constraints with numbers behind their weight begin from these next time."""
-    for node in state.module.graph.nodes if moved else ():
-        call = state.view.call(node)
-        for name, constraints in (constraints_at(node) if call is not None else {}).items():
-            numbers = moved.get(call.params.get(name) or "")  # type: ignore[union-attr]
-            begun = [one for one in constraints if one.start is not None]
-            if numbers is not None and begun:
-                constrain(node, name, [replace(one, start=numbers) for one in begun])
-
-
-def still_holds(learner: Learner) -> Iterator[tuple[str, Constraint, float]]:
-    """How far each constraint moves its weight once more, in units in the last place, when the
-    weights have settled.
+    """What rules say of weights is said of the trained ones. Constraints with numbers behind their
+    weight begin from these next time. moved: these, by path.
     """
-    for path, constraint, weight in learner.constrained():
-        yield path, constraint, constraint.apart(weight.detach())
+    numbers = {id(state.module.get_parameter(path)): held for path, held in moved.items()}
+
+    def of(one: Constraint, weight: Tensor) -> Constraint:
+        start = one.start if one.start is None else numbers.get(id(weight), one.start)
+        return replace(one, start=start, made=weight.detach())
+
+    _rewrite(state, of)

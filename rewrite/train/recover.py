@@ -18,23 +18,22 @@ from ...grammar.documents import json_text, sha256
 from ..graph.digest import model_digest
 from ..graph.places import node_at
 from ..graph.snapshot import finish
-from ..journal import Epoch, Note, Trained, Verdict, VerdictKind
+from ..journal import Epoch, Note, Trained, Verdict
 from ..measure.batches import Pairs, batch_size
 from ..measure.compare import Metrics
 from ..measure.observing import forget_seen
-from ..rules.constraint import ROUNDINGS, free
+from ..rules.constraint import free
 from ..rules.state import State
 from ..torch_internals import tree_map
 from .checkpoints import CheckpointFile
 from .data import TrainingData
-from .learner import Learner, Paths, begin, ended, go_on_from, still_holds, with_own_weights
+from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_weights
 from .loop import Student, Training
 from .settings import Number, Settings
+from .structure import structure_kept, ties
 from .taps import tapped
 from .teachers import Teacher, TeacherReader, remembered
 from .terms import INSIDE, TAUGHT, Losses, PenalisedWeights
-
-KEPT = "what rules said of trained weights still holds"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Recovery:
         kept = begin(self.state, graph) if self.settings.constrained else {}
         training = self._training(graph, kept, progress)
         best = training.run()
-        verdicts = self._verdicts(training.student.learner)
+        verdicts = structure_kept(graph, kept, ties(self.state.module))
         if training.diverged:
             text = f"`{self.settings.name}` stopped at {training.diverged}; epoch {best} is kept"
             self.state.journal.add(Note(self.stage, "F101", text))
@@ -272,21 +271,9 @@ class Recovery:
 
     def _tell_ended(self) -> None:
         """A constraint that its weight fulfils no more is told, and ends."""
-        for path, constraint in ended(self.state):
+        for path, constraint in end_broken(self.state):
             text = f"`{path}` is no more what `{constraint.rule}` made it: it is trained freely"
             self.state.journal.add(Note(self.stage, "F102", text))
-
-    def _verdicts(self, learner: Learner) -> tuple[Verdict, ...]:
-        found = list(still_holds(learner))
-        if not found:
-            return ()
-        path, constraint, units = max(found, key=lambda one: one[2])
-        said = (
-            f"{len(found)} weights; worst is `{path}` ({constraint.rule}), units in the last place"
-        )
-        holds, kind = units <= ROUNDINGS, VerdictKind.TRAINED
-        verdict = Verdict(KEPT, "tested", holds, len(found), units, ROUNDINGS, said, kind=kind)
-        return (verdict,)
 
     def _go_on(self, graph: fx.GraphModule, learner: Learner) -> None:
         """The trained graph takes the place of the working one; rules may range over it again."""
