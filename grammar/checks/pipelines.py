@@ -104,7 +104,10 @@ class Pipelines:
             self.loops.pop()
 
     def control(self, item: t.Control) -> None:
+        """Checkpoints inside of a control are its own."""
+        known = set(self.checkpoints)
         self._blocks(item.items)
+        self.checkpoints = known
 
     def _blocks(self, items: Iterable[t.BlockItem]) -> None:
         for item in items:

@@ -22,13 +22,13 @@ from ..apply.cost import present_costs
 from ..capture.capture import capture
 from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
-from ..journal import Applied, Note, StageEnd, Trained, Verdict
+from ..journal import PROMISES, Applied, Note, StageEnd, Trained, Verdict
 from ..measure.compare import Metrics, runs_at
 from ..rules.state import State
 from ..train.augment import changes_of
 from ..train.optimizers import optimizer_class, rate_of
 from ..train.recover import Recovery, TrainingHost
-from ..train.rewind import Recorded, recorded, redraw, rewind
+from ..train.rewind import Recorded, recorded, redraw, rewind, seed_of
 from ..train.settings import Settings, read_settings
 from .budgets import Measures
 
@@ -100,25 +100,39 @@ class Schedule:
                     self._check(item.items)
             elif isinstance(item, t.Control):
                 self._check(item.items)
+            elif isinstance(item, t.Rewind) and isinstance(item.target, t.Call):
+                seed_of(item.target, self._number)
 
     def _values(self, item: t.Repeat) -> list[Any]:
         """What the variable of a repeat takes, one after another."""
-        return [] if item.over is None else list(self._number(item.over))
+        found = [] if item.over is None else self._number(item.over)
+        if not isinstance(found, (list, tuple)):
+            label = Label(item.over.span)  # type: ignore[union-attr]
+            hint = "repeat bits in [8, 6, 4] { ... }, or repeat max 3 { ... }"
+            raise fail("T001", "`repeat` goes through a list", label, help=hint)
+        return list(found)
 
     # -- blocks ------------------------------------------------------------------------------------
 
     def _blocks(self, blocks: Sequence[t.BlockItem], in_round: bool) -> bool:
-        """Whether all of it was kept. A round ends where something was not."""
+        """Whether all of it was kept. A round ends where something was not; a pipeline goes on."""
         entry, mark, pending = self._stand(), len(self._events), False
         for at, item in enumerate(blocks):
             if not pending:
                 entry, mark = self._stand(), len(self._events)
             later = any(isinstance(other, t.Recover) for other in blocks[at + 1 :])
             pending = self._block(item, later) or pending
-            if isinstance(item, t.Recover) and not self._settle(item, entry, mark, in_round):
+            if isinstance(item, t.Recover):
+                self._settle(item, entry, mark, in_round)
+            if in_round and not self._is_kept(item):
                 return False
             pending = pending and not isinstance(item, t.Recover)
         return True
+
+    def _is_kept(self, item: t.BlockItem) -> bool:
+        """False for a stage or a training that has just been taken back."""
+        ends = (e for e in reversed(self._events) if isinstance(e, StageEnd))
+        return not isinstance(item, (t.Stage, t.Recover)) or next(ends).kept
 
     def _block(self, item: t.BlockItem, later: bool) -> bool:
         """Runs one; whether it is still to be judged, behind a later training."""
@@ -202,8 +216,10 @@ class Schedule:
         scope = self.measures.scope(None).child(dict(values))
         return bool(scope.number(settings.until))
 
-    def _settle(self, item: t.Recover, entry: fx.GraphModule, mark: int, in_round: bool) -> bool:
-        """Judges budgets behind a training; where one breaks, all since `entry` is taken back."""
+    def _settle(self, item: t.Recover, entry: fx.GraphModule, mark: int, in_round: bool) -> None:
+        """Judges budgets behind a training; where one breaks, all since `entry` is taken back. What
+        is a bug if it does not hold is an error in a round, too.
+        """
         *_, end = self._events
         assert isinstance(end, StageEnd)
         with self.measures.of_one_model():
@@ -211,26 +227,28 @@ class Schedule:
         self._events[-1] = replace(end, verdicts=found)
         broken = next((verdict for verdict in found if not verdict.holds), None)
         if broken is None:
-            return True
+            return
         self._back(entry, mark, f"`{broken.claim}` does not hold: {broken.detail}")
-        if not in_round:
+        if not in_round or broken.kind in PROMISES:
             self.fail(item.name, entry, broken)
-        return False
 
     # -- rounds ------------------------------------------------------------------------------------
 
     def _repeat(self, item: t.Repeat) -> None:
         values = self._values(item)
-        most = len(values) if item.over is not None else item.limit or ROUNDS
-        for number in range(min(most, item.limit or most)):
+        limit = ROUNDS if item.limit is None else item.limit
+        most = limit if item.over is None else len(values)
+        for number in range(min(most, limit)):
             if item.until is not None and self.measures.ask(item.until)[2]:
                 return
             with _Variable(self, item, values[number : number + 1]):
                 ended = self._round(item, number + 1)
             if ended:
-                self._note(item, f"{ended} in round {number + 1}; the round before is what is kept")
+                self._note(item, ended)
                 return
-        if item.until is not None and not self.measures.ask(item.until)[2]:
+        if not min(most, limit):
+            self._note(item, "it has no round")
+        elif item.until is not None and not self.measures.ask(item.until)[2]:
             self._note(item, f"`{item.until.span.flat}` was not reached in {most} rounds")
 
     def _round(self, item: t.Repeat, number: int) -> str:
@@ -242,12 +260,14 @@ class Schedule:
         finally:
             self.rounds.pop()
         if not held:
-            broken = next(e.reason for e in self._events[mark:] if isinstance(e, StageEnd))
+            *_, broken = (e.reason for e in self._events[mark:] if isinstance(e, StageEnd))
             self._back(entry, mark, broken)
-            return f"it broke what was asked ({broken})"
+            kept = "the round before is what is kept"
+            return f"round {number} broke what was asked ({broken}); {kept}"
         fired = any(isinstance(e, Applied) for e in self._events[mark:])
         has_stage = any(isinstance(inner, t.Stage) for inner in item.items)
-        return "no rule changed anything" if has_stage and not fired and item.over is None else ""
+        idle = has_stage and not fired and item.over is None
+        return f"no rule changed anything in round {number}" if idle else ""
 
     def _note(self, item: t.Repeat, text: str) -> None:
         self.state.journal.add(Note("", "W707", f"the repeat at line {item.span.line}: {text}"))
@@ -257,11 +277,13 @@ class Schedule:
     def _control(self, item: t.Control) -> None:
         """On the model as it is now; afterwards the pipeline goes on as if nothing had been."""
         entry, mark = self._stand(), len(self._events)
+        known = dict(self.checkpoints), dict(self.taught)
         self.rounds.append(item.name.text)
         try:
             self._blocks(item.items, in_round=True)
         finally:
             self.rounds.pop()
+        self.checkpoints, self.taught = known
         best = [e for e in self._events[mark:] if isinstance(e, Trained)]
         said = f"`{item.name}` ran beside the pipeline, with {len(best)} trainings"
         self._back(entry, mark, f"a control: {said}")
@@ -273,9 +295,9 @@ class Schedule:
             rewind(self.state, self.checkpoints[target.text], target.span)
             return
         if not isinstance(target, t.Call):
-            raise fail("N001", f"there is no checkpoint `{target.span.text}`")
-        given = [*target.args, *(keyword.value for keyword in target.keywords)]
-        redraw(self.state, int(self._number(given[0])) if given else 0, target.span)
+            message = f"there is no checkpoint `{target.span.text}`"
+            raise fail("N001", message, Label(target.span))
+        redraw(self.state, seed_of(target, self._number), target.span)
 
     @property
     def _events(self) -> list[Any]:

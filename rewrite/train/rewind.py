@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...grammar.diagnostics import Label, Span, fail
+from ...grammar.tree import tree as t
 from ..graph.snapshot import finish
 from ..ops.call import OpCall, module_at, tensor_at
 from ..rules.state import State
 from .learner import begin, with_own_weights
+from .settings import Number
 
 Key = tuple[str, tuple[str, ...], str, int]
 """Op, the nodes of the captured model that it stands for, name of the weight, and which of equal
@@ -76,6 +78,17 @@ def redraw(state: State, seed: int, span: Span) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _renew(state, drawn)
+
+
+def seed_of(target: t.Call, number: Number) -> int:
+    """Of `drawn(seed = 1)`. Raises F106."""
+    named = {keyword.name.text for keyword in target.keywords}
+    given = [*target.args, *(keyword.value for keyword in target.keywords)]
+    value, *more = [number(one) for one in given] or [0]
+    if named - {"seed"} or more or type(value) is not int or value < 0:
+        message, hint = "`drawn` takes a whole number, 0 or more", "rewind drawn(seed = 1)"
+        raise fail("F106", message, Label(target.span), help=hint)
+    return value
 
 
 def _drawn(layer: nn.Module | None, path: str, span: Span) -> nn.Module:
