@@ -133,6 +133,11 @@ class Result:
         changes = site_changes(self.compiled)
         return timed(self.compiled, changes).changes if latency and changes else changes
 
+    @property
+    def controls(self) -> Mapping[str, fx.GraphModule]:
+        """What each `control` of the program ended with: to be measured beside the model."""
+        return self.compiled.controls
+
     @without_causes
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:
         """Writes the artifact folder. Raises V103 where a fresh process does not get the same

@@ -357,6 +357,9 @@ def test_a_control_leaves_nothing_behind() -> None:
     assert model_digest(alone.model) == model_digest(beside.model)
     assert [epoch.stage for epoch in epochs(beside)] == ["big other"] * 3 + ["tune"] * 2
     assert [(e.stage, e.kept) for e in ends(beside)] == [("big other", False), ("tune", True)]
+    (control,) = beside.controls.values()
+    best = max(epoch.metrics["accuracy"] for epoch in epochs(beside, "big other"))
+    assert digits.accuracy(control, digits.data("valid")) == best
 
 
 def test_dense_sparse_dense() -> None:

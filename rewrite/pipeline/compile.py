@@ -62,6 +62,7 @@ class Compiled:
     seconds: float
     vocabulary: Vocabulary
     stamp: tuple[int, ...] = ()
+    controls: Mapping[str, fx.GraphModule] = field(default_factory=dict)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -206,6 +207,7 @@ def compile_checked(
         time.perf_counter() - begun,
         state.vocabulary,
         stamp(state.module),
+        run.controls,
     )
 
 

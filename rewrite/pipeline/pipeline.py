@@ -62,7 +62,9 @@ class PipelineRun:
         self.define_data()
         self.promises = Promises(self.source, self.state, self.measures)
         types = half_types(self.state.module)
-        self._schedule().run(self._blocks())
+        schedule = self._schedule()
+        schedule.run(self._blocks())
+        self.controls = schedule.controls
         tell_of_silence(self.state.journal)
         tell_of_costs(self.state.journal)
         tell_of_slow_types(self.state.journal, half_types(self.state.module) - types)

@@ -69,6 +69,7 @@ class Schedule:
     rounds: list[str] = field(default_factory=list)
     checkpoints: dict[str, Recorded] = field(default_factory=dict)
     taught: dict[str, fx.GraphModule] = field(default_factory=dict)
+    controls: dict[str, fx.GraphModule] = field(default_factory=dict)
 
     def run(self, blocks: Sequence[t.BlockItem]) -> None:
         """Runs them in order. What is wrong with a training is said before anything runs."""
@@ -284,6 +285,7 @@ class Schedule:
         finally:
             self.rounds.pop()
         self.checkpoints, self.taught = known
+        self.controls[item.name.text] = self._stand()
         best = [e for e in self._events[mark:] if isinstance(e, Trained)]
         said = f"`{item.name}` ran beside the pipeline, with {len(best)} trainings"
         self._back(entry, mark, f"a control: {said}")
