@@ -26,6 +26,7 @@ from .rewrite.measure.samples import Source
 from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
 from .rewrite.pipeline.schedule import HostParts, Models
 from .rewrite.store.folder import load as load_artifact
+from .rewrite.train.report import TrainingRow, training_rows
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -132,6 +133,11 @@ class Result:
         """
         changes = site_changes(self.compiled)
         return timed(self.compiled, changes).changes if latency and changes else changes
+
+    @property
+    def trainings(self) -> list[TrainingRow]:
+        """What each `recover` came to, those of rounds taken back and of controls among them."""
+        return training_rows(self.journal, self.compiled.kept_stages)
 
     @property
     def controls(self) -> Mapping[str, fx.GraphModule]:

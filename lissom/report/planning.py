@@ -20,6 +20,7 @@ from ..rewrite.evidence.artifact import save_compiled
 from ..rewrite.journal import plain
 from ..rewrite.measure.latency import Latency, measure_latency
 from ..rewrite.pipeline.compile import Compiled
+from ..rewrite.train.report import training_rows
 from . import tables
 from .sites import show_processor, show_sites
 
@@ -31,6 +32,8 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
     rows = rule_rows(compiled)
     tables.captured(out, compiled)
     tables.rules(out, [row for row in rows if asked or row.sites or row.misses])
+    trained = training_rows(compiled.journal, compiled.kept_stages)
+    tables.trainings(out, trained)
     left = not_allowed(compiled)
     if left:
         rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
@@ -39,6 +42,7 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
         "before": asdict(compiled.before),
         "after": asdict(compiled.after),
         "rules": [row.as_json() for row in rows],
+        "trainings": [row.as_json() for row in trained],
         "verdicts": [plain(verdict) for verdict in compiled.verdicts],
         "not_allowed": left,
     }

@@ -11,6 +11,7 @@ from ..rewrite.explain.funnel import Funnel
 from ..rewrite.journal import Costs, Opaque, StageEnd, Verdict
 from ..rewrite.match.opaque_report import Hidden
 from ..rewrite.pipeline.compile import Compiled
+from ..rewrite.train.report import TrainingRow
 
 LONG = 72
 """Characters of a site list or a claim that are shown at most."""
@@ -61,6 +62,17 @@ def rules(out: Output, rows: Sequence[RuleRow]) -> None:
         lines.append(_rule_line(row))
         lines += [("", "", f"  {text}", "", "", "", "") for text in _below(row, out.verbose)]
     out.table(lines, "<<<>>>>", header=True)
+
+
+def trainings(out: Output, rows: Sequence[TrainingRow]) -> None:
+    """A row for each `recover`: its epochs, the best one, validation metrics before and after."""
+    lines: list[Sequence[str]] = [("training", "epochs", "kept", "on validation data", "in result")]
+    for row in rows:
+        moved = ", ".join(f"{k} {row.before[k]:.4f} -> {v:.4f}" for k, v in row.after.items())
+        inside = "yes" if row.kept else "no"
+        lines.append((row.name, str(row.epochs), str(row.best), moved or "not measured", inside))
+    if rows:
+        out.table(lines, "<>><<", header=True)
 
 
 def _rule_line(row: RuleRow) -> tuple[str, ...]:
