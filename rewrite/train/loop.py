@@ -83,12 +83,12 @@ class Training:
         number of that epoch, 0 for the weights as they came.
         """
         self.accelerator = _accelerator()
-        weights = [w for w in self.student.parameters() if w.requires_grad]
-        if not weights:
+        self.moving = [w for w in self.student.parameters() if w.requires_grad]
+        if not self.moving:
             hint = "`only` may leave all out; a model may have frozen its parameters"
             raise fail("F004", "no weight is to be trained", Label(self.settings.span), help=hint)
-        optimizer = make_optimizer(self.settings.optimizer, weights)
-        self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        self.model = self.accelerator.prepare(self.student)
+        self.optimizer = make_optimizer(self.settings.optimizer, self.moving)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rate, self.changes = rate_of(self.settings.schedule), changes_of(self.settings.augment)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -189,21 +189,19 @@ class Training:
     def _step(self, batch: StepBatch, epoch: int, number: int, generator: torch.Generator) -> float:
         args = augmented(batch.args, self.changes, generator)
         target = disturbed(batch.target, self.settings.disturb, generator, self.classes)
-        args, target = tree_map(self._placed, (args, target))
-        taught = None if self.teacher is None else self.teacher(args, batch.rows)
-        taught = tree_map(self._placed, taught)
+        args, target = self._placed((args, target))
+        taught = None if self.teacher is None else self._placed(self.teacher(args, batch.rows))
         # Processes average their gradients: each counts by its share of the batch.
         weight = batch.share * self.accelerator.num_processes
         found: list[float] = []
 
-        def closure() -> Tensor:
+        def closure() -> float:
             self.optimizer.zero_grad()
             loss = self._loss(args, target, taught)
-            self._require_finite(loss, epoch, number)
-            self.accelerator.backward(loss * weight)
+            found.append(self._finite(loss, epoch, number))
+            (loss if weight == 1 else loss * weight).backward()
             self._check_gradients(epoch, number)
-            found.append(float(loss.detach()))
-            return loss
+            return found[-1]
 
         try:
             self.optimizer.step(closure)
@@ -227,8 +225,12 @@ class Training:
             int(targets.max()) + 1 if isinstance(targets, Tensor) and self.settings.disturb else 1
         )
 
-    def _placed(self, leaf: Any) -> Any:
-        return leaf.to(self.accelerator.device) if isinstance(leaf, Tensor) else leaf
+    def _placed(self, value: Any) -> Any:
+        """Nested tensors where the model is."""
+        place = self.accelerator.device
+        if place.type == "cpu":
+            return value
+        return tree_map(lambda leaf: leaf.to(place) if isinstance(leaf, Tensor) else leaf, value)
 
     def _loss(self, args: tuple[Any, ...], target: Any, taught: Any) -> Tensor:
         outputs, values = self.model(*args)
@@ -240,23 +242,22 @@ class Training:
 
     # -- numbers that are none ---------------------------------------------------------------------
 
-    def _require_finite(self, loss: Tensor, epoch: int, batch: int) -> None:
-        if not torch.isfinite(loss.detach()):
+    def _finite(self, loss: Tensor, epoch: int, batch: int) -> float:
+        value = float(loss.detach())
+        if not math.isfinite(value):
             wrong = next(self._not_finite(lambda w: w.detach()), "")
             where = f"`{wrong}` holds numbers that are none" if wrong else "the loss is no number"
-            raise Diverged(epoch, batch, f"{where} ({float(loss.detach()):g})")
+            raise Diverged(epoch, batch, f"{where} ({value:g})")
+        return value
 
     def _check_gradients(self, epoch: int, batch: int) -> None:
         """One sum of squares for all: it is finite only if they are."""
-        held = [w.grad for w in self.student.parameters() if w.grad is not None]
-        norm = torch.nn.utils.get_total_norm(held)
+        norm = torch.nn.utils.get_total_norm([w.grad for w in self.moving if w.grad is not None])
         if not torch.isfinite(norm):
             wrong = next(self._not_finite(lambda w: w.grad), "")
             raise Diverged(epoch, batch, f"the gradient of `{wrong}` is no number")
         if self.settings.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.student.parameters(), self.settings.clip, norm
-            )
+            torch.nn.utils.clip_grads_with_norm_(self.moving, self.settings.clip, norm)
 
     def _not_finite(self, of: Callable[[Tensor], Tensor | None]) -> Iterator[str]:
         for path, weight in self.student.named_parameters():

@@ -1,0 +1,33 @@
+"""The examples of learning run, and show what they say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def said(name: str) -> str:
+    command = [sys.executable, f"examples/learning/{name}.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_rounds_under_a_budget() -> None:
+    text = said("prune_recover")
+    assert "tune 1: epoch" in text
+    assert "pruned: 0.0 % zeros" not in text
+
+
+@pytest.mark.slow
+def test_a_ticket_beside_its_control() -> None:
+    text = said("lottery_ticket")
+    assert "tune redrawn" in text
+    assert "ticket: accuracy" in text
+    assert "redrawn: accuracy" in text
