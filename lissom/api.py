@@ -24,7 +24,8 @@ from .rewrite.measure.compare import Metric
 from .rewrite.measure.gradients import Loss, loss_of_task
 from .rewrite.measure.samples import Source
 from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
-from .rewrite.pipeline.schedule import HostParts, Models
+from .rewrite.pipeline.other_models import Models
+from .rewrite.pipeline.schedule import HostParts
 from .rewrite.store.folder import load as load_artifact
 from .rewrite.train.report import TrainingRow, training_rows
 

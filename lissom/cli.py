@@ -20,6 +20,7 @@ COMMANDS = {
     "sensitivity": "Measure what a rule costs a model, place by place.",
     "plan": "Show what a program would do to a model, and save it.",
     "apply": "Compress a model, verify the result, and write it.",
+    "record": "Write what a model says of data, for students that learn from it.",
     "bisect": "Find the rewrite that breaks a promise.",
     "verify": "Check a written model against its certificate.",
     "export": "Write a written model as .pt2 or ONNX, and compare what the file computes.",

@@ -183,14 +183,15 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A training that ended: its settings, the SHA-256 of each data that it read, how many samples
-    that was, the versions of what it ran on, its best epoch, why it stopped early ("" if it did
-    not), and what holds of constrained weights.
+    """A training that ended: its settings, the SHA-256 of each data that it read and of its teacher
+    ("" without one), how many samples there were, the versions of what it ran on, its best epoch,
+    why it stopped early ("" if it did not), and what holds of constrained weights.
     """
 
     stage: str
     settings: dict[str, Any]
     data: dict[str, str]
+    teacher: str
     samples: int
     weights: int
     versions: dict[str, str]

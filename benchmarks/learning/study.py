@@ -52,11 +52,13 @@ def _module(name: str) -> Any:
     return module
 
 
+@cache
 def mnist(split: str) -> list[tuple[Tensor, Tensor]]:
     """Normalised images [500, 1, 28, 28] and labels: 55,000, 5,000 and 10,000 samples."""
     return _module("mnist_cnn").data(split)
 
 
+@cache
 def fashion(split: str) -> list[tuple[Tensor, Tensor]]:
     """The same of Fashion-MNIST."""
     return _module("fashion_resnet").data(split)

@@ -24,7 +24,7 @@ HARD = {
     "else": "_ELSE", "when": "_WHEN", "by": "_BY", "until": "_UNTIL", "order": "_ORDER",
     "within": "_WITHIN", "because": "_BECAUSE",
 }  # fmt: skip
-"""Words that are never names."""
+"""Words that are never names, but of an argument: `hint(at = "layer2")`."""
 
 FILE = ("use", "extern", "op", "exact", "approx", "lossless", "observe", "pipeline", "test")
 OP = ("param", "attr", "dim", "trait", "mixes", "sums", "cost", "meaning", "spelling")
@@ -193,9 +193,14 @@ def _word(state: LexState, token: Token, following: Token | None) -> Token:
     if state.fresh and not state.brackets:
         return _first_word(state, token, following, block)
     kind = HARD.get(token)
-    if kind:
+    if kind and not _names_argument(state, following):
         return token.as_type(kind)
     return _keyword(token) if _joins(state, token, following) else token
+
+
+def _names_argument(state: LexState, following: Token | None) -> bool:
+    """`hint(at = "layer2")`: in brackets, what stands in front of `=` can be nothing but a name."""
+    return bool(state.brackets) and following is not None and following.type == "EQUAL"
 
 
 def _joins(state: LexState, token: Token, following: Token | None) -> bool:

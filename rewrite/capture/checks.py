@@ -20,10 +20,8 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise _scripted(model)
-    without_mode = _without_mode(model)
+    check_mode(model)
     for path, module in model.named_modules():
-        if module.training and module not in without_mode:
-            raise _training(path, module)
         # A scripted module's own mappings can be asked for keys only.
         held = (module._modules, module._parameters, module._buffers)
         for name in (name for names in held for name in names.keys()):  # noqa: SIM118
@@ -34,6 +32,14 @@ def check_model(model: nn.Module) -> None:
             reason = _unfit(tensor, kind)
             if reason:
                 raise _refused(kind, path, reason)
+
+
+def check_mode(model: nn.Module) -> None:
+    """Raise M001 for a model in training mode."""
+    without_mode = _without_mode(model)
+    for path, module in model.named_modules():
+        if module.training and module not in without_mode:
+            raise _training(path, module)
 
 
 def _without_mode(model: nn.Module) -> set[nn.Module]:

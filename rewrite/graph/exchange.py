@@ -42,5 +42,17 @@ def shallow(module: nn.Module) -> nn.Module:
     return copied
 
 
+def own_layers(root: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> None:
+    """Puts copies in the place of all layers, around the same tensors: in which mode they are is
+    seen nowhere else. A layer that stands at two places still does.
+    """
+    known = {} if known is None else known
+    for name, layer in root._modules.items():
+        if layer is not None and layer not in known:
+            known[layer] = shallow(layer)
+            own_layers(known[layer], known)
+        root._modules[name] = None if layer is None else known[layer]
+
+
 def _is_table(held: object) -> bool:
     return isinstance(held, (dict, list, set))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from ...grammar.diagnostics import Label, fail
 from ...grammar.library.program import Program
 from ...grammar.tree import tree as t
 from ..apply.cost import present_costs
-from ..capture.capture import capture
-from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
 from ..journal import PROMISES, Applied, Note, StageEnd, Trained, Verdict
-from ..measure.compare import Metrics, runs_at
+from ..measure.compare import Metrics
 from ..rules.state import State
 from ..train.augment import changes_of
 from ..train.optimizers import optimizer_class, rate_of
@@ -31,11 +28,10 @@ from ..train.recover import Recovery, TrainingHost
 from ..train.rewind import Recorded, recorded, redraw, rewind, seed_of
 from ..train.settings import Settings, read_settings
 from .budgets import Measures
+from .other_models import Build, Models, OtherModels, student
 
 ROUNDS = 100
 """Rounds of a `repeat` that says nothing else."""
-
-Models = Mapping[str, nn.Module | Callable[[], nn.Module]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,9 @@ class Schedule:
     checkpoints: dict[str, Recorded] = field(default_factory=dict)
     taught: dict[str, fx.GraphModule] = field(default_factory=dict)
     controls: dict[str, fx.GraphModule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.others = OtherModels(self.state, self.given.models)
 
     def run(self, blocks: Sequence[t.BlockItem]) -> None:
         """Runs them in order. What is wrong with a training is said before anything runs."""
@@ -183,32 +182,13 @@ class Schedule:
             StageEnd(label.text, True, before, after, event.verdicts, event.seconds, {})
         )
 
-    def _models(self) -> dict[str, Callable[[], fx.GraphModule]]:
+    def _models(self) -> Mapping[str, Build]:
         """Who may teach: the original, what was trained before, models of the host program."""
-        given = {name: partial(self._captured, name) for name in self.given.models}
-        held = {name: partial(_itself, graph) for name, graph in self.taught.items()}
-        return {"original": lambda: self.metrics.original, **given, **held}  # type: ignore[dict-item]
-
-    def _captured(self, name: str) -> fx.GraphModule:
-        """A model of the host program as a graph; the model itself is not changed."""
-        given = self.given.models[name]
-        model = given if isinstance(given, nn.Module) else given()
-        with declared(self.state.vocabulary):
-            return capture(model, self.state.samples.inputs, prove=self.state.verify).module
+        original, held = self.metrics.original, {n: _made(g) for n, g in self.taught.items()}
+        return {**self.others.builds(), **held, "original": _made(original)}
 
     def _take_student(self, expr: t.Expr) -> None:
-        """Another model takes the place of the working one. Raises F105 where it cannot."""
-        known = {name: one for name, one in self._models().items() if name != "original"}
-        name = expr.text if isinstance(expr, t.Name) else ""
-        if name not in known:
-            label = Label(expr.span, f"known: {', '.join(known) or 'none'}")
-            hint = 'give it in the model file: models = {"NAME": build}'
-            raise fail("F105", f"there is no model `{expr.span.text}`", label, help=hint)
-        graph = known[name]()
-        found = runs_at(self.metrics.original, graph, self.state.samples.examples)
-        if not found.holds:
-            message = f"`{name}` gives other outputs than the model whose place it takes"
-            raise fail("F105", message, Label(expr.span), note=found.detail)
+        graph = student(expr, self._models(), self.metrics, self.state)
         self.state.reset(graph)
         self.state.samples.forget()
 
@@ -318,8 +298,8 @@ class Schedule:
                 self._events[at] = replace(event, kept=False, reason=reason)
 
 
-def _itself(graph: fx.GraphModule) -> fx.GraphModule:
-    return graph
+def _made(graph: nn.Module) -> Build:
+    return lambda: graph  # type: ignore[return-value]
 
 
 @dataclass

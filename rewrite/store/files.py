@@ -82,7 +82,8 @@ def read_file(path: Path, limit: int) -> bytes:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _not_regular(path)
-        data = stream.read(limit + 1) if status.st_size <= limit else b""
+        # Not `limit + 1`: that much memory would be asked for, whatever the file holds.
+        data = stream.read(status.st_size + 1) if status.st_size <= limit else b""
     if status.st_size > limit or len(data) > limit:
         raise fail(
             "A018",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ from ..torch_internals import tree_flatten, tree_leaves, tree_unflatten
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """Inputs and target of one step; rows: which samples of the data these are, None where batches
-    are taken as they were given. share: of the whole batch, this process's part, 0..1.
+    """Inputs and target of one step; rows: which samples of the data these are. share: of the whole
+    batch, this process's part, 0..1.
     """
 
     args: tuple[Any, ...]
     target: Any
-    rows: Tensor | None
+    rows: Tensor
     share: float
 
 
@@ -38,7 +38,8 @@ class TrainingData:
             raise fail("D002", "there is no batch to train on", place)
         self.pairs = list(pairs)
         self.table, self.spec = _table(self.pairs)
-        self.samples = sum(batch_size(args) for args, _ in self.pairs)
+        self.sizes = [batch_size(args) for args, _ in self.pairs]
+        self.samples = sum(self.sizes)
 
     @property
     def targets(self) -> Any:
@@ -48,7 +49,7 @@ class TrainingData:
     def args_of(self, rows: Any) -> tuple[tuple[Any, ...], Any]:
         """Inputs and target of some samples of the table; None where data has no target."""
         assert self.table is not None
-        args, target = tree_unflatten([leaf[rows] for leaf in self.table], self.spec)
+        args, target = tree_unflatten([_part(leaf, rows) for leaf in self.table], self.spec)
         return args, None if isinstance(target, tuple) and not target else target
 
     def digest(self) -> str:
@@ -59,6 +60,20 @@ class TrainingData:
         """The same of the inputs alone."""
         args = self.args_of(slice(None))[0] if self.table else [args for args, _ in self.pairs]
         return _digest(tree_leaves(args))
+
+    def answers(self, ask: Callable[[tuple[Any, ...], Tensor], Any]) -> Tensor | None:
+        """What somebody says of all samples (inputs, and which samples these are), in the batches
+        that were given, so that whoever asks gets the same bits: `[samples, ...]`, or None where
+        that is not one tensor.
+        """
+        found, numbers = [], torch.arange(self.samples).split(self.sizes)
+        for (args, _), rows in zip(self.pairs, numbers, strict=True):
+            said = ask(args, rows)
+            if not isinstance(said, Tensor) or said.dim() == 0 or len(said) != len(rows):
+                return None
+            found.append(said.detach().cpu())
+        same = all(x.shape[1:] == found[0].shape[1:] and x.dtype == found[0].dtype for x in found)
+        return torch.cat(found) if same else None
 
     def steps(self, batch: int) -> int:
         """How many steps an epoch has."""
@@ -83,20 +98,27 @@ class TrainingData:
 
     def _whole(self, generator: torch.Generator, rank: int, world: int) -> Iterator[StepBatch]:
         order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        rows = torch.arange(self.samples).split(self.sizes)
         for number, at in enumerate(order):
             # Batches that cannot be cut are the step of one process; the others weigh nothing.
             args, target = self.pairs[at]
-            yield StepBatch(args, target, None, 1.0 if number % world == rank else 0.0)
+            yield StepBatch(args, target, rows[at], 1.0 if number % world == rank else 0.0)
 
 
 def _digest(leaves: Sequence[Any]) -> str:
-    parts = (tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    """Of all that was given: a gap between inputs is nothing."""
+    given = (x for x in leaves if x is not None)
+    parts = (tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in given)
     return sha256("\n".join(parts))
 
 
-def _table(pairs: Sequence[Any]) -> tuple[list[Tensor] | None, Any]:
+def _part(leaf: Any, rows: Any) -> Any:
+    return leaf[rows] if isinstance(leaf, Tensor) else leaf
+
+
+def _table(pairs: Sequence[Any]) -> tuple[list[Any] | None, Any]:
     """All samples as one tensor for each input and target, with how they are nested; None where
-    they do not fit together.
+    they do not fit together. An input that is not given is None.
     """
     flat = [tree_flatten((args, () if y is None else y)) for args, y in pairs]
     leaves, spec = flat[0]
@@ -106,16 +128,17 @@ def _table(pairs: Sequence[Any]) -> tuple[list[Tensor] | None, Any]:
         _fits(found, leaves, size) for (found, _), size in zip(flat, sizes, strict=True)
     ):
         return None, spec
-    return [torch.cat(column) for column in zip(*(found for found, _ in flat), strict=True)], spec
+    columns = zip(*(found for found, _ in flat), strict=True)
+    return [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns], spec
 
 
 def _fits(found: Sequence[Any], first: Sequence[Any], size: int) -> bool:
     """Whether the leaves of a batch hold one sample for each row, of the shape of the first's."""
-    return all(
-        isinstance(x, Tensor)
-        and x.dim() > 0
-        and len(x) == size
-        and x.shape[1:] == y.shape[1:]
-        and x.dtype == y.dtype
-        for x, y in zip(found, first, strict=True)
-    )
+    return all(_alike(x, y, size) for x, y in zip(found, first, strict=True))
+
+
+def _alike(x: Any, y: Any, size: int) -> bool:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return x is None and y is None
+    same = x.shape[1:] == y.shape[1:] and x.dtype == y.dtype
+    return same and x.dim() > 0 and len(x) == size

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from ..graph.exchange import exchange, like
+from ..graph.exchange import exchange, like, own_layers
 from ..graph.snapshot import finish, snapshot
 from ..graph.ties import copies_of_views, storage_key
 from ..rules.constraint import Constrained, Constraint, constraints_at, renew
@@ -73,10 +73,12 @@ class Learner(nn.Module):
 
 def with_own_weights(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of the graph with weights of its own, tied where they are; what lies in one memory
-    lies in one memory again. Training writes to them, and rewriting shares tensors.
+    lies in one memory again. Training writes to them, and rewriting shares tensors. Layers are its
+    own, too: a dropout that trains is still one that does nothing in the graph that it came from.
     """
     finish(module)
     copied, views = snapshot(module), copies_of_views(module)
+    own_layers(copied)
     paths: dict[int, list[str]] = {}
     held: dict[int, Tensor] = {}
     for path, tensor in _named(module):

@@ -66,7 +66,7 @@ class Training:
     student: Student
     data: TrainingData
     losses: Losses
-    places: tuple[tuple[str, str], ...]
+    places: tuple[str, ...]
     teacher: Teacher | None
     judge: Callable[[nn.Module], dict[str, float]]
     score: Callable[[Mapping[str, float]], float | None]
@@ -237,7 +237,7 @@ class Training:
         seen = StepSeen(outputs, target)
         if taught is not None:
             seen.taught, seen.taught_inside = taught
-            seen.inside = {at: v for (at, _), v in zip(self.places, values, strict=True)}
+            seen.inside = dict(zip(self.places, values, strict=True))
         return self.losses(seen)
 
     # -- numbers that are none ---------------------------------------------------------------------

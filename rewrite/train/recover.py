@@ -31,9 +31,9 @@ from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_wei
 from .loop import Student, Training
 from .settings import Number, Settings
 from .structure import structure_kept, ties
-from .taps import tapped
-from .teachers import Teacher, TeacherReader, remembered
-from .terms import INSIDE, TAUGHT, Losses, PenalisedWeights
+from .taps import InnerPlace, inner_places, tapped
+from .teachers import Places, Teacher, TeacherReader, is_from_file, remembered
+from .terms import TAUGHT, Losses, PenalisedWeights
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,20 @@ class Recovery:
         self, graph: fx.GraphModule, kept: Mapping[Paths, Any], progress: Callable[[str], None]
     ) -> Training:
         settings = self.settings
-        places = tuple(_places(settings))
-        inner = tapped(graph, [at for at, _ in places]) if places else graph
+        places = tuple(inner_places(settings.loss))
+        taps = [(place.at, place.term.span) for place in places]
+        inner = tapped(graph, taps, "the student") if places else graph
         learner = Learner(inner, kept)
         self._choose(learner)
         losses = Losses(settings.loss, self.state.samples.loss, self._weights(inner))
-        teacher = self._teacher([of for _, of in places])
+        teacher = self._teacher([(place.of, place.term.span) for place in places])
         if teacher is not None and places:
             self._adapt(losses, learner, teacher, places)
         student = Student(learner, losses.adapters, len(places))
         return Training(
-            self.stage, settings, student, self.data, losses, places, teacher,
+            self.stage, settings, student, self.data, losses, tuple(at for at, _ in taps), teacher,
             partial(self._judge, taps=bool(places)), self._score, self._ends, self._tell,
-            progress, self._file(),
+            progress, self._file(teacher),
         )  # fmt: skip
 
     def _choose(self, learner: Learner) -> None:
@@ -137,7 +138,7 @@ class Recovery:
 
     # -- teachers ----------------------------------------------------------------------------------
 
-    def _teacher(self, places: list[str]) -> Teacher | None:
+    def _teacher(self, places: Places) -> Teacher | None:
         settings, taught = self.settings, [c for c in self.settings.loss if c.name in TAUGHT]
         if settings.teacher is None:
             if taught:
@@ -152,30 +153,29 @@ class Recovery:
         around = self.around
         reader = TeacherReader(around.models, around.number, self.data, places, around.folder)
         teacher = reader.read(settings.teacher)
+        if settings.augment and is_from_file(settings.teacher):
+            text = f"the outputs that `{settings.name}` follows are of samples without `augment`"
+            self.state.journal.add(Note(self.stage, "F107", text))
         same = not settings.augment and not places
-        return remembered(teacher, self.data, settings.batch) if same else teacher
+        return remembered(teacher, self.data) if same else teacher
 
     def _adapt(
         self,
         losses: Losses,
         learner: Learner,
         teacher: Teacher,
-        places: tuple[tuple[str, str], ...],
+        places: tuple[InnerPlace, ...],
     ) -> None:
         """Layers that make values of the student as wide as those of the teacher."""
         args = self.data.args_of(slice(0, 2))[0] if self.data.table else self.data.pairs[0][0]
         with torch.no_grad():
             _, values = learner.eval()(*args)
             _, taught = teacher(args, None)
-        hints = {call.args[0] if call.args else call.keywords["at"] for call in self._hints()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            for (at, of), own in zip(places, values, strict=True):
-                if at in hints:
-                    losses.adapt(at, own, taught[of])
-
-    def _hints(self) -> list[Any]:
-        return [call for call in self.settings.loss if call.name == "hint"]
+            for place, own in zip(places, values, strict=True):
+                if place.term.name == "hint":
+                    losses.adapt(place, own, taught[place.of])
 
     # -- judging -----------------------------------------------------------------------------------
 
@@ -225,14 +225,17 @@ class Recovery:
 
     # -- what is left of it ------------------------------------------------------------------------
 
-    def _file(self) -> CheckpointFile | None:
-        """The file of this training: of this model, these settings, this data, these versions."""
+    def _file(self, teacher: Teacher | None) -> CheckpointFile | None:
+        """The file of this training: of this model, this teacher, these settings, this data, these
+        versions.
+        """
         folder = self.around.checkpoints
         if folder is None:
             return None
         finish(self.state.module)
         parts = {
             "model": model_digest(self.state.module),
+            "teacher": _digest_of(teacher),
             "settings": self.settings.as_json(),
             "data": self._digests,
             "versions": _versions(),
@@ -259,6 +262,7 @@ class Recovery:
             self.stage,
             self.settings.as_json(),
             self._digests,
+            _digest_of(training.teacher),
             self.data.samples,
             moved,
             _versions(),
@@ -307,14 +311,8 @@ def _to(leaf: Any, place: torch.device) -> Any:
     return leaf.to(place) if isinstance(leaf, Tensor) else leaf
 
 
-def _places(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Where terms look inside: of the student, and of the teacher."""
-    for call in (c for c in settings.loss if c.name in INSIDE):
-        given = dict(zip(("at", "of"), call.args, strict=False)) | dict(call.keywords)
-        if not isinstance(given.get("at"), str):
-            hint = f'{call.name}(at = "layer2", of = "layer3")'
-            raise fail("F004", f"`{call.name}` names a place", Label(call.span), help=hint)
-        yield given["at"], given.get("of") or given["at"]
+def _digest_of(teacher: Teacher | None) -> str:
+    return "" if teacher is None else teacher.digest()
 
 
 def _versions() -> dict[str, str]:

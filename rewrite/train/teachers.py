@@ -2,65 +2,93 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ...grammar.diagnostics import Label, Span, did_you_mean, fail
+from ...grammar.documents import sha256
 from ...grammar.tree import tree as t
+from ...grammar.tree.fold import literal
+from ..graph.digest import model_digest, tensor_digest
+from ..torch_internals import tree_leaves
 from .data import TrainingData
+from .learner import with_own_weights
+from .recorded import read_recorded
 from .settings import Number
 from .taps import tapped
 
-RECORDED, OUTPUTS = "recorded", "outputs"
-"""The word for a file of outputs, and the tensor that it holds, `[samples, ...]`."""
+RECORDED, PROBABILITIES = "recorded", "probabilities"
+"""The words for a file of outputs, and for teachers that agree on probabilities."""
+
+Places = Sequence[tuple[str, Span]]
+"""Where a term looks inside, with what asks for it."""
+
+Said = tuple[Any, Mapping[str, Tensor]]
+"""Outputs, and values inside by their place."""
 
 
 class Teacher(Protocol):
-    """Gives outputs, and values inside, for inputs; rows: which samples of the data these are."""
+    """Gives outputs, and values inside, for inputs; rows: which samples of the data these are, None
+    for others. It is never changed.
+    """
 
-    def __call__(
-        self, args: tuple[Any, ...], rows: Tensor | None
-    ) -> tuple[Any, Mapping[str, Tensor]]: ...
+    def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said: ...
+
+    def digest(self) -> str:
+        """SHA-256 of all that its answers follow from, beside what it is asked."""
+        ...
 
 
 @dataclass
 class ModelTeacher:
-    """One graph, in eval mode, without gradients; it is never changed."""
+    """One graph in eval mode, without gradients."""
 
     graph: fx.GraphModule
-    places: Sequence[str] = ()
+    places: Places = ()
 
     def __post_init__(self) -> None:
-        self.graph = tapped(self.graph, self.places).eval()
+        self.source = self.graph
+        self.taps = [place for place, _ in self.places]
+        self.graph = tapped(self.graph, self.places, "the teacher").eval()
+        self.device = torch.device("cpu")
 
     @torch.no_grad()
-    def __call__(
-        self, args: tuple[Any, ...], rows: Tensor | None
-    ) -> tuple[Any, Mapping[str, Tensor]]:
-        place = next((x.device for x in args if isinstance(x, Tensor)), torch.device("cpu"))
-        outputs, values = self.graph.to(place)(*args)
-        return outputs, dict(zip(self.places, values, strict=True))
+    def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said:
+        self._go_to(args)
+        outputs, values = self.graph(*args)
+        return outputs, dict(zip(self.taps, values, strict=True))
+
+    def _go_to(self, args: tuple[Any, ...]) -> None:
+        """Where the inputs are. Its weights are those of the graph that it was made of, which stays
+        where it is.
+        """
+        devices = (leaf.device for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+        device = next(devices, self.device)
+        if device != self.device:
+            self.graph, self.device = with_own_weights(self.graph).eval().to(device), device
+
+    def digest(self) -> str:
+        return model_digest(self.source)
 
 
 @dataclass
 class RecordedTeacher:
-    """Outputs of a teacher that can only be asked: one row for each sample of the data."""
+    """Outputs of a teacher that can only be asked: a row for each sample of the data."""
 
     outputs: Tensor
 
-    def __call__(
-        self, args: tuple[Any, ...], rows: Tensor | None
-    ) -> tuple[Any, Mapping[str, Tensor]]:
-        if rows is None:
-            raise fail("F105", "recorded outputs need samples that fit into one table")
-        return self.outputs[rows.cpu()], {}
+    def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said:
+        assert rows is not None
+        return self.outputs[rows], {}
+
+    def digest(self) -> str:
+        return tensor_digest(self.outputs)
 
 
 @dataclass
@@ -72,101 +100,141 @@ class Ensemble:
     parts: Sequence[tuple[float, Teacher]]
     of_probabilities: bool = False
 
-    def __call__(
-        self, args: tuple[Any, ...], rows: Tensor | None
-    ) -> tuple[Any, Mapping[str, Tensor]]:
-        found = [(weight, teacher(args, rows)) for weight, teacher in self.parts]
-        total = sum(weight for weight, _ in found)
-        given = [weight / total * self._as_summed(outputs) for weight, (outputs, _) in found]
-        mean = torch.stack(given).sum(0)
-        return mean.log() if self.of_probabilities else mean, found[0][1][1]
+    def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said:
+        found = [teacher(args, rows) for _, teacher in self.parts]
+        outputs = [said for said, _ in found]
+        if not all(isinstance(x, Tensor) and x.shape == outputs[0].shape for x in outputs):
+            raise fail("F105", "teachers that are taken together give outputs of one shape")
+        total = sum(weight for weight, _ in self.parts)
+        shares = [weight / total for weight, _ in self.parts]
+        return self._mean(outputs, shares), found[0][1]
 
-    def _as_summed(self, outputs: Tensor) -> Tensor:
-        return outputs.softmax(1) if self.of_probabilities else outputs
+    def _mean(self, outputs: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+        pairs = list(zip(outputs, shares, strict=True))
+        if not self.of_probabilities:
+            return torch.stack([share * x for x, share in pairs]).sum(0)
+        # Logarithms all the way: a probability that rounds to 0 has one, too.
+        logarithms = [x.log_softmax(1) + math.log(share) for x, share in pairs]
+        return torch.stack(logarithms).logsumexp(0)
+
+    def digest(self) -> str:
+        parts = [f"{weight!r} {teacher.digest()}" for weight, teacher in self.parts]
+        return sha256("\n".join([str(self.of_probabilities), *parts]))
 
 
 @dataclass
-class Remembered:
-    """A teacher that is asked once for each sample, where samples come unchanged every time."""
+class RememberedTeacher:
+    """A teacher that was asked once for each sample, where samples come unchanged every time."""
 
     teacher: Teacher
     outputs: Tensor
 
-    def __call__(
-        self, args: tuple[Any, ...], rows: Tensor | None
-    ) -> tuple[Any, Mapping[str, Tensor]]:
+    def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said:
         return self.outputs[rows], {}
+
+    def digest(self) -> str:
+        return self.teacher.digest()
 
 
 MOST = 1 << 28
 """Bytes of outputs that are remembered."""
 
 
-def remembered(teacher: Teacher, data: TrainingData, batch: int) -> Teacher:
-    """The same teacher; what it says of every sample is computed once, where that fits in memory
-    and nothing inside is asked for.
+def remembered(teacher: Teacher, data: TrainingData) -> Teacher:
+    """The same teacher, asked for every sample once, where what it says fits in memory and nothing
+    inside is asked for.
     """
-    if data.table is None or isinstance(teacher, RecordedTeacher):
+    args = data.pairs[0][0]
+    rows = torch.arange(data.sizes[0])
+    first = teacher(args, rows)[0]
+    if not isinstance(first, Tensor) or first.numel() == 0:
         return teacher
-    first = teacher(data.args_of(slice(0, 1))[0], torch.arange(1))[0]
-    if (
-        not isinstance(first, Tensor)
-        or first[0].numel() * first.element_size() * data.samples > MOST
-    ):
+    if first.numel() / data.sizes[0] * first.element_size() * data.samples > MOST:
         return teacher
-    rows = torch.arange(data.samples).split(batch)
-    return Remembered(teacher, torch.cat([teacher(data.args_of(r)[0], r)[0] for r in rows]))
+    outputs = data.answers(lambda args, rows: teacher(args, rows)[0])
+    return teacher if outputs is None else RememberedTeacher(teacher, outputs)
 
 
 # -- from the text of a program --------------------------------------------------------------------
 
 
+def is_from_file(expr: t.Expr) -> bool:
+    """Whether outputs in a file are among those who teach."""
+    return any(isinstance(node, t.Name) and node.text == RECORDED for node in t.walk(expr))
+
+
 @dataclass(frozen=True)
 class TeacherReader:
-    """What `teacher = ...` names. models: graphs by name, made when they are asked for; folder:
-    where files of recorded outputs lie.
+    """What `teacher = ...` names. models: graphs by name, made when they are asked for; places:
+    where terms look inside; folder: where files of recorded outputs lie.
     """
 
     models: Mapping[str, Callable[[], fx.GraphModule]]
     number: Number
     data: TrainingData
-    places: Sequence[str]
+    places: Places
     folder: Path
 
     def read(self, expr: t.Expr) -> Teacher:
-        """Raises F105 where there is no such teacher, or it does not fit the data."""
-        mixed = isinstance(expr, t.Call) and _name(expr.function) == "probabilities"
-        parts = list(self._parts(expr.args[0] if mixed else expr, 1.0))  # type: ignore[attr-defined]
-        if len(parts) == 1 and not mixed:
-            return parts[0][1]
-        return Ensemble(parts, mixed)
+        """Raises F105 where there is no such teacher, or it does not fit the data; U008 where it
+        has no such place inside.
+        """
+        return self._together([expr], self.places)
 
-    def _parts(self, expr: t.Expr, factor: float) -> list[tuple[float, Teacher]]:
+    def _together(self, exprs: Sequence[t.Expr], places: Places, mixed: bool = False) -> Teacher:
+        """Who is first is asked for what is inside."""
+        found = [part for expr in exprs for part in self._parts(expr, 1.0)]
+        made = [
+            (weight, self._one(expr, () if number else places))
+            for number, (weight, expr) in enumerate(found)
+        ]
+        return made[0][1] if len(made) == 1 and not mixed else Ensemble(made, mixed)
+
+    def _parts(self, expr: t.Expr, factor: float) -> Iterator[tuple[float, t.Expr]]:
         if isinstance(expr, t.Binary) and expr.op == "+":
-            return [*self._parts(expr.left, factor), *self._parts(expr.right, factor)]
-        if isinstance(expr, t.Binary) and expr.op == "*":
-            return self._parts(expr.right, factor * float(self.number(expr.left)))
-        if isinstance(expr, (t.List, t.Tuple)):
-            return [part for item in expr.items for part in self._parts(item, factor)]
-        return [(factor, self._one(expr))]
+            yield from self._parts(expr.left, factor)
+            yield from self._parts(expr.right, factor)
+        elif isinstance(expr, t.Binary) and expr.op == "*":
+            flipped = self._teaches(expr.left) or literal(expr.right) is not None
+            weight, rest = (expr.right, expr.left) if flipped else (expr.left, expr.right)
+            yield from self._parts(rest, factor * self._weight(weight))
+        elif isinstance(expr, (t.List, t.Tuple)) and expr.items:
+            for item in expr.items:
+                yield from self._parts(item, factor)
+        else:
+            yield factor, expr
 
-    def _one(self, expr: t.Expr) -> Teacher:
-        if isinstance(expr, t.Call) and _name(expr.function) == RECORDED and len(expr.args) == 1:
-            return self._recorded(expr, expr.args[0])
-        name = _name(expr)
-        if name not in self.models:
-            hint = next(iter(did_you_mean(name, self.models)), "")
+    def _teaches(self, expr: t.Expr) -> bool:
+        """Whether a teacher is named in it."""
+        names = (node.text for node in t.walk(expr) if isinstance(node, t.Name))
+        return any(name in (*self.models, RECORDED, PROBABILITIES) for name in names)
+
+    def _weight(self, expr: t.Expr) -> float:
+        value = self.number(expr)
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            message = f"`{expr.span.text}` is no weight of a teacher: a number greater than 0"
+            raise fail("F105", message, Label(expr.span))
+        return float(value)
+
+    def _one(self, expr: t.Expr, places: Places) -> Teacher:
+        called = expr.function if isinstance(expr, t.Call) and not expr.keywords else expr
+        word = called.text if isinstance(called, t.Name) else ""
+        if isinstance(expr, t.Call) and word == RECORDED and len(expr.args) == 1:
+            return self._recorded(expr, expr.args[0], places)
+        if isinstance(expr, t.Call) and word == PROBABILITIES and expr.args:
+            return self._together(expr.args, places, mixed=True)
+        if word not in self.models or isinstance(expr, t.Call):
+            hint = next(iter(did_you_mean(word, self.models)), "")
             label = Label(expr.span, f"known: {', '.join(self.models)}")
-            message = f"there is no teacher `{expr.span.text}`"
             help = hint or 'give it in the model file: models = {"NAME": build}'
-            raise fail("F105", message, label, help=help)
-        return ModelTeacher(self.models[name](), self.places)
+            raise fail("F105", f"there is no teacher `{expr.span.text}`", label, help=help)
+        return ModelTeacher(self.models[word](), places)
 
-    def _recorded(self, expr: t.Expr, name: t.Expr) -> Teacher:
+    def _recorded(self, expr: t.Expr, name: t.Expr, places: Places) -> Teacher:
         if not isinstance(name, t.String):
             raise fail("F105", "the file of a teacher is a text", Label(name.span))
         place = Label(expr.span)
-        if self.places:
+        if places:
             message = "a file holds outputs, and nothing from inside of a teacher"
             raise fail("F105", message, place, help="leave `hint` and `attention` out")
         outputs, said = read_recorded(self.folder / name.value, place)
@@ -175,20 +243,3 @@ class TeacherReader:
             hint = "record it anew: lissom record MODEL --split SPLIT -o FILE"
             raise fail("F105", "recorded outputs are of other data", place, note=note, help=hint)
         return RecordedTeacher(outputs)
-
-
-def _name(expr: t.Node) -> str:
-    return expr.text if isinstance(expr, t.Name) else ""
-
-
-def read_recorded(path: Path, place: Label) -> tuple[Tensor, Mapping[str, Any]]:
-    """The outputs of a file that `lissom record` wrote, and what it says of them. Raises F105."""
-    try:
-        with safe_open(path, "pt") as file:
-            said = json.loads((file.metadata() or {}).get("lissom", "{}"))
-            return file.get_tensor(OUTPUTS), said
-    except (OSError, SafetensorError, ValueError, LissomError) as error:
-        note = f"{type(error).__name__}: {error}"
-        hint = "write one with `lissom record MODEL --split train -o FILE`"
-        message = f"`{path.name}` holds no recorded outputs"
-        raise fail("F105", message, place, note=note, help=hint) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional
 from ...grammar.diagnostics import Label, LissomError, fail
 from ..measure.gradients import Loss
 from .settings import Called
+from .taps import INSIDE, InnerPlace
 
 
 @dataclass(slots=True)
@@ -30,11 +32,12 @@ class StepSeen:
 
 Term = Callable[[StepSeen], Tensor]
 
-INSIDE = ("hint", "attention")
-"""Terms that look at values inside; `at` names the student's, `of` the teacher's."""
-
 TAUGHT = ("kl", "logits", *INSIDE)
 """Terms that follow a teacher."""
+
+
+class Unfit(ValueError):
+    """What the student gives and what its teacher gives cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Losses:
 
     def __call__(self, seen: StepSeen) -> Tensor:
         """A scalar: means over the samples of the batch, and penalties. Raises F104 where a term
-        needs what there is none of.
+        needs what there is none of, F105 where the teacher does not fit the student.
         """
         found = [call.factor * self._valued(call, term, seen) for call, term in self.terms]
         return torch.stack(found).sum()
@@ -71,6 +74,9 @@ class Losses:
             return term(seen)
         except LissomError:
             raise
+        except Unfit as error:
+            place = Label(call.span, "follows a teacher")
+            raise fail("F105", str(error), place, help=_REMEDIES.get(call.name, "")) from None
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             note = f"{type(error).__name__}: {error}"
             place = Label(call.span, "this term")
@@ -84,7 +90,7 @@ class Losses:
         }  # fmt: skip
         try:
             return makers[call.name](*call.args, **call.keywords)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             place = Label(call.span)
             raise fail("F004", f"`{call.name}` does not take this: {error}", place) from None
 
@@ -93,28 +99,24 @@ class Losses:
 
     def _hint(self, at: str, of: str = "") -> Term:
         """FitNets: Romero et al. 2015, arXiv:1412.6550."""
+        key = _adapter_key(at, of or at)
 
         def term(seen: StepSeen) -> Tensor:
             own, taught = seen.inside[at], seen.taught_inside[of or at]
-            return functional.mse_loss(self.adapted(at, own, taught), taught)
+            if key in self.adapters:
+                own = self.adapters[key](own)
+            return functional.mse_loss(own, _comparable(own, taught))
 
         return term
 
-    def adapted(self, at: str, own: Tensor, taught: Tensor) -> Tensor:
-        """`own` as wide as `taught`: through an adapter where their widths differ."""
-        key = at.replace(".", "/")
-        if key in self.adapters:
-            return self.adapters[key](own)
-        return own
-
-    def adapt(self, at: str, own: Tensor, taught: Tensor) -> None:
-        """Makes the adapter of a place, once: 1x1 for images, a linear layer for vectors."""
-        if own.shape == taught.shape:
-            return
-        axis = 1 if own.dim() == 4 else -1
-        inputs, outputs = own.shape[axis], taught.shape[axis]
-        layer = nn.Conv2d(inputs, outputs, 1) if own.dim() == 4 else nn.Linear(inputs, outputs)
-        self.adapters[at.replace(".", "/")] = layer
+    def adapt(self, place: InnerPlace, own: Tensor, taught: Tensor) -> None:
+        """Makes the adapter of a hint where both differ along one axis: a linear layer along it,
+        which for images is a convolution of 1x1.
+        """
+        axes = [axis for axis in range(1, own.dim()) if own.shape[axis] != taught.shape[axis]]
+        if own.dim() == taught.dim() and len(axes) == 1:
+            layer = AlongAxis(axes[0], own.shape[axes[0]], taught.shape[axes[0]])
+            self.adapters[_adapter_key(place.at, place.of)] = layer.to(own.dtype)
 
     def _norm_scales(self) -> Term:
         """Network Slimming: Liu et al. 2017, arXiv:1708.06519."""
@@ -156,11 +158,14 @@ def _kl(temperature: float = 1.0) -> Term:
     """Soft targets: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2. The square of the
     temperature keeps gradients as large as those of hard labels.
     """
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError("`temperature` is a number greater than 0")
 
     def term(seen: StepSeen) -> Tensor:
         own = functional.log_softmax(seen.outputs / temperature, 1)
-        taught = functional.log_softmax(seen.taught / temperature, 1)
-        apart = functional.kl_div(own, taught, reduction="none", log_target=True).sum(1)
+        taught = _comparable(seen.outputs, seen.taught)
+        soft = functional.log_softmax(taught / temperature, 1)
+        apart = functional.kl_div(own, soft, reduction="none", log_target=True).sum(1)
         return temperature**2 * apart.mean()
 
     return term
@@ -168,7 +173,11 @@ def _kl(temperature: float = 1.0) -> Term:
 
 def _logits() -> Term:
     """Ba and Caruana 2014, arXiv:1312.6184."""
-    return lambda seen: functional.mse_loss(seen.outputs, seen.taught)
+
+    def term(seen: StepSeen) -> Tensor:
+        return functional.mse_loss(seen.outputs, _comparable(seen.outputs, seen.taught))
+
+    return term
 
 
 def _attention(at: str, of: str = "") -> Term:
@@ -176,11 +185,53 @@ def _attention(at: str, of: str = "") -> Term:
 
     def term(seen: StepSeen) -> Tensor:
         own, taught = _map(seen.inside[at]), _map(seen.taught_inside[of or at])
-        return (own - taught).square().sum(1).mean()
+        return (own - _comparable(own, taught)).square().sum(1).mean()
 
     return term
 
 
 def _map(value: Tensor) -> Tensor:
     """How active each position of `[N, C, H, W]` is: `[N, H * W]` of length 1."""
+    if value.dim() < 3:
+        raise Unfit(f"a value of shape {_shape(value)} has no positions to be active at")
     return functional.normalize(value.square().mean(1).flatten(1), dim=1)
+
+
+def _comparable(own: Any, taught: Any) -> Tensor:
+    """What the teacher gives, in the dtype of the student's. Never spread over another shape: that
+    would be a loss, and mean nothing.
+    """
+    if not isinstance(own, Tensor) or not isinstance(taught, Tensor):
+        raise Unfit("the student and its teacher give one tensor each, or no term compares them")
+    if own.shape != taught.shape:
+        raise Unfit(f"the student gives {_shape(own)}, and its teacher {_shape(taught)}")
+    return taught.to(own.dtype)
+
+
+def _shape(value: Tensor) -> str:
+    return f"[N{''.join(f', {size}' for size in value.shape[1:])}]"
+
+
+_REMEDIES = {
+    "kl": "follow a teacher with the same classes in its outputs",
+    "logits": "follow a teacher with the same outputs",
+    "hint": "name places whose values have the same sizes, but for one axis",
+    "attention": "name places whose values have the same height and width",
+}
+
+
+def _adapter_key(at: str, of: str) -> str:
+    """A name that a module may have."""
+    return f"{at} {of}".replace(".", "/")
+
+
+class AlongAxis(nn.Module):
+    """A linear layer along one axis of what it is given."""
+
+    def __init__(self, axis: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.axis, self.linear = axis, nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, ..., inputs, ...]` to `[N, ..., outputs, ...]`."""
+        return self.linear(x.movedim(self.axis, -1)).movedim(-1, self.axis)
