@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,18 @@ def test_a_ticket_beside_its_control() -> None:
     assert "tune redrawn" in text
     assert "ticket: accuracy" in text
     assert "redrawn: accuracy" in text
+
+
+@pytest.mark.slow
+def test_three_teachers_for_one_student() -> None:
+    text = said("ensemble_teacher")
+    found = dict(re.findall(r"student of (.*): accuracy [0-9.]+, ([0-9.]+) from", text))
+    assert len(found) == 4
+    assert max(found, key=lambda name: float(found[name])) == "labels"
+
+
+@pytest.mark.slow
+def test_a_teacher_in_a_file_teaches_what_its_model_teaches() -> None:
+    text = said("teacher_from_file")
+    assert "outputs [1000, 10] of 1,000 samples of train" in text
+    assert text.endswith("the model itself teaches the same weights\n")
