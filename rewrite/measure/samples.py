@@ -8,14 +8,14 @@ bound.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...grammar.diagnostics import Label, did_you_mean, fail
-from ..graph.runs import RunFailed, interpret, record
+from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ..graph.runs import RunFailed, innermost, interpret, one_line, record
 from ..ops.call import OpCall
 from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
@@ -99,12 +99,7 @@ class Samples:
         """`data calib = sample("train", 512)`: the first samples of a split under a name."""
         if self.source is None:
             return
-        try:
-            batches = list(self.source(split))
-        except (ValueError, KeyError) as error:
-            raise fail(
-                "D001", f"there is no data split `{split}`", place, note=str(error)
-            ) from None
+        batches = asked(self.source, split, place)
         self.named[name] = batches if count is None else first(batches, count, self.size)
 
     def batches(self, name: str | None, place: Label) -> Batches:
@@ -281,6 +276,21 @@ class Samples:
     def _calibration_data(self) -> Pairs:
         batches = self.named.get("calib") or next(iter(self.named.values()))
         return [self.taken.pair(batch) for batch in batches]
+
+
+def asked(source: Source, split: str, place: Label) -> list[Any]:
+    """All batches of a split. Raises D001 where there is none, M023 where the data fails."""
+    try:
+        return list(source(split))
+    except LissomError:
+        raise
+    except (ValueError, KeyError) as error:
+        message = f"there is no data split `{split}`"
+        raise fail("D001", message, place, note=str(error)) from None
+    except Exception as error:
+        where = replace(place, where=innermost(error))
+        note = f"{type(error).__name__}: {one_line(error)}"
+        raise fail("M023", f'`data("{split}")` failed', where, note=note) from error
 
 
 def no_data(place: Label | None = None) -> Exception:

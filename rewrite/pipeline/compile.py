@@ -148,10 +148,13 @@ def compile_model(
 @contextmanager
 def own_precision() -> Iterator[None]:
     """Models are compiled in the precision of their weights, also where the caller works with
-    `torch.autocast`, which changes what ops return.
+    `torch.autocast`, which changes what ops return; and outside of `torch.inference_mode`, in which
+    nothing can be trained.
     """
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
         for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
@@ -274,7 +277,8 @@ def example_of(data: Source | None, model: nn.Module) -> tuple[Any, ...] | dict[
     if data is None:
         hint = "pass `inputs=`, or define inputs() in the model file"
         raise fail("M010", "the model needs example inputs to be captured", Label(None), help=hint)
-    batch = next(iter(data("train")), None)
+    with torch.random.fork_rng(devices=[]):  # a loader draws from the caller's generator
+        batch = next(iter(data("train")), None)
     if batch is None:
         hint = "pass `inputs=`, or give the split `train` a batch"
         raise fail("M010", "the model needs example inputs, and the data is empty", help=hint)

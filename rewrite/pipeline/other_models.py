@@ -12,6 +12,7 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.tree import tree as t
 from ..capture.capture import capture
 from ..graph.own import declared
+from ..graph.runs import one_line
 from ..measure.compare import Metrics, runs_at
 from ..rules.state import State
 
@@ -34,17 +35,32 @@ class OtherModels:
         """Raises what its builder or the capture raises, and says of which model that is."""
         if name not in self.graphs:
             try:
-                self.graphs[name] = self._captured(self.given[name])
+                self.graphs[name] = self._captured(_built(name, self.given[name]))
             except LissomError as error:
                 note = f"this is the model `{name}`, which the program names"
                 found = (replace(d, notes=(*d.notes, note)) for d in error.diagnostics)
                 raise LissomError(*found) from error
         return self.graphs[name]
 
-    def _captured(self, given: nn.Module | Callable[[], nn.Module]) -> fx.GraphModule:
-        model = given if isinstance(given, nn.Module) else given()
+    def _captured(self, model: nn.Module) -> fx.GraphModule:
         with declared(self.state.vocabulary):
             return capture(model, self.state.samples.inputs, prove=self.state.verify).module
+
+
+def _built(name: str, given: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """Raises M021 where that gives no model."""
+    model, why = given, "it is something else"
+    if not isinstance(given, nn.Module):
+        try:
+            model = given()
+        except LissomError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {one_line(error)}"
+    if not isinstance(model, nn.Module):
+        hint = 'models = {"small": build_small}, functions that return `model.eval()`'
+        raise fail("M021", f"`{name}` of `models` gives no model", note=why, help=hint)
+    return model
 
 
 def student(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from ...grammar.checks.unsupported import unsupported_steps
@@ -97,9 +98,10 @@ class PipelineRun:
 
     def define_data(self) -> None:
         """Gives the data statements of the program their samples."""
-        for item in self.source.all(t.Data) if self.source is not None else ():
-            split, count = _sample(item)
-            self.state.samples.define(item.name.text, split, count, Label(item.span))
+        with torch.random.fork_rng(devices=[]):  # what loaders draw is drawn on from there
+            for item in self.source.all(t.Data) if self.source is not None else ():
+                split, count = _sample(item)
+                self.state.samples.define(item.name.text, split, count, Label(item.span))
 
     def _blocks(self) -> Sequence[t.BlockItem]:
         return implicit_stages(self.program) if self.source is None else self.source.blocks

@@ -194,8 +194,12 @@ class Schedule:
 
     def _ends(self, settings: Settings, values: Mapping[str, float]) -> bool:
         assert settings.until is not None
-        scope = self.measures.scope(None).child(dict(values))
-        return bool(scope.number(settings.until))
+        found = self.measures.scope(None).child(dict(values)).number(settings.until)
+        if not isinstance(found, bool):
+            label = Label(settings.until.span, f"this is {found}")
+            hint = f"compare it: until {settings.until.span.flat} >= 98%"
+            raise fail("T001", "`until` is a condition", label, help=hint)
+        return found
 
     def _settle(self, item: t.Recover, entry: fx.GraphModule, mark: int, in_round: bool) -> None:
         """Judges budgets behind a training; where one breaks, all since `entry` is taken back. What

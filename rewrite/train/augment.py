@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...grammar.diagnostics import Label, fail
+from ..torch_internals import tree_map
 from .settings import Called
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
@@ -23,9 +24,11 @@ def changes_of(calls: Sequence[Called]) -> list[Change]:
 def _change(call: Called) -> Change:
     makers = {maker.__name__: maker for maker in (_shift, _flip, _erase, _noise)}
     try:
-        return makers[f"_{call.name}"](*call.args, **call.keywords)
-    except TypeError as error:
+        change = makers[f"_{call.name}"](*call.args, **call.keywords)
+        change(torch.zeros(1, 1, 8, 8), torch.Generator())  # said before training
+    except (TypeError, ValueError, RuntimeError) as error:
         raise fail("F004", f"`{call.name}` does not take this: {error}", Label(call.span)) from None
+    return change
 
 
 def augmented(
@@ -97,7 +100,11 @@ def disturbed(target: Any, share: float, generator: torch.Generator, classes: in
     """Labels int64 of which this share is drawn anew from all classes: DisturbLabel (Xie et al.
     2016, arXiv:1605.00055).
     """
-    if not share or not isinstance(target, Tensor) or target.is_floating_point():
-        return target
-    drawn = torch.randint(0, classes, target.shape, generator=generator).to(target.dtype)
-    return torch.where(torch.rand(target.shape, generator=generator) < share, drawn, target)
+    return tree_map(lambda y: _drawn(y, share, generator, classes), target) if share else target
+
+
+def _drawn(labels: Tensor, share: float, generator: torch.Generator, classes: int) -> Tensor:
+    """Labels below 0 are left out by losses, and stay."""
+    drawn = torch.randint(0, classes, labels.shape, generator=generator).to(labels.dtype)
+    chosen = (torch.rand(labels.shape, generator=generator) < share) & (labels >= 0)
+    return torch.where(chosen, drawn, labels)

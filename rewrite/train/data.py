@@ -13,7 +13,7 @@ from ...grammar.diagnostics import Label, fail
 from ...grammar.documents import sha256
 from ..graph.digest import tensor_digest
 from ..measure.batches import Pairs, batch_size
-from ..torch_internals import tree_flatten, tree_leaves, tree_unflatten
+from ..torch_internals import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,11 @@ class TrainingData:
     """
 
     def __init__(self, pairs: Pairs, place: Label) -> None:
-        if not pairs:
-            raise fail("D002", "there is no batch to train on", place)
-        self.pairs = list(pairs)
+        # Without the history of gradients: those of the caller's tensors are his own.
+        given = [tree_map(_detached, pair) for pair in pairs]
+        self.pairs = [pair for pair in given if not _is_empty(pair)]
+        if not self.pairs:
+            raise fail("D002", "there is no sample to train on", place)
         self.table, self.spec = _table(self.pairs)
         self.sizes = [batch_size(args) for args, _ in self.pairs]
         self.samples = sum(self.sizes)
@@ -103,6 +105,15 @@ class TrainingData:
             # Batches that cannot be cut are the step of one process; the others weigh nothing.
             args, target = self.pairs[at]
             yield StepBatch(args, target, rows[at], 1.0 if number % world == rank else 0.0)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _is_empty(pair: tuple[tuple[Any, ...], Any]) -> bool:
+    """Whether a batch holds no sample."""
+    return batch_size(pair[0]) == 0
 
 
 def _digest(leaves: Sequence[Any]) -> str:

@@ -11,14 +11,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ...grammar.diagnostics import Label, fail
+from ...grammar.diagnostics import Label, LissomError, fail
+from ..graph.runs import one_line, own_inputs
+from ..graph.writes import writes
 from ..journal import Epoch
-from ..torch_internals import tree_map
+from ..torch_internals import tree_leaves, tree_map
+from .accelerators import own_accelerator
 from .augment import augmented, changes_of, disturbed
 from .checkpoints import CheckpointFile, TrainingState, put_back, tensors_of
 from .data import StepBatch, TrainingData
@@ -28,10 +31,19 @@ from .settings import Settings
 from .teachers import Teacher
 from .terms import Losses, StepSeen
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+T = TypeVar("T")
 
 Tell = Callable[[Epoch], None]
+
+
+_HINTS = {
+    "inplace operation": "let the model compute `y = y * 2` where it has `y.mul_(2)`",
+    "does not require grad": "the loss follows from no weight that is trained: it may be computed "
+    "without gradients, or integer layers behind these weights end them",
+    "more than 1 value per channel": "batch norms learn nothing of one sample: another `batch`, so "
+    "that the last one has more, or `norms = frozen`",
+}
+"""What to write instead, by words of torch's message."""
 
 
 class Diverged(Exception):
@@ -82,18 +94,20 @@ class Training:
         """Trains, and leaves the learner with the weights of the best epoch, settled. Returns the
         number of that epoch, 0 for the weights as they came.
         """
-        self.accelerator = _accelerator()
         self.moving = [w for w in self.student.parameters() if w.requires_grad]
         if not self.moving:
-            hint = "`only` may leave all out; a model may have frozen its parameters"
+            hint = "`only` may leave all out, a model may have frozen all, and codes do not train"
             raise fail("F004", "no weight is to be trained", Label(self.settings.span), help=hint)
-        self.model = self.accelerator.prepare(self.student)
-        self.optimizer = make_optimizer(self.settings.optimizer, self.moving)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.classes, graph = self._classes(), self.student.learner.graph
+        self.own = own_inputs if any(writes(n, graph) for n in graph.graph.nodes) else _itself
         self.rate, self.changes = rate_of(self.settings.schedule), changes_of(self.settings.augment)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            self._epochs()
-        self.student.cpu()
+        with own_accelerator() as self.accelerator, torch.random.fork_rng(devices=[]):
+            self.model = self.accelerator.prepare(self.student)
+            self.optimizer = make_optimizer(self.settings.optimizer, self.moving)
+            self.rates = [group["lr"] for group in self.optimizer.param_groups]
+            with torch.enable_grad():
+                self._epochs()
+            self.student.cpu()
         put_back(self.student, self.standing.best)
         self.student.learner.settle()
         return self.best
@@ -101,7 +115,7 @@ class Training:
     # -- epochs ------------------------------------------------------------------------------------
 
     def _epochs(self) -> None:
-        found = None if self.file is None else self.file.read()
+        found = self._of_first(None if self.file is None else self.file.read())
         self.standing = self._begin() if found is None else self._resume(found)
         while not self.standing.done:
             try:
@@ -150,7 +164,7 @@ class Training:
     def best(self) -> int:
         """The epoch with the best score, the first of equal ones; the last epoch without scores."""
         scores = [self.score(epoch.metrics) for epoch in self.history]
-        known = [(score, -at) for at, score in enumerate(scores) if score is not None]
+        known = [(s, -at) for at, s in enumerate(scores) if s is not None and not math.isnan(s)]
         return -max(known)[1] if known else len(self.history) - 1
 
     def _enough(self) -> bool:
@@ -158,7 +172,8 @@ class Training:
         values = {**last.metrics, "epoch": last.number, "loss": last.loss or math.inf}
         spent = sum(epoch.seconds for epoch in self.history) / 60
         limit = self.settings.minutes
-        return self.ends(values) or (limit is not None and spent >= limit)
+        # Clocks of processes differ, and all have to end together.
+        return self._of_first(self.ends(values) or (limit is not None and spent >= limit))
 
     def _no_better(self) -> bool:
         patience = self.settings.patience
@@ -180,6 +195,9 @@ class Training:
                 self.progress(
                     f"epoch {number} of {self.settings.epochs}, step {step + 1} of {steps}"
                 )
+        wrong = next(self._not_finite(lambda w: w.detach()), "")
+        if wrong:
+            raise Diverged(number, steps, f"`{wrong}` holds numbers that are none")
         return total / steps
 
     def _set_rate(self, done: float) -> None:
@@ -197,33 +215,65 @@ class Training:
 
         def closure() -> float:
             self.optimizer.zero_grad()
-            loss = self._loss(args, target, taught)
-            found.append(self._finite(loss, epoch, number))
+            loss = self._loss(self.own(args), target, taught)
+            value = self._finite(self._of_all(loss.detach() * batch.share), epoch, number)
             (loss if weight == 1 else loss * weight).backward()
             self._check_gradients(epoch, number)
-            return found[-1]
+            found.append(value)
+            return value
 
         try:
             self.optimizer.step(closure)
-        except (RuntimeError, ValueError) as error:
+        except (LissomError, Diverged):
+            raise
+        except Exception as error:
             raise self._stepless(error, bool(found)) from error
         return found[0]
 
     def _stepless(self, error: Exception, computed: bool) -> Exception:
         """The optimiser does not take the gradients, or there are none to take."""
-        call = self.settings.optimizer
-        note = f"{type(error).__name__}: {error}"
+        call, said = self.settings.optimizer, one_line(error)
+        note = f"{type(error).__name__}: {said}"
         if computed:
             return fail("F004", f"`{call.name}` cannot step", Label(call.span), note=note)
+        hint = next((hint for words, hint in _HINTS.items() if words in said), "")
+        if "inplace" in said:
+            graph = self.student.learner.graph
+            places = ", ".join(f"`{n.name}`" for n in graph.graph.nodes if writes(n, graph))
+            note = f"it computes in place at {places}; {note}"
         message = "the model cannot be trained on a batch of the data"
-        return fail("F104", message, Label(self.settings.span), note=note)
+        return fail("F104", message, Label(self.settings.span), note=note, help=hint)
 
-    @property
-    def classes(self) -> int:
-        targets = self.data.targets
-        return (
-            int(targets.max()) + 1 if isinstance(targets, Tensor) and self.settings.disturb else 1
-        )
+    # -- processes ---------------------------------------------------------------------------------
+
+    def _of_all(self, part: Tensor) -> Tensor:
+        """The sum over all processes: all go on, or end, at the same number."""
+        alone = self.accelerator.num_processes == 1
+        return part if alone else self.accelerator.reduce(part)  # type: ignore[return-value]
+
+    def _of_first(self, value: T) -> T:
+        """What the first process found."""
+        if self.accelerator.num_processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def _classes(self) -> int:
+        """How many classes there are for `disturb` to draw. Raises F104 where there are none."""
+        if not self.settings.disturb:
+            return 0
+        targets = tree_leaves(self.data.targets)
+        if not targets or not all(
+            isinstance(y, Tensor) and not y.is_floating_point() for y in targets
+        ):
+            hint = "leave `disturb` out, or let the data give classes as whole numbers"
+            message, place = (
+                "`disturb` draws labels anew, and the data has none",
+                self.settings.span,
+            )
+            raise fail("F104", message, Label(place), help=hint)
+        return max(int(y.max()) for y in targets) + 1
 
     def _placed(self, value: Any) -> Any:
         """Nested tensors where the model is."""
@@ -243,7 +293,7 @@ class Training:
     # -- numbers that are none ---------------------------------------------------------------------
 
     def _finite(self, loss: Tensor, epoch: int, batch: int) -> float:
-        value = float(loss.detach())
+        value = float(loss)
         if not math.isfinite(value):
             wrong = next(self._not_finite(lambda w: w.detach()), "")
             where = f"`{wrong}` holds numbers that are none" if wrong else "the loss is no number"
@@ -252,12 +302,21 @@ class Training:
 
     def _check_gradients(self, epoch: int, batch: int) -> None:
         """One sum of squares for all: it is finite only if they are."""
-        norm = torch.nn.utils.get_total_norm([w.grad for w in self.moving if w.grad is not None])
+        held = [w.grad for w in self.moving if w.grad is not None]
+        if any(grad.is_sparse for grad in held):  # of an embedding; what is left out is 0
+            held = list(self._dense())
+        norm = torch.nn.utils.get_total_norm(held)
         if not torch.isfinite(norm):
             wrong = next(self._not_finite(lambda w: w.grad), "")
             raise Diverged(epoch, batch, f"the gradient of `{wrong}` is no number")
         if self.settings.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.moving, self.settings.clip, norm)
+
+    def _dense(self) -> Iterator[Tensor]:
+        for weight in self.moving:
+            if weight.grad is not None:
+                weight.grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+                yield weight.grad
 
     def _not_finite(self, of: Callable[[Tensor], Tensor | None]) -> Iterator[str]:
         for path, weight in self.student.named_parameters():
@@ -266,23 +325,13 @@ class Training:
                 yield path.removeprefix("learner.graph.")
 
 
+def _itself(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args
+
+
 def _seed(*parts: int) -> int:
     """One number of several, far from those of the neighbours."""
     mixed = 0
     for part in parts:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % (1 << 63)
     return mixed
-
-
-def _accelerator() -> Accelerator:
-    """One process on the CPU, unless the program was started by a launcher. Raises U010."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError:
-        hint = "pip install 'lissom[train]'"
-        raise fail("U010", "training needs the package accelerate", help=hint) from None
-    return Accelerator(
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -52,10 +52,16 @@ def make_optimizer(call: Called, weights: Iterable[Tensor]) -> torch.optim.Optim
     try:
         return kind(groups, *call.args, **call.keywords)
     except (TypeError, ValueError) as error:
-        given = str(inspect.signature(kind.__init__)).removeprefix("(self, params")
         note = f"{type(error).__name__}: {error}"
-        place = Label(call.span, f"it takes {given.split(', *,')[0].lstrip(': ')}")
+        place = Label(call.span, f"it takes {', '.join(_settings(kind))}")
         raise fail("F004", f"`{call.name}` does not take this", place, note=note) from error
+
+
+def _settings(kind: type) -> Iterator[str]:
+    """`lr = 0.001`, and so on: those that may be given by position, with their defaults."""
+    for one in list(inspect.signature(kind.__init__).parameters.values())[2:]:
+        if one.kind is one.POSITIONAL_OR_KEYWORD:
+            yield one.name if one.default is one.empty else f"{one.name} = {one.default}"
 
 
 def _decays(kind: type, call: Called) -> bool:
@@ -71,13 +77,19 @@ def rate_of(call: Called) -> Rate:
     """A schedule as a function of the share of training that is done. It has no memory, so that a
     run that goes on later has nothing to remember. Raises F004.
     """
+    try:
+        rate = _rate(call)
+        [float(rate(done / 4)) for done in range(4)]  # what does not fit is said before training
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise fail("F004", f"`{call.name}` does not take this: {error}", Label(call.span)) from None
+    return rate
+
+
+def _rate(call: Called) -> Rate:
     given = dict(call.keywords)
     warmup = float(given.pop("warmup", 0.0))
     makers = {make.__name__: make for make in (_constant, _linear, _cosine, _one_cycle, _step)}
-    try:
-        rate = makers[f"_{call.name}"](*call.args, **given)
-    except TypeError as error:
-        raise fail("F004", f"`{call.name}` does not take this: {error}", Label(call.span)) from None
+    rate = makers[f"_{call.name}"](*call.args, **given)
     return rate if warmup <= 0 else lambda done: min(1.0, done / warmup) * rate(done)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...grammar.diagnostics import Label, did_you_mean, fail
+from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
 from ...grammar.documents import json_text, sha256
 from ..graph.digest import model_digest
 from ..graph.places import node_at
+from ..graph.runs import innermost, one_line, own_inputs
 from ..graph.snapshot import finish
 from ..journal import Epoch, Note, Trained, Verdict
 from ..measure.batches import Pairs, batch_size
@@ -202,15 +203,24 @@ class Recovery:
 
     def _valid_loss(self, model: nn.Module) -> dict[str, float]:
         """Nothing where the samples have no labels to judge by."""
-        total, count, loss = 0.0, 0, self.state.samples.loss
         pairs: Pairs = [self.state.samples.taken.pair(batch) for batch in self.valid]
-        if any(y is None for _, y in pairs):
+        pairs = [(args, y) for args, y in pairs if batch_size(args)]
+        if not pairs or any(y is None for _, y in pairs):
             return {}
         with torch.no_grad():
-            for args, y in pairs:
-                size = batch_size(args)
-                total, count = total + float(loss(model(*args), y)) * size, count + size
-        return {"valid_loss": total / max(count, 1)}
+            losses = [self._loss_of(model, args, y) * batch_size(args) for args, y in pairs]
+        return {"valid_loss": sum(losses) / sum(batch_size(args) for args, _ in pairs)}
+
+    def _loss_of(self, model: nn.Module, args: tuple[Any, ...], target: Any) -> float:
+        """Of the task, on one batch. Raises D006."""
+        try:
+            return float(self.state.samples.loss(model(*own_inputs(args)), target))
+        except LissomError:
+            raise
+        except Exception as error:
+            place = Label(self.settings.span, where=innermost(error))
+            note = f"{type(error).__name__}: {one_line(error)}"
+            raise fail("D006", "the loss cannot be computed", place, note=note) from error
 
     def _score(self, metrics: Mapping[str, float]) -> float | None:
         if self.watch is None:

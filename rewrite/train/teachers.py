@@ -16,6 +16,8 @@ from ...grammar.documents import sha256
 from ...grammar.tree import tree as t
 from ...grammar.tree.fold import literal
 from ..graph.digest import model_digest, tensor_digest
+from ..graph.runs import own_inputs
+from ..graph.writes import writes
 from ..torch_internals import tree_leaves
 from .data import TrainingData
 from .learner import with_own_weights
@@ -57,11 +59,12 @@ class ModelTeacher:
         self.taps = [place for place, _ in self.places]
         self.graph = tapped(self.graph, self.places, "the teacher").eval()
         self.device = torch.device("cpu")
+        self.writes = any(writes(node, self.graph) for node in self.graph.graph.nodes)
 
     @torch.no_grad()
     def __call__(self, args: tuple[Any, ...], rows: Tensor | None) -> Said:
         self._go_to(args)
-        outputs, values = self.graph(*args)
+        outputs, values = self.graph(*(own_inputs(args) if self.writes else args))
         return outputs, dict(zip(self.taps, values, strict=True))
 
     def _go_to(self, args: tuple[Any, ...]) -> None:

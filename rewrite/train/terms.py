@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...grammar.diagnostics import Label, LissomError, fail
+from ..graph.runs import innermost, one_line
 from ..measure.gradients import Loss
 from .settings import Called
 from .taps import INSIDE, InnerPlace
@@ -31,6 +32,9 @@ class StepSeen:
 
 
 Term = Callable[[StepSeen], Tensor]
+
+LABELLED = ("task", "cross_entropy")
+"""Terms that need labels."""
 
 TAUGHT = ("kl", "logits", *INSIDE)
 """Terms that follow a teacher."""
@@ -70,17 +74,26 @@ class Losses:
         return torch.stack(found).sum()
 
     def _valued(self, call: Called, term: Term, seen: StepSeen) -> Tensor:
+        place, message = Label(call.span, "this term"), f"`{call.name}` cannot be computed"
+        if call.name in LABELLED and seen.target is None:
+            hint = "use `kl` or `logits` alone on samples without labels"
+            raise fail("F104", "the data has no labels", place, help=hint)
         try:
-            return term(seen)
+            value = term(seen)
         except LissomError:
             raise
         except Unfit as error:
             place = Label(call.span, "follows a teacher")
             raise fail("F105", str(error), place, help=_REMEDIES.get(call.name, "")) from None
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            note = f"{type(error).__name__}: {error}"
-            place = Label(call.span, "this term")
-            raise fail("F104", f"`{call.name}` cannot be computed", place, note=note) from error
+        except Exception as error:  # the loss of the task is code of the user
+            where = innermost(error)
+            places = (place, Label(None, where=where)) if where else (place,)
+            note = f"{type(error).__name__}: {one_line(error)}"
+            raise fail("F104", message, *places, note=note) from error
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            hint = "a loss gives one number, the mean over the samples: `loss.mean()`"
+            raise fail("F104", message, place, note=f"it gives {_told(value)}", help=hint)
+        return value.reshape(())
 
     def _term(self, call: Called) -> Term:
         makers: Mapping[str, Callable[..., Term]] = {
@@ -95,7 +108,7 @@ class Losses:
             raise fail("F004", f"`{call.name}` does not take this: {error}", place) from None
 
     def _task(self) -> Term:
-        return lambda seen: self.loss(seen.outputs, _labelled(seen))
+        return lambda seen: self.loss(seen.outputs, seen.target)
 
     def _hint(self, at: str, of: str = "") -> Term:
         """FitNets: Romero et al. 2015, arXiv:1412.6550."""
@@ -120,7 +133,14 @@ class Losses:
 
     def _norm_scales(self) -> Term:
         """Network Slimming: Liu et al. 2017, arXiv:1708.06519."""
-        return lambda seen: torch.stack([w.abs().sum() for w in self.weights.scales()]).sum()
+
+        def term(seen: StepSeen) -> Tensor:
+            scales = self.weights.scales()
+            if not scales:
+                raise ValueError("no norm of the model has scales")
+            return torch.stack([w.abs().sum() for w in scales]).sum()
+
+        return term
 
     def _group_sparsity(self) -> Term:
         """Groups of outputs and of inputs: Wen et al. 2016, arXiv:1608.03665, section 3.1."""
@@ -138,18 +158,16 @@ def _groups(w: Tensor, axis: int) -> Tensor:
     return torch.where(squares > 0, squares, 1).sqrt() * (squares > 0)
 
 
-def _labelled(seen: StepSeen) -> Any:
-    if seen.target is None:
-        hint = "use `kl` or `logits` alone on samples without labels"
-        raise fail("F104", "a term of the loss needs labels, and the data has none", help=hint)
-    return seen.target
+def _told(value: Any) -> str:
+    shape = f" {list(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else ""
+    return f"a {type(value).__name__}{shape}"
 
 
 def _cross_entropy(smoothing: float = 0.0) -> Term:
     """Label smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7."""
 
     def term(seen: StepSeen) -> Tensor:
-        return functional.cross_entropy(seen.outputs, _labelled(seen), label_smoothing=smoothing)
+        return functional.cross_entropy(seen.outputs, seen.target, label_smoothing=smoothing)
 
     return term
 
