@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 DENSE = """
   recover dense {
-    epochs = 20
+    epochs = 10
     optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0005)
     schedule = cosine()
     seed = SEED
@@ -30,12 +30,12 @@ LOOP = """
   budget drop(accuracy) <= 0.1% on valid
   repeat share in [50%, 75%, 85%, 90%, 91.67%] {
     stage prune { once prune_weights(ratio = share, budget = 100%) }
-    recover tune { epochs = 8; TUNE }
+    recover tune { epochs = 5; TUNE }
   }
 """
 ONCE = """
   stage prune { once RULE(ratio = 91.67%, budget = 100%) }
-  recover tune { epochs = 40; TUNE }
+  recover tune { epochs = 25; TUNE }
 """
 RANDOM = """
 extern fn without_some(w: f[...], ratio: frac) -> f[...] pure

@@ -11,7 +11,7 @@ from study import Row, compiled, measured, mlp, study
 PROGRAM = """
   budget drop(accuracy) <= 1% on valid
   recover dense {
-    epochs = 8
+    epochs = 6
     loss = task() + PENALTY * norm_scales()
     optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0001)
     schedule = cosine()
@@ -19,13 +19,13 @@ PROGRAM = """
   }
   stage slim { once prune_scale(ratio = 80%) }
   recover tune {
-    epochs = 8
+    epochs = 6
     optimizer = SGD(lr = 0.02, momentum = 0.9, weight_decay = 0.0001)
     schedule = cosine()
     seed = SEED
   }
 """
-DENSE = PROGRAM.partition("stage slim")[0].replace("epochs = 8", "epochs = 16")
+DENSE = PROGRAM.partition("stage slim")[0].replace("epochs = 6", "epochs = 12")
 
 
 def run(penalty: str, body: str = PROGRAM) -> object:

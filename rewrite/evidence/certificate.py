@@ -49,7 +49,11 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "environment": environment(),
-        "program": {"sha256": sha256(compiled.program.text), "pipeline": _pipeline_name(compiled)},
+        "program": {
+            "sha256": sha256(compiled.program.text),
+            "pipeline": _pipeline_name(compiled),
+            "settings": {name: str(value) for name, value in compiled.args.items()},
+        },
         "seed": compiled.seed,
         "capture": compiled.capture_how,
         "model": {"original": compiled.digests["original"], "result": compiled.digests["result"]},

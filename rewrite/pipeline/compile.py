@@ -63,6 +63,7 @@ class Compiled:
     vocabulary: Vocabulary
     stamp: tuple[int, ...] = ()
     controls: Mapping[str, fx.GraphModule] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -211,6 +212,7 @@ def compile_checked(
         state.vocabulary,
         stamp(state.module),
         run.controls,
+        run.names,
     )
 
 
