@@ -180,16 +180,7 @@ def compile_checked(
     original = snapshot(captured.module)
     state = working_state(captured, program, data, options)
     before = present_costs(state)
-    run = PipelineRun(
-        state,
-        program,
-        program.pipeline(options.pipeline),
-        Metrics(original, metrics),
-        options.args,
-        options.progress,
-        frozenset(options.allow),
-        options.given,
-    )
+    run = _run_of(state, program, Metrics(original, metrics), options)
     with large_blocks_mapped():
         run.run()
     _finished(state, original)
@@ -214,6 +205,12 @@ def compile_checked(
         run.controls,
         run.names,
     )
+
+
+def _run_of(state: State, program: Program, metrics: Metrics, options: Options) -> PipelineRun:
+    allowed, source = frozenset(options.allow), program.pipeline(options.pipeline)
+    given = options.args, options.progress, allowed, options.given
+    return PipelineRun(state, program, source, metrics, *given)
 
 
 def _finished(state: State, original: fx.GraphModule) -> None:
