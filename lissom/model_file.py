@@ -231,16 +231,10 @@ def _models(module: ModuleType) -> dict[str, Callable[[], nn.Module]]:
 
 
 def _builder(module: ModuleType, name: str, build: Any) -> Callable[[], nn.Module]:
-    def built() -> nn.Module:
-        if isinstance(build, nn.Module):
-            return build
-        found = _run(build, "M021", f"`{name}` of `models` failed", module.__file__ or "")
-        if not isinstance(found, nn.Module):
-            where = Label(None, where=module.__file__ or "")
-            raise fail("M021", f"`{name}` of `models` gives no model", where)
-        return found
-
-    return built
+    if isinstance(build, nn.Module):
+        return lambda: build
+    text = f"`{name}` of `models` failed"
+    return lambda: _run(build, "M021", text, module.__file__ or "")
 
 
 def _table(module: ModuleType, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import lissom
 from lissom.__main__ import main
 from lissom.demo import model as digits
 from lissom.grammar.diagnostics import Label, LissomError
+from lissom.grammar.fmt.format import format_text
 from lissom.rewrite.graph.digest import model_digest
 from lissom.rewrite.train.data import TrainingData
 from lissom.rewrite.train.recorded import write_recorded
@@ -701,6 +702,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "known and not": ({"loss": "kl()", "teacher": "probabilities(big, bog)"}, "F105 there is no"),
     "two files": ({"loss": "kl()", "teacher": 'recorded("a", "b")'}, "F105 there is no teacher"),
     "no text": ({"loss": "kl()", "teacher": "recorded(big)"}, "F105 the file of a teacher"),
+    "an unknown setting": (
+        {"loss": "kl(heat = 4)"},
+        "F004 `kl` does not take this: it got an unexpected keyword argument 'heat'",
+    ),
+    "a builder that fails": ({"loss": "kl()", "models": {"big": lambda: 1 / 0}}, "M021 `big` of"),
+    "a builder of nothing": ({"loss": "kl()", "models": {"big": list}}, "M021 `big` of `models`"),
     "cold": ({"loss": "kl(temperature = 0)"}, "F004 `kl` does not take this"),
     "no place": ({"loss": "hint(at = 3)"}, "F004 `hint` names a place"),
     "nowhere": ({"loss": 'hint(at = "nowhere")'}, "U008 the student has nothing at `nowhere`"),
@@ -725,3 +732,18 @@ def test_what_cannot_teach_is_named(name: str) -> None:
 def test_a_model_that_is_wrong_is_named_in_the_message() -> None:
     with pytest.raises(LissomError, match="this is the model `big`"):
         taught("kl()", models={"big": one_class().train()})
+
+
+def test_words_of_the_language_may_name_what_is_given_in_brackets() -> None:
+    text = """pipeline p {
+  recover t {
+    loss = hint(at = "a", of = "b")
+    schedule = step(at = [50%, 75%])
+  }
+}
+"""
+    assert format_text(text) == text
+    result = run(f"recover t {{ {SGD}; epochs = 2; schedule = step(at = [50%], factor = 10%) }}")
+    assert [epoch.rate for epoch in epochs(result)[1:]] == pytest.approx([0.1, 0.01])
+    with pytest.raises(LissomError, match="E001"):
+        format_text(text.replace('at = "a"', '"a", at'))

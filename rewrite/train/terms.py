@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,8 +105,9 @@ class Losses:
         try:
             return makers[call.name](*call.args, **call.keywords)
         except (TypeError, ValueError) as error:
-            place = Label(call.span)
-            raise fail("F004", f"`{call.name}` does not take this: {error}", place) from None
+            said = re.sub(r"^[\w.]+\(\) ", "it ", str(error))  # Python names the maker
+            message = f"`{call.name}` does not take this: {said}"
+            raise fail("F004", message, Label(call.span)) from None
 
     def _task(self) -> Term:
         return lambda seen: self.loss(seen.outputs, seen.target)
