@@ -43,6 +43,10 @@ def make_optimizer(call: Called, weights: Iterable[Tensor]) -> torch.optim.Optim
     """
     kind = optimizer_class(call)
     held = list(weights)
+    if call.keywords.get("fused") and not all(weight.is_contiguous() for weight in held):
+        message = f"`{call.name}` cannot be fused: a weight does not lie in one piece"
+        note = "on the CPU fused steps take numbers in the order of memory, and train other ones"
+        raise fail("F004", message, Label(call.span), note=note, help="leave `fused` out")
     groups: Any = held
     if _decays(kind, call):
         few = [weight for weight in held if weight.dim() < 2]

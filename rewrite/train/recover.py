@@ -31,9 +31,9 @@ from .data import TrainingData
 from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_weights
 from .loop import Student, Training
 from .settings import Number, Settings
-from .structure import structure_kept, ties
+from .structure import Beside, structure_kept, ties
 from .taps import InnerPlace, inner_places, tapped
-from .teachers import Places, Teacher, TeacherReader, is_from_file, remembered
+from .teachers import Places, Teacher, TeacherReader, graphs_of, is_from_file, remembered
 from .terms import TAUGHT, Losses, PenalisedWeights
 
 
@@ -74,8 +74,11 @@ class Recovery:
         graph = self.graph = with_own_weights(self.state.module)
         kept = begin(self.state, graph) if self.settings.constrained else {}
         training = self._training(graph, kept, progress)
+        taught = () if training.teacher is None else graphs_of(training.teacher)
+        beside = Beside.of((self.state.module, self.around.metrics.original, *taught))
         best = training.run()
-        verdicts = structure_kept(graph, kept, ties(self.state.module))
+        structure = structure_kept(graph, kept, ties(self.state.module))
+        verdicts = (*structure, *beside.changed())
         if training.diverged:
             text = f"`{self.settings.name}` stopped at {training.diverged}; epoch {best} is kept"
             self.state.journal.add(Note(self.stage, "F101", text))

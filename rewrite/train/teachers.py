@@ -125,6 +125,16 @@ class Ensemble:
         return sha256("\n".join([str(self.of_probabilities), *parts]))
 
 
+def graphs_of(teacher: Teacher) -> tuple[fx.GraphModule, ...]:
+    """The graphs that a teacher asks."""
+    if isinstance(teacher, ModelTeacher):
+        return (teacher.graph,)
+    if isinstance(teacher, RememberedTeacher):
+        return graphs_of(teacher.teacher)
+    parts = teacher.parts if isinstance(teacher, Ensemble) else ()
+    return tuple(graph for _, part in parts for graph in graphs_of(part))
+
+
 @dataclass
 class RememberedTeacher:
     """A teacher that was asked once for each sample, where samples come unchanged every time."""
