@@ -233,6 +233,14 @@ def test_without_validation_data_the_last_epoch_is_kept() -> None:
     assert trained(result)[0].best == 3
 
 
+def test_the_last_epoch_may_be_kept() -> None:
+    settings = f"epochs = 4; {SGD}; keep = last"
+    result = run(f"recover tune {{ {settings.replace('lr = 0.1', 'lr = 2')} }}")
+    assert trained(result)[0].best == 4
+    found = digits.accuracy(result.model, digits.data("valid"))
+    assert found == epochs(result)[-1].metrics["accuracy"]
+
+
 def test_without_a_metric_the_validation_loss_decides() -> None:
     result = run(f"recover tune {{ epochs = 3; {SGD} }}", metrics={})
     losses = [epoch.metrics["valid_loss"] for epoch in epochs(result)]

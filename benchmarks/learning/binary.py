@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from study import Row, compiled, measured, mlp, study
 
-TRAIN = "optimizer = Adam(lr = RATE); schedule = cosine(); seed = SEED; batch = 200"
-FLOAT = f"recover all {{ epochs = 12; {TRAIN} }}"
+TRAIN = "optimizer = Adam(lr = 0.003); schedule = cosine(); seed = SEED; batch = 200"
+FLOAT = f"recover all {{ epochs = 20; {TRAIN} }}"
 SIGNS = "stage signs { once binary_weights(stochastic = DRAWN) }"
 
 
 def run(body: str, drawn: str = "false") -> object:
     def one(seed: int) -> Row:
         text = body.replace("SEED", str(seed)).replace("DRAWN", drawn)
-        # Each with the better of two rates on validation data: signs turn at larger steps.
-        text = text.replace("RATE", "0.01" if body.startswith(SIGNS) else "0.003")
         model = compiled(text, mlp(784, 256, 256, 256, 10, seed=seed, norms=True)).model
         values = [len(w.detach().unique()) for w in model.parameters() if w.dim() > 1]
         return {**measured(model), "values": max(values)}

@@ -13,19 +13,24 @@ PROGRAM = """
   recover dense {
     epochs = 6
     loss = task() + PENALTY * norm_scales()
+    keep = last
     optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0001)
     schedule = cosine()
     seed = SEED
   }
   stage slim { once prune_scale(ratio = 80%) }
   recover tune {
-    epochs = 6
-    optimizer = SGD(lr = 0.02, momentum = 0.9, weight_decay = 0.0001)
+    epochs = 10
+    optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0001)
     schedule = cosine()
     seed = SEED
   }
 """
-DENSE = PROGRAM.partition("stage slim")[0].replace("epochs = 6", "epochs = 12")
+DENSE = (
+    PROGRAM.partition("stage slim")[0]
+    .replace("epochs = 6", "epochs = 16")
+    .replace("keep = last", "")
+)
 
 
 def run(penalty: str, body: str = PROGRAM) -> object:
@@ -38,7 +43,7 @@ def run(penalty: str, body: str = PROGRAM) -> object:
     return one
 
 
-ARMS = {"dense": run("0", DENSE), "slimming": run("0.0005"), "without the push": run("0")}
+ARMS = {"dense": run("0", DENSE), "slimming": run("0.002"), "without the push": run("0")}
 
 if __name__ == "__main__":
     study("slimming", ARMS, __doc__)

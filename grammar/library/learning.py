@@ -75,6 +75,7 @@ SETTINGS: Mapping[str, Setting] = {
     "minutes": Setting(NUMBER, "how long it may take"),
     "patience": Setting(NUMBER, "how many epochs without a better one end it"),
     "watch": Setting(WORD, "the metric that says which epoch is best"),
+    "keep": Setting(WORD, "the best epoch, or the last", ("best", "last")),
     "batch": Setting(NUMBER, "samples of one step; 128 if left out"),
     "seed": Setting(NUMBER, "of the order of samples and all else that is drawn; 0 if left out"),
     "augment": Setting(SUM, "how samples are changed, each time anew", tuple(AUGMENTS)),

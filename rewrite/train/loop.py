@@ -162,7 +162,11 @@ class Training:
 
     @property
     def best(self) -> int:
-        """The epoch with the best score, the first of equal ones; the last epoch without scores."""
+        """The epoch with the best score, the first of equal ones; the last one where that is asked
+        for, or there are no scores.
+        """
+        if self.settings.keeps_last:
+            return len(self.history) - 1
         scores = [self.score(epoch.metrics) for epoch in self.history]
         known = [(s, -at) for at, s in enumerate(scores) if s is not None and not math.isnan(s)]
         return -max(known)[1] if known else len(self.history) - 1

@@ -58,6 +58,7 @@ class Settings:
     constrained: bool = True
     frozen_norms: bool = False
     only: str | None = None
+    keeps_last: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The settings as a certificate holds them."""
@@ -75,7 +76,7 @@ class Settings:
 
 _PLAIN = (
     "name", "data", "valid", "epochs", "minutes", "patience", "watch", "batch", "seed", "disturb",
-    "clip", "constrained", "frozen_norms", "only",
+    "clip", "constrained", "frozen_norms", "only", "keeps_last",
 )  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def read_settings(recover: t.Recover, number: Number, data: Mapping[str, str]) -
         reader.word("constraints", "kept") == "kept",
         reader.word("norms", "batch") == "frozen",
         reader.text("only"),
+        reader.word("keep", "best") == "last",
     )
 
 
