@@ -5,6 +5,7 @@ alone what belongs to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ import lissom
 from lissom.grammar.diagnostics import LissomError
 from lissom.grammar.fmt.format import format_text
 
-from .learning import epochs, trained
+from .learning import epochs, notes, trained
 from .support import Fn
 
 DATA = 'data train = sample("train", all)\ndata valid = sample("valid", all)\n'
@@ -251,6 +252,23 @@ def test_weights_before_an_integer_layer_are_said_not_to_learn() -> None:
     assert "integer layers" in found.helps[0]
 
 
+def test_functions_that_stay_as_captured_are_told() -> None:
+    """Layers follow the mode, functions were asked when the model was captured."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.b(functional.dropout(m.drop(m.a(x)), 0.5, training=m.training))
+
+    layers = {"a": nn.Linear(6, 8), "drop": nn.Dropout(0.9), "b": nn.Linear(8, 2)}
+    body = "recover tune { epochs = 1; optimizer = SGD(lr = 1e-9) }"
+    result = tuned(Fn(forward, **layers).eval(), body=body)
+    (said_of,) = notes(result, "F109")
+    assert said_of.startswith("`dropout`:")
+    still, moved = epochs(result)[0].metrics["valid_loss"], epochs(result)[1].loss
+    assert moved != pytest.approx(still, rel=1e-4)  # the layer drops what it drops
+    assert not any(module.training for module in result.model.modules())
+    assert notes(tuned(), "F109") == []
+
+
 # -- numbers that are none -------------------------------------------------------------------------
 
 
@@ -264,6 +282,7 @@ def test_an_epoch_whose_metric_is_no_number_is_never_best() -> None:
         metrics: Any = {"m": lambda model, batches, given=given: next(given)}
         result = tuned(body="recover tune { epochs = 3; batch = 8 }", metrics=metrics)
         assert trained(result)[0].best == best
+        assert len(notes(result, "F108")) == 1
 
 
 def test_weights_that_end_as_no_numbers_are_not_kept() -> None:
@@ -388,3 +407,47 @@ def test_settings_of_a_launcher_do_not_change_what_is_learned(
     found = tuned()
     for a, b in zip(wanted.model.parameters(), found.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_costs_no_epoch(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    trained_on: list[bool] = []
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        trained_on.append(outputs.requires_grad)
+        return functional.cross_entropy(outputs, labels)
+
+    found = said(lambda: tuned(checkpoints=tmp_path / "file" / "under", loss=loss))
+    assert found.code == "U005"
+    assert not any(trained_on)
+
+
+def test_a_training_that_is_interrupted_leaves_everything_and_goes_on(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def interrupted(model: nn.Module, batches: Any) -> float:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return 0.5
+
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    model, body = small(), TUNE.replace("epochs = 2", "epochs = 4")
+    torch.manual_seed(3)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(model, body=body, metrics={"m": interrupted}, checkpoints=tmp_path)
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.is_grad_enabled()
+    again = tuned(model, body=body, metrics={"m": lambda *_: 0.5}, checkpoints=tmp_path)
+    assert [e.number for e in epochs(again)] == [0, 1, 2, 3, 4]
+    assert len(asked) == 3
+
+
+def test_equal_runs_have_equal_certificates() -> None:
+    one, two = tuned().certificate, tuned().certificate
+    assert one["trainings"] == two["trainings"]
+    assert one["model"] == two["model"]

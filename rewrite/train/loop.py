@@ -128,7 +128,14 @@ class Training:
         weights = tensors_of(self.student)
         self._written(Epoch(self.stage, 0, None, self.judge(self.student.learner), 0.0, 0.0))
         done = self.settings.epochs == 0 or self._enough()
-        return TrainingState(weights, weights, {}, [e.as_json() for e in self.history], done)
+        history = [epoch.as_json() for epoch in self.history]
+        return self._kept(TrainingState(weights, weights, {}, history, done))
+
+    def _kept(self, state: TrainingState) -> TrainingState:
+        """In the file, from the start: a place that cannot be written costs no epoch."""
+        if self.file is not None and self.accelerator.is_main_process:
+            self.file.write(state)
+        return state
 
     def _resume(self, found: TrainingState) -> TrainingState:
         """Goes on where the file stands."""
@@ -152,9 +159,7 @@ class Training:
         done = number >= self.settings.epochs or self._enough() or self._no_better()
         state = self.optimizer.state_dict()
         history = [epoch.as_json() for epoch in self.history]
-        self.standing = TrainingState(weights, best, state, history, done)
-        if self.file is not None and self.accelerator.is_main_process:
-            self.file.write(self.standing)
+        self.standing = self._kept(TrainingState(weights, best, state, history, done))
 
     def _written(self, epoch: Epoch) -> None:
         self.history.append(epoch)

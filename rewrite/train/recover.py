@@ -30,6 +30,7 @@ from .checkpoints import CheckpointFile
 from .data import TrainingData
 from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_weights
 from .loop import Student, Training
+from .remarks import remarks
 from .settings import Number, Settings
 from .structure import Beside, structure_kept, ties
 from .taps import InnerPlace, inner_places, tapped
@@ -79,9 +80,8 @@ class Recovery:
         best = training.run()
         structure = structure_kept(graph, kept, ties(self.state.module))
         verdicts = (*structure, *beside.changed())
-        if training.diverged:
-            text = f"`{self.settings.name}` stopped at {training.diverged}; epoch {best} is kept"
-            self.state.journal.add(Note(self.stage, "F101", text))
+        for code, text in remarks(training, graph, self.watch or "valid_loss", best):
+            self.state.journal.add(Note(self.stage, code, text))
         seconds = time.perf_counter() - begun
         event = self._event(training, best, verdicts, seconds)
         self._go_on(graph, training.student.learner)
