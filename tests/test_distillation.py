@@ -22,9 +22,9 @@ from lissom.rewrite.graph.digest import model_digest
 from lissom.rewrite.train.data import TrainingData
 from lissom.rewrite.train.recorded import write_recorded
 from lissom.rewrite.train.settings import Called
-from lissom.rewrite.train.taps import InnerPlace
+from lissom.rewrite.train.taps import name_of_place
 from lissom.rewrite.train.teachers import Ensemble, RememberedTeacher, remembered
-from lissom.rewrite.train.terms import Losses, PenalisedWeights, StepSeen
+from lissom.rewrite.train.terms import AlongAxis, Losses, PenalisedWeights, StepSeen, adapter
 
 from .learning import SGD, epochs, net, notes, run, trained
 
@@ -92,34 +92,47 @@ def test_attention_compares_where_both_are_active() -> None:
         at = (one**2).sum(1).reshape(2, 20)
         maps.append(at / (at**2).sum(1, keepdim=True).sqrt())
     expected = float(((maps[0] - maps[1]) ** 2).sum(1).mean())
-    seen = StepSeen(None, None, None, {"a": own}, {"b": other})
+    seen = StepSeen(None, None, None, {name_of_place("attention", "a", "b"): own}, {"b": other})
     assert value("attention", seen, "a", of="b") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 6, 4, 5), (3, 6, 7), (3, 7, 6)])
-def test_a_hint_goes_through_an_adapter_along_the_axis_that_differs(shape: tuple[int, ...]) -> None:
+def test_an_adapter_is_a_linear_layer_along_the_axis_that_differs(shape: tuple[int, ...]) -> None:
     axis = shape.index(6)
     wide = tuple(9 if at == axis else size for at, size in enumerate(shape))
     own, other = numbers(*shape, seed=0), numbers(*wide, seed=1)
-    call = Called("hint", (), {"at": "a.b", "of": "c"}, None)  # type: ignore[arg-type]
-    losses = Losses([call], nn.functional.cross_entropy, NO_WEIGHTS)
-    losses.adapt(InnerPlace(call, "a.b", "c"), own, other)
-    (layer,) = losses.adapters.values()
-    w, b = layer.linear.weight, layer.linear.bias  # type: ignore[union-attr]
+    layer = adapter(own, other)
+    assert isinstance(layer, AlongAxis)
+    w, b = layer.linear.weight, layer.linear.bias
     moved = torch.einsum("oi,n...i->n...o", w, own.movedim(axis, -1)) + b
-    expected = float(((moved.movedim(-1, axis) - other) ** 2).mean().detach())
-    seen = StepSeen(None, None, None, {"a.b": own}, {"c": other})
-    assert float(losses(seen).detach()) == pytest.approx(expected)
+    assert torch.allclose(layer(own), moved.movedim(-1, axis))
+    assert layer(own).shape == other.shape
     if len(shape) == 4:
-        kernel = w[:, :, None, None]  # type: ignore[index]
-        same = nn.functional.conv2d(own, kernel, b)  # type: ignore[arg-type]
-        assert torch.allclose(layer(own), same)
+        assert torch.allclose(layer(own), nn.functional.conv2d(own, w[:, :, None, None], b))
 
 
-def test_a_hint_of_one_width_needs_no_adapter() -> None:
+def test_values_that_are_alike_or_differ_otherwise_have_no_adapter() -> None:
+    own = numbers(3, 6, 4, 4, seed=0)
+    for shape in ((3, 6, 4, 4), (3, 7, 4, 5), (3, 6, 4), (3, 7)):
+        assert adapter(own, numbers(*shape, seed=1)) is None
+
+
+def test_a_hint_is_a_squared_error() -> None:
     own, other = numbers(3, 6, seed=0), numbers(3, 6, seed=1)
-    seen = StepSeen(None, None, None, {"a": own}, {"a": other})
-    assert value("hint", seen, "a") == pytest.approx(float(((own - other) ** 2).mean()))
+    seen = StepSeen(None, None, None, {name_of_place("hint", "a.b", "c"): own}, {"c": other})
+    expected = float(((own - other) ** 2).mean())
+    assert value("hint", seen, "a.b", of="c") == pytest.approx(expected)
+
+
+def test_a_hint_goes_through_its_adapter() -> None:
+    """What is wider can be followed, and the adapter learns."""
+    first, last = (
+        epochs(taught('hint(at = "2")', more=f"epochs = {count}; {SGD}"))[-1].loss
+        for count in (1, 8)
+    )
+    assert first is not None
+    assert last is not None
+    assert last < 0.5 * first
 
 
 def test_two_hints_at_one_place_have_two_adapters() -> None:
@@ -197,7 +210,7 @@ def test_a_teacher_answers_as_in_eval_mode_while_its_student_trains() -> None:
     x = torch.cat([x for x, _ in digits.data("train")])
     with torch.no_grad():
         hidden, last = model[:4](x), model[5].weight
-    expected = float(((hidden**2) @ (last**2).T).mean())  # type: ignore[operator]
+    expected = float(((hidden**2) @ (last.detach() ** 2).T).mean())  # type: ignore[operator]
     assert found == pytest.approx(expected, rel=0.1)
 
 
@@ -619,6 +632,29 @@ def test_a_checkpoint_of_another_teacher_counts_for_nothing(tmp_path: Path) -> N
         plain = taught("kl()", models={"big": net(seed, 80)})
         assert digest(result) == digest(plain)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_adapters_go_on_where_an_interrupted_training_stood(tmp_path: Path) -> None:
+    loss, more = 'task() + hint(at = "2")', f"epochs = 3; {SGD}"
+    asked: list[int] = []
+
+    def interrupted(model: nn.Module, batches: Any) -> float:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return digits.accuracy(model, batches)
+
+    with pytest.raises(KeyboardInterrupt):
+        taught(loss, more=more, metrics={"accuracy": interrupted}, checkpoints=tmp_path)
+    resumed, whole = taught(loss, more=more, checkpoints=tmp_path), taught(loss, more=more)
+    assert digest(resumed) == digest(whole)
+    assert [e.loss for e in epochs(resumed)] == [e.loss for e in epochs(whole)]
+
+
+def test_a_teacher_sees_what_its_student_sees() -> None:
+    """Otherwise the original would not agree with itself on samples that are augmented."""
+    still = "epochs = 1; optimizer = SGD(lr = 1e-20); augment = shift(2) + noise(0.3)"
+    assert epochs(taught("logits()", "original", still))[-1].loss == pytest.approx(0, abs=1e-9)
 
 
 def test_the_certificate_names_the_teacher() -> None:

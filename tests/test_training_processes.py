@@ -157,8 +157,15 @@ save_file(held, sys.argv[1] + os.environ["RANK"])
 """
 UNEVEN = """
   stage s { once prune_weights(ratio = 50%, budget = 100%) }
-  recover tune { epochs = 3; batch = 8; optimizer = SGD(lr = 0.1, momentum = 0.9) }
+  recover tune {
+    epochs = 3
+    batch = 8
+    optimizer = SGD(lr = 0.1, momentum = 0.9)
+    teacher = original
+    loss = task() + kl() + hint(at = "2", of = "3")
+  }
 """
+"""The hint needs an adapter, which both processes train, too."""
 
 
 def few(split: str) -> Any:

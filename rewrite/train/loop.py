@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from .data import StepBatch, TrainingData
 from .learner import Learner
 from .optimizers import make_optimizer, rate_of
 from .settings import Settings
+from .taps import InnerPlace
 from .teachers import Teacher
 from .terms import Losses, StepSeen
 
@@ -54,16 +55,26 @@ class Diverged(Exception):
 
 
 class Student(nn.Module):
-    """The learner, with the adapters that are trained along; returns `(outputs, values inside)`."""
+    """The learner, with the layers by which values inside are compared with wider ones: they are
+    trained along and belong to no model. They run here, for several processes wait in forward for
+    the gradients of all that is trained.
+    """
 
-    def __init__(self, learner: Learner, adapters: nn.ModuleDict, taps: int) -> None:
+    def __init__(
+        self, learner: Learner, adapters: nn.ModuleDict, places: Sequence[InnerPlace]
+    ) -> None:
         super().__init__()
-        self.learner, self.adapters, self.taps = learner, adapters, taps
+        self.learner, self.adapters = learner, adapters
+        self.names = tuple(place.name for place in places)
 
-    def forward(self, *args: Any) -> tuple[Any, tuple[Tensor, ...]]:
-        """`taps`: how many values inside the graph returns beside its outputs."""
+    def forward(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Outputs, and the values inside by the names of their places."""
         found = self.learner(*args)
-        return found if self.taps else (found, ())
+        outputs, values = found if self.names else (found, ())
+        named = dict(zip(self.names, values, strict=True))
+        for name, layer in self.adapters.items():
+            named[name] = layer(named[name])
+        return outputs, named
 
 
 @dataclass
@@ -78,7 +89,6 @@ class Training:
     student: Student
     data: TrainingData
     losses: Losses
-    places: tuple[str, ...]
     teacher: Teacher | None
     judge: Callable[[nn.Module], dict[str, float]]
     score: Callable[[Mapping[str, float]], float | None]
@@ -296,7 +306,7 @@ class Training:
         seen = StepSeen(outputs, target)
         if taught is not None:
             seen.taught, seen.taught_inside = taught
-            seen.inside = dict(zip(self.places, values, strict=True))
+            seen.inside = values
         return self.losses(seen)
 
     # -- numbers that are none ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -35,7 +35,7 @@ from .settings import Number, Settings
 from .structure import Beside, structure_kept, ties
 from .taps import InnerPlace, inner_places, tapped
 from .teachers import Places, Teacher, TeacherReader, graphs_of, is_from_file, remembered
-from .terms import TAUGHT, Losses, PenalisedWeights
+from .terms import TAUGHT, Losses, PenalisedWeights, adapter
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,9 @@ class Recovery:
         self._choose(learner)
         losses = Losses(settings.loss, self.state.samples.loss, self._weights(inner))
         teacher = self._teacher([(place.of, place.term.span) for place in places])
-        if teacher is not None and places:
-            self._adapt(losses, learner, teacher, places)
-        student = Student(learner, losses.adapters, len(places))
+        student = Student(learner, self._adapters(learner, teacher, places), places)
         return Training(
-            self.stage, settings, student, self.data, losses, tuple(at for at, _ in taps), teacher,
+            self.stage, settings, student, self.data, losses, teacher,
             partial(self._judge, taps=bool(places)), self._score, self._ends, self._tell,
             progress, self._file(teacher),
         )  # fmt: skip
@@ -163,14 +161,13 @@ class Recovery:
         same = not settings.augment and not places
         return remembered(teacher, self.data) if same else teacher
 
-    def _adapt(
-        self,
-        losses: Losses,
-        learner: Learner,
-        teacher: Teacher,
-        places: tuple[InnerPlace, ...],
-    ) -> None:
+    def _adapters(
+        self, learner: Learner, teacher: Teacher | None, places: Sequence[InnerPlace]
+    ) -> nn.ModuleDict:
         """Layers that make values of the student as wide as those of the teacher."""
+        adapters = nn.ModuleDict()
+        if teacher is None or not places:
+            return adapters
         args = self.data.args_of(slice(0, 2))[0] if self.data.table else self.data.pairs[0][0]
         with torch.no_grad():
             _, values = learner.eval()(*args)
@@ -178,8 +175,10 @@ class Recovery:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             for place, own in zip(places, values, strict=True):
-                if place.term.name == "hint":
-                    losses.adapt(place, own, taught[place.of])
+                layer = adapter(own, taught[place.of]) if place.term.name == "hint" else None
+                if layer is not None:
+                    adapters[place.name] = layer
+        return adapters
 
     # -- judging -----------------------------------------------------------------------------------
 

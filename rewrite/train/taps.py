@@ -27,6 +27,15 @@ class InnerPlace:
     at: str
     of: str
 
+    @property
+    def name(self) -> str:
+        return name_of_place(self.term.name, self.at, self.of)
+
+
+def name_of_place(term: str, at: str, of: str) -> str:
+    """What the value is known by; a module may be called so."""
+    return f"{term} {at} {of or at}".replace(".", "/")
+
 
 def inner_places(loss: Sequence[Called]) -> Iterator[InnerPlace]:
     """The places of all terms that look inside. Raises F004 for one that names none."""

@@ -16,13 +16,13 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.runs import innermost, one_line
 from ..measure.gradients import Loss
 from .settings import Called
-from .taps import INSIDE, InnerPlace
+from .taps import INSIDE, name_of_place
 
 
 @dataclass(slots=True)
 class StepSeen:
-    """What one step knows: outputs of the student and the teacher, values inside of both by the
-    glob of their place, the target.
+    """What one step knows: outputs of the student and the teacher, the target; values inside, the
+    student's by the name of an `InnerPlace`, adapted for hints, the teacher's by their glob.
     """
 
     outputs: Any
@@ -55,14 +55,11 @@ class PenalisedWeights:
 
 @dataclass
 class Losses:
-    """The sum of the terms of a program. adapters: layers that make what the student holds as wide
-    as what the teacher holds; they are trained along and belong to no model.
-    """
+    """The sum of the terms of a program."""
 
     calls: Sequence[Called]
     loss: Loss
     weights: PenalisedWeights
-    adapters: nn.ModuleDict = field(default_factory=nn.ModuleDict)
 
     def __post_init__(self) -> None:
         self.terms = [(call, self._term(call)) for call in self.calls]
@@ -99,7 +96,7 @@ class Losses:
     def _term(self, call: Called) -> Term:
         makers: Mapping[str, Callable[..., Term]] = {
             "task": self._task, "cross_entropy": _cross_entropy, "kl": _kl, "logits": _logits,
-            "hint": self._hint, "attention": _attention, "norm_scales": self._norm_scales,
+            "hint": _hint, "attention": _attention, "norm_scales": self._norm_scales,
             "group_sparsity": self._group_sparsity,
         }  # fmt: skip
         try:
@@ -111,27 +108,6 @@ class Losses:
 
     def _task(self) -> Term:
         return lambda seen: self.loss(seen.outputs, seen.target)
-
-    def _hint(self, at: str, of: str = "") -> Term:
-        """FitNets: Romero et al. 2015, arXiv:1412.6550."""
-        key = _adapter_key(at, of or at)
-
-        def term(seen: StepSeen) -> Tensor:
-            own, taught = seen.inside[at], seen.taught_inside[of or at]
-            if key in self.adapters:
-                own = self.adapters[key](own)
-            return functional.mse_loss(own, _comparable(own, taught))
-
-        return term
-
-    def adapt(self, place: InnerPlace, own: Tensor, taught: Tensor) -> None:
-        """Makes the adapter of a hint where both differ along one axis: a linear layer along it,
-        which for images is a convolution of 1x1.
-        """
-        axes = [axis for axis in range(1, own.dim()) if own.shape[axis] != taught.shape[axis]]
-        if own.dim() == taught.dim() and len(axes) == 1:
-            layer = AlongAxis(axes[0], own.shape[axes[0]], taught.shape[axes[0]])
-            self.adapters[_adapter_key(place.at, place.of)] = layer.to(own.dtype)
 
     def _norm_scales(self) -> Term:
         """Network Slimming: Liu et al. 2017, arXiv:1708.06519."""
@@ -200,11 +176,23 @@ def _logits() -> Term:
     return term
 
 
-def _attention(at: str, of: str = "") -> Term:
-    """Zagoruyko and Komodakis 2017, arXiv:1612.03928, equation 2, with means over positions."""
+def _hint(at: str, of: str = "") -> Term:
+    """FitNets: Romero et al. 2015, arXiv:1412.6550."""
+    name = name_of_place("hint", at, of)
 
     def term(seen: StepSeen) -> Tensor:
-        own, taught = _map(seen.inside[at]), _map(seen.taught_inside[of or at])
+        own = seen.inside[name]
+        return functional.mse_loss(own, _comparable(own, seen.taught_inside[of or at]))
+
+    return term
+
+
+def _attention(at: str, of: str = "") -> Term:
+    """Zagoruyko and Komodakis 2017, arXiv:1612.03928, equation 2, with means over positions."""
+    name = name_of_place("attention", at, of)
+
+    def term(seen: StepSeen) -> Tensor:
+        own, taught = _map(seen.inside[name]), _map(seen.taught_inside[of or at])
         return (own - _comparable(own, taught)).square().sum(1).mean()
 
     return term
@@ -240,9 +228,15 @@ _REMEDIES = {
 }
 
 
-def _adapter_key(at: str, of: str) -> str:
-    """A name that a module may have."""
-    return f"{at} {of}".replace(".", "/")
+def adapter(own: Tensor, taught: Tensor) -> nn.Module | None:
+    """What makes one value comparable with another of which it differs along one axis: a linear
+    layer along it, which for images is a convolution of 1x1.
+    """
+    pairs = enumerate(zip(own.shape, taught.shape, strict=False))
+    axes = [axis for axis, (mine, theirs) in pairs if axis and mine != theirs]
+    if own.dim() != taught.dim() or len(axes) != 1:
+        return None
+    return AlongAxis(axes[0], own.shape[axes[0]], taught.shape[axes[0]]).to(own.dtype)
 
 
 class AlongAxis(nn.Module):
