@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...grammar.diagnostics import Label, fail
-from ..torch_internals import tree_map
-from .settings import Called
+from ..torch_internals import tree_leaves, tree_map
+from .settings import Called, Settings
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -94,6 +94,20 @@ def _noise(deviation: float = 0.1) -> Change:
         return x + deviation * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
     return change
+
+
+def classes_of(targets: Any, settings: Settings) -> int:
+    """How many classes there are for `disturb` to draw. Raises F104 where there are none."""
+    labels = tree_leaves(targets) if settings.disturb else []
+    if settings.disturb and not (labels and all(map(_is_label, labels))):
+        hint = "leave `disturb` out, or let the data give classes as whole numbers"
+        message = "`disturb` draws labels anew, and the data has none"
+        raise fail("F104", message, Label(settings.span), help=hint)
+    return max((int(y.max()) + 1 for y in labels), default=0)
+
+
+def _is_label(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not leaf.is_floating_point()
 
 
 def disturbed(target: Any, share: float, generator: torch.Generator, classes: int) -> Any:

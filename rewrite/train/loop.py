@@ -20,9 +20,9 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.runs import one_line, own_inputs
 from ..graph.writes import writes
 from ..journal import Epoch
-from ..torch_internals import tree_leaves, tree_map
+from ..torch_internals import tree_map
 from .accelerators import own_accelerator
-from .augment import augmented, changes_of, disturbed
+from .augment import augmented, changes_of, classes_of, disturbed
 from .checkpoints import CheckpointFile, TrainingState, put_back, tensors_of
 from .data import StepBatch, TrainingData
 from .learner import Learner
@@ -108,7 +108,8 @@ class Training:
         if not self.moving:
             hint = "`only` may leave all out, a model may have frozen all, and codes do not train"
             raise fail("F004", "no weight is to be trained", Label(self.settings.span), help=hint)
-        self.classes, graph = self._classes(), self.student.learner.graph
+        self.classes = classes_of(self.data.targets, self.settings)
+        graph = self.student.learner.graph
         self.own = own_inputs if any(writes(n, graph) for n in graph.graph.nodes) else _itself
         self.rate, self.changes = rate_of(self.settings.schedule), changes_of(self.settings.augment)
         with own_accelerator() as self.accelerator, torch.random.fork_rng(devices=[]):
@@ -277,22 +278,6 @@ class Training:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
-
-    def _classes(self) -> int:
-        """How many classes there are for `disturb` to draw. Raises F104 where there are none."""
-        if not self.settings.disturb:
-            return 0
-        targets = tree_leaves(self.data.targets)
-        if not targets or not all(
-            isinstance(y, Tensor) and not y.is_floating_point() for y in targets
-        ):
-            hint = "leave `disturb` out, or let the data give classes as whole numbers"
-            message, place = (
-                "`disturb` draws labels anew, and the data has none",
-                self.settings.span,
-            )
-            raise fail("F104", message, Label(place), help=hint)
-        return max(int(y.max()) for y in targets) + 1
 
     def _placed(self, value: Any) -> Any:
         """Nested tensors where the model is."""
