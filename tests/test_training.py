@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 import lissom
 from lissom.demo import model as digits
 from lissom.grammar.diagnostics import LissomError
+from lissom.grammar.library.program import program_of
+from lissom.passes.functions import FUNCTIONS
 from lissom.rewrite.graph.digest import model_digest
+from lissom.rewrite.pipeline.compile import Options, compile_model
 from lissom.rewrite.train.optimizers import known_optimizers, make_optimizer, rate_of
 from lissom.rewrite.train.settings import Called
 
-from .learning import SGD, ends, epochs, net, notes, run, trained, weights
+from .learning import DATA, SGD, ends, epochs, net, notes, run, trained, weights
 
 RULES = {
     "mask": "stage s { once prune_weights(ratio = 70%, budget = 100%) }",
@@ -241,6 +245,17 @@ def test_the_last_epoch_may_be_kept() -> None:
     assert found == epochs(result)[-1].metrics["accuracy"]
 
 
+def test_a_long_training_says_where_it_is() -> None:
+    told: list[str] = []
+    settings = "epochs = 2; batch = 50; optimizer = SGD(lr = 0.1)"
+    program = program_of(f"pipeline p {{ {DATA} recover tune {{ {settings} }} }}", "p", Path())
+    options = Options(functions=FUNCTIONS, progress=lambda text, done, total: told.append(text))
+    compile_model(net(), program, digits.inputs(), digits.data, digits.metrics, options)
+    first = digits.accuracy(net(), digits.data("valid"))
+    assert f"tune: epoch 1 of 2 (accuracy {first:.4g}), step 16 of 20" in told
+    assert any(text.startswith("tune: epoch 2 of 2 (accuracy 0.") for text in told)
+
+
 def test_without_a_metric_the_validation_loss_decides() -> None:
     result = run(f"recover tune {{ epochs = 3; {SGD} }}", metrics={})
     losses = [epoch.metrics["valid_loss"] for epoch in epochs(result)]
@@ -368,6 +383,19 @@ def test_a_control_leaves_nothing_behind() -> None:
     (control,) = beside.controls.values()
     best = max(epoch.metrics["accuracy"] for epoch in epochs(beside, "big other"))
     assert digits.accuracy(control, digits.data("valid")) == best
+
+
+def test_bits_go_down_step_by_step() -> None:
+    stage = "stage grid { once grid_weights(bits = bits, budget = 100%) }"
+    result = run(f"""
+  recover dense {{ epochs = 2; {SGD} }}
+  repeat bits in [8, 4, 2] {{ {stage} recover tune {{ epochs = 2; {SGD} }} }}
+""")
+    assert [end.stage for end in ends(result)][1:] == [
+        "grid 1", "tune 1", "grid 2", "tune 2", "grid 3", "tune 3",
+    ]  # fmt: skip
+    assert all(len(row.unique()) <= 3 for w in weights(result.model) for row in w)
+    assert trained(result)[-1].verdicts[0].holds
 
 
 def test_dense_sparse_dense() -> None:

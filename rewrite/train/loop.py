@@ -212,13 +212,16 @@ class Training:
             self._set_rate((number - 1 + step / steps) / self.settings.epochs)
             total += self._step(batch, number, step + 1, generator)
             if step % 16 == 15:
-                self.progress(
-                    f"epoch {number} of {self.settings.epochs}, step {step + 1} of {steps}"
-                )
+                self.progress(f"{self._place(number)}, step {step + 1} of {steps}")
         wrong = next(self._not_finite(lambda w: w.detach()), "")
         if wrong:
             raise Diverged(number, steps, f"`{wrong}` holds numbers that are none")
         return total / steps
+
+    def _place(self, number: int) -> str:
+        """Where a training is, and what the epoch before came to."""
+        found = ", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].metrics.items())
+        return f"epoch {number} of {self.settings.epochs}{f' ({found})' if found else ''}"
 
     def _set_rate(self, done: float) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
