@@ -188,6 +188,24 @@ def test_break_even_is_derived(small: Declarations) -> None:
     assert "M < K*L*O/(K*L + O)" in found.helps[0]
 
 
+def test_what_an_optional_op_holds_is_an_array_where_it_is_there(small: Declarations) -> None:
+    """`n and n.weight` is no condition, while `n and 1 < 2` is."""
+    text = """
+approx rule thin {
+  match {
+    h = linear(x) as l
+    y = linear?(h) as n
+  }
+  let { g = n and n.bias or 1 }
+  perturb { l.weight := l.weight * GAIN }
+  ensure { error(y) <= 5% on calib }
+}
+"""
+    assert codes_of(text.replace("GAIN", "mean(g)"), small) == []
+    wrong = text.replace("GAIN", "mean(g)").replace("n.bias or 1", "1 < 2")
+    assert "T001" in codes_of(wrong, small)
+
+
 def test_recover_clears_what_is_owed(small: Declarations) -> None:
     text = """
 approx rule thin {

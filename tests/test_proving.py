@@ -130,6 +130,23 @@ def test_a_rule_of_a_user_with_optional_ops_and_chains() -> None:
     assert (proof.failures, proof.weak) == ([], [])
 
 
+def test_where_the_last_op_may_be_absent_others_may_read_what_it_reads() -> None:
+    """Then the match ends there, and has to be right all the same."""
+    text = """
+    exact rule ends {
+      match {
+        h = abs(x)
+        y = relu?(h)
+      }
+      rewrite { y = abs(x) }
+    }
+    """
+    proof = prove(subject_of(parse(text).all(t.Rule)[0]), MODELS)
+    assert (proof.failures, proof.weak) == ([], [])
+    found = {result.near.name: result for result in proof.near}
+    assert found["`h` has another reader"].equal > 0
+
+
 # -- rules that are wrong --------------------------------------------------------------------------
 
 FOLDS = {

@@ -20,13 +20,14 @@ from lissom.rewrite.proving.mutants.mutate import (
     CHECKER,
     ENGINE,
     MODEL,
-    MUTATION_FUNCTIONS,
     Fate,
+    Score,
     Specimen,
     kill,
     score,
     specimens,
 )
+from lissom.rewrite.proving.mutants.spoiling import MUTATION_FUNCTIONS
 from lissom.rewrite.proving.subject import Subject
 from lissom.rewrite.proving.trial import model
 
@@ -254,6 +255,23 @@ def test_what_a_rule_does_not_promise_lets_mutants_survive() -> None:
     assert "weight rounded to bfloat16" in alive
     assert "weight negated" not in alive, "its error is past the budget"
     assert found.killed + len(found.survivors) == len(found.fates)
+
+
+def test_what_says_the_same_everywhere_is_no_mistake() -> None:
+    rule, held = shipped()["fold_bn"], "b = (n.bias or 0) - n.running_mean * g\n"
+    samples = grown_for(rule, wanted=4)
+
+    def fate(text: str) -> Fate:
+        source = rules(library("fold").replace(held, f"b = {text}\n"))["fold_bn"]
+        assert source != rule
+        return kill(Mutant("written otherwise", source, rule.span, text), samples)
+
+    same = fate("(n.bias or 0) - n.running_mean * g * 1")
+    assert not same.killed
+    assert Score.of([same], len(samples)).fates == ()
+    other = fate("(n.bias or 0) - n.running_mean * g * 1.0001")
+    assert other.killed
+    assert Score.of([other], len(samples)).fates == (other,)
 
 
 def test_a_survivor_names_the_closest_call() -> None:

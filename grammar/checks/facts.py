@@ -102,7 +102,12 @@ class FactFlow:
             self._undo("calibrated", ref.rule)
         for clause in (c for c in rule.all(t.Train) if c.names):
             self._undo("trained", ref.rule)
-            self.owed.append((ref, clause.span))
+            self._owe(ref, clause.span)
+
+    def _owe(self, ref: t.Ref, span: Span) -> None:
+        """One training is enough for all that a rule leaves untrained."""
+        if all(other is not ref for other, _ in self.owed):
+            self.owed.append((ref, span))
 
     def _observed(self, ref: t.Ref, rule: t.Rule) -> None:
         """A rule that reads what an observer recorded needs a calibration before it."""
@@ -119,7 +124,7 @@ class FactFlow:
         elif kind == "forbids":
             self._forbid(ref, name, word.span)
         elif kind == "needs" and name == LATER:
-            self.owed.append((ref, word.span))
+            self._owe(ref, word.span)
         elif kind == "needs" and name not in self.facts:
             self._missing(ref, name, word.span)
 

@@ -121,7 +121,7 @@ class Kinds(Fold[Kind]):
         if expr.op in ("==", "!=", "in"):
             return self._same(expr, left, right)
         if expr.op in ("and", "or"):
-            return _choice(left, right) if expr.op == "or" else BOOL
+            return _choice(left, right) if expr.op == "or" else _both(right)
         left, right = self._operand(expr.left, left), self._operand(expr.right, right)
         if expr.op in ("<", "<=", ">", ">="):
             return self._ordered(expr, left, right)
@@ -214,6 +214,11 @@ def _choice(left: Kind, right: Kind) -> Kind:
     if left == right or {left.name, right.name} <= NUMBERS:
         return left if left == right else NUMBER
     return BOOL if BOOL in (left, right) and ANY not in (left, right) else ANY
+
+
+def _both(right: Kind) -> Kind:
+    """`a and b` is a condition; of what a condition is not, it is b where a is there."""
+    return right if right.name in ("param", "tensor") else BOOL
 
 
 def _combined(op: str, left: Kind, right: Kind) -> Kind:

@@ -16,7 +16,8 @@ from ..rules.state import State
 from ..targets.target import Target
 from .choices.source import Replayed
 from .mutants.mutants import Mutant
-from .mutants.mutate import AGREES, MODEL, MUTATION_FUNCTIONS, Fate, Score, readied
+from .mutants.mutate import AGREES, MODEL, Fate, Score, readied
+from .mutants.spoiling import MUTATION_FUNCTIONS
 from .subject import Subject
 from .whole import drawn_model, graph_state
 

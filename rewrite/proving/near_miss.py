@@ -115,8 +115,9 @@ def _around(rule: CompiledRule, subject: Subject, op: PatternOp) -> Iterator[Nea
     """What may stand around a matched op and must not be lost."""
     inner = [n for n in op.targets if n not in rule.outputs and n != "_"]
     if not op.source.shared and not op.repeat:
+        ends = _ends(rule)
         for name in inner:
-            r8 = frozenset({"R008"})
+            r8 = frozenset() if name in ends else frozenset({"R008"})
             yield NearMiss(f"`{name}` has another reader", r8, edit=on_value(name, read_again))
             yield NearMiss(f"`{name}` is returned", r8, edit=on_value(name, give_back))
     if len(rule.pattern.ops) > 1 and not op.repeat:
@@ -136,6 +137,17 @@ def _around(rule: CompiledRule, subject: Subject, op: PatternOp) -> Iterator[Nea
         edit=on_op(op.index, call_again),
     )
     yield NearMiss(f"a weight of `{op.targets[0]}` is tied", frozenset(), edit=on_op(op.index, tie))
+
+
+def _ends(rule: CompiledRule) -> set[str]:
+    """What a match may end with: its results, and what ops read that may be absent behind it.
+    Others may read that: then the match ends there.
+    """
+    ends = set(rule.outputs)
+    for op in reversed(rule.pattern.ops):
+        if op.repeat and ends.issuperset(op.targets):
+            ends.update(op.reads)
+    return ends
 
 
 # -- looking at them -------------------------------------------------------------------------------

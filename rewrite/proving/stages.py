@@ -119,4 +119,4 @@ def tried_mutants(
         if told is not None:
             count = told[0]
             fates.append(Fate(mutant, *told[1:]))
-    return Score(tuple(fates), count)
+    return Score.of(fates, count)

@@ -2,8 +2,8 @@
 
 Every mutant of a rule is tried on models on which the rule itself applies. It is killed by the
 engine if that refuses what the rule may do, by the model if the engine lets it pass and the whole
-model then computes something else, by the checker if no model tells it apart. What survives is no
-mistake, or one that nobody would notice.
+model then computes something else, by the checker if no model tells it apart. What plans the same
+wherever it was tried is no mistake; what else survives is one that nobody would notice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,76 +36,18 @@ from ..models.grown import Grown
 from ..subject import Subject
 from ..trial import condition, names_types, state_of
 from .mutants import Mutant, mutants
+from .same import same_plan
+from .spoiling import MUTATION_FUNCTIONS
 
 Found = TypeVar("Found")
 ENGINE, MODEL, CHECKER = "engine", "model", "checker"
+SAME = "no mistake"
 
 WANTED = 64
 """On how many models a mutant is tried at most."""
 
 AGREES = 1e-9
 """Relative L2 distance of two models in float64 that compute the same."""
-
-# -- what mutants call -----------------------------------------------------------------------------
-
-Weight = Any
-"""A tensor; a number or None passes for the weight that it stands for."""
-
-
-def _doubled(w: Weight) -> Weight:
-    return None if w is None else 2 * w
-
-
-def _negated(w: Weight) -> Weight:
-    return None if w is None else -w
-
-
-def _positive(w: Weight) -> Weight:
-    return None if w is None else abs(w)
-
-
-def _flipped(w: Weight) -> Weight:
-    """The other way round along the first axis that has two ends."""
-    return w.flip(_long(w)[0]) if isinstance(w, Tensor) and _long(w) else w
-
-
-def _mirrored(w: Weight) -> Weight:
-    """The other way round along the last axis that has two ends."""
-    return w.flip(_long(w)[-1]) if isinstance(w, Tensor) and _long(w) else w
-
-
-def _long(w: Tensor) -> list[int]:
-    return [axis for axis, size in enumerate(w.shape) if size > 1]
-
-
-def _transposed(w: Weight) -> Weight:
-    return w.transpose(0, 1) if isinstance(w, Tensor) and w.dim() > 1 else w
-
-
-def _half(w: Weight) -> Weight:
-    return w.half().to(w.dtype) if isinstance(w, Tensor) else w
-
-
-def _bfloat16(w: Weight) -> Weight:
-    return w.bfloat16().to(w.dtype) if isinstance(w, Tensor) else w
-
-
-def _eighth(w: Weight) -> Weight:
-    return w.to(torch.float8_e5m2).to(w.dtype) if isinstance(w, Tensor) else w
-
-
-def _reversed(items: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(items)[::-1]
-
-
-MUTATION_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        _doubled, _negated, _positive, _flipped, _mirrored, _transposed, _half, _bfloat16,
-        _eighth, _reversed,
-    )
-}  # fmt: skip
-"""What only mutants call. No rule can: their names are in no declaration."""
 
 # -- models on which a rule applies ----------------------------------------------------------------
 
@@ -146,6 +88,11 @@ class Specimen:
         apply(state, "mutant", found, 0.0)
         finish(state.module)
         return _farthest(before, state.module, grown.inputs)
+
+    @cached_property
+    def applied(self) -> VerifiedRewrite | str:
+        """As `ready`, of the rule itself."""
+        return self.ready(self.subject.source)
 
     @cached_property
     def own(self) -> float | None:
@@ -208,7 +155,7 @@ def specimens(
 def _applies(specimen: Specimen) -> bool:
     """A draw that leads nowhere, and a rule that breaks its own promise there, are not for here."""
     try:
-        return isinstance(specimen.ready(specimen.subject.source), VerifiedRewrite)
+        return isinstance(specimen.applied, VerifiedRewrite)
     except (Unsuitable, LissomError):
         return False
 
@@ -220,9 +167,9 @@ def _applies(specimen: Specimen) -> bool:
 class Fate:
     """What became of a mutant.
 
-    by: what killed it ("engine", "model", "checker"), or nothing. reason: a code, or the numbers.
-    sample: which model told it apart; of a survivor the closest call, where the difference was
-    `ratio` of what is allowed. None where there was no model.
+    by: what killed it ("engine", "model", "checker"), nothing, or that it is no mistake. reason: a
+    code, or the numbers. sample: which model told it apart; of a survivor the closest call, where
+    the difference was `ratio` of what is allowed. None where there was no model.
     """
 
     mutant: Mutant
@@ -238,19 +185,23 @@ class Fate:
 
     @property
     def killed(self) -> bool:
-        return bool(self.by)
+        return self.by not in ("", SAME)
 
 
 def kill(mutant: Mutant, samples: Sequence[Specimen]) -> Fate:
     """Tries a mutant on models on which the rule itself applies, until one tells them apart."""
-    closest = Fate(mutant, "", "no model on which the rule applies")
+    fates = [Fate(mutant, "", "no model on which the rule applies")]
+    same = bool(samples)
     for judge in (_by_engine, _by_model):
         for index, specimen in enumerate(samples):
-            fate = judge(mutant, specimen, index)
-            if fate.killed:
-                return fate
-            closest = fate if closest.sample is None or fate.ratio > closest.ratio else closest
-    return _by_checker(mutant, samples) or closest
+            fates.append(judge(mutant, specimen, index))
+            if fates[-1].killed:
+                return fates[-1]
+        same = same and all(fate.by == SAME for fate in fates[1:])
+        if same:
+            break
+    closest = max(fates[1:] or fates, key=lambda fate: fate.ratio)
+    return _by_checker(mutant, samples) or replace(closest, by=SAME if same else "")
 
 
 RAISED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -282,7 +233,9 @@ def _by_engine(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
         return found
     exact = [v for v in found.verdicts if v.kind in EXACT]
     ratio = max((v.worst / v.tolerance for v in exact if v.worst and v.tolerance), default=0.0)
-    return Fate(mutant, "", f"{ratio:.2g} of the allowed difference", index, ratio)
+    own = specimen.applied
+    by = SAME if isinstance(own, VerifiedRewrite) and same_plan(own.plan, found.plan) else ""
+    return Fate(mutant, by, f"{ratio:.2g} of the allowed difference", index, ratio)
 
 
 def _by_model(mutant: Mutant, specimen: Specimen, index: int) -> Fate:
@@ -325,6 +278,10 @@ class Score:
     fates: tuple[Fate, ...]
     samples: int
 
+    @classmethod
+    def of(cls, fates: Iterable[Fate], samples: int) -> Score:
+        return cls(tuple(fate for fate in fates if fate.by != SAME), samples)
+
     @property
     def killed(self) -> int:
         return sum(fate.killed for fate in self.fates)
@@ -343,4 +300,4 @@ class Score:
 def score(subject: Subject, samples: Sequence[Specimen]) -> Score:
     """Tries every mutant of a rule on models on which the rule applies."""
     found = mutants(subject.source, subject.vocabulary)
-    return Score(tuple(kill(mutant, samples) for mutant in found), len(samples))
+    return Score.of((kill(mutant, samples) for mutant in found), len(samples))
