@@ -47,3 +47,11 @@ def test_a_teacher_in_a_file_teaches_what_its_model_teaches() -> None:
     text = said("teacher_from_file")
     assert "outputs [1000, 10] of 1,000 samples of train" in text
     assert text.endswith("the model itself teaches the same weights\n")
+
+
+@pytest.mark.slow
+def test_separable_blocks_and_a_teacher() -> None:
+    text = said("recover_separable")
+    assert "tune anew: epoch" in text
+    assert "dense: 4,889,088 MACs, accuracy" in text
+    assert "separable: 750,080 MACs, accuracy" in text
