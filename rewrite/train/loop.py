@@ -308,15 +308,18 @@ class Training:
         return value
 
     def _check_gradients(self, epoch: int, batch: int) -> None:
-        """One sum of squares for all: it is finite only if they are."""
+        """One sum for all: where it is finite, they are."""
         held = [w.grad for w in self.moving if w.grad is not None]
         if any(grad.is_sparse for grad in held):  # of an embedding; what is left out is 0
             held = list(self._dense())
-        norm = torch.nn.utils.get_total_norm(held)
-        if not torch.isfinite(norm):
+        if not math.isfinite(sum(grad.sum() for grad in held)):
             wrong = next(self._not_finite(lambda w: w.grad), "")
-            raise Diverged(epoch, batch, f"the gradient of `{wrong}` is no number")
+            if wrong:
+                raise Diverged(epoch, batch, f"the gradient of `{wrong}` is no number")
         if self.settings.clip is not None:
+            norm = torch.nn.utils.get_total_norm(held)
+            if not torch.isfinite(norm):
+                raise Diverged(epoch, batch, "the norm of all gradients is no number")
             torch.nn.utils.clip_grads_with_norm_(self.moving, self.settings.clip, norm)
 
     def _dense(self) -> Iterator[Tensor]:
