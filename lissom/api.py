@@ -22,7 +22,7 @@ from .rewrite.export.export import export_artifact
 from .rewrite.journal import Applied, Costs, Journal, Verdict
 from .rewrite.measure.compare import Metric
 from .rewrite.measure.gradients import Loss, loss_of_task
-from .rewrite.measure.samples import Source
+from .rewrite.measure.source import Source
 from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
 from .rewrite.pipeline.other_models import Models
 from .rewrite.pipeline.schedule import HostParts

@@ -16,7 +16,7 @@ from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, RuleNames
 from .operations import guess_op
-from .recovers import NUMBERS, check_recover, split_of
+from .recovers import NUMBERS, check_recover, is_stream, split_of
 from .report import Messages
 from .sides import Sides
 from .structure import is_budget
@@ -76,6 +76,11 @@ class Pipelines:
 
     def recover(self, item: t.Recover) -> None:
         check_recover(item, self.splits, self.report)
+        valid = item.setting("valid")
+        if valid is not None or "valid" in self.data:
+            self._held(
+                "valid" if valid is None else valid.span.text, Label((valid or item.name).span)
+            )
         for setting in item.settings:
             self._setting(setting)
 
@@ -211,14 +216,26 @@ class Pipelines:
                 message = f"`{rule.name}` is measured on `{claim.data}`, which the pipeline lacks"
                 help = f'add `data {claim.data} = sample("train", 512)`'
                 self.report.error("F001", message, *places, help=help)
+            if claim.data is not None:
+                self._held(claim.data.text, Label(ref.rule.span, "measures on it"))
 
     # -- uses
+
+    def _held(self, name: str, label: Label) -> None:
+        """Refuses a stream where data has to be in memory."""
+        streams = (item for item in self.pipeline.all(t.Data) if is_stream(item))
+        if any(item.name.text == name for item in streams):
+            message = f"`{name}` is a stream, and only training reads one"
+            help = 'declare samples beside it: `data some = sample("train", 1024)`'
+            self.report.error("D009", message, label, help=help)
 
     def _on(self, word: t.Word | None) -> None:
         if word is not None and word.text not in self.data:
             label = Label(word.span, "no `data` has this name")
             message = f"`{word}` is not bound"
             self.report.unknown("N001", message, label, word.text, self.data)
+        elif word is not None:
+            self._held(word.text, Label(word.span))
 
     def _one_of(self, word: t.Word, known: Iterable[str], what: str) -> None:
         if word.text not in set(known):

@@ -21,6 +21,12 @@ def split_of(item: t.Data) -> str:
     return first.value if isinstance(first, t.String) else ""
 
 
+def is_stream(item: t.Data) -> bool:
+    """`data train = stream("train")`: batches that are not held in memory."""
+    call = item.value
+    return isinstance(call, t.Call) and call.function.span.text == "stream"
+
+
 def check_recover(recover: t.Recover, splits: Mapping[str, str], report: Messages) -> None:
     """Reports F003 where it would read the test split, F004 for a setting that means nothing."""
     given: dict[str, t.Binding] = {}

@@ -6,7 +6,7 @@ model does not take is the target. `x` is a tensor, a tuple of positional inputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,16 +91,16 @@ def counted(target: Any, args: tuple[Any, ...]) -> int:
     return len(target) if countable else batch_size(args)
 
 
-def first(batches: Batches, count: int, size_of: Callable[[Any], int]) -> Batches:
-    """The first `count` samples; the last batch is cut."""
+def first(batches: Iterable[Any], count: int, size_of: Callable[[Any], int]) -> Batches:
+    """The first `count` samples; the last batch is cut, and none behind it is asked for."""
     out: list[Any] = []
-    for batch in batches:
+    for batch in batches if count > 0 else ():
         size = size_of(batch)
-        if count <= 0:
-            break
         take = min(size, count)
         out.append(batch if take == size else part(batch, size, take))
         count -= take
+        if count <= 0:
+            break
     return out
 
 

@@ -7,15 +7,15 @@ bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
-from ..graph.runs import RunFailed, innermost, interpret, one_line, record
+from ...grammar.diagnostics import Label, did_you_mean, fail
+from ..graph.runs import RunFailed, interpret, record
 from ..ops.call import OpCall
 from ..torch_internals import is_erased, tree_leaves
 from .batches import Batches, Pairs, Taken, batch_size, counted, first, is_batched
@@ -24,8 +24,7 @@ from .gradients import Loss, loss_of_task, slopes
 from .large_blocks import giving_back
 from .moments import Moments, affordable, second_moments
 from .recording import Order, Stops, resume, stops_of
-
-Source = Callable[[str], Iterable[Any]]
+from .source import Source, Stream, asked, no_data
 
 MEMORY = 1 << 25
 """Bytes of activations that may be recorded ahead of the site that is at work."""
@@ -81,6 +80,7 @@ class Samples:
         self.source = source
         self.loss = loss
         self.named: dict[str, Batches] = {}
+        self.streams: dict[str, Stream] = {}
         self._values: dict[fx.Node, list[Any]] = {}
         self._ahead: list[tuple[fx.Node, ...]] = []
         self._moments: dict[fx.Node, Moments] = {}
@@ -96,18 +96,27 @@ class Samples:
         return (Example("the example", self.inputs), *self.others)
 
     def define(self, name: str, split: str, count: int | None, place: Label) -> None:
-        """`data calib = sample("train", 512)`: the first samples of a split under a name."""
+        """`data calib = sample("train", 512)`: the first samples of a split under a name. No batch
+        is asked for behind them.
+        """
         if self.source is None:
             return
         batches = asked(self.source, split, place)
-        self.named[name] = batches if count is None else first(batches, count, self.size)
+        self.named[name] = list(batches) if count is None else first(batches, count, self.size)
+
+    def define_stream(self, name: str, split: str, place: Label) -> None:
+        """`data train = stream("train")`: nothing is read before somebody trains on it."""
+        if self.source is not None:
+            self.streams[name] = Stream(self.source, split, place)
 
     def batches(self, name: str | None, place: Label) -> Batches:
         """The batches under a name. Raises D002 where the user gave no data, or data without a
-        batch.
+        batch, D009 where they are not in memory.
         """
         if self.source is None:
             raise no_data(place)
+        if name in self.streams:
+            raise fail("D009", f"`{name}` is a stream, and only training reads one", place)
         if name is None or name not in self.named:
             hint = next(
                 iter(did_you_mean(name or "", self.named)),
@@ -276,26 +285,6 @@ class Samples:
     def _calibration_data(self) -> Pairs:
         batches = self.named.get("calib") or next(iter(self.named.values()))
         return [self.taken.pair(batch) for batch in batches]
-
-
-def asked(source: Source, split: str, place: Label) -> list[Any]:
-    """All batches of a split. Raises D001 where there is none, M023 where the data fails."""
-    try:
-        return list(source(split))
-    except LissomError:
-        raise
-    except (ValueError, KeyError) as error:
-        message = f"there is no data split `{split}`"
-        raise fail("D001", message, place, note=str(error)) from None
-    except Exception as error:
-        where = replace(place, where=innermost(error))
-        note = f"{type(error).__name__}: {one_line(error)}"
-        raise fail("M023", f'`data("{split}")` failed', where, note=note) from error
-
-
-def no_data(place: Label | None = None) -> Exception:
-    hint = "pass `data=` to lissom.compile, or define data(split) in the model file"
-    return fail("D002", "this needs data, and none was given", place or Label(None), help=hint)
 
 
 def _same(args: tuple[Any, ...], whole: tuple[Any, ...]) -> bool:

@@ -31,7 +31,8 @@ from ..measure.compare import Metric, Metrics
 from ..measure.gradients import Loss, loss_of_task
 from ..measure.large_blocks import giving_back, large_blocks_mapped
 from ..measure.latency import Clock
-from ..measure.samples import Example, Samples, Source
+from ..measure.samples import Example, Samples
+from ..measure.source import Source
 from ..ops.vocabulary import Vocabulary
 from ..rules.state import State
 from ..torch_internals import version_of

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...grammar.checks.recovers import is_stream
 from ...grammar.checks.unsupported import unsupported_steps
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.library.program import Program
@@ -25,6 +26,7 @@ from ..graph.snapshot import finish, snapshot
 from ..journal import PROMISES, Applied, Costs, Note, StageEnd, Verdict, VerdictKind
 from ..measure.compare import DRIFT, Metrics, checked, runs_at, untouched
 from ..measure.observing import forget_seen
+from ..measure.samples import Samples
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State, sample_count
 from .budgets import Measures
@@ -100,8 +102,7 @@ class PipelineRun:
         """Gives the data statements of the program their samples."""
         with torch.random.fork_rng(devices=[]):  # what loaders draw is drawn on from there
             for item in self.source.all(t.Data) if self.source is not None else ():
-                split, count = _sample(item)
-                self.state.samples.define(item.name.text, split, count, Label(item.span))
+                _define(item, self.state.samples)
 
     def _blocks(self) -> Sequence[t.BlockItem]:
         return implicit_stages(self.program) if self.source is None else self.source.blocks
@@ -291,15 +292,17 @@ class PipelineRun:
         return found
 
 
-def _sample(item: t.Data) -> tuple[str, int | None]:
-    """`sample("train", 512)` or `sample("test", all)`."""
-    call = item.value
-    if isinstance(call, t.Call) and len(call.args) == 2 and isinstance(call.args[0], t.String):
-        count = call.args[1]
-        return call.args[0].value, int(count.value) if isinstance(count, t.Number) else None
-    raise fail(
-        "D005",
-        "data is a sample of a split",
-        Label(item.value.span),
-        help='sample("train", 512) or sample("test", all)',
-    )
+def _define(item: t.Data, samples: Samples) -> None:
+    """`sample("train", 512)`, `sample("test", all)` or `stream("train")`."""
+    name, call, place = item.name.text, item.value, Label(item.span)
+    args = call.args if isinstance(call, t.Call) else ()
+    split = args[0].value if args and isinstance(args[0], t.String) else None
+    if split is not None and len(args) == 1 and is_stream(item):
+        samples.define_stream(name, split, place)
+    elif split is not None and len(args) == 2 and not is_stream(item):
+        count = int(args[1].value) if isinstance(args[1], t.Number) else None
+        samples.define(name, split, count, place)
+    else:
+        hint = 'sample("train", 512), sample("test", all) or stream("train")'
+        message = "data is a sample or a stream of a split"
+        raise fail("D005", message, Label(item.value.span), help=hint)

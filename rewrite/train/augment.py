@@ -100,7 +100,7 @@ def classes_of(targets: Any, settings: Settings) -> int:
     """How many classes there are for `disturb` to draw. Raises F104 where there are none."""
     labels = tree_leaves(targets) if settings.disturb else []
     if settings.disturb and not (labels and all(map(_is_label, labels))):
-        hint = "leave `disturb` out, or let the data give classes as whole numbers"
+        hint = "leave `disturb` out, or give a `sample` with classes that are whole numbers"
         message = "`disturb` draws labels anew, and the data has none"
         raise fail("F104", message, Label(settings.span), help=hint)
     return max((int(y.max()) + 1 for y in labels), default=0)

@@ -35,13 +35,18 @@ class TrainingData:
 
     def __init__(self, pairs: Pairs, place: Label) -> None:
         # Without the history of gradients: those of the caller's tensors are his own.
-        given = [tree_map(_detached, pair) for pair in pairs]
+        given = [tree_map(detached, pair) for pair in pairs]
         self.pairs = [pair for pair in given if not _is_empty(pair)]
         if not self.pairs:
             raise fail("D002", "there is no sample to train on", place)
         self.table, self.spec = _table(self.pairs)
         self.sizes = [batch_size(args) for args, _ in self.pairs]
         self.samples = sum(self.sizes)
+
+    @property
+    def divides(self) -> bool:
+        """Whether samples are put together to batches of a size that is asked for."""
+        return self.table is not None
 
     @property
     def targets(self) -> Any:
@@ -54,14 +59,18 @@ class TrainingData:
         args, target = tree_unflatten([_part(leaf, rows) for leaf in self.table], self.spec)
         return args, None if isinstance(target, tuple) and not target else target
 
+    def example(self) -> tuple[Any, ...]:
+        """The inputs of two samples, or of a batch that cannot be cut."""
+        return self.args_of(slice(0, 2))[0] if self.table else self.pairs[0][0]
+
     def digest(self) -> str:
         """SHA-256 over all samples in the order in which they were given."""
-        return _digest(self.table or tree_leaves(self.pairs))
+        return digest_of(self.table or tree_leaves(self.pairs))
 
     def inputs_digest(self) -> str:
         """The same of the inputs alone."""
         args = self.args_of(slice(None))[0] if self.table else [args for args, _ in self.pairs]
-        return _digest(tree_leaves(args))
+        return digest_of(tree_leaves(args))
 
     def answers(self, ask: Callable[[tuple[Any, ...], Tensor], Any]) -> Tensor | None:
         """What somebody says of all samples (inputs, and which samples these are), in the batches
@@ -107,7 +116,8 @@ class TrainingData:
             yield StepBatch(args, target, rows[at], 1.0 if number % world == rank else 0.0)
 
 
-def _detached(leaf: Any) -> Any:
+def detached(leaf: Any) -> Any:
+    """A tensor without the history of its gradients."""
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
@@ -116,8 +126,8 @@ def _is_empty(pair: tuple[tuple[Any, ...], Any]) -> bool:
     return batch_size(pair[0]) == 0
 
 
-def _digest(leaves: Sequence[Any]) -> str:
-    """Of all that was given: a gap between inputs is nothing."""
+def digest_of(leaves: Sequence[Any]) -> str:
+    """SHA-256 of all that was given: a gap between inputs is nothing."""
     given = (x for x in leaves if x is not None)
     parts = (tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in given)
     return sha256("\n".join(parts))

@@ -24,10 +24,11 @@ from ..torch_internals import tree_map
 from .accelerators import own_accelerator
 from .augment import augmented, changes_of, classes_of, disturbed
 from .checkpoints import CheckpointFile, TrainingState, put_back, tensors_of
-from .data import StepBatch, TrainingData
+from .data import StepBatch
 from .learner import Learner
 from .optimizers import make_optimizer, rate_of
 from .settings import Settings
+from .streamed import Data
 from .taps import InnerPlace
 from .teachers import Teacher
 from .terms import Losses, StepSeen
@@ -35,7 +36,6 @@ from .terms import Losses, StepSeen
 T = TypeVar("T")
 
 Tell = Callable[[Epoch], None]
-
 
 _HINTS = {
     "inplace operation": "let the model compute `y = y * 2` where it has `y.mul_(2)`",
@@ -87,7 +87,7 @@ class Training:
     stage: str
     settings: Settings
     student: Student
-    data: TrainingData
+    data: Data
     losses: Losses
     teacher: Teacher | None
     judge: Callable[[nn.Module], dict[str, float]]
@@ -206,26 +206,29 @@ class Training:
         torch.manual_seed(_seed(self.settings.seed, number, self.accelerator.process_index))
         generator = torch.Generator().manual_seed(_seed(self.settings.seed, number))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        steps, total = self.data.steps(self.settings.batch), 0.0
+        steps, losses = self.data.steps(self.settings.batch), []
         self.model.train()
         for step, batch in enumerate(self.data.epoch(self.settings.batch, generator, rank, world)):
-            self._set_rate((number - 1 + step / steps) / self.settings.epochs)
-            total += self._step(batch, number, step + 1, generator)
+            # Where nobody knows how long an epoch is the rate stays until it ends.
+            self._set_rate(number - 1 + (min(step / steps, 1) if steps else 0))
+            losses.append(self._step(batch, number, step + 1, generator))
             if step % 16 == 15:
-                self.progress(f"{self._place(number)}, step {step + 1} of {steps}")
+                of = f" of {steps}" if steps else ""
+                self.progress(f"{self._place(number)}, step {step + 1}{of}")
         wrong = next(self._not_finite(lambda w: w.detach()), "")
         if wrong:
-            raise Diverged(number, steps, f"`{wrong}` holds numbers that are none")
-        return total / steps
+            raise Diverged(number, len(losses), f"`{wrong}` holds numbers that are none")
+        return sum(losses) / len(losses)
 
     def _place(self, number: int) -> str:
         """Where a training is, and what the epoch before came to."""
         found = ", ".join(f"{k} {v:.4g}" for k, v in self.history[-1].metrics.items())
         return f"epoch {number} of {self.settings.epochs}{f' ({found})' if found else ''}"
 
-    def _set_rate(self, done: float) -> None:
+    def _set_rate(self, epochs: float) -> None:
+        share = self.rate(epochs / self.settings.epochs)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.rate(done)
+            group["lr"] = rate * share
 
     def _step(self, batch: StepBatch, epoch: int, number: int, generator: torch.Generator) -> float:
         args = augmented(batch.args, self.changes, generator)

@@ -23,6 +23,7 @@ from ..journal import Epoch, Note, Trained, Verdict
 from ..measure.batches import Pairs, batch_size
 from ..measure.compare import Metrics
 from ..measure.observing import forget_seen
+from ..measure.samples import Samples
 from ..rules.constraint import free
 from ..rules.state import State
 from ..torch_internals import tree_map
@@ -32,6 +33,7 @@ from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_wei
 from .loop import Student, Training
 from .remarks import remarks
 from .settings import Number, Settings
+from .streamed import Data, StreamedData
 from .structure import Beside, structure_kept, ties
 from .taps import InnerPlace, inner_places, tapped
 from .teachers import Places, Teacher, TeacherReader, graphs_of, is_from_file, remembered
@@ -60,8 +62,7 @@ class Recovery:
         self.state, self.settings, self.around, self.stage = state, settings, around, stage
         place = Label(settings.span)
         samples = state.samples
-        taken = samples.taken.pair
-        self.data = TrainingData(list(map(taken, samples.batches(settings.data, place))), place)
+        self.data = _data_of(samples, settings.data, place)
         valid = settings.valid
         self.valid = [] if valid is None else list(samples.batches(valid, place))
         self.watch = self._watched(place)
@@ -168,7 +169,7 @@ class Recovery:
         adapters = nn.ModuleDict()
         if teacher is None or not places:
             return adapters
-        args = self.data.args_of(slice(0, 2))[0] if self.data.table else self.data.pairs[0][0]
+        args = self.data.example()
         with torch.no_grad():
             _, values = learner.eval()(*args)
             _, taught = teacher(args, None)
@@ -304,6 +305,14 @@ class Recovery:
         self.state.reset(graph)
         go_on_from(self.state, learner.moved)
         self.state.samples.forget()
+
+
+def _data_of(samples: Samples, name: str, place: Label) -> Data:
+    """The samples to train on: in memory, or read anew each epoch."""
+    taken = samples.taken.pair
+    if name in samples.streams:
+        return StreamedData(samples.streams[name], taken)
+    return TrainingData(list(map(taken, samples.batches(name, place))), place)
 
 
 class _Deployed(nn.Module):

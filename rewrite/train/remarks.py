@@ -22,6 +22,8 @@ def remarks(training: Training, graph: fx.GraphModule, watched: str, best: int) 
     if lost:
         said = f"epoch{'s'[: len(lost) - 1]} {', '.join(map(str, lost))}"
         yield "F108", f"`{watched}` is no number after {said} of `{name}`, which cannot be best"
+    if "batch" in training.settings.given and not training.data.divides:
+        yield "F110", f"`batch` of `{name}` is not heard: its data comes in batches as they are"
     still = [node.name for node in graph.graph.nodes if _stays(node)]
     if still:
         places = f"`{'`, `'.join(still[:3])}`" + (" and more" if len(still) > 3 else "")

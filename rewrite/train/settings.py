@@ -34,7 +34,9 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `recover NAME { ... }` says; docs/learning.md tells what each means."""
+    """What `recover NAME { ... }` says; docs/learning.md tells what each means. given: the names of
+    the settings that the program has.
+    """
 
     name: str
     span: Span
@@ -59,6 +61,7 @@ class Settings:
     frozen_norms: bool = False
     only: str | None = None
     keeps_last: bool = False
+    given: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
         """The settings as a certificate holds them."""
@@ -113,6 +116,7 @@ def read_settings(recover: t.Recover, number: Number, data: Mapping[str, str]) -
         reader.word("norms", "batch") == "frozen",
         reader.text("only"),
         reader.word("keep", "best") == "last",
+        frozenset(s.targets[0].text for s in recover.settings if isinstance(s, t.Binding)),
     )
 
 

@@ -23,6 +23,7 @@ from .data import TrainingData
 from .learner import with_own_weights
 from .recorded import read_recorded
 from .settings import Number
+from .streamed import Data
 from .taps import tapped
 
 RECORDED, PROBABILITIES = "recorded", "probabilities"
@@ -153,10 +154,12 @@ MOST = 1 << 28
 """Bytes of outputs that are remembered."""
 
 
-def remembered(teacher: Teacher, data: TrainingData) -> Teacher:
-    """The same teacher, asked for every sample once, where what it says fits in memory and nothing
-    inside is asked for.
+def remembered(teacher: Teacher, data: Data) -> Teacher:
+    """The same teacher, asked for every sample once, where the samples and what it says of them fit
+    in memory and nothing inside is asked for.
     """
+    if not isinstance(data, TrainingData):
+        return teacher
     args = data.pairs[0][0]
     rows = torch.arange(data.sizes[0])
     first = teacher(args, rows)[0]
@@ -184,7 +187,7 @@ class TeacherReader:
 
     models: Mapping[str, Callable[[], fx.GraphModule]]
     number: Number
-    data: TrainingData
+    data: Data
     places: Places
     folder: Path
 
@@ -250,6 +253,11 @@ class TeacherReader:
         if places:
             message = "a file holds outputs, and nothing from inside of a teacher"
             raise fail("F105", message, place, help="leave `hint` and `attention` out")
+        if not isinstance(self.data, TrainingData):
+            message = "outputs in a file are of samples in an order, and a stream has its own"
+            raise fail(
+                "F105", message, place, help="train on a sample in memory: `sample(SPLIT, all)`"
+            )
         outputs, said = read_recorded(self.folder / name.value, place)
         if len(outputs) != self.data.samples or said.get("data") != self.data.inputs_digest():
             note = f"it holds {len(outputs):,} rows, the data has {self.data.samples:,} samples"
