@@ -224,8 +224,9 @@ def test_a_loader_that_knows_no_length_steps_its_rate_by_epochs() -> None:
 # -- what cannot be --------------------------------------------------------------------------------
 
 
-def test_an_iterator_is_no_stream() -> None:
+def test_an_iterator_that_ended_is_no_stream() -> None:
     given = iter(list(batches("train")))
+    list(given)
     held = 'data train = stream("train")\n'
     found = said(lambda: tuned(given, statements=held))
     assert (found.code, found.helps[0].split(":")[0]) == (

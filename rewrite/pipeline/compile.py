@@ -266,10 +266,20 @@ def taken(captured: Captured, inputs: tuple[Any, ...]) -> Taken:
 
 
 def as_source(data: Source | Iterable[Any] | None) -> Source | None:
-    """Data as a function of the split; batches that are no function are those of every split."""
+    """Data as a function of the split; batches that are no function are those of every split. An
+    iterator yields them once, and they are kept.
+    """
     if data is None or callable(data):
         return data
-    return lambda split: data
+    kept: list[Any] = []
+
+    def all_of(split: str) -> Iterable[Any]:
+        if not isinstance(data, Iterator):
+            return data
+        kept.extend(data)
+        return kept
+
+    return all_of
 
 
 def example_of(data: Source | None, model: nn.Module) -> tuple[Any, ...] | dict[str, Any]:
