@@ -99,3 +99,39 @@ def test_a_plan_trains_once(made: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert not (made / "plan.json.checkpoints").exists()
     assert len(certificate(made / "planned")["trainings"][0]["history"]) == 4
+
+
+FOLLOWS = """
+pipeline follow {
+  data train = sample("train", all)
+  data valid = sample("valid", all)
+  recover tune {
+    epochs = 2
+    teacher = recorded("teacher.safetensors")
+    loss = kl(temperature = 2) + task()
+  }
+}
+"""
+
+
+def test_what_a_file_taught_is_made_again_with_that_file_and_no_other(made: Path) -> None:
+    recorded = lissom(made, "record", "model.py", "--split", "train", "-o", "teacher.safetensors")
+    assert recorded.returncode == 0, recorded.stderr
+    (made / "follow.lissom").write_text(FOLLOWS)
+    done = lissom(made, "apply", "model.py", "follow.lissom", "-o", "followed")
+    assert done.returncode == 0, done.stderr
+    first = certificate(made / "followed")
+    shutil.copy(made / "followed" / "program.lissom", made / "followed_again.lissom")
+    done = lissom(made, "apply", "model.py", "followed_again.lissom", "-o", "followed_again")
+    assert done.returncode == 0, done.stderr
+    again = certificate(made / "followed_again")
+    assert again["model"] == first["model"]
+    assert again["trainings"] == first["trainings"]
+    other = MODEL.replace("manual_seed(0)", "manual_seed(1)")
+    (made / "other.py").write_text(other)
+    recorded = lissom(made, "record", "other.py", "--split", "train", "-o", "teacher.safetensors")
+    assert recorded.returncode == 0, recorded.stderr
+    done = lissom(made, "apply", "model.py", "followed_again.lissom", "-o", "otherwise")
+    assert done.returncode == 0, done.stderr
+    otherwise = certificate(made / "otherwise")
+    assert otherwise["trainings"][0]["teacher"] != first["trainings"][0]["teacher"]
