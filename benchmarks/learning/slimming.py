@@ -8,29 +8,34 @@ from __future__ import annotations
 
 from study import Row, compiled, measured, mlp, study
 
-PROGRAM = """
+SETTINGS = """
+    batch = 32
+    optimizer = SGD(lr = 0.02, momentum = 0.9, weight_decay = 0.0001)
+    schedule = cosine()
+    seed = SEED
+"""
+PROGRAM = f"""
   budget drop(accuracy) <= 1% on valid
-  recover dense {
-    epochs = 6
+  recover dense {{
+    epochs = 10
     loss = task() + PENALTY * norm_scales()
     keep = last
-    optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0001)
-    schedule = cosine()
-    seed = SEED
-  }
-  stage slim { once prune_scale(ratio = 80%) }
-  recover tune {
-    epochs = 10
-    optimizer = SGD(lr = 0.05, momentum = 0.9, weight_decay = 0.0001)
-    schedule = cosine()
-    seed = SEED
-  }
+    {SETTINGS}
+  }}
+  stage slim {{ once prune_scale(ratio = 80%) }}
+  recover tune {{
+    epochs = 20
+    loss = cross_entropy(smoothing = 10%)
+    {SETTINGS}
+  }}
 """
-DENSE = (
-    PROGRAM.partition("stage slim")[0]
-    .replace("epochs = 6", "epochs = 16")
-    .replace("keep = last", "")
-)
+DENSE = f"""
+  recover dense {{
+    epochs = 30
+    loss = cross_entropy(smoothing = 10%)
+    {SETTINGS}
+  }}
+"""
 
 
 def run(penalty: str, body: str = PROGRAM) -> object:
