@@ -49,7 +49,7 @@ def energy_beyond(matrix: Tensor, rank: int) -> float:
     return float(torch.linalg.svdvals(matrix.double())[rank:].square().sum())
 
 
-STRUCTURE = {"sample", "zero", "initial", "in_training"}
+STRUCTURE = {"sample", "stream", "zero", "initial", "in_training"}
 """Read from the tree of a program: `data d = sample(...)`, `perturb { zero(readers(D), ...) }`,
 `train { w := w * initial(mask(w)) }`.
 """
