@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,15 +17,18 @@ from .grammar.tree.rules import RULE_KINDS
 from .passes.functions import FUNCTIONS
 from .rewrite.apply.cost import said_of_uncounted
 from .rewrite.evidence import artifact, certificate
+from .rewrite.evidence.artifact import behind_in
+from .rewrite.exits.segments import running
 from .rewrite.explain.site_changes import SiteChange, site_changes, timed
 from .rewrite.export.export import export_artifact
-from .rewrite.journal import Applied, Costs, Journal, Verdict
+from .rewrite.journal import Applied, Costs, ExitsFitted, Journal, Verdict
 from .rewrite.measure.compare import Metric
 from .rewrite.measure.gradients import Loss, loss_of_task
 from .rewrite.measure.source import Source
 from .rewrite.pipeline.compile import Compiled, Options, as_source, compile_model
 from .rewrite.pipeline.other_models import Models
 from .rewrite.pipeline.schedule import HostParts
+from .rewrite.runtime.exits import EarlyExit
 from .rewrite.store.folder import load as load_artifact
 from .rewrite.train.report import TrainingRow, training_rows
 
@@ -67,9 +70,10 @@ class Result:
         claims = "" if self.compiled.verified else ", NOT VERIFIED"
         return f"<lissom.Result: {count} rewrites, {costs}{claims}>"
 
-    @property
-    def model(self) -> fx.GraphModule:
-        return self.compiled.model
+    @cached_property
+    def model(self) -> fx.GraphModule | EarlyExit:
+        """What was compiled; a model with exits is an `EarlyExit`, from which samples leave."""
+        return running(self.compiled.model, self.compiled.behind)
 
     @property
     def journal(self) -> Journal:
@@ -139,6 +143,11 @@ class Result:
     def trainings(self) -> list[TrainingRow]:
         """What each `recover` came to, those of rounds taken back and of controls among them."""
         return training_rows(self.journal, self.compiled.kept_stages)
+
+    @property
+    def exits(self) -> ExitsFitted | None:
+        """What the last `exit on ...` of the program chose: thresholds, and who leaves where."""
+        return next(reversed(self.journal.of(ExitsFitted)), None)
 
     @property
     def controls(self) -> Mapping[str, fx.GraphModule]:
@@ -225,11 +234,12 @@ def as_program(program: str | Path | Program) -> Program:
 
 
 @without_causes
-def load(path: str | Path) -> fx.GraphModule:
+def load(path: str | Path) -> fx.GraphModule | EarlyExit:
     """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from
     the folder.
     """
-    return load_artifact(Path(path)).module
+    found = load_artifact(Path(path))
+    return running(found.module, behind_in(found.documents))
 
 
 @without_causes

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..grammar.diagnostics import fail
 
@@ -168,6 +168,15 @@ def ones(*shape: int) -> Tensor:
     return torch.ones(shape, dtype=torch.float64)
 
 
+def kaiming(*shape: int) -> Tensor:
+    """A weight that training is to start from (He et al. 2015, arXiv:1502.01852): uniform in
+    float64, with the variance 1 / fan-in, the same each time.
+    """
+    made = torch.empty(shape, dtype=torch.float64)
+    drawn = torch.Generator().manual_seed(0)
+    return nn.init.kaiming_uniform_(made, nonlinearity="linear", generator=drawn)
+
+
 def numel(w: Tensor) -> int:
     return w.numel()
 
@@ -309,8 +318,8 @@ def all_zero(x: Tensor | Number | None) -> bool:
 
 
 FUNCTIONS = (
-    svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, numel, inverse_dims,
-    sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean, variance,
+    svd, einsum, matvec, scale, diag, transpose, reshape, concat, zeros, ones, kaiming, numel,
+    inverse_dims,     sqrt, exp, log, abs_, rows, round_up, min_, max_, sum_, mean, variance,
     nonzeros, all_zero, round_to, as_type,
 )  # fmt: skip
 """Rules call them by these names; a trailing underscore only keeps Python's own name free."""

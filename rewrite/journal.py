@@ -203,6 +203,33 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitRow:
+    """One exit, or the output: when samples leave there (""), which share of the data does, and
+    multiply-accumulates up to there, at the example's batch.
+    """
+
+    name: str
+    test: str
+    share: float
+    macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExitsFitted:
+    """Thresholds that were chosen: so that `asked` holds on the samples `data`. macs: on average;
+    metrics: by name, on that data; frontier: costs and metric of the best thresholds at each cost.
+    """
+
+    asked: str
+    data: str
+    rows: tuple[ExitRow, ...]
+    macs: float
+    metrics: dict[str, float]
+    frontier: tuple[tuple[float, float], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """One candidate that was left as it was, and why. `structural` says that it only looked like
     one: no news.
@@ -245,7 +272,7 @@ HELPS = {"W702": ("lissom why MODEL RULE --program PROGRAM",)}
 _TOGETHER = {"W702": "rules changed nothing"}
 """What one remark says of several notes with the same code."""
 
-Event = Applied | Attached | Calibrated | Epoch | Trained | Refused | Note | StageEnd
+Event = Applied | Attached | Calibrated | Epoch | ExitsFitted | Trained | Refused | Note | StageEnd
 
 
 def _remark(code: str, texts: Sequence[str], severity: Severity) -> Diagnostic:

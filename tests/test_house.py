@@ -23,7 +23,7 @@ FLOORS = ["grammar", "rewrite", "passes", "lissom"]
 ROOMS = {
     "grammar": "reached documents diagnostics codes words algebra tree text library fmt checks",
     "rewrite": "runtime torch_internals journal ops store graph measure capture channels rules "
-    "match apply targets train pipeline explain evidence export proving",
+    "match apply exits targets train pipeline explain evidence export proving",
     "lissom": "output options model_file jobs report commands cli api __init__ __main__",
 }
 """The folders of a floor, and files that are a room of their own, from the ground up: what each is
@@ -316,6 +316,7 @@ MAY_NAME_OPS = {
         "store/layers.py": "dropout relu gelu",
     },
     "words of rules and of declarations: types, functions, clauses": {
+        "apply/exits.py": "exit_at",
         "match/site.py": "clone",
         "ops/declaration.py": "any",
         "ops/dims.py": "max min sum",
@@ -342,6 +343,7 @@ MAY_NAME_OPS = {
         "proving/dims/moves.py": ALL,
         "proving/dims/near.py": ALL,
         "proving/dims/steps.py": ALL,
+        "proving/exits/mutants.py": "mul neg relu",
         "proving/models/builder.py": "relu tanh neg sigmoid",
         "proving/models/pattern_builder.py": "contiguous clone",
         "proving/mutants/alter_steps.py": "abs cast flip neg relu roll tanh",

@@ -68,5 +68,6 @@ def test_every_op_of_the_library_is_in_the_tables() -> None:
     integer = {n for n in Vocabulary.library().names() if n.startswith(("int8_", "quant"))}
     separately |= integer | {"dequantize", "fake_quantize"}  # tests/test_int8_ops.py
     separately |= {"row_scale", "fake_quantize_rows"}  # tests/test_int8_rows.py, _tables.py
+    separately |= {"confidence", "entropy", "margin", "agreement", "exit_at"}  # tests/test_exits.py
     named = {case[0] for case in CASES}
     assert named | separately == set(Vocabulary.library().names())

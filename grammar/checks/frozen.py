@@ -22,7 +22,11 @@ def check_frozen(model: ShapeModel, report: Messages) -> None:
     """Warns of settings and operands of the rewrite that name a size only activations have."""
     open_sizes = _of_activations(model)
     for step in model.sides.right:
+        facts = model.known.op(model.sides.op_of(step, model.ops))
+        weights = () if facts is None else facts.params
         for name, expr in _numbers(step):
+            if name in weights:  # another size would not fit it, and the model would say so
+                continue
             found = [(e, s) for e in _leaves(expr) for s in _symbols(model, e) if s in open_sizes]
             if found:
                 _warn(report, expr, found[0], open_sizes, _remedy(model, step, name))

@@ -16,7 +16,7 @@ from .kind import ANY, Kind
 from .kinds import Kinds
 from .names import WORDS, RuleNames
 from .operations import guess_op
-from .recovers import NUMBERS, check_recover, is_stream, split_of
+from .recovers import NUMBERS, TEST, check_recover, is_stream, split_of
 from .report import Messages
 from .sides import Sides
 from .structure import is_budget
@@ -130,6 +130,16 @@ class Pipelines:
             label = Label(target.span, f"known: {', '.join(sorted(known)) or 'none'}")
             message = f"there is no checkpoint `{target.span.text}` in front of this"
             self.report.unknown("N001", message, label, target.span.text, known)
+
+    def exit_on(self, item: t.ExitOn) -> None:
+        """Thresholds are chosen: on data that nothing is reported on."""
+        self._on(item.data)
+        for name, span, called in references(item.condition):  # other names are metrics
+            if called:
+                self._function(name, Label(span, "no extern function has this name"))
+        if self.splits.get(item.data.text) == TEST:
+            message = "thresholds are chosen on the test split, and then the test says nothing"
+            self.report.error("F003", message, Label(item.data.span, "this is a sample of `test`"))
 
     def on_fail(self, item: t.OnFail) -> None:
         self._one_of(item.policy, POLICIES, "what to do on failure")
@@ -263,4 +273,5 @@ _ITEMS: dict[type, Callable[..., None]] = {
     t.Stage: Pipelines.stage, t.Recover: Pipelines.recover, t.Verify: Pipelines.verify,
     t.OnFail: Pipelines.on_fail, t.Mode: Pipelines.mode, t.Repeat: Pipelines.repeat,
     t.Control: Pipelines.control, t.Checkpoint: Pipelines.checkpoint, t.Rewind: Pipelines.rewind,
+    t.ExitOn: Pipelines.exit_on,
 }  # fmt: skip

@@ -8,7 +8,7 @@ from ..diagnostics import Label, Span
 from ..reached import reached
 from ..text.references import references
 from ..tree import tree as t
-from ..tree.clauses import builds, claims, over_images, over_ops
+from ..tree.clauses import builds, claims, has_exit, over_images, over_ops
 from .report import Messages
 from .sides import Sides, SideStep
 
@@ -207,14 +207,10 @@ def _approximate(rule: t.Rule, report: Messages) -> None:
             report.warn("X002", message, label, note=note, help=help)
         else:
             report.error("X002", message, label, help=help)
-    if not split and not _adds_outputs(rule):
+    if not split and not has_exit(rule):
         help = "move the change of numbers to `perturb`, so that the rewrite can be proved exact"
         message = f"the approx rule `{rule.name}` is not split"
         report.warn("X003", message, label, help=help)
-
-
-def _adds_outputs(rule: t.Rule) -> bool:
-    return any(isinstance(s, t.Exit) for r in rule.all(t.Rewrite) for s in r.steps)
 
 
 def _head(span: Span, word: str) -> Span:

@@ -22,10 +22,7 @@ SHOWN = 4
 
 _NEVER_OBSERVED = (t.Store, t.Exit)
 
-_LATER: Sequence[tuple[type, str]] = (
-    (t.Store, "storing parameters in another form"),
-    (t.Exit, "exits"),
-)
+_LATER: Sequence[tuple[type, str]] = ((t.Store, "storing parameters in another form"),)
 
 
 class Externs(Protocol):
@@ -48,6 +45,7 @@ def unsupported(
         help = f"`lissom test {hole.span.source.name}` proposes a condition; write it here"
         yield Diagnostic("V004", message, (Label(hole.span, "when?"),), helps=(help,))
     yield from _parts(rule)
+    yield from _exits_elsewhere(rule)
     if functions is not None:
         yield from _functions(rule, functions, declared or library())
     if rule.kind == "observe":
@@ -72,6 +70,16 @@ def _parts(rule: t.Rule) -> Iterator[Diagnostic]:
             if isinstance(node, kind):
                 message = f"rule `{rule.name}` needs {what}, which this version cannot apply"
                 yield _refusal(message, node.span, "needed by this")
+
+
+def _exits_elsewhere(rule: t.Rule) -> Iterator[Diagnostic]:
+    """Samples leave behind a value."""
+    exits = (node for node in t.walk(rule) if isinstance(node, t.Exit))
+    for node in exits if not rule.all(t.MatchValue) or rule.kind == "observe" else ():
+        message = f"rule `{rule.name}` has an exit and ranges over no values"
+        yield _refusal(
+            message, node.span, "samples leave behind a value", 'match value y at "layer2"'
+        )
 
 
 def _functions(rule: t.Rule, functions: Container[str], declared: Externs) -> Iterator[Diagnostic]:
@@ -158,12 +166,14 @@ def _more_than_another_value(rule: t.Rule) -> Iterator[Diagnostic]:
     made = [s.targets[0].text for s in steps if isinstance(s, t.Build) and len(s.targets) == 1]
     odd: list[t.Node] = [*more, *rule.all(t.Match, t.Unless)]
     odd += [m for m in moves(rule) if not resizes(m, name)] + list(moves(rule))[1:]
+    exits = [s for r in rule.all(t.Rewrite) for s in r.steps if isinstance(s, t.Exit)]
     odd += [s for s in steps if not isinstance(s, t.Build) or len(s.targets) != 1]
-    odd += [step for step in steps[-1:] if made[-1:] != [name]]
-    odd += [build for build in builds(rule) if build.handle or build.origin]
+    odd += [step for step in steps[-1:] if not exits and made[-1:] != [name]]
+    odd += [*exits[1:], *(s for s in steps if exits and name in made and s.targets[0].text == name)]
+    odd += [build for build in builds(rule) if (build.handle and not exits) or build.origin]
     message = f"rule `{rule.name}` does more than give the readers of a value another one"
     hint = f"perturb {{ {name} := clamp({name}, ...) }}  rewrite {{ {name} = clamp({name}, ...) }}"
-    later = any(isinstance(s, _SAID) for r in rule.all(t.Rewrite) for s in r.steps)
+    later = bool(exits) or any(isinstance(s, _SAID) for r in rule.all(t.Rewrite) for s in r.steps)
     for place in odd[:1] or ([] if steps or later else [rule.name]):
         yield _refusal(message, place.span, "a rule over values has no place for it", hint)
     yield from _measured_inside(rule)

@@ -140,6 +140,11 @@ def _(node: t.Rewind) -> Item:
 
 
 @item.register
+def _(node: t.ExitOn) -> Item:
+    return line(node, f"exit on {node.data} until ", expression(node.condition))
+
+
+@item.register
 def _(node: t.Verify) -> Item:
     return tall(node, "verify", node.items)
 

@@ -40,6 +40,8 @@ TERMS: Mapping[str, str] = {
     "attention": 'of maps of activity inside against the teacher\'s: `attention(at = "layer2")`',
     "norm_scales": "sum of the magnitudes of scales of norms",
     "group_sparsity": "sum of the norms of what belongs to one output or input of a weight",
+    "exits": "the loss of the task at each exit, times `weights = [1, 0.5]`",
+    "follow_last": "divergence of exits from the outputs, at `temperature = 3`, times its square",
 }
 
 SCHEDULES: Mapping[str, str] = {

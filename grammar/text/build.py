@@ -124,6 +124,9 @@ class BuildDeclarations(Expressions):
     def rewind(self, span: Span, c: Parts) -> t.Rewind:
         return t.Rewind(c[0], span=span)
 
+    def exit_on(self, span: Span, c: Parts) -> t.ExitOn:
+        return t.ExitOn(word(c[0]), c[1], span=span)
+
     def verify(self, span: Span, c: Parts) -> t.Verify:
         return t.Verify(tuple(c), span=span)
 

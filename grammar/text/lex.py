@@ -32,7 +32,7 @@ RULE = (
     "doc", "priority", "recursive", "on_shared", "match", "unless", "where", "let", "perturb",
     "rewrite", "train", "ensure",
 )  # fmt: skip
-BLOCK = ("stage", "recover", "repeat", "control", "checkpoint", "rewind")
+BLOCK = ("stage", "recover", "repeat", "control", "checkpoint", "rewind", "exit")
 PIPELINE = ("input", "data", "budget", *BLOCK, "verify", "on_fail", "mode")
 STEP = ("once", "fixpoint", "each", "first", "try", "calibrate")
 TEST = ("fires", "silent", "check")

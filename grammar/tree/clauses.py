@@ -96,3 +96,8 @@ def functions_in(node: t.Node) -> set[str]:
 
 def names_in(node: t.Node) -> Iterator[t.Name]:
     return (name for name in t.walk(node) if isinstance(name, t.Name))
+
+
+def has_exit(rule: t.Rule) -> bool:
+    """Whether samples may leave where the rule is applied."""
+    return any(isinstance(step, t.Exit) for r in rule.all(t.Rewrite) for step in r.steps)

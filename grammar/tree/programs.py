@@ -222,7 +222,14 @@ class Rewind(Node):
     target: Expr
 
 
-BlockItem = Stage | Recover | Repeat | Control | Checkpoint | Rewind
+class ExitOn(Node):
+    """`exit on valid until drop(accuracy) <= 0.1%`: thresholds from data."""
+
+    data: Word
+    condition: Expr
+
+
+BlockItem = Stage | Recover | Repeat | Control | Checkpoint | Rewind | ExitOn
 
 
 class Verify(Node):
@@ -251,7 +258,7 @@ class Pipeline(Node):
     @property
     def blocks(self) -> tuple[BlockItem, ...]:
         """What runs, in order."""
-        return self.all(Stage, Recover, Repeat, Control, Checkpoint, Rewind)
+        return self.all(Stage, Recover, Repeat, Control, Checkpoint, Rewind, ExitOn)
 
     def inside(self, *kinds: type) -> tuple[Any, ...]:
         """The same of these kinds, those inside of repeats and controls too, in order."""

@@ -5,7 +5,6 @@ changed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..match.site import Site
 from ..ops.attributes import read_attr
 from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
-from ..ops.runtime_size import RuntimeSize, read_by, settable
+from ..ops.runtime_size import RuntimeSize, settable
 from ..ops.spec import TensorSpec
 from ..rules.binding import Several
 from ..rules.constraint import constraint_of
@@ -26,7 +25,18 @@ from ..rules.no_value import NoValue
 from ..rules.pattern import PatternOp
 from ..rules.scope import ParamRef, read_weight
 from ..rules.state import State
-from .planned import Plan, Planned, check_shape, flat, in_double, require_spec, spec_known
+from .exits import EXIT, exit_settings, require_like_outputs
+from .planned import (
+    Plan,
+    Planned,
+    check_shape,
+    flat,
+    in_double,
+    nodes_read,
+    operands_of,
+    require_spec,
+    spec_known,
+)
 
 _WEIGHT = "name what the rewrite made: `y = c(x, weight = w) as d`, then `d.weight := ...`"
 
@@ -49,7 +59,7 @@ class Constructor:
                 self._rewrite(clause)
             else:
                 self._train(clause)
-        self.plan.reads = _reads(self.plan)
+        self.plan.reads = nodes_read(self.plan)
         return self.plan
 
     def _perturb(self, clause: t.Perturb) -> None:
@@ -74,7 +84,7 @@ class Constructor:
         made = Constructor(self.state, self.site)
         new = made.graph_value(move.value)
         require_spec(name, node, new, Label(move.span))
-        made.plan.outputs[name], made.plan.reads = new, _reads(made.plan)
+        made.plan.outputs[name], made.plan.reads = new, nodes_read(made.plan)
         if node not in given and not set(self.site.nodes).isdisjoint(made.plan.reads):
             message = f"`{name}` is read before the matched ops give anything"
             raise fail("R002", message, Label(move.span), help="compute it from what they read")
@@ -107,6 +117,9 @@ class Constructor:
 
     def _rewrite(self, clause: t.Rewrite) -> None:
         for step in clause.steps:
+            if isinstance(step, t.Exit):
+                self._exit(step)
+                continue
             if not isinstance(step, t.Build) or len(step.targets) != 1:
                 raise fail("R002", "this version can only build single values", Label(step.span))
             self._build(step)
@@ -120,6 +133,17 @@ class Constructor:
         self.scope.names[name] = value
         if step.handle is not None:
             self.scope.names[step.handle.text] = value
+
+    def _exit(self, step: t.Exit) -> None:
+        """All that reads the value reads it behind the exit."""
+        name, names = self.site.rule.value, self.scope.names
+        logits = names.get(step.name.text)
+        require_like_outputs(names[name], logits, step)
+        asked, settings = exit_settings(step, self.scope)
+        inputs = (names[name], logits, self.graph_value(asked))
+        self.plan.outputs[name] = self._plan(
+            self.state.vocabulary[EXIT], inputs, {}, settings, step
+        )
 
     def _origin(self, step: t.Build) -> OpCall | None:
         call = None if step.origin is None else self.scope.names.get(step.origin.text)
@@ -196,7 +220,7 @@ class Constructor:
         single = len(op.inputs) == 1 and not op.inputs[0].variadic
         if single and len(values) == 1 and isinstance(values[0], Several):
             return Several(self._plan(op, (each,), params, attrs, at) for each in values[0])
-        inputs, settings = _operands(op, values)
+        inputs, settings = operands_of(op, values)
         given = zip(op.attrs, settings, strict=False)
         named = {name: read_attr(op.attrs[name], value) for name, value in given}
         return self._plan(op, inputs, params, {**attrs, **named}, at)
@@ -292,13 +316,6 @@ _REFUSED = (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
 """What a setting that no such op takes, a stride of 0, say, makes Python or torch raise."""
 
 
-def _reads(plan: Plan) -> list[fx.Node]:
-    each = ((*flat(planned.inputs), *read_by(planned.attrs)) for planned in plan.ops)
-    values = [*plan.outputs.values(), *chain.from_iterable(each)]
-    values += [v for value in values if isinstance(value, RuntimeSize) for v in value.reads]
-    return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
-
-
 def _solve(
     op: OpSpec,
     specs: dict[str, Any],
@@ -312,20 +329,6 @@ def _solve(
         attrs, given, {n: s.shape for n, s in both.items() if isinstance(s, TensorSpec)}
     )
     return filled, op.specs(specs, _in_dtype(weights, dtype), filled)
-
-
-def _operands(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first
-    settings.
-    """
-    values = tuple(v for value in values for v in (value if type(value) is Several else (value,)))
-    at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
-    if at is None:
-        return values[: len(op.inputs)], values[len(op.inputs) :]
-    rest = tuple(
-        item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,))
-    )
-    return (*values[:at], rest), ()
 
 
 def _in_dtype(specs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

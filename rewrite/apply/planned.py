@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from ..ops.call import OpCall
 from ..ops.opspec import OpSpec
-from ..ops.runtime_size import known
+from ..ops.runtime_size import RuntimeSize, known, read_by
 from ..ops.spec import TensorSpec
+from ..rules.binding import Several
 from ..rules.constraint import Constraint
 from ..rules.scope import ParamRef
 
@@ -138,6 +140,14 @@ def require_spec(name: str, node: fx.Node, new: Any, place: Label) -> None:
         raise fail("R003", message, place, note=f"it is {old}, and would be {now}")
 
 
+def nodes_read(plan: Plan) -> list[fx.Node]:
+    """The nodes of the graph that a plan reads, each once."""
+    each = ((*flat(planned.inputs), *read_by(planned.attrs)) for planned in plan.ops)
+    values = [*plan.outputs.values(), *chain.from_iterable(each)]
+    values += [v for value in values if isinstance(value, RuntimeSize) for v in value.reads]
+    return list(dict.fromkeys(value for value in values if isinstance(value, fx.Node)))
+
+
 def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
     """Raises R003 for numbers of another shape than those that they replace."""
     if isinstance(value, Tensor) and tuple(value.shape) == target.shape:
@@ -151,3 +161,17 @@ def check_shape(move: t.Assign, value: Any, target: ParamRef) -> None:
 def in_double(value: Tensor) -> Tensor:
     """Numbers as a rule computes with them, whatever type it put them into."""
     return value.double() if value.is_floating_point() else value
+
+
+def operands_of(op: OpSpec, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Positional arguments as the op's inputs (variadic ones gathered into a tuple) and its first
+    settings.
+    """
+    values = tuple(v for value in values for v in (value if type(value) is Several else (value,)))
+    at = next((index for index, spec in enumerate(op.inputs) if spec.variadic), None)
+    if at is None:
+        return values[: len(op.inputs)], values[len(op.inputs) :]
+    rest = tuple(
+        item for value in values[at:] for item in (value if isinstance(value, tuple) else (value,))
+    )
+    return (*values[:at], rest), ()

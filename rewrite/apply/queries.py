@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, fail
 from ...grammar.reached import reached
+from ..graph.exits import outputs_of
 from ..journal import Costs
 from ..match.repeats import foreign_readers
 from ..measure.moments import Moments, why_no_moments
@@ -230,7 +231,7 @@ def _costs(scope: Scope, what: Any) -> Costs:
     if isinstance(what, ParamRef):
         return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
     if what == "model":
-        return present_costs(state)
+        return scope.facts.model or present_costs(state)
     known = {"before": scope.facts.before, "after": scope.facts.after}.get(what)
     if known is not None:
         return known() if callable(known) else known
@@ -283,6 +284,16 @@ def sparsity(scope: Scope, what: Any) -> float:
     return zeros / max(1, sum(w.numel() for w in held.values()))
 
 
+def output_size(scope: Scope, what: Any, axis: int = -1) -> int:
+    """The extent of an axis of what the model returns: of logits [N, C] the number of classes.
+    Raises ValueError where it returns several values.
+    """
+    outputs = outputs_of(scope.state.module.graph)
+    if len(outputs) != 1:
+        raise ValueError(f"the model returns {len(outputs)} values")
+    return size(scope, outputs[0], axis)
+
+
 QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "owned": owned,
     "sharers": sharers,
@@ -310,6 +321,7 @@ QUESTIONS: Mapping[str, Callable[..., Any]] = {
     **DIM_QUESTIONS,
     "params": params,
     "sparsity": sparsity,
+    "output_size": output_size,
     "survivors": survivors,
     "macs": macs,
     "bytes": cost("bytes"),

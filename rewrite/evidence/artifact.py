@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.documents import json_text, sha256
+from ..exits.segments import Behind
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import outputs
 from ..measure.samples import Example
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
 from ..store.folder import Loaded, load, save
+from ..store.values import canonical_json, fields, malformed, parse_json
 from .certificate import FORMAT as CERTIFICATE_FORMAT
 from .certificate import RELOAD_TOLERANCE, certificate, recheck
 from .recorded import recorded, recorded_inputs, restored
@@ -33,6 +35,22 @@ PROGRAM, PLAN, CERTIFICATE, JOURNAL, PROBE = (
     "journal.json",
     "probe.safetensors",
 )
+
+
+EXITS = "exits.json"
+"""What goes on behind the exits of a model: `Behind`."""
+
+
+def behind_in(documents: Mapping[str, bytes]) -> Behind:
+    """The same from an artifact; nothing for a model without exits. Raises A025 where it says
+    something else.
+    """
+    if EXITS not in documents:
+        return Behind()
+    rows, sizes = fields(parse_json(documents[EXITS], EXITS), EXITS, rows=dict, sizes=list)
+    if not all(isinstance(row, bool) for row in rows.values()):
+        raise malformed("says of a value neither yes nor no", EXITS)
+    return Behind(rows, frozenset(map(str, sizes)))
 
 
 def plan_of(compiled: Compiled) -> dict[str, Any]:
@@ -112,6 +130,10 @@ def save_compiled(
         JOURNAL: _bytes(_timeless(compiled.journal.as_json())),
         PROBE: probe(compiled),
     }
+    behind = compiled.behind
+    if behind.rows:
+        said = {"rows": dict(behind.rows), "sizes": sorted(behind.sizes)}
+        documents[EXITS] = canonical_json(said)
     written = save(compiled.model, folder, documents)
     if not check_reload:
         return written, ()

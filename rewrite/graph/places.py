@@ -7,7 +7,7 @@ what it matches and everything below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import fx
@@ -36,6 +36,23 @@ def name_of(node: fx.Node) -> str:
 
 def node_at(node: fx.Node, glob: str) -> bool:
     return any(lies_at(name, glob) for name in names_of(node))
+
+
+def last_of_places(nodes: Sequence[fx.Node], globs: Sequence[str]) -> list[fx.Node]:
+    """Of nodes in order, the last one of each module that a glob names: what the module gives."""
+    last = {_place(node, glob): node for glob in globs for node in nodes if node_at(node, glob)}
+    return [node for node in nodes if node in last.values()]
+
+
+def _place(node: fx.Node, glob: str) -> str:
+    """The outermost module around a node that the glob names, or the node itself."""
+    paths = (path for name in names_of(node) for path in _around(name))
+    return next(path for path in paths if fnmatchcase(path, glob))
+
+
+def _around(path: str) -> Iterator[str]:
+    parts = path.split(".")
+    return (".".join(parts[:at]) for at in range(1, len(parts) + 1))
 
 
 def nodes_at(nodes: Iterable[fx.Node], at: str) -> set[fx.Node]:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from torch import nn
 
 from ...grammar.diagnostics import Label
 from ...grammar.library.program import Program
@@ -15,7 +18,7 @@ from ...grammar.tree import tree as t
 from ...grammar.tree.clauses import functions_in
 from ..apply.cost import not_counted, present_costs
 from ..graph.snapshot import finish
-from ..journal import Verdict, VerdictKind
+from ..journal import Costs, Verdict, VerdictKind
 from ..measure.compare import Metrics, drift, drift_from, outputs
 from ..measure.given import Given
 from ..measure.latency import TURNS, Latency, measure_latency
@@ -23,6 +26,17 @@ from ..rules.facts import Facts
 from ..rules.scope import Scope, shown
 from ..rules.state import State, sample_count
 from .bound_units import require_possible, require_unit
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A model that conditions are asked of in place of the working one, what it costs, and how many
+    milliseconds it takes for the example.
+    """
+
+    model: nn.Module
+    costs: Costs
+    ms: float
 
 
 class Measures:
@@ -39,6 +53,20 @@ class Measures:
         self.timed: Latency
         self._apart: list[float] | None = None
         self._given: Given | None = None
+        self._stand_in: StandIn | None = None
+
+    @contextmanager
+    def standing_in(self, model: StandIn) -> Iterator[None]:
+        """While it lasts, metrics and costs are those of another model."""
+        self._stand_in = model
+        try:
+            yield
+        finally:
+            self._stand_in = None
+
+    @property
+    def _model(self) -> nn.Module:
+        return self.state.module if self._stand_in is None else self._stand_in.model
 
     @contextmanager
     def of_one_model(self) -> Iterator[None]:
@@ -117,6 +145,7 @@ class Measures:
             samples=samples,
             before=self.original,
             after=lambda: present_costs(self.state),
+            model=None if self._stand_in is None else self._stand_in.costs,
             latency=lambda what: self._latency(what, samples),
             drop=lambda metric: self._drop(metric, data, samples, scope.facts.asked),
             drift=lambda _: self._drift(data, samples),
@@ -130,6 +159,8 @@ class Measures:
 
     def _latency(self, what: str, samples: list[int]) -> float:
         """Milliseconds that the model takes for the example inputs, in turns with the original."""
+        if self._stand_in is not None and what == "after":
+            return self._stand_in.ms
         finish(self.state.module)
         inputs = self.state.samples.inputs
         self.timed = measure_latency(
@@ -157,7 +188,7 @@ class Measures:
         before = self.metrics.reference(metric, name or "", batches, place)
         if asked is not None:
             require_possible(asked, before)
-        return before - self.metrics.value(self.state.module, metric, batches, place)
+        return before - self.metrics.value(self._model, metric, batches, place)
 
     def _drift(self, data: t.Word | None, samples: list[int]) -> float:
         """Relative L2 distance of the outputs from the original model's."""
@@ -167,7 +198,7 @@ class Measures:
         named = self.state.samples.batches(data.text, self._place(data))
         finish(self.state.module)
         args = [self.state.samples.args(batch) for batch in named]
-        return drift(self.metrics.original, self.state.module, args) if args else self.calibrated()
+        return drift(self.metrics.original, self._model, args) if args else self.calibrated()
 
     def calibrated(self) -> float:
         """The same on what sites are measured on."""

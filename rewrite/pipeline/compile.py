@@ -22,6 +22,8 @@ from ..apply.cost import present_costs
 from ..apply.queries import QUESTIONS
 from ..capture.capture import Captured, capture
 from ..capture.inputs import Case, stand_in
+from ..exits.rows import behind_exits
+from ..exits.segments import Behind
 from ..graph.digest import model_digest
 from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
@@ -65,6 +67,11 @@ class Compiled:
     stamp: tuple[int, ...] = ()
     controls: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     args: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def behind(self) -> Behind:
+        """What goes on behind the exits of the model, if it has some."""
+        return behind_exits(self.model, self.samples.examples)
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ from ..train.rewind import Recorded, recorded, redraw, rewind, seed_of
 from ..train.settings import Settings, read_settings
 from .budgets import Measures
 from .other_models import Build, Models, OtherModels, student
+from .thresholds import fit_exits
 
 ROUNDS = 100
 """Rounds of a `repeat` that says nothing else."""
@@ -146,6 +147,8 @@ class Schedule:
             self._control(item)
         elif isinstance(item, t.Checkpoint):
             self.checkpoints[item.name.text] = recorded(self.state)
+        elif isinstance(item, t.ExitOn):
+            fit_exits(self.state, self.measures, item)
         else:
             self._rewind(item)
         return False

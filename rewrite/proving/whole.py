@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import LissomError
+from ...grammar.tree.clauses import has_exit
 from ..apply.faulty_sites import model_faults
 from ..apply.queries import QUESTIONS
 from ..graph.runs import watched
@@ -54,7 +55,7 @@ R = TypeVar("R", bound=Prepared)
 MOVES = 1e-9
 """A change that moves the outputs by less, relative L2, shows nothing."""
 
-NOTHING_FITS = ("K002", "R010", "R011")
+NOTHING_FITS = ("K002", "R010", "R011", "R017")
 """What a model alone may be the reason of; any other error is one that a guard should prevent."""
 
 
@@ -74,7 +75,8 @@ def _other_sizes(graph: Graph) -> Iterator[Example]:
 
 def drawn_model(subject: Subject, source: ChoiceSource) -> tuple[CompiledRule, Graph]:
     """The rule with drawn arguments, and a model for it. Raises `Unsuitable`."""
-    return compile_rule(subject.source, arguments(source, subject.source)), drawn(source)
+    rule = compile_rule(subject.source, arguments(source, subject.source))
+    return rule, drawn(source, classifies=has_exit(subject.source))
 
 
 def drawn_case(subject: Subject, source: ChoiceSource) -> tuple[CompiledRule, Graph]:

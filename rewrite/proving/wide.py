@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import has_exit
 from ..rules.rule import CompiledRule, compile_rule
 from ..rules.state import State
 from .arguments import arguments
@@ -16,6 +17,8 @@ from .choices.source import Rolled
 from .dims.mutants import dim_score, dim_specimens
 from .dims.near import dim_near
 from .dims.trial import dim_case, dim_outcomes, tried_dims
+from .exits.mutants import exit_score
+from .exits.trial import exit_outcomes, tried_exits
 from .mutants.mutate import Score
 from .near_miss import NearResult
 from .one_guard import Drawn
@@ -61,7 +64,12 @@ _PARAMS = Ground(drawn_case, tried_params, param_outcomes, param_near, _param_sc
 _VALUES = Ground(drawn_case, tried_values, value_outcomes, value_near, value_score)
 
 
+_EXITS = Ground(drawn_case, tried_exits, exit_outcomes, value_near, exit_score)
+
+
 def ground_of(rule: t.Rule) -> Ground:
+    if has_exit(rule):
+        return _EXITS
     if rule.all(t.MatchValue):
         return _VALUES
     return _PARAMS if rule.all(t.MatchParam) else _DIMS

@@ -41,7 +41,7 @@ class NoMatch:
         return (self.stage, self.step)
 
 
-OF_A_SITE = frozenset({"K001", "K002", "R010", "R011", "R014", "V106"})
+OF_A_SITE = frozenset({"K001", "K002", "R010", "R011", "R014", "R017", "V106"})
 """Errors that come from what is at a site: numbers that a function does not take, a movement that
 fits nothing, costs that nobody knows, ops that cannot be checked.
 """

@@ -26,14 +26,16 @@ class Ranking:
 class Facts:
     """None stands for what cannot be asked where the expression is.
 
-    before, after: costs; `after` may be a function that gives them. supposed: what ops cost of
-    which nothing is known. error, equal, drift, drop, latency: measure what the words mean, on
-    how many `samples`. asked: the condition that is judged. repeats: gives the nodes of the sites
-    that run the same layers and change together.
+    before, after: costs; `after` may be a function that gives them. model: costs of one that stands
+    in for the working model. supposed: what ops cost of which nothing is known. error, equal,
+    drift, drop, latency: measure what the words mean, on how many `samples`. asked: the condition
+    that is judged. repeats: gives the nodes of the sites that run the same layers and change
+    together.
     """
 
     before: Costs | None = None
     after: Costs | Callable[[], Costs] | None = None
+    model: Costs | None = None
     supposed: Callable[[Sequence[Opaque]], int] | None = None
     error: Callable[[Any], float] | None = None
     equal: Callable[[Any], float] | None = None

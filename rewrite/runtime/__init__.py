@@ -6,6 +6,7 @@ anywhere else in it.
 
 from __future__ import annotations
 
+from .exits import agreement, confidence, entropy, exit_at, margin
 from .int8 import (
     dequantize,
     fake_quantize,
@@ -23,7 +24,8 @@ from .tables import Int8Embedding, int8_embedding
 
 __all__ = [
     "Int8Conv1d", "Int8Conv2d", "Int8Conv3d", "Int8Embedding", "Int8LSTM", "Int8Linear",
-    "Int8LinearRows", "dequantize", "fake_quantize", "fake_quantize_rows", "int8_conv1d",
-    "int8_conv2d", "int8_conv3d", "int8_embedding", "int8_interpolate", "int8_linear",
-    "int8_linear_rows", "int8_lstm", "int8_max_pool", "quantize", "quantize_rows", "row_scale",
+    "Int8LinearRows", "agreement", "confidence", "dequantize", "entropy", "exit_at",
+    "fake_quantize", "fake_quantize_rows", "int8_conv1d", "int8_conv2d", "int8_conv3d",
+    "int8_embedding", "int8_interpolate", "int8_linear", "int8_linear_rows", "int8_lstm",
+    "int8_max_pool", "margin", "quantize", "quantize_rows", "row_scale",
 ]  # fmt: skip

@@ -18,13 +18,16 @@ from torch import fx, nn
 
 from ...grammar.diagnostics import Label
 from ...grammar.tree import tree as t
+from ...grammar.tree.clauses import has_exit
 from ..apply.commit import commit, emit_plan, origins
 from ..apply.engine import describe
 from ..apply.plan import Constructor
 from ..apply.planned import Plan, Planned, require_spec
+from ..exits.rows import leaving_changes_nothing
 from ..graph.index import GraphView
 from ..graph.memory import after, memory_of
-from ..graph.places import name_of, node_at, nodes_at
+from ..graph.places import last_of_places, name_of, node_at, nodes_at
+from ..graph.runs import RunFailed
 from ..graph.snapshot import finish, snapshot
 from ..graph.writes import written
 from ..journal import Applied, Costs, Verdict
@@ -33,7 +36,7 @@ from ..match.site import Site
 from ..measure.compare import equality_at
 from ..ops.call import OpCall
 from ..ops.spec import TensorSpec
-from ..rules.binding import SITES, Bindings, NoMatch
+from ..rules.binding import PLAN, SITES, Bindings, NoMatch
 from ..rules.changes import Changes
 from ..rules.rule import CompiledRule
 from ..rules.scope import Scope
@@ -74,7 +77,7 @@ def values_of(state: State, rule: CompiledRule) -> list[fx.Node]:
     in the order of the model.
     """
     globs = [glob for clause in rule.source.all(t.MatchValue) for glob in clause.sites]
-    return [
+    found = [
         node
         for node in state.module.graph.nodes
         if _gives_one_tensor(state, rule, node)
@@ -82,6 +85,8 @@ def values_of(state: State, rule: CompiledRule) -> list[fx.Node]:
         and (rule.at is None or node_at(node, rule.at))
         and _fits(state, rule, _scope(state, rule, node))
     ]
+    asked = globs if rule.at is None else [rule.at]
+    return last_of_places(found, asked) if has_exit(rule.source) else found
 
 
 def _gives_one_tensor(state: State, rule: CompiledRule, node: fx.Node) -> bool:
@@ -175,10 +180,13 @@ def _site(state: State, rule: CompiledRule, node: fx.Node, scope: Scope) -> Site
 
 
 def _moved(state: State, rule: CompiledRule, node: fx.Node, scope: Scope) -> Plan | None:
-    """What `perturb` says; without it the value itself, and None for an approximate rule."""
+    """What `perturb` says; without it the value itself, and None for an approximate rule. An exit
+    hands the value on: who does not leave sees nothing of it.
+    """
     moves = [m for p in rule.source.all(t.Perturb) for m in p.moves]
     if not moves:
-        return None if rule.kind == "approx" else Plan(outputs={rule.value: node})
+        split = rule.kind != "approx" or has_exit(rule.source)
+        return Plan(outputs={rule.value: node}) if split else None
     made = Constructor(state, _site(state, rule, node, scope))
     made.plan.outputs[rule.value] = made.graph_value(moves[-1].value)
     require_spec(rule.value, node, made.plan.outputs[rule.value], Label(rule.source.name.span))
@@ -229,6 +237,19 @@ class _ValueTrial(CutTrial[ValueSite]):
 
     def left(self) -> dict[str, Any]:
         return {}
+
+    def cannot_run(self, error: RunFailed) -> NoMatch:
+        """A head may not take what the value is at other sizes."""
+        if not has_exit(self.site.rule.source):
+            return super().cannot_run(error)
+        return miss(self.site.rule, PLAN, f"the head does not run: {error.reason}", "R017")
+
+    def claims(self) -> tuple[Verdict, ...]:
+        """What the rule promises, and of an exit that the others do not see who leaves."""
+        found = super().claims()
+        if not has_exit(self.site.rule.source):
+            return found
+        return (*found, leaving_changes_nothing(self.after, self.state.samples.examples))
 
 
 class ValueReady(Change[_ValueTrial]):

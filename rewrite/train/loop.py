@@ -29,7 +29,6 @@ from .learner import Learner
 from .optimizers import make_optimizer, rate_of
 from .settings import Settings
 from .streamed import Data
-from .taps import InnerPlace
 from .teachers import Teacher
 from .terms import Losses, StepSeen
 
@@ -60,12 +59,9 @@ class Student(nn.Module):
     the gradients of all that is trained.
     """
 
-    def __init__(
-        self, learner: Learner, adapters: nn.ModuleDict, places: Sequence[InnerPlace]
-    ) -> None:
+    def __init__(self, learner: Learner, adapters: nn.ModuleDict, names: Sequence[str]) -> None:
         super().__init__()
-        self.learner, self.adapters = learner, adapters
-        self.names = tuple(place.name for place in places)
+        self.learner, self.adapters, self.names = learner, adapters, tuple(names)
 
     def forward(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
         """Outputs, and the values inside by the names of their places."""
@@ -294,10 +290,9 @@ class Training:
 
     def _loss(self, args: tuple[Any, ...], target: Any, taught: Any) -> Tensor:
         outputs, values = self.model(*args)
-        seen = StepSeen(outputs, target)
+        seen = StepSeen(outputs, target, inside=values)
         if taught is not None:
             seen.taught, seen.taught_inside = taught
-            seen.inside = values
         return self.losses(seen)
 
     # -- numbers that are none ---------------------------------------------------------------------

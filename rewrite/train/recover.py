@@ -13,29 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...grammar.diagnostics import Label, LissomError, did_you_mean, fail
+from ...grammar.diagnostics import Label, fail
 from ...grammar.documents import json_text, sha256
 from ..graph.digest import model_digest
+from ..graph.exits import exits_of
 from ..graph.places import node_at
-from ..graph.runs import innermost, one_line, own_inputs
 from ..graph.snapshot import finish
 from ..journal import Epoch, Note, Trained, Verdict
-from ..measure.batches import Pairs, batch_size
 from ..measure.compare import Metrics
 from ..measure.observing import forget_seen
 from ..measure.samples import Samples
 from ..rules.constraint import free
 from ..rules.state import State
-from ..torch_internals import tree_map
 from .checkpoints import CheckpointFile
 from .data import TrainingData
+from .judging import VALID_LOSS, EpochJudge
 from .learner import Learner, Paths, begin, end_broken, go_on_from, with_own_weights
 from .loop import Student, Training
 from .remarks import remarks
 from .settings import Number, Settings
 from .streamed import Data, StreamedData
 from .structure import Beside, structure_kept, ties
-from .taps import InnerPlace, inner_places, tapped
+from .taps import InnerPlace, inner_places, name_of_exit, tapped
 from .teachers import Places, Teacher, TeacherReader, graphs_of, is_from_file, remembered
 from .terms import TAUGHT, Losses, PenalisedWeights, adapter
 
@@ -65,7 +64,7 @@ class Recovery:
         self.data = _data_of(samples, settings.data, place)
         valid = settings.valid
         self.valid = [] if valid is None else list(samples.batches(valid, place))
-        self.watch = self._watched(place)
+        self.judge = EpochJudge(samples, settings, around.metrics, self.valid)
 
     def run(self, progress: Callable[[str], None]) -> Trained:
         """Trains; the state goes on with the trained model. Raises F1xx, D0xx, U0xx; nothing of the
@@ -81,7 +80,7 @@ class Recovery:
         best = training.run()
         structure = structure_kept(graph, kept, ties(self.state.module))
         verdicts = (*structure, *beside.changed())
-        for code, text in remarks(training, graph, self.watch or "valid_loss", best):
+        for code, text in remarks(training, graph, self.judge.watch or VALID_LOSS, best):
             self.state.journal.add(Note(self.stage, code, text))
         seconds = time.perf_counter() - begun
         event = self._event(training, best, verdicts, seconds)
@@ -97,15 +96,17 @@ class Recovery:
         settings = self.settings
         places = tuple(inner_places(settings.loss))
         taps = [(place.at, place.term.span) for place in places]
-        inner = tapped(graph, taps, "the student") if places else graph
+        exits = [name_of_exit(at) for at in range(len(exits_of(graph.graph)))]
+        inner = tapped(graph, taps, "the student") if places or exits else graph
         learner = Learner(inner, kept)
         self._choose(learner)
-        losses = Losses(settings.loss, self.state.samples.loss, self._weights(inner))
+        losses = Losses(settings.terms(bool(exits)), self.state.samples.loss, self._weights(inner))
         teacher = self._teacher([(place.of, place.term.span) for place in places])
-        student = Student(learner, self._adapters(learner, teacher, places), places)
+        names = (*(place.name for place in places), *exits)
+        student = Student(learner, self._adapters(learner, teacher, places), names)
         return Training(
             self.stage, settings, student, self.data, losses, teacher,
-            partial(self._judge, taps=bool(places)), self._score, self._ends, self._tell,
+            partial(self.judge, names=names), self.judge.score, self._ends, self._tell,
             progress, self._file(teacher),
         )  # fmt: skip
 
@@ -175,60 +176,11 @@ class Recovery:
             _, taught = teacher(args, None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            for place, own in zip(places, values, strict=True):
+            for place, own in zip(places, values, strict=False):  # behind these are exits
                 layer = adapter(own, taught[place.of]) if place.term.name == "hint" else None
                 if layer is not None:
                     adapters[place.name] = layer
         return adapters
-
-    # -- judging -----------------------------------------------------------------------------------
-
-    def _watched(self, place: Label) -> str | None:
-        """The metric that says which epoch is best; None for the loss on the validation data."""
-        known, asked = self.around.metrics.metrics, self.settings.watch
-        if asked is not None and asked not in known:
-            hint = next(iter(did_you_mean(asked, known)), "")
-            message = f"no metric is called `{asked}`"
-            raise fail(
-                "D004", message, place, note=f"known: {', '.join(known) or 'none'}", help=hint
-            )
-        return asked or next(iter(known), None)
-
-    def _judge(self, learner: Learner, taps: bool) -> dict[str, float]:
-        """Metrics on the validation data, of the model as it would be left."""
-        if not self.valid:
-            return {}
-        model = _Deployed(learner, taps).eval()
-        place, metrics = Label(self.settings.span), self.around.metrics
-        if not metrics.metrics:
-            return self._valid_loss(model)
-        return {name: metrics.value(model, name, self.valid, place) for name in metrics.metrics}
-
-    def _valid_loss(self, model: nn.Module) -> dict[str, float]:
-        """Nothing where the samples have no labels to judge by."""
-        pairs: Pairs = [self.state.samples.taken.pair(batch) for batch in self.valid]
-        pairs = [(args, y) for args, y in pairs if batch_size(args)]
-        if not pairs or any(y is None for _, y in pairs):
-            return {}
-        with torch.no_grad():
-            losses = [self._loss_of(model, args, y) * batch_size(args) for args, y in pairs]
-        return {"valid_loss": sum(losses) / sum(batch_size(args) for args, _ in pairs)}
-
-    def _loss_of(self, model: nn.Module, args: tuple[Any, ...], target: Any) -> float:
-        """Of the task, on one batch. Raises D006."""
-        try:
-            return float(self.state.samples.loss(model(*own_inputs(args)), target))
-        except LissomError:
-            raise
-        except Exception as error:
-            place = Label(self.settings.span, where=innermost(error))
-            note = f"{type(error).__name__}: {one_line(error)}"
-            raise fail("D006", "the loss cannot be computed", place, note=note) from error
-
-    def _score(self, metrics: Mapping[str, float]) -> float | None:
-        if self.watch is None:
-            return -metrics["valid_loss"] if "valid_loss" in metrics else None
-        return metrics.get(self.watch)
 
     def _ends(self, values: dict[str, float]) -> bool:
         return self.settings.until is not None and self.around.ends(self.settings, values)
@@ -313,23 +265,6 @@ def _data_of(samples: Samples, name: str, place: Label) -> Data:
     if name in samples.streams:
         return StreamedData(samples.streams[name], taken)
     return TrainingData(list(map(taken, samples.batches(name, place))), place)
-
-
-class _Deployed(nn.Module):
-    """A learner as what comes out of it: outputs alone, on whatever device it is."""
-
-    def __init__(self, learner: Learner, taps: bool) -> None:
-        super().__init__()
-        self.learner, self.taps = learner, taps
-
-    def forward(self, *args: Any) -> Any:
-        place = next((w.device for w in self.learner.parameters()), torch.device("cpu"))
-        found = self.learner(*tree_map(lambda x: _to(x, place), args))
-        return tree_map(lambda x: _to(x, torch.device("cpu")), found[0] if self.taps else found)
-
-
-def _to(leaf: Any, place: torch.device) -> Any:
-    return leaf.to(place) if isinstance(leaf, Tensor) else leaf
 
 
 def _digest_of(teacher: Teacher | None) -> str:

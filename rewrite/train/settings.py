@@ -63,6 +63,13 @@ class Settings:
     keeps_last: bool = False
     given: frozenset[str] = frozenset()
 
+    def terms(self, exits: bool) -> tuple[Called, ...]:
+        """What the loss is the sum of. exits: whether the model has some, which then learn too
+        where the program does not say of what.
+        """
+        more = (Called("exits", (), {}, self.span),) if exits and "loss" not in self.given else ()
+        return (*self.loss, *more)
+
     def as_json(self) -> dict[str, Any]:
         """The settings as a certificate holds them."""
         plain = {name: getattr(self, name) for name in _PLAIN}

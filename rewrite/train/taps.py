@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, LissomError, Span, fail
+from ..graph.exits import exits_of
 from ..graph.memory import after, mutations
 from ..graph.places import nodes_at
 from ..graph.snapshot import finish, snapshot
@@ -48,16 +49,26 @@ def inner_places(loss: Sequence[Called]) -> Iterator[InnerPlace]:
         yield InnerPlace(call, at, of or at)
 
 
+def name_of_exit(at: int) -> str:
+    """What an exit is known by; they count from 1."""
+    return f"exit {at + 1}"
+
+
+def is_exit(name: str) -> bool:
+    return name.startswith("exit ")
+
+
 def tapped(
     graph: fx.GraphModule, places: Sequence[tuple[str, Span]], whose: str = "the model"
 ) -> fx.GraphModule:
     """The same graph, sharing all weights; it returns `(outputs, values)`, a value for each place:
-    the last one that the ops there give, as they give it. Raises U008 for a place that the model
-    does not have; spans: what asks for it.
+    the last one that the ops there give, as they give it; behind these the logits of each exit.
+    Raises U008 for a place that the model does not have; spans: what asks for it.
     """
     copied = snapshot(graph)
     output = next(node for node in reversed(copied.graph.nodes) if node.op == "output")
     values = tuple(_value(copied, place, span, whose) for place, span in places)
+    values += tuple(one.logits for one in exits_of(copied.graph))
     output.args = ((output.args[0], values),)
     finish(copied)
     return copied

@@ -16,7 +16,7 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.runs import innermost, one_line
 from ..measure.gradients import Loss
 from .settings import Called
-from .taps import INSIDE, name_of_place
+from .taps import INSIDE, is_exit, name_of_place
 
 
 @dataclass(slots=True)
@@ -31,10 +31,18 @@ class StepSeen:
     inside: Mapping[str, Tensor] = field(default_factory=dict)
     taught_inside: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def exits(self) -> list[Tensor]:
+        """What each exit gives. Raises ValueError where there is none."""
+        found = [value for name, value in self.inside.items() if is_exit(name)]
+        if not found:
+            raise ValueError("the model has no exit")
+        return found
+
 
 Term = Callable[[StepSeen], Tensor]
 
-LABELLED = ("task", "cross_entropy")
+LABELLED = ("task", "cross_entropy", "exits")
 """Terms that need labels."""
 
 TAUGHT = ("kl", "logits", *INSIDE)
@@ -97,7 +105,8 @@ class Losses:
         makers: Mapping[str, Callable[..., Term]] = {
             "task": self._task, "cross_entropy": _cross_entropy, "kl": _kl, "logits": _logits,
             "hint": _hint, "attention": _attention, "norm_scales": self._norm_scales,
-            "group_sparsity": self._group_sparsity,
+            "group_sparsity": self._group_sparsity, "exits": self._exits,
+            "follow_last": _follow_last,
         }  # fmt: skip
         try:
             return makers[call.name](*call.args, **call.keywords)
@@ -108,6 +117,20 @@ class Losses:
 
     def _task(self) -> Term:
         return lambda seen: self.loss(seen.outputs, seen.target)
+
+    def _exits(self, weights: Sequence[float] | None = None) -> Term:
+        """Of all exits together, each with its weight: Teerapittayanon et al. 2016,
+        arXiv:1709.01686, equation 1.
+        """
+
+        def term(seen: StepSeen) -> Tensor:
+            found, factors = seen.exits, weights or [1.0] * len(seen.exits)
+            if len(factors) != len(found):
+                raise ValueError(f"the model has {len(found)} exits, and these are {len(factors)}")
+            pairs = zip(factors, found, strict=True)
+            return torch.stack([w * self.loss(e, seen.target) for w, e in pairs]).sum()
+
+        return term
 
     def _norm_scales(self) -> Term:
         """Network Slimming: Liu et al. 2017, arXiv:1708.06519."""
@@ -172,6 +195,20 @@ def _logits() -> Term:
 
     def term(seen: StepSeen) -> Tensor:
         return functional.mse_loss(seen.outputs, _comparable(seen.outputs, seen.taught))
+
+    return term
+
+
+def _follow_last(temperature: float = 3.0) -> Term:
+    """Exits follow what the network gives at its end: Phuong and Lampert 2019, "Distillation-based
+    training for multi-exit architectures".
+    """
+    kl = _kl(temperature)
+
+    def term(seen: StepSeen) -> Tensor:
+        last = seen.outputs.detach()
+        found = [kl(StepSeen(logits, None, last)) for logits in seen.exits]
+        return torch.stack(found).sum()
 
     return term
 

@@ -33,8 +33,10 @@ class Graph:
     seed: int = 0
 
 
-def drawn(source: ChoiceSource, vocabulary: Vocabulary | None = None) -> Graph:
-    """A model of some ten steps."""
+def drawn(
+    source: ChoiceSource, vocabulary: Vocabulary | None = None, classifies: bool = False
+) -> Graph:
+    """A model of some ten steps. classifies: it gives three numbers for each sample."""
     m = NetworkBuilder(source, vocabulary or Vocabulary.library())
     _inputs(m)
     given = list(m.offers)
@@ -44,8 +46,13 @@ def drawn(source: ChoiceSource, vocabulary: Vocabulary | None = None) -> Graph:
         m.offers = m.offers[len(given) :]
     for _ in range(source.integer(0, 9)):
         _grow(m, OFTEN)
-    ends = [_head(m, node) for node in m.offers if not node.users][:6]
+    if classifies:
+        ends = [_classes(m, m.offers[-1])]
+    else:
+        ends = [_head(m, node) for node in m.offers if not node.users][:6]
     args = m.finish(ends[0] if len(ends) == 1 else tuple(ends))
+    if classifies:  # what leads nowhere would run, and stop a model that part of a batch could take
+        m.graph.eliminate_dead_code()
     return Graph(fx.GraphModule(m.module, m.graph), args, m.seed)
 
 
@@ -92,6 +99,13 @@ def _grow(m: NetworkBuilder, names: Sequence[str]) -> None:
         made = [found] if isinstance(found, fx.Node) else list(found)
         m.offers += [node for node in made if m.real[node].is_floating_point()]
         return
+
+
+def _classes(m: NetworkBuilder, x: fx.Node) -> fx.Node:
+    m.step = "head"
+    m.need(len(m.shape(x)) > 1)
+    x = m.call("flatten", x, 1)
+    return m.call(nn.Linear(m.shape(x)[1], 3), x)
 
 
 def _head(m: NetworkBuilder, x: fx.Node) -> fx.Node:

@@ -60,22 +60,29 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _computed(site: ValueSite, expr: t.Expr, values: Mapping[str, Tensor]) -> Any:
+def computed(site: ValueSite, expr: t.Expr, values: Mapping[str, Tensor]) -> Any:
     """An expression of ops on tensors; what names none of these is a number of the rule."""
     if isinstance(expr, t.Name) and expr.text in values:
         return values[expr.text]
     if isinstance(expr, t.Binary) and expr.op in _OPERATORS:
-        left, right = (_computed(site, part, values) for part in (expr.left, expr.right))
+        left, right = (computed(site, part, values) for part in (expr.left, expr.right))
         return _OPERATORS[expr.op](left, right)
     op = site.scope.state.vocabulary
     if not isinstance(expr, t.Call) or expr.function.span.text not in op:
         return site.scope.number(expr)
     spec = op[expr.function.span.text]
-    given = [_computed(site, arg, values) for arg in expr.args]
+    given = [computed(site, arg, values) for arg in expr.args]
     settings = dict(zip(spec.attrs, given[len(spec.inputs) :], strict=False))
-    settings |= {k.name.text: site.scope.number(k.value) for k in expr.keywords}
+    named = {k.name.text: site.scope.number(k.value) for k in expr.keywords}
+    weights = {param.name: named.pop(param.name, None) for param in spec.params}
     inputs = dict(zip((one.name for one in spec.inputs), given, strict=False))
-    return spec.run(inputs, {}, {**spec.defaults, **settings})
+    held = {name: _rounded(w, given[0]) for name, w in weights.items()}
+    return spec.run(inputs, held, {**spec.defaults, **settings, **named})
+
+
+def _rounded(weight: Any, value: Any) -> Any:
+    """A weight in the precision of what it is applied to."""
+    return weight.to(value.dtype) if isinstance(weight, Tensor) else weight
 
 
 def meant(module: fx.GraphModule, site: ValueSite) -> fx.GraphModule:
@@ -90,7 +97,7 @@ def meant(module: fx.GraphModule, site: ValueSite) -> fx.GraphModule:
     def seen(value: Tensor) -> Tensor:
         values = {rule.value: value}
         for name, expr in steps:
-            values[name] = _computed(site, expr, values)
+            values[name] = computed(site, expr, values)
         return values[rule.value]
 
     copied = copy.deepcopy(module)
@@ -116,7 +123,7 @@ def _applied(target: ValueTarget, ready: ValueReady, before: Before, seed: int) 
     found = promise_kept(before.module, reference, ready, inputs)
     target.commit("trial", ready, 0.0)
     finish(state.module)
-    problems = [*_problems(before, state.module), *misdescribed(state.module, inputs)]
+    problems = [*problems_of(before, state.module), *misdescribed(state.module, inputs)]
     if problems:
         return Outcome(WRONG, "structure", "; ".join(problems))
     others = agreement(reference, state.module, inputs, seed, site.name)
@@ -137,7 +144,7 @@ _AGREES = 1e-3
 """Both models round, in float32 here and there."""
 
 
-def _problems(before: Before, module: fx.GraphModule) -> list[str]:
+def problems_of(before: Before, module: fx.GraphModule) -> list[str]:
     """What the commit did beside adding ops: nothing that the model holds is another."""
     old, new = (m.state_dict(keep_vars=True) for m in (before.module, module))
     if before.is_changed() or any(new.get(name) is not held for name, held in old.items()):

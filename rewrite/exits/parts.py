@@ -1,0 +1,133 @@
+"""Which node of a graph with exits belongs to which part of it.
+
+Body k is all that exit k and its head need and no body in front of it computes; the last body is
+the rest. Heads are what only exits read. Weights and sizes are no values that go from part to part:
+each part takes them anew, for behind an exit a batch is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, fx
+
+from ...grammar.diagnostics import Label, LissomError, fail
+from ...grammar.reached import reached
+from ..graph.exits import ExitNode, exits_of
+from ..graph.places import name_of
+from ..graph.snapshot import snapshot
+from ..ops.spec import TensorSpec
+
+
+def sizes_of(module: fx.GraphModule) -> frozenset[str]:
+    """The nodes of a compiled graph that give sizes, not tensors, by name."""
+    return frozenset(node.name for node in module.graph.nodes if _gives_sizes(node))
+
+
+def _gives_sizes(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    plain = node.op not in ("placeholder", "get_attr", "output")
+    return plain and not isinstance(value, (TensorSpec, Tensor, tuple, list))
+
+
+def cannot_leave(why: str) -> LissomError:
+    """R017: samples cannot leave at an exit."""
+    return fail("R017", "samples cannot leave here", Label(None, why))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a graph, of which exits are taken out. at: the body of each value that the
+    outputs need, 0 for inputs; sizes: the nodes that give sizes.
+    """
+
+    module: fx.GraphModule
+    exits: Sequence[ExitNode]
+    at: Mapping[fx.Node, int]
+    sizes: frozenset[str]
+
+    @classmethod
+    def of(cls, module: fx.GraphModule, sizes: frozenset[str]) -> Parts:
+        copied = snapshot(module)
+        exits = list(_taken_out(copied.graph))
+        trunk = set(reached([_output(copied.graph)], _inputs))
+        at = {node: 0 for node in copied.graph.nodes if node.op == "placeholder"}
+        for number, one in enumerate(exits):
+            needed = reached([one.value, one.logits, one.score], _inputs)
+            for node in (n for n in needed if n in trunk):
+                at.setdefault(node, number)
+        for node in copied.graph.nodes:
+            if node in trunk:
+                at.setdefault(node, len(exits))
+        return cls(copied, exits, at, sizes)
+
+    @property
+    def output(self) -> fx.Node:
+        return _output(self.module.graph)
+
+    def taken_anew(self, node: fx.Node) -> bool:
+        """Whether each part computes the node itself: weights, and sizes."""
+        return node.op == "get_attr" or node.name in self.sizes
+
+    def body(self, number: int) -> list[fx.Node]:
+        """The values of a body, in order; inputs are not among them."""
+        return [n for n in self.module.graph.nodes if self._lies_in(n, number)]
+
+    def _lies_in(self, node: fx.Node, number: int) -> bool:
+        own = node.op not in ("placeholder", "output") and not self.taken_anew(node)
+        return own and self.at.get(node) == number
+
+    def head(self, number: int) -> list[fx.Node]:
+        """The values that only an exit reads, in order."""
+        one = self.exits[number]
+        onward = {n: n.all_input_nodes for n in self.module.graph.nodes if n not in self.at}
+        needed = set(reached([one.logits, one.score], lambda n: onward.get(n, ())))
+        return [n for n in onward if n in needed and not self.taken_anew(n)]
+
+    @cached_property
+    def handed_on(self) -> list[list[fx.Node]]:
+        """What each body but the last hands on: what its head reads, or a part behind it. Raises
+        R017 where that is no tensor.
+        """
+        found, wanted = [], set(self._read_by([*self.body(len(self.exits)), self.output]))
+        for at in reversed(range(len(self.exits))):
+            one = self.exits[at]
+            wanted |= {*self._read_by(self.head(at)), one.logits, one.score}
+            found.append(self._given_by(at, wanted))
+            wanted |= set(self._read_by(self.body(at)))
+        return found[::-1]
+
+    def _given_by(self, at: int, wanted: set[fx.Node]) -> list[fx.Node]:
+        """Of these, what the bodies up to this one compute."""
+        found = [n for n in self.module.graph.nodes if n in wanted and self.at.get(n, at + 1) <= at]
+        found = [n for n in found if not self.taken_anew(n)]
+        odd = next((n for n in found if isinstance(n.meta.get("val"), (tuple, list))), None)
+        if odd is not None:
+            raise cannot_leave(f"`{name_of(odd)}` is read behind the exit and is no tensor")
+        return found
+
+    def _read_by(self, nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+        """What nodes read, through all that each part takes anew."""
+        for node in (read for reader in nodes for read in reader.all_input_nodes):
+            if self.taken_anew(node):
+                yield from self._read_by([node])
+            else:
+                yield node
+
+
+def _taken_out(graph: fx.Graph) -> Iterator[ExitNode]:
+    """The exits, each read when those in front of it are gone."""
+    while exits := exits_of(graph):
+        exits[0].node.replace_all_uses_with(exits[0].value)
+        graph.erase_node(exits[0].node)
+        yield exits[0]
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def _inputs(node: fx.Node) -> Iterable[fx.Node]:
+    return node.all_input_nodes
