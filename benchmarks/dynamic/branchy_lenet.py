@@ -3,19 +3,23 @@
 
 The threshold is chosen on validation data: no more errors there than the dense network makes, which
 is trained as long. Beside it: samples that leave at random, as many; and batches of which nobody
-leaves before the hardest sample may. Latency: one thread, medians in turns.
+leaves before the hardest sample may. Latency: one thread, medians in turns, in torch and in ONNX
+Runtime (parts and driver as `lissom export` writes them).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +45,10 @@ EXITS = f"""
 """
 
 
+KEPT = Path(tempfile.gettempdir(), "lissom-studies")
+"""Trainings that ended are found here again."""
+
+
 class LeNet5(nn.Module):
     """LeNet-5 of Caffe: 431,080 parameters, 2,293,000 multiplications."""
 
@@ -62,14 +70,14 @@ def fresh(seed: int) -> nn.Module:
 
 @cache
 def dense(seed: int) -> lissom.Result:
-    return compiled(DENSE.replace("SEED", str(seed)), fresh(seed))
+    return compiled(DENSE.replace("SEED", str(seed)), fresh(seed), checkpoints=KEPT)
 
 
 @cache
 def with_exits(seed: int) -> lissom.Result:
     wanted = 100 - measured(dense(seed).model)["valid"]
     text = EXITS.replace("SEED", str(seed)).replace("WANTED", f"{wanted:.4f}%")
-    return compiled(text, fresh(seed))
+    return compiled(text, fresh(seed), checkpoints=KEPT)
 
 
 # -- what is measured ------------------------------------------------------------------------------
@@ -137,6 +145,24 @@ def row(seed: int) -> Row:
     return found
 
 
+def in_onnx_runtime(seed: int) -> Row:
+    """Milliseconds of a digit, whole and with the exit."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, result in (("whole", dense(seed)), ("parts", with_exits(seed))):
+            lissom.export(result.save(Path(folder, name)), Path(folder, f"{name}.onnx"))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        trunk = ort.InferenceSession(str(Path(folder, "whole.onnx")), options)
+        spec = importlib.util.spec_from_file_location("parts", Path(folder, "parts_exits.py"))
+        driver = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(driver)
+        parts = driver.EarlyExit(Path(folder, "parts.onnx.json"), options)
+    name = trunk.get_inputs()[0].name
+    runs = [lambda x: trunk.run(None, {name: x.numpy()}), lambda x: parts(x.numpy())]
+    whole, exits = milliseconds(runs, 1)
+    return {"ms 1": exits, "faster 1": whole / exits}
+
+
 def at_random(seed: int) -> Row:
     """As many leave, whichever they are."""
     model = with_exits(seed).model
@@ -169,7 +195,13 @@ def off(seed: int) -> Row:
     return found
 
 
-ARMS = {"dense": whole, "exits": row, "exits off": off, "at random": at_random}
+ARMS = {
+    "dense": whole,
+    "exits": row,
+    "exits off": off,
+    "at random": at_random,
+    "ONNX Runtime": in_onnx_runtime,
+}
 
 if __name__ == "__main__":
     study("branchy_lenet", ARMS, __doc__)

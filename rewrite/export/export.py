@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ...grammar.diagnostics import Label, fail
 from ..journal import Verdict
 from ..store.files import write_file
 from .compared import Whole, export_verdict
+from .exit_parts import export_parts
 from .exportable import Exportable, exportable
 
 Make = Callable[[Exportable, Path], tuple[Sequence[Verdict], Sequence[Whole]]]
@@ -21,15 +23,25 @@ def export_artifact(
     folder: Path, format: str, path: Path | None = None
 ) -> tuple[Path, tuple[Verdict, ...]]:
     """Writes the model of an artifact as "pt2" or "onnx", beside the folder where no path is given,
-    and says how its outputs were compared.
+    and says how its outputs were compared. A model with exits becomes several files, and the path
+    of what says how they go together is returned.
 
     Raises ValueError for another format; A041 where the file gives other outputs, and then nothing
     is written; A040 for a model that the format cannot hold, U010 for a package that is missing,
     U005 where the disk refuses.
     """
     target = path or folder.with_name(f"{folder.name}.{format}")
-    maker = _maker(format)
-    return target, write(exportable(folder), maker, target)
+    maker, given = _maker(format), exportable(folder)
+    if given.behind.rows:
+        each = partial(_written, maker)
+        return export_parts(given, given.behind, target, each)
+    return target, write(given, maker, target)
+
+
+def _written(
+    maker: Callable[[Exportable], Make], given: Exportable, path: Path
+) -> tuple[Verdict, ...]:
+    return write(given, maker, path)
 
 
 def write(

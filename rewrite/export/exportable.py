@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, LissomError, fail
-from ..evidence.artifact import examples_of
+from ..evidence.artifact import behind_in, examples_of
 from ..evidence.certificate import RELOAD_TOLERANCE
+from ..exits.segments import Behind
 from ..measure.samples import Example
 from ..store.folder import load
 from ..torch_internals import tree_flatten, tree_unflatten
@@ -23,11 +24,14 @@ from ..torch_internals import tree_flatten, tree_unflatten
 
 @dataclass(frozen=True, slots=True)
 class Exportable:
-    """A model, and examples of one structure in several sizes, the one that is traced first."""
+    """A model, and examples of one structure in several sizes, the one that is traced first.
+    behind: what goes on behind its exits.
+    """
 
     module: fx.GraphModule
     examples: tuple[Example, ...]
     folder: Path
+    behind: Behind = field(default_factory=Behind)
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -54,7 +58,8 @@ def exportable(folder: Path) -> Exportable:
     """Reads an artifact. Raises A-codes for damage, A040 where it holds no inputs to trace."""
     loaded = load(folder)
     examples = examples_of(loaded, folder)
-    found = Exportable(loaded.module, tuple(_traceable_first(examples)), folder)
+    first = tuple(_traceable_first(examples))
+    found = Exportable(loaded.module, first, folder, behind_in(loaded.documents))
     if not examples:
         said = "an input is an object of a class of its own, which is not recorded"
         raise found.refused("there are no inputs to export with", said)
