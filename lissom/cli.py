@@ -23,6 +23,7 @@ COMMANDS = {
     "record": "Write what a model says of data, for students that learn from it.",
     "bisect": "Find the rewrite that breaks a promise.",
     "verify": "Check a written model against its certificate.",
+    "bench": "Measure how long a written model takes.",
     "export": "Write a written model as .pt2 or ONNX, and compare what the file computes.",
     "demo": "Train, compress and verify a small digit reader.",
     "new": "Start a rule file or a pipeline.",

@@ -49,9 +49,9 @@ def test_parts_in_onnx_runtime_let_the_same_samples_leave(body: str, tmp_path: P
     verdicts = lissom.export(path, tmp_path / "small-one.onnx")
     assert all(verdict.holds for verdict in verdicts)
     assert {verdict.claim.split(":")[0] for verdict in verdicts} >= {"body1", "head1", "body2"}
-    run = driver(tmp_path, "small_one_exits").EarlyExit(tmp_path / "small-one.onnx.json")
+    run = driver(tmp_path, "small_one_exits").ExitNetwork(tmp_path / "small-one.onnx.json")
     for one, threshold in zip(run.exits, model.thresholds, strict=True):
-        one["threshold"] = threshold
+        one["limit"] = threshold
     found, exits = run(X.numpy())
     with torch.no_grad():
         wanted, also = model(X, return_exit=True)

@@ -156,7 +156,7 @@ def in_onnx_runtime(seed: int) -> Row:
         spec = importlib.util.spec_from_file_location("parts", Path(folder, "parts_exits.py"))
         driver = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(driver)
-        parts = driver.EarlyExit(Path(folder, "parts.onnx.json"), options)
+        parts = driver.ExitNetwork(Path(folder, "parts.onnx.json"), options)
     name = trunk.get_inputs()[0].name
     runs = [lambda x: trunk.run(None, {name: x.numpy()}), lambda x: parts(x.numpy())]
     whole, exits = milliseconds(runs, 1)

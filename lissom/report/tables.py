@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..jobs.benching import BenchRow
 from ..jobs.summary import Compared, RuleRow, rewrites
 from ..output import Output
 from ..rewrite.apply.cost import said_of_uncounted
@@ -132,6 +133,19 @@ def stages(out: Output, ends: Iterable[StageEnd]) -> None:
 
 def verdicts(out: Output, about: str, found: Iterable[Verdict]) -> None:
     out.table([(about, *_verdict(verdict)) for verdict in found])
+
+
+def bench(out: Output, rows: Iterable[BenchRow]) -> None:
+    """Milliseconds of a batch, and where samples leave."""
+    lines = [("", "batch", "mean ms", "median", "99 %", "samples/s", "leave at each exit")]
+    lines += [_bench_line(row) for row in rows]
+    out.table(lines, "<>>>>><", header=True)
+
+
+def _bench_line(row: BenchRow) -> tuple[str, ...]:
+    times = (f"{value:.3g}" for value in (row.mean, row.p50, row.p99))
+    left = ", ".join(f"{share:.1%}" for share in row.shares)
+    return row.name, str(row.batch), *times, f"{row.per_second:,.0f}", left
 
 
 def _verdict(verdict: Verdict) -> tuple[str, str, str]:

@@ -2,8 +2,8 @@
 
 It needs NumPy and ONNX Runtime, and nothing else; a copy of it stands beside the parts.
 
-    from NAME_exits import EarlyExit
-    model = EarlyExit("NAME.onnx.json")
+    from NAME_exits import ExitNetwork
+    model = ExitNetwork("NAME.onnx.json")
     outputs, exits = model(x)               # arrays, as the parts take them; exits count from 1
 """
 
@@ -21,7 +21,7 @@ import onnxruntime as ort
 TESTS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
-class EarlyExit:
+class ExitNetwork:
     """The parts, each a session. Samples that pass the test of an exit leave with its logits."""
 
     def __init__(self, path: str | Path, options: Any = None) -> None:
@@ -43,7 +43,7 @@ class EarlyExit:
             logits, score = _run(self.heads[at], values)
             rows = np.arange(len(logits)) if rows is None else rows
             score = agreed.with_next(logits) if one["counts"] else score
-            leaves = TESTS[one["test"]](score, one["threshold"])
+            leaves = TESTS[one["test"]](score, one["limit"])
             left.append((rows[leaves], logits[leaves], at + 1))
             rows, agreed = rows[~leaves], agreed.of(~leaves)
             if not len(rows):

@@ -84,7 +84,7 @@ def _said(network: EarlyExit, path: Path) -> dict[str, Any]:
         {
             "head": f"{path.stem}.head{at}{path.suffix}",
             "test": test.test,
-            "threshold": test.threshold,
+            "limit": test.threshold,
             "counts": test.counts,
             "by_row": list(rows),
         }
