@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ from .grammar.diagnostics import Diagnostic, LissomError
 from .grammar.library.program import Program, load_program, program_of
 from .grammar.tree.rules import RULE_KINDS
 from .passes.functions import FUNCTIONS
+from .report import frontier
 from .rewrite.apply.cost import said_of_uncounted
 from .rewrite.evidence import artifact, certificate
 from .rewrite.evidence.artifact import behind_in
@@ -70,10 +71,10 @@ class Result:
         claims = "" if self.compiled.verified else ", NOT VERIFIED"
         return f"<lissom.Result: {count} rewrites, {costs}{claims}>"
 
-    @cached_property
+    @property
     def model(self) -> fx.GraphModule | EarlyExit:
         """What was compiled; a model with exits is an `EarlyExit`, from which samples leave."""
-        return running(self.compiled.model, self.compiled.behind)
+        return self.compiled.running
 
     @property
     def journal(self) -> Journal:
@@ -148,6 +149,12 @@ class Result:
     def exits(self) -> ExitsFitted | None:
         """What the last `exit on ...` of the program chose: thresholds, and who leaves where."""
         return next(reversed(self.journal.of(ExitsFitted)), None)
+
+    def exits_svg(self) -> str:
+        """The trade between costs and metric as a picture (SVG); "" where no program chose
+        thresholds.
+        """
+        return "" if self.exits is None else frontier.svg(self.exits)
 
     @property
     def controls(self) -> Mapping[str, fx.GraphModule]:

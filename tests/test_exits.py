@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -510,6 +511,19 @@ def test_thresholds_follow_a_budget_of_costs() -> None:
     gains = [value for _, value in said.frontier]
     assert costs == sorted(costs)
     assert gains == sorted(gains)
+
+
+def test_the_trade_is_a_picture_and_in_the_certificate() -> None:
+    result = fitted("accuracy >= 90%")
+    picture = ElementTree.fromstring(result.exits_svg())
+    kinds = [one.tag.partition("}")[2] for one in picture]
+    assert kinds.count("polyline") == 1
+    assert result.exits is not None
+    assert kinds.count("circle") == len(result.exits.frontier) + 1
+    (said_of,) = result.certificate["exits"]
+    assert said_of["asked"] == "accuracy >= 90%"
+    assert [row["name"] for row in said_of["rows"]] == ["exit 1", "output"]
+    assert compiled(f"{AT_ONE} {TUNE}").exits_svg() == ""
 
 
 @pytest.mark.parametrize("asked", ["drop(accuracy) <= 2%", "latency(model) <= 100000"])

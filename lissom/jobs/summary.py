@@ -14,7 +14,7 @@ from torch import nn
 from ..grammar.diagnostics import Label, fail
 from ..model_file import ModelFile
 from ..rewrite.apply.cost import said_of_uncounted
-from ..rewrite.journal import Applied, Attached, Refused, StageEnd, Verdict
+from ..rewrite.journal import Applied, Attached, ExitsFitted, Refused, StageEnd, Verdict
 from ..rewrite.measure.compare import Metrics
 from ..rewrite.measure.latency import Latency, batch_of
 from ..rewrite.pipeline.compile import Compiled
@@ -118,7 +118,7 @@ def compared(
     rows = [
         Compared("parameters", old.params, new.params),
         Compared("file bytes", stored_bytes(compiled), file_bytes(folder), "", "as written"),
-        Compared("MACs", old.macs, new.macs, "", _macs_at(compiled, batch), bool(old.uncounted)),
+        _macs_at(compiled, batch),
         Compared("ops", old.ops, new.ops),
     ]
     if latency is not None:
@@ -127,9 +127,12 @@ def compared(
     return [*rows, *measured]
 
 
-def _macs_at(compiled: Compiled, batch: str) -> str:
-    left = said_of_uncounted(compiled.before)
-    return f"{batch}; {left}" if left else batch
+def _macs_at(compiled: Compiled, batch: str) -> Compared:
+    """Of a model with exits what its thresholds came to on the data that they were chosen on."""
+    old, new, left = compiled.before, compiled.after.macs, said_of_uncounted(compiled.before)
+    for fitted in compiled.journal.of(ExitsFitted)[-1:]:
+        new, batch = round(fitted.macs), f"{batch}, on average over {fitted.data}"
+    return Compared("MACs", old.macs, new, "", f"{batch}; {left}" if left else batch, bool(left))
 
 
 def stored_bytes(compiled: Compiled) -> int:
@@ -152,7 +155,7 @@ def metrics_on(file: ModelFile, compiled: Compiled, split: str) -> list[Compared
         return metrics.value(model, name, batches, place)
 
     return [
-        Compared(name, value(name, compiled.original), value(name, compiled.model), "", how)
+        Compared(name, value(name, compiled.original), value(name, compiled.running), "", how)
         for name in file.metrics
     ]
 

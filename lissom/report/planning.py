@@ -17,7 +17,7 @@ from ..jobs.summary import (
 from ..model_file import ModelFile
 from ..output import Output
 from ..rewrite.evidence.artifact import save_compiled
-from ..rewrite.journal import plain
+from ..rewrite.journal import ExitsFitted, plain
 from ..rewrite.measure.latency import Latency, measure_latency
 from ..rewrite.pipeline.compile import Compiled
 from ..rewrite.train.report import training_rows
@@ -34,6 +34,9 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
     tables.rules(out, [row for row in rows if asked or row.sites or row.misses])
     trained = training_rows(compiled.journal, compiled.kept_stages)
     tables.trainings(out, trained)
+    fitted = compiled.journal.of(ExitsFitted)
+    for one in fitted[-1:]:
+        tables.exits(out, one)
     left = not_allowed(compiled)
     if left:
         rules = "1 approximate rule" if len(left) == 1 else f"{len(left)} approximate rules"
@@ -43,6 +46,7 @@ def show_rules(out: Output, compiled: Compiled, asked: bool = True) -> None:
         "after": asdict(compiled.after),
         "rules": [row.as_json() for row in rows],
         "trainings": [row.as_json() for row in trained],
+        "exits": [asdict(one) for one in fitted],
         "verdicts": [plain(verdict) for verdict in compiled.verdicts],
         "not_allowed": left,
     }
@@ -90,4 +94,4 @@ def _latency(file: ModelFile, compiled: Compiled, split: str | None) -> Latency:
     """Of both models as graphs, on the first batch of a split, or on the example inputs."""
     samples = compiled.samples
     args = samples.inputs if split is None else samples.args(batches_of(file, split)[0])
-    return measure_latency(compiled.original, compiled.model, args)
+    return measure_latency(compiled.original, compiled.running, args)

@@ -9,7 +9,7 @@ from ..jobs.summary import Compared, RuleRow, rewrites
 from ..output import Output
 from ..rewrite.apply.cost import said_of_uncounted
 from ..rewrite.explain.funnel import Funnel
-from ..rewrite.journal import Costs, Opaque, StageEnd, Verdict
+from ..rewrite.journal import Costs, ExitsFitted, Opaque, StageEnd, Verdict
 from ..rewrite.match.opaque_report import Hidden
 from ..rewrite.pipeline.compile import Compiled
 from ..rewrite.train.report import TrainingRow
@@ -74,6 +74,15 @@ def trainings(out: Output, rows: Sequence[TrainingRow]) -> None:
         lines.append((row.name, str(row.epochs), str(row.best), moved or "not measured", inside))
     if rows:
         out.table(lines, "<>><<", header=True)
+
+
+def exits(out: Output, found: ExitsFitted) -> None:
+    """Where samples of the data leave, and what it costs up to there."""
+    whole = found.rows[-1].macs
+    lines: list[Sequence[str]] = [("depth", "leave if", f"of {found.data}", "MACs")]
+    lines += [(r.name, r.test, f"{r.share:.1%}", f"{r.macs / whole:.1%}") for r in found.rows]
+    told = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+    out.table([*lines, ("on average", "", told, f"{found.macs / whole:.1%}")], "<<>>", header=True)
 
 
 def _rule_line(row: RuleRow) -> tuple[str, ...]:

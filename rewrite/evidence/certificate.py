@@ -20,6 +20,7 @@ from ..journal import (
     Applied,
     Calibrated,
     Epoch,
+    ExitsFitted,
     Refused,
     StageEnd,
     Trained,
@@ -61,6 +62,7 @@ def certificate(compiled: Compiled) -> dict[str, Any]:
         "applications": [_timeless(event) for event in compiled.applied],
         "calibrations": [_timeless(event) for event in compiled.journal.of(Calibrated)],
         "trainings": _trainings(compiled),
+        "exits": [_timeless(event) for event in compiled.journal.of(ExitsFitted)],
         "kernels": [
             _timeless(event) for event in compiled.journal.of(Refused) if event.code == FAULTY
         ],
@@ -108,7 +110,9 @@ def _pipeline_name(compiled: Compiled) -> str | None:
     return compiled.pipeline.name.text if compiled.pipeline is not None else None
 
 
-def _timeless(event: Applied | Calibrated | Epoch | Refused | StageEnd | Trained) -> dict[str, Any]:
+def _timeless(
+    event: Applied | Calibrated | Epoch | ExitsFitted | Refused | StageEnd | Trained,
+) -> dict[str, Any]:
     """An event without its duration: equal work gives equal certificates."""
     return {key: value for key, value in plain(event).items() if key != "seconds"}
 

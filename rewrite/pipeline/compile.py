@@ -23,7 +23,7 @@ from ..apply.queries import QUESTIONS
 from ..capture.capture import Captured, capture
 from ..capture.inputs import Case, stand_in
 from ..exits.rows import behind_exits
-from ..exits.segments import Behind
+from ..exits.segments import Behind, running
 from ..graph.digest import model_digest
 from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
@@ -37,6 +37,7 @@ from ..measure.samples import Example, Samples
 from ..measure.source import Source
 from ..ops.vocabulary import Vocabulary
 from ..rules.state import State
+from ..runtime.exits import EarlyExit
 from ..torch_internals import version_of
 from .gc import fewer_collections
 from .layout import keep_layout
@@ -72,6 +73,11 @@ class Compiled:
     def behind(self) -> Behind:
         """What goes on behind the exits of the model, if it has some."""
         return behind_exits(self.model, self.samples.examples)
+
+    @cached_property
+    def running(self) -> fx.GraphModule | EarlyExit:
+        """The model that is run: from one with exits samples leave."""
+        return running(self.model, self.behind)
 
     @cached_property
     def digests(self) -> dict[str, str]:
