@@ -163,9 +163,10 @@ class Result:
 
     @without_causes
     def save(self, path: str | Path, *, check_reload: bool = True) -> Path:
-        """Writes the artifact folder. Raises V103 where a fresh process does not get the same
-        outputs from it.
+        """Writes the artifact folder, with the thresholds that exits have now. Raises V103 where a
+        fresh process does not get the same outputs from it.
         """
+        self.compiled.take_thresholds()
         return artifact.save_compiled(self.compiled, Path(path), check_reload)[0]
 
 

@@ -590,6 +590,22 @@ def test_weights_of_exits() -> None:
     assert said(lambda: compiled(train.format("exits()"))).code == "F104"
 
 
+def test_a_gate_learns_when_its_head_is_right() -> None:
+    stage = 'stage s { once exit_head_gated at "one" }'
+    settings = "epochs = 20; keep = last; batch = 16; optimizer = Adam(lr = 0.02)"
+    train = f"recover tune {{{{ {settings}; loss = {{}} }}}}"
+    found = {}
+    for loss in ("task() + exits()", "task() + exits() + sure()"):
+        model = compiled(f"{stage} {train.format(loss)}").model
+        assert isinstance(model, EarlyExit)
+        with torch.no_grad():
+            (early, _), (score,) = model.everywhere(X)
+        right = (early.argmax(1) == Y).float()
+        found[loss] = float(nn.functional.binary_cross_entropy(score, right))
+    learned, untouched = found["task() + exits() + sure()"], found["task() + exits()"]
+    assert learned < 0.9 * untouched
+
+
 # -- artifacts -------------------------------------------------------------------------------------
 
 
@@ -604,6 +620,10 @@ def test_an_artifact_holds_exits_and_thresholds(tmp_path: Path) -> None:
     found, also = loaded(X, return_exit=True)
     assert torch.equal(found, wanted)
     assert torch.equal(exits, also)
+    result.model.thresholds = [0.75]
+    again = lissom.load(result.save(tmp_path / "by_hand", check_reload=False))
+    assert isinstance(again, EarlyExit)
+    assert again.thresholds == [0.75]
 
 
 @pytest.mark.parametrize("kind", [Sized, Later, Chunks])

@@ -41,6 +41,7 @@ TERMS: Mapping[str, str] = {
     "norm_scales": "sum of the magnitudes of scales of norms",
     "group_sparsity": "sum of the norms of what belongs to one output or input of a weight",
     "exits": "the loss of the task at each exit, times `weights = [1, 0.5]`",
+    "sure": "of scores that are probabilities: whether their exit names the right class",
     "follow_last": "divergence of exits from the outputs, at `temperature = 3`, times its square",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from ..graph.exits import exits_of, outputs_of
+from ..graph.exits import exits_of, outputs_of, set_limit
 from ..graph.snapshot import finish
 from ..runtime.exits import EarlyExit, ExitTest, agreement
 from ..torch_internals import tree_map
@@ -48,6 +48,17 @@ def early_exit(module: fx.GraphModule, behind: Behind) -> EarlyExit:
 def running(module: fx.GraphModule, behind: Behind) -> fx.GraphModule | EarlyExit:
     """The model that is run: the graph itself where it has no exit."""
     return early_exit(module, behind) if has_exits(module) else module
+
+
+def write_back(module: fx.GraphModule, network: EarlyExit) -> bool:
+    """Puts thresholds of a network into the graph that it was made from; whether any differed."""
+    pairs = list(zip(exits_of(module.graph), network.thresholds, strict=True))
+    changed = [(one.node, limit) for one, limit in pairs if one.limit != limit]
+    for node, limit in changed:
+        set_limit(node, limit)
+    if changed:
+        finish(module)
+    return bool(changed)
 
 
 class _Part:

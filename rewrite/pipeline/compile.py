@@ -23,7 +23,7 @@ from ..apply.queries import QUESTIONS
 from ..capture.capture import Captured, capture
 from ..capture.inputs import Case, stand_in
 from ..exits.rows import behind_exits
-from ..exits.segments import Behind, running
+from ..exits.segments import Behind, running, write_back
 from ..graph.digest import model_digest
 from ..graph.own import declared
 from ..graph.snapshot import finish, snapshot
@@ -78,6 +78,12 @@ class Compiled:
     def running(self) -> fx.GraphModule | EarlyExit:
         """The model that is run: from one with exits samples leave."""
         return running(self.model, self.behind)
+
+    def take_thresholds(self) -> None:
+        """What was set by hand on the network that runs is part of the model, too."""
+        network = self.running
+        if isinstance(network, EarlyExit) and write_back(self.model, network):
+            vars(self).pop("digests", None)
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -34,7 +34,7 @@ from .remarks import remarks
 from .settings import Number, Settings
 from .streamed import Data, StreamedData
 from .structure import Beside, structure_kept, ties
-from .taps import InnerPlace, inner_places, name_of_exit, tapped
+from .taps import InnerPlace, inner_places, name_of_exit, name_of_score, tapped
 from .teachers import Places, Teacher, TeacherReader, graphs_of, is_from_file, remembered
 from .terms import TAUGHT, Losses, PenalisedWeights, adapter
 
@@ -96,7 +96,8 @@ class Recovery:
         settings = self.settings
         places = tuple(inner_places(settings.loss))
         taps = [(place.at, place.term.span) for place in places]
-        exits = [name_of_exit(at) for at in range(len(exits_of(graph.graph)))]
+        count = len(exits_of(graph.graph))
+        exits = [name_of(at) for name_of in (name_of_exit, name_of_score) for at in range(count)]
         inner = tapped(graph, taps, "the student") if places or exits else graph
         learner = Learner(inner, kept)
         self._choose(learner)

@@ -54,21 +54,32 @@ def name_of_exit(at: int) -> str:
     return f"exit {at + 1}"
 
 
+def name_of_score(at: int) -> str:
+    """What the score of an exit is known by."""
+    return f"score {at + 1}"
+
+
 def is_exit(name: str) -> bool:
     return name.startswith("exit ")
+
+
+def is_score(name: str) -> bool:
+    return name.startswith("score ")
 
 
 def tapped(
     graph: fx.GraphModule, places: Sequence[tuple[str, Span]], whose: str = "the model"
 ) -> fx.GraphModule:
     """The same graph, sharing all weights; it returns `(outputs, values)`, a value for each place:
-    the last one that the ops there give, as they give it; behind these the logits of each exit.
-    Raises U008 for a place that the model does not have; spans: what asks for it.
+    the last one that the ops there give, as they give it; behind these the logits of each exit,
+    then their scores. Raises U008 for a place that the model does not have; spans: what asks for
+    it.
     """
     copied = snapshot(graph)
     output = next(node for node in reversed(copied.graph.nodes) if node.op == "output")
     values = tuple(_value(copied, place, span, whose) for place, span in places)
-    values += tuple(one.logits for one in exits_of(copied.graph))
+    exits = exits_of(copied.graph)
+    values += (*(one.logits for one in exits), *(one.score for one in exits))
     output.args = ((output.args[0], values),)
     finish(copied)
     return copied

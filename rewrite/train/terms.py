@@ -16,7 +16,7 @@ from ...grammar.diagnostics import Label, LissomError, fail
 from ..graph.runs import innermost, one_line
 from ..measure.gradients import Loss
 from .settings import Called
-from .taps import INSIDE, is_exit, name_of_place
+from .taps import INSIDE, is_exit, is_score, name_of_place
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class StepSeen:
 
 Term = Callable[[StepSeen], Tensor]
 
-LABELLED = ("task", "cross_entropy", "exits")
+LABELLED = ("task", "cross_entropy", "exits", "sure")
 """Terms that need labels."""
 
 TAUGHT = ("kl", "logits", *INSIDE)
@@ -106,7 +106,7 @@ class Losses:
             "task": self._task, "cross_entropy": _cross_entropy, "kl": _kl, "logits": _logits,
             "hint": _hint, "attention": _attention, "norm_scales": self._norm_scales,
             "group_sparsity": self._group_sparsity, "exits": self._exits,
-            "follow_last": _follow_last,
+            "follow_last": _follow_last, "sure": _sure,
         }  # fmt: skip
         try:
             return makers[call.name](*call.args, **call.keywords)
@@ -211,6 +211,25 @@ def _follow_last(temperature: float = 3.0) -> Term:
         return torch.stack(found).sum()
 
     return term
+
+
+def _sure() -> Term:
+    """Scores that have weights of their own learn whether their exit names the right class: the
+    cross-entropy of a probability.
+    """
+
+    def term(seen: StepSeen) -> Tensor:
+        scores = [value for name, value in seen.inside.items() if is_score(name)]
+        pairs = zip(seen.exits, scores, strict=True)
+        found = [_right_or_wrong(logits, score, seen.target) for logits, score in pairs]
+        return torch.stack(found).sum()
+
+    return term
+
+
+def _right_or_wrong(logits: Tensor, score: Tensor, target: Tensor) -> Tensor:
+    right = (logits.detach().argmax(-1) == target).to(score.dtype)
+    return functional.binary_cross_entropy(score.clamp(1e-6, 1 - 1e-6), right)
 
 
 def _hint(at: str, of: str = "") -> Term:
