@@ -369,6 +369,15 @@ def test_conditions(condition: str) -> None:
     assert torch.equal((found(X, return_exit=True)[1] == 1)[apart], wanted[apart])
 
 
+@pytest.mark.parametrize(("share", "applied"), [("0.01%", False), ("5%", True)])
+def test_a_head_has_costs_of_its_own(share: str, applied: bool) -> None:
+    text = (Path(__file__).parent / "programs" / "early_exit.lissom").read_text()
+    rule = text.replace('"layer2", "layer3"', '"one"').replace("5% * macs", f"{share} * macs")
+    rule = rule.replace("int = 10", "int = 2")
+    result = compiled(f"stage s {{ once early_exit }} {TUNE}", rules=rule)
+    assert bool(result.applied) is applied
+
+
 def test_patience_counts_exits_that_agree() -> None:
     rule = RULE.replace("CONDITION", "agreement(e) >= 2")
     body = f'stage s {{ once leave at "one"; once leave at "two" }} {TUNE}'

@@ -132,7 +132,7 @@ class Constructor:
             self.plan.outputs[name] = value
         self.scope.names[name] = value
         if step.handle is not None:
-            self.scope.names[step.handle.text] = value
+            self.scope.names[step.handle.text] = self.plan.handles[step.handle.text] = value
 
     def _exit(self, step: t.Exit) -> None:
         """All that reads the value reads it behind the exit."""

@@ -72,7 +72,7 @@ class Plan:
     """What an application would do: ops in the order of building, the new value of each output,
     and the nodes of the graph that all this reads. moved, exchanged: the weights that `perturb`
     moves, and what it gives in place of a value that the matched ops read (to them alone), or that
-    they give (to all who read it).
+    they give (to all who read it). handles: ops that `as` names.
     """
 
     ops: list[Planned] = field(default_factory=list)
@@ -80,6 +80,7 @@ class Plan:
     moved: dict[str, Tensor] = field(default_factory=dict)
     exchanged: dict[fx.Node, Plan] = field(default_factory=dict)
     reads: list[fx.Node] = field(default_factory=list)
+    handles: dict[str, Any] = field(default_factory=dict)
 
     @property
     def perturbs(self) -> bool:

@@ -26,8 +26,8 @@ from ..ops.spec import TensorSpec
 from ..rules.dimension import DIM_QUESTIONS, DimValue, thinned
 from ..rules.global_ranking import survivors
 from ..rules.scope import ParamRef, Scope
-from .cost import calls_costs, not_counted, present_costs
-from .planned import Planned
+from .cost import calls_costs, not_counted, plan_costs, present_costs
+from .planned import Plan, Planned
 
 
 def owned(scope: Scope, *refs: Any) -> bool:
@@ -228,6 +228,8 @@ def _costs(scope: Scope, what: Any) -> Costs:
     state = scope.state
     if isinstance(what, OpCall):
         return calls_costs(state.module, [what])
+    if isinstance(what, Planned):
+        return plan_costs(Plan([what]))
     if isinstance(what, ParamRef):
         return Costs(what.tensor.numel(), what.tensor.numel() * what.tensor.element_size(), 0, 0)
     if what == "model":

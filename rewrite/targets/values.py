@@ -236,7 +236,7 @@ class _ValueTrial(CutTrial[ValueSite]):
         return super().equality()
 
     def left(self) -> dict[str, Any]:
-        return {}
+        return dict(self.site.built.handles)
 
     def cannot_run(self, error: RunFailed) -> NoMatch:
         """A head may not take what the value is at other sizes."""
