@@ -47,10 +47,13 @@ def behind_in(documents: Mapping[str, bytes]) -> Behind:
     """
     if EXITS not in documents:
         return Behind()
-    rows, sizes = fields(parse_json(documents[EXITS], EXITS), EXITS, rows=dict, sizes=list)
+    said = parse_json(documents[EXITS], EXITS)
+    rows, sizes, order = fields(said, EXITS, rows=dict, sizes=list, order=dict)
     if not all(isinstance(row, bool) for row in rows.values()):
         raise malformed("says of a value neither yes nor no", EXITS)
-    return Behind(rows, frozenset(map(str, sizes)))
+    if not all(isinstance(names, list) for names in order.values()):
+        raise malformed("does not list what runs in front of a node", EXITS)
+    return Behind(rows, frozenset(map(str, sizes)), order)
 
 
 def plan_of(compiled: Compiled) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def save_compiled(
     }
     behind = compiled.behind
     if behind.rows:
-        said = {"rows": dict(behind.rows), "sizes": sorted(behind.sizes)}
+        said = {"rows": dict(behind.rows), "sizes": sorted(behind.sizes), "order": behind.order}
         documents[EXITS] = canonical_json(said)
     written = save(compiled.model, folder, documents)
     if not check_reload:

@@ -2,7 +2,8 @@
 
 Body k is all that exit k and its head need and no body in front of it computes; the last body is
 the rest. Heads are what only exits read. Weights and sizes are no values that go from part to part:
-each part takes them anew, for behind an exit a batch is smaller.
+each part takes them anew, for behind an exit a batch is smaller. What checks sizes, or writes to
+memory, stays on the side of the exit where it stands.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from ..graph.exits import ExitNode, exits_of
 from ..graph.places import name_of
 from ..graph.snapshot import snapshot
 from ..ops.spec import TensorSpec
+from .order import Order, effects_of, order_in
 
 
 def sizes_of(module: fx.GraphModule) -> frozenset[str]:
     """The nodes of a compiled graph that give sizes, not tensors, by name."""
-    return frozenset(node.name for node in module.graph.nodes if _gives_sizes(node))
+    effects = set(effects_of(module))
+    return frozenset(n.name for n in module.graph.nodes if n not in effects and _gives_sizes(n))
 
 
 def _gives_sizes(node: fx.Node) -> bool:
@@ -49,14 +52,25 @@ class Parts:
     sizes: frozenset[str]
 
     @classmethod
-    def of(cls, module: fx.GraphModule, sizes: frozenset[str]) -> Parts:
+    def of(cls, module: fx.GraphModule) -> Parts:
+        """Of a graph that was compiled here."""
+        return cls.known(module, sizes_of(module), order_in(module))
+
+    @classmethod
+    def known(cls, module: fx.GraphModule, sizes: frozenset[str], order: Order) -> Parts:
         copied = snapshot(module)
         exits = list(_taken_out(copied.graph))
-        trunk = set(reached([_output(copied.graph)], _inputs))
+        named = {node.name: node for node in copied.graph.nodes}
+
+        def in_front(node: fx.Node) -> Iterator[fx.Node]:
+            yield from node.all_input_nodes
+            yield from (named[name] for name in order.get(node.name, ()) if name in named)
+
+        trunk = set(reached([_output(copied.graph)], in_front))
         at = {node: 0 for node in copied.graph.nodes if node.op == "placeholder"}
         for number, one in enumerate(exits):
-            needed = reached([one.value, one.logits, one.score], _inputs)
-            for node in (n for n in needed if n in trunk):
+            starts = [one.value, one.logits, one.score, *in_front(one.node)]
+            for node in (n for n in reached(starts, in_front) if n in trunk):
                 at.setdefault(node, number)
         for node in copied.graph.nodes:
             if node in trunk:
@@ -127,7 +141,3 @@ def _taken_out(graph: fx.Graph) -> Iterator[ExitNode]:
 
 def _output(graph: fx.Graph) -> fx.Node:
     return next(node for node in reversed(graph.nodes) if node.op == "output")
-
-
-def _inputs(node: fx.Node) -> Iterable[fx.Node]:
-    return node.all_input_nodes

@@ -16,7 +16,9 @@ from ..measure.batches import batch_size, part
 from ..measure.compare import equality_at
 from ..measure.samples import Example
 from ..runtime.exits import EarlyExit
-from .parts import Parts, cannot_leave, sizes_of
+from ..torch_internals import tree_leaves, tree_map
+from .order import order_in
+from .parts import Parts, cannot_leave
 from .segments import Behind, early_exit, has_exits
 
 LEAVING = "samples that leave change nothing for the others"
@@ -28,7 +30,7 @@ def behind_exits(module: fx.GraphModule, examples: Sequence[Example]) -> Behind:
     """
     if not has_exits(module):
         return Behind()
-    sizes, parts = sizes_of(module), Parts.of(module, sizes_of(module))
+    parts = Parts.of(module)
     names = {node.name for nodes in parts.handed_on for node in nodes}
     answers = {
         n.name for n in (*outputs_of(module.graph), *(e.logits for e in exits_of(module.graph)))
@@ -41,7 +43,7 @@ def behind_exits(module: fx.GraphModule, examples: Sequence[Example]) -> Behind:
     odd = next((name for name in answers if not found[name]), "")
     if odd:
         raise cannot_leave(f"`{odd}` has no row for each sample")
-    return Behind({name: found[name] for name in names}, sizes)
+    return Behind({name: found[name] for name in names}, parts.sizes, order_in(module))
 
 
 def _holds_rows(name: str, values: Sequence[Tensor], sizes: Sequence[int]) -> bool:
@@ -57,16 +59,17 @@ def _holds_rows(name: str, values: Sequence[Tensor], sizes: Sequence[int]) -> bo
 
 
 def leaving_changes_nothing(module: fx.GraphModule, examples: Sequence[Example]) -> Verdict:
-    """Whether samples get the same alone and in a batch, up to rounding: where every other one
-    leaves at each exit, and where nobody does.
+    """Whether the network is the model where nobody leaves, and samples get the same alone and in a
+    batch, up to rounding: where nobody leaves, and where every other one does at one of the exits.
     """
-    nodes = len(module.graph.nodes)
+    nodes, exits = len(module.graph.nodes), range(len(exits_of(module.graph)))
     try:
         behind = behind_exits(module, examples)
-        for every in (0, 2):
-            batch = _Forced(early_exit(module, behind), every)
-            alone = _EachAlone(early_exit(module, behind), every)
-            found = equality_at(alone, batch, examples[:1], nodes)
+        found = equality_at(module, _Forced(early_exit(module, behind), None), examples, nodes)
+        for at in (None, *exits) if found.holds else ():
+            batch = _Forced(early_exit(module, behind), at)
+            alone = _EachAlone(early_exit(module, behind), at)
+            found = equality_at(alone, batch, [_several(examples)], nodes)
             if not found.holds:
                 break
     except RunFailed as error:
@@ -75,28 +78,57 @@ def leaving_changes_nothing(module: fx.GraphModule, examples: Sequence[Example])
     return replace(found, claim=LEAVING, kind=VerdictKind.CLAIM)
 
 
+def _several(examples: Sequence[Example]) -> Example:
+    """The first example of which some samples can leave and others stay, with samples that differ.
+    Raises R017.
+    """
+    found = next((e for e in examples if batch_size(e.args) > 1), None)
+    if found is None:
+        raise cannot_leave("the model was only run on single samples: give an example of two")
+    if found is examples[0] and not _alike(found.args, batch_size(found.args)):
+        return found
+    return Example(found.label, tree_map(_told_apart, found.args))
+
+
+def _alike(args: tuple[Any, ...], size: int) -> bool:
+    leaves = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim())
+    rows = [leaf for leaf in leaves if len(leaf) == size]
+    return all(torch.equal(leaf, leaf[:1].expand_as(leaf)) for leaf in rows)
+
+
+def _told_apart(leaf: Any) -> Any:
+    """Numbers moved by a part of their size, each sample's in its own way: samples that were made
+    of one are the same to a mean, say.
+    """
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        return leaf
+    noise = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf)
+    return leaf + noise * (leaf.abs().mean() / 4 if leaf.any() else 1)
+
+
 @dataclass
 class _Every:
-    """The first of all samples leaves, and every so many behind it; nobody for 0."""
+    """Every other sample leaves, the first one among them; nobody where `closed`."""
 
-    every: int
+    closed: bool
     counts: bool = False
     test: str = ">"
     threshold: float = 0.0
 
     def __call__(self, score: Tensor) -> Tensor:
-        if not self.every:
-            return torch.zeros_like(score, dtype=torch.bool)
-        return torch.arange(len(score), device=score.device) % self.every == 0
+        places = torch.arange(len(score), device=score.device)
+        return (places % 2 == 0) & (not self.closed)
 
 
 class _Forced(nn.Module):
-    """A network of which samples leave by their places in the batch."""
+    """A network of which samples leave by their places in the batch. at: the exit where they do,
+    None where nobody leaves.
+    """
 
-    def __init__(self, network: EarlyExit, every: int) -> None:
+    def __init__(self, network: EarlyExit, at: int | None) -> None:
         super().__init__()
         self.network = network
-        network.tests = [_Every(every) for _ in network.tests]  # type: ignore[misc]
+        network.tests = [_Every(k != at) for k in range(len(network.tests))]  # type: ignore[misc]
 
     def forward(self, *args: Any) -> Any:
         return self.network(*args)

@@ -12,17 +12,20 @@ from ..graph.exits import exits_of, outputs_of, set_limit
 from ..graph.snapshot import finish
 from ..runtime.exits import EarlyExit, ExitTest, agreement
 from ..torch_internals import tree_map
+from .order import Order
 from .parts import Parts
 
 
 @dataclass(frozen=True)
 class Behind:
     """What goes on behind exits. rows: whether each value holds a row for each sample, by the name
-    of its node; sizes: the nodes of the graph that give sizes, which each part computes anew.
+    of its node; sizes: the nodes of the graph that give sizes, which each part computes anew;
+    order: what runs in front of a node beside what it reads.
     """
 
     rows: Mapping[str, bool] = field(default_factory=dict)
     sizes: frozenset[str] = frozenset()
+    order: Order = field(default_factory=dict)
 
 
 def has_exits(module: fx.GraphModule) -> bool:
@@ -33,7 +36,7 @@ def early_exit(module: fx.GraphModule, behind: Behind) -> EarlyExit:
     """The network of a graph with exits; it shares all weights. Raises R017 where the graph cannot
     be parted.
     """
-    parts = Parts.of(module, behind.sizes)
+    parts = Parts.known(module, behind.sizes, behind.order)
     bodies = [_Part(parts).body(at) for at in range(len(parts.exits) + 1)]
     heads = [_Part(parts).head(at) for at in range(len(parts.exits))]
     tests = [ExitTest(e.test, e.limit, e.score.target is agreement) for e in parts.exits]

@@ -14,7 +14,7 @@ from ...grammar.diagnostics import Label, fail
 from ...grammar.tree import tree as t
 from ..apply.cost import node_macs, present_costs
 from ..exits.fit import Choice, Fit, seen
-from ..exits.parts import Parts, sizes_of
+from ..exits.parts import Parts
 from ..exits.rows import behind_exits
 from ..exits.segments import early_exit
 from ..graph.exits import exits_of, set_limit
@@ -92,7 +92,7 @@ def depth_costs(state: State) -> Iterator[float]:
     """Multiply-accumulates up to each depth at the example's batch: bodies, and the heads that were
     asked on the way.
     """
-    parts, total = Parts.of(state.module, sizes_of(state.module)), 0
+    parts, total = Parts.of(state.module), 0
     own = {node.name: node for node in state.module.graph.nodes}
     for at in range(len(parts.exits) + 1):
         total += sum(node_macs(state.view, own[node.name]) for node in parts.body(at))

@@ -97,9 +97,9 @@ class _Waiting:
         return self.streak
 
     def keep(self, stay: Tensor, by_row: Sequence[bool]) -> None:
-        """Only the samples `stay` [n] are still there: rows of what holds a row for each."""
+        """Only `stay` [n] of more samples are still there: rows of what holds a row for each."""
         pairs = zip(self.values, by_row, strict=True)
-        self.values = tuple(v.index_select(0, stay) if rows else v for v, rows in pairs)
+        self.values = tuple(_rows_of(v, stay) if rows else v for v, rows in pairs)
         self.rows = stay if self.rows is None else self.rows[stay]
         if self.streak is not None and self.named is not None:
             self.streak, self.named = self.streak[stay], self.named[stay]
@@ -251,6 +251,11 @@ def _given(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
     where it fails.
     """
     return nn.Module.__call__(part, *args, **kwargs)
+
+
+def _rows_of(value: Tensor, stay: Tensor) -> Tensor:
+    """The rows of several samples; one row is that of all samples."""
+    return value if len(value) == 1 else value.index_select(0, stay)
 
 
 def _together(parts: Sequence[Answered]) -> tuple[Tensor, Tensor | None]:
