@@ -92,16 +92,16 @@ WRITES: dict[str, Run] = {
 }
 
 
-def is_the_network(found: nn.Module, whole: nn.Module) -> None:
+def is_the_network(found: nn.Module, whole: nn.Module, x: Tensor = X) -> None:
     """Samples that stay get what the network gives, whoever leaves."""
     assert isinstance(found, EarlyExit)
-    wanted, (scores,) = whole(X.clone()), found.everywhere(X.clone())[1]
+    wanted, (scores,) = whole(x.clone()), found.everywhere(x.clone())[1]
     found.exits = False
-    assert torch.equal(found(X.clone()), wanted)
+    assert torch.equal(found(x.clone()), wanted)
     found.exits = True
     for level in (0.2, 0.5, 0.8):
         found.thresholds = [float(scores.quantile(level))]
-        got, exits = found(X.clone(), return_exit=True)
+        got, exits = found(x.clone(), return_exit=True)
         assert sorted(set(exits.tolist())) == [1, 2]
         torch.testing.assert_close(got[exits == 2], wanted[exits == 2])
 
@@ -236,3 +236,68 @@ def test_one_row_for_all_samples_stays_one_row() -> None:
     got, exits = found(ids, at, return_exit=True)
     assert sorted(set(exits.tolist())) == [1, 2]
     torch.testing.assert_close(got[exits == 2], model(ids, at)[exits == 2])
+
+
+# -- inputs that are no rows of numbers ------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A number, an input by its name and a part of a dict are read behind the exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = parts(plain)
+
+    def forward(self, batch: dict[str, Tensor], scale: float = 2.0, bias: Any = None) -> Tensor:
+        y = self.net.two(self.net.one(batch["image"]) * scale)
+        y = y.mean((2, 3)) * scale + batch["extra"]
+        return self.net.head(y if bias is None else y + bias)
+
+
+def taken(size: int) -> dict[str, Tensor]:
+    return {"image": X[:size], "extra": X.flatten(1)[:size, :4]}
+
+
+def test_numbers_and_parts_of_inputs_are_read_behind_an_exit() -> None:
+    body = f'stage s {{ once exit_head at "net.one" }} {TUNE}'
+    model, data = Scaled().eval(), [((taken(12),), torch.zeros(12).long())]
+    result = compiled(body, model, (taken(4),), data=data, metrics={})
+    found = result.model
+    assert isinstance(found, EarlyExit)
+    found.thresholds = [float(found.everywhere(taken(12))[1][0].median())]
+    got, exits = found(taken(12), return_exit=True)
+    assert sorted(set(exits.tolist())) == [1, 2]
+    torch.testing.assert_close(got[exits == 2], model(taken(12))[exits == 2])
+    assert len(found.measure(taken(4), rounds=1)) == 2
+    assert found(taken(4), budget=1e9).shape == (4, 2)
+
+
+class Remembers(nn.Module):
+    """The state of a layer goes on behind the exit."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.again = again
+        self.one, self.two = (nn.LSTM(3, 3, batch_first=True) for _ in range(2))
+        self.mid, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, (h, c) = self.one(x)
+        y = self.mid(y)
+        y, _ = self.two(y, (h, c)) if self.again else self.two(y)
+        return self.head(y[:, -1] + h[-1])
+
+
+def test_states_of_layers() -> None:
+    """Their first axis counts layers: a row of each sample is what `h[-1]` gives."""
+    x = X[:, :, 0].transpose(1, 2)  # [N, L, C]
+    body = f'stage s {{ once exit_head_sequence at "mid" }} {TUNE}'
+    for again in (False, True):
+        model = Remembers(again).eval()
+        result = compiled(body, model, (x[:4],), data=[(x,)], metrics={})
+        if again:
+            (refused,) = result.journal.of(Refused)
+            assert "its first axis is not the batch" in refused.reason
+            continue
+        is_the_network(result.model, model, x)

@@ -8,6 +8,7 @@ memory, stays on the side of the exit where it stands.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,9 +73,10 @@ class Parts:
             starts = [one.value, one.logits, one.score, *in_front(one.node)]
             for node in (n for n in reached(starts, in_front) if n in trunk):
                 at.setdefault(node, number)
-        for node in copied.graph.nodes:
-            if node in trunk:
-                at.setdefault(node, len(exits))
+        for node in (n for n in copied.graph.nodes if n in trunk):
+            at.setdefault(node, len(exits))
+            if _takes_part(node):  # of a state, of inputs by name: that is no tensor to hand on
+                at[node] = at[node.all_input_nodes[0]]
         return cls(copied, exits, at, sizes)
 
     @property
@@ -117,7 +119,9 @@ class Parts:
         """Of these, what the bodies up to this one compute."""
         found = [n for n in self.module.graph.nodes if n in wanted and self.at.get(n, at + 1) <= at]
         found = [n for n in found if not self.taken_anew(n)]
-        odd = next((n for n in found if isinstance(n.meta.get("val"), (tuple, list))), None)
+        odd = next(
+            (n for n in found if isinstance(n.meta.get("val"), (tuple, list, Mapping))), None
+        )
         if odd is not None:
             raise cannot_leave(f"`{name_of(odd)}` is read behind the exit and is no tensor")
         return found
@@ -129,6 +133,11 @@ class Parts:
                 yield from self._read_by([node])
             else:
                 yield node
+
+
+def _takes_part(node: fx.Node) -> bool:
+    """Whether a node is `value[0]` or `value["name"]`."""
+    return node.target is operator.getitem and isinstance(node.args[1], (int, str))
 
 
 def _taken_out(graph: fx.Graph) -> Iterator[ExitNode]:

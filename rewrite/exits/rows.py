@@ -46,7 +46,9 @@ def behind_exits(module: fx.GraphModule, examples: Sequence[Example]) -> Behind:
     return Behind({name: found[name] for name in names}, parts.sizes, order_in(module))
 
 
-def _holds_rows(name: str, values: Sequence[Tensor], sizes: Sequence[int]) -> bool:
+def _holds_rows(name: str, values: Sequence[Any], sizes: Sequence[int]) -> bool:
+    if not all(isinstance(value, Tensor) for value in values):  # a setting of the call
+        return False
     pairs = list(zip(values, sizes, strict=True))
     if all(v.dim() and len(v) == size for v, size in pairs):
         return True

@@ -74,8 +74,10 @@ class _Part:
     def body(self, at: int) -> fx.GraphModule:
         """What it gives is what is handed on; the last one gives the output tensor."""
         handed = self.parts.handed_on
-        inputs = [n for n in self.parts.module.graph.nodes if n.op == "placeholder"]
-        self._take(handed[at - 1] if at else inputs)
+        if at:
+            self._take(handed[at - 1])
+        else:
+            self._take_inputs()
         self._compute(self.parts.body(at))
         if at == len(handed):
             return self._done(self._of(outputs_of(self.parts.module.graph)[0]))
@@ -94,13 +96,15 @@ class _Part:
         args = self.parts.output.args[0]
         return self._done(tree_map(lambda leaf: inner if isinstance(leaf, fx.Node) else leaf, args))
 
+    def _take_inputs(self) -> None:
+        """Those of the model, with their defaults."""
+        for node in self.parts.module.graph.find_nodes(op="placeholder"):
+            self.env[node] = self.graph.node_copy(node)
+
     def _take(self, nodes: Sequence[fx.Node]) -> None:
         for node in nodes:
-            if node.op == "placeholder":
-                self.env[node] = self.graph.node_copy(node)
-            else:
-                self.env[node] = self.graph.placeholder(node.name)
-                self.env[node].meta = dict(node.meta)
+            self.env[node] = self.graph.placeholder(node.name)
+            self.env[node].meta = dict(node.meta)
 
     def _compute(self, nodes: Iterable[fx.Node]) -> None:
         for node in nodes:

@@ -12,7 +12,7 @@ import operator
 import statistics
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,8 +236,7 @@ class EarlyExit(nn.Module):
         """
         if not self.times:
             raise ValueError("nothing is known of times: call `model.measure(inputs)` first")
-        given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim())
-        size, known = len(next(given)), sorted(self.times)
+        size, known = _size_of([*args, *kwargs.values()]), sorted(self.times)
         times = self.times[known[min(bisect_left(known, size), len(known) - 1)]]
         return max((at for at, t in enumerate(times, 1) if t <= budget), default=1)
 
@@ -251,6 +250,12 @@ def _given(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
     where it fails.
     """
     return nn.Module.__call__(part, *args, **kwargs)
+
+
+def _size_of(inputs: Sequence[Any]) -> int:
+    """How many samples a call is of, by its first tensor."""
+    parts = [p for x in inputs for p in (x.values() if isinstance(x, Mapping) else (x,))]
+    return next((len(p) for p in parts if isinstance(p, Tensor) and p.dim()), 1)
 
 
 def _rows_of(value: Tensor, stay: Tensor) -> Tensor:
