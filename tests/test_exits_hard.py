@@ -17,6 +17,7 @@ from lissom.rewrite.runtime.exits import EarlyExit
 
 from .support import Fn
 from .test_exits import TUNE, compiled
+from .test_training_bad_input import said
 
 torch.manual_seed(0)
 X = torch.randn(12, 3, 8, 8)
@@ -301,3 +302,92 @@ def test_states_of_layers() -> None:
             assert "its first axis is not the batch" in refused.reason
             continue
         is_the_network(result.model, model, x)
+
+
+# -- thresholds ------------------------------------------------------------------------------------
+
+Y = (X.mean((1, 2, 3)) > 0).long()
+
+
+def fitted(asked: str, model: nn.Module, inputs: Any, data: Any, **given: Any) -> lissom.Result:
+    at = "net.one" if isinstance(model, Scaled) else "one"
+    body = f'stage s {{ once exit_head at "{at}" }} {TUNE} exit on valid until {asked}'
+    return compiled(body, model, inputs=inputs, data=data, **given)
+
+
+def test_thresholds_for_inputs_in_a_dict() -> None:
+    result = fitted(
+        "accuracy >= 1%",
+        Scaled().eval(),
+        (taken(4),),
+        [((taken(12),), Y)],
+        metrics={"accuracy": named},
+    )
+    assert result.exits is not None
+    assert result.exits.rows[0].share == 1
+
+
+def named(model: nn.Module, batches: Any) -> float:
+    ((inputs, y),) = batches
+    return float((model(*inputs).argmax(1) == y).float().mean())
+
+
+def test_batches_with_the_same_first_input_are_told_apart() -> None:
+    """The mean over both is taken from what the network gives for each."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = parts(plain)
+
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return self.net(x + shift)
+
+    data = [((X, X * 0 + at), Y) for at in (0.0, 40.0)]
+
+    def spread(model: nn.Module, batches: Any) -> float:
+        first, second = (model(*batches[at][0]) for at in (1, 0))
+        return float((first - second).abs().mean())
+
+    body = (
+        f'stage s {{ once exit_head at "net.one" }} {TUNE} exit on valid until macs(model) <= 99%'
+    )
+    result = compiled(body, Shifted().eval(), (X[:4], X[:4]), data=data, metrics={"spread": spread})
+    assert result.exits is not None
+    assert result.exits.metrics["spread"] == pytest.approx(spread(result.model, data), rel=1e-4)
+
+
+def test_scores_that_are_no_numbers_say_nothing_of_thresholds() -> None:
+    found = fitted("accuracy >= 0%", parts(plain), (X[:4],), [(X * torch.nan, Y)]).model
+    assert isinstance(found, EarlyExit)
+    assert found.thresholds == [pytest.approx(0.9)]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["accuracy >= 1% and macs(model) <= 99%", "1% <= accuracy", "accuracy >= 101% or 1 <= 2"],
+)
+def test_conditions_are_joined_and_turned_round(asked: str) -> None:
+    assert fitted(asked, parts(plain), (X[:4],), [(X, Y)]).exits is not None
+
+
+def test_both_of_two_conditions_hold() -> None:
+    asked = "macs(model) <= 99% and accuracy >= 101%"
+    assert fitted(asked, parts(plain), (X[:4],), [(X, Y)]).exits is None
+
+
+@pytest.mark.parametrize("asked", ["accuracy", "true", "5", "accuracy >= 1% and macs(model)"])
+def test_a_condition_that_compares_nothing(asked: str) -> None:
+    found = said(lambda: fitted(asked, parts(plain), (X[:4],), [(X, Y)]))
+    assert found.code == "R001"
+    assert "compares nothing" in found.message
+
+
+def test_data_without_a_sample() -> None:
+    def data(split: str) -> Any:
+        return [(X, Y)] if split != "none" else [(X[:0], Y[:0])]
+
+    stage = f'stage s {{ once exit_head at "one" }} {TUNE}'
+    body = f'data empty = sample("none", all)\n{stage} exit on empty until macs(model) <= 99%'
+    found = said(lambda: compiled(body, parts(plain), (X[:4],), data=data, metrics={}))
+    assert (found.code, found.message) == ("D002", "`empty` holds no sample")

@@ -51,7 +51,11 @@ def behind_in(documents: Mapping[str, bytes]) -> Behind:
     rows, sizes, order = fields(said, EXITS, rows=dict, sizes=list, order=dict)
     if not all(isinstance(row, bool) for row in rows.values()):
         raise malformed("says of a value neither yes nor no", EXITS)
-    if not all(isinstance(names, list) for names in order.values()):
+    known = (
+        isinstance(names, list) and all(isinstance(n, str) for n in names)
+        for names in order.values()
+    )
+    if not all(known):
         raise malformed("does not list what runs in front of a node", EXITS)
     return Behind(rows, frozenset(map(str, sizes)), order)
 

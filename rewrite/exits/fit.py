@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph.runs import own_inputs
 from ..runtime.exits import EarlyExit, ExitTest
+from ..torch_internals import tree_leaves
 
 LEVELS = 64
 """Thresholds that are tried for each exit: quantiles of its scores."""
@@ -25,16 +27,16 @@ SWEEPS = 2
 @dataclass(frozen=True, slots=True)
 class BatchSeen:
     """What a network gives for one batch at each depth: logits [N, C], and the score [N] of each
-    exit. first: the first input, by which the batch is known.
+    exit. args: the inputs, by which the batch is known.
     """
 
-    first: Tensor
+    args: tuple[Any, ...]
     logits: tuple[Tensor, ...]
     scores: tuple[Tensor, ...]
 
     def left(self, tests: Sequence[ExitTest]) -> Tensor:
         """The depth, from 0, at which each sample leaves: int64 [N]."""
-        found = torch.full((len(self.first),), len(tests))
+        found = torch.full((len(self.logits[-1]),), len(tests))
         for at in reversed(range(len(tests))):
             found[tests[at](self.scores[at])] = at
         return found
@@ -46,7 +48,7 @@ class BatchSeen:
 
 def seen(network: EarlyExit, batches: Sequence[tuple[Any, ...]]) -> list[BatchSeen]:
     with torch.no_grad():
-        return [BatchSeen(args[0].clone(), *network.everywhere(*args)) for args in batches]
+        return [BatchSeen(args, *network.everywhere(*own_inputs(args))) for args in batches]
 
 
 class Replay(nn.Module):
@@ -59,20 +61,27 @@ class Replay(nn.Module):
         self.network, self.batches, self.tests = network, batches, list(tests)
         self.next = 0
 
-    def forward(self, *args: Any) -> Any:
-        found = self._known(args[0])
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = None if kwargs else self._known(args)
         if found is None:
             self.network.tests = list(self.tests)
-            return self.network(*args)
+            return self.network(*args, **kwargs)
         return self.network.outputs(found.chosen(found.left(self.tests)))
 
-    def _known(self, first: Any) -> BatchSeen | None:
+    def _known(self, args: tuple[Any, ...]) -> BatchSeen | None:
         """The next batch in order, if it is this one."""
         one = self.batches[self.next % len(self.batches)]
+        given, known = tree_leaves(args), tree_leaves(one.args)
+        if len(given) != len(known) or not all(map(_same, given, known)):
+            return None
         self.next += 1
-        if isinstance(first, Tensor) and first.shape == one.first.shape:
-            return one if torch.equal(first, one.first) else None
-        return None
+        return one
+
+
+def _same(given: Any, known: Any) -> bool:
+    if not isinstance(given, Tensor) or not isinstance(known, Tensor):
+        return given is known or given == known
+    return given.shape == known.shape and torch.equal(given, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,9 @@ class Fit:
         """From all samples to none."""
         known = self.network.tests[at]
         scores = torch.cat([batch.scores[at] for batch in self.batches]).double().sort().values
+        scores = scores[~scores.isnan()]
+        if not len(scores):  # nothing is known of what leaves
+            return [known] * (LEVELS + 1)
         scores = scores[torch.linspace(0, len(scores) - 1, LEVELS).round().long()]
         below, above = float(scores[0]) - 1, float(scores[-1]) + 1
         upwards = [below, *scores.tolist(), above]

@@ -20,10 +20,13 @@ from ..exits.segments import early_exit
 from ..graph.exits import exits_of, set_limit
 from ..graph.snapshot import finish
 from ..journal import ExitRow, ExitsFitted, Note
+from ..measure.batches import batch_size
 from ..rules.state import State
 from .budgets import Measures, StandIn, functions_in
 
 COSTS = frozenset({"macs", "latency"})
+_COMPARED = ("<", "<=", ">", ">=")
+_JOINED = {"and": all, "or": any}
 
 
 def fit_exits(state: State, measures: Measures, item: t.ExitOn) -> ExitsFitted | None:
@@ -37,10 +40,13 @@ def fit_exits(state: State, measures: Measures, item: t.ExitOn) -> ExitsFitted |
     finish(state.module)
     network = early_exit(state.module, behind_exits(state.module, state.samples.examples))
     batches = state.samples.batches(item.data.text, place)
-    held = seen(network, [args for args in map(state.samples.args, batches) if len(args[0])])
+    held = seen(network, [args for args in map(state.samples.args, batches) if batch_size(args)])
+    if not held:
+        raise fail("D002", f"`{item.data.text}` holds no sample", place)
     asked = _Asked(state, measures, item, batches)
-    if "latency" in functions_in(item.condition):
-        measures.ask(item.condition, item.data)  # what the original takes, in turns
+    timed = [part for part in asked.parts if "latency" in functions_in(part)]
+    if timed:
+        measures.ask(timed[0], item.data)  # what the original takes, in turns
         asked.times = network.measure(*state.samples.inputs)
     costs = list(depth_costs(state))
     by_score = not COSTS.isdisjoint(functions_in(item.condition))
@@ -56,6 +62,19 @@ def fit_exits(state: State, measures: Measures, item: t.ExitOn) -> ExitsFitted |
     return found
 
 
+def _comparisons(asked: t.Expr) -> Iterator[t.Binary]:
+    """Those that a condition joins. Raises R001 for what compares nothing."""
+    if isinstance(asked, t.Binary) and asked.op in _JOINED:
+        yield from (*_comparisons(asked.left), *_comparisons(asked.right))
+        return
+    if isinstance(asked, t.Binary) and asked.op in _COMPARED:
+        yield asked
+        return
+    message = f"`{asked.span.flat}` compares nothing, so no thresholds follow from it"
+    hint = "say what has to hold: accuracy >= 99%, drop(accuracy) <= 0.2%, macs(model) <= 40%"
+    raise fail("R001", message, Label(asked.span), help=hint)
+
+
 class _Asked:
     """What is asked of a model with thresholds, and the metric that else decides."""
 
@@ -63,6 +82,7 @@ class _Asked:
         self, state: State, measures: Measures, item: t.ExitOn, batches: Sequence[Any]
     ) -> None:
         self.state, self.measures, self.item, self.batches = state, measures, item, batches
+        self.parts = list(_comparisons(item.condition))
         self.name = next(iter(measures.metrics.metrics), "")
         self.times: Sequence[float] = ()
 
@@ -71,17 +91,20 @@ class _Asked:
         costs = replace(present_costs(self.state), macs=round(macs))
         stand_in = StandIn(model, costs, ms)
         with self.measures.standing_in(stand_in):
-            holds = self._holds(model)
+            holds = self._holds(model, self.item.condition)
         return holds, self._metric(model, self.name) if self.name else math.nan
 
-    def _holds(self, model: nn.Module) -> bool:
+    def _holds(self, model: nn.Module, asked: Any) -> bool:
         """`accuracy >= 99%` speaks of a metric by its name, all else of the model."""
-        asked = self.item.condition
-        left = asked.left if isinstance(asked, t.Binary) else None
-        if not isinstance(left, t.Name) or left.text not in self.measures.metrics.metrics:
+        if asked.op in _JOINED:
+            return _JOINED[asked.op](self._holds(model, p) for p in (asked.left, asked.right))
+        names = {side.text for side in (asked.left, asked.right) if isinstance(side, t.Name)}
+        if names.isdisjoint(self.measures.metrics.metrics):
             return self.measures.ask(asked, self.item.data)[2]
-        value = self._metric(model, left.text)
-        return bool(self.measures.scope(None).child({left.text: value}).number(asked))
+        values = {
+            name: self._metric(model, name) for name in names & {*self.measures.metrics.metrics}
+        }
+        return bool(self.measures.scope(None).child(values).number(asked))
 
     def _metric(self, model: nn.Module, name: str) -> float:
         place = Label(self.item.span)
