@@ -1,8 +1,8 @@
 """LeNet-5 on MNIST with one exit behind its first convolution (BranchyNet, Teerapittayanon et al.
 2016, arXiv:1709.01686, table I: 5.4 times faster on a CPU at 99.25 % against 99.20 %).
 
-The threshold is chosen on validation data: no more errors there than the dense network makes, which
-is trained as long. Beside it: samples that leave at random, as many; and the same weights and
+The threshold is chosen on validation data: no more errors there than without the exit. Beside it: a
+network without, trained as long; samples that leave at random, as many; and the same weights and
 threshold in earlyon (`pip install --no-deps earlyon==0.3.0`), of which a batch leaves where its
 hardest sample may. Latency: one thread, medians in turns, in torch and in ONNX
 Runtime (parts and driver as `lissom export` writes them).
@@ -77,8 +77,14 @@ def dense(seed: int) -> lissom.Result:
 
 @cache
 def with_exits(seed: int) -> lissom.Result:
-    wanted = 100 - measured(dense(seed).model)["valid"]
-    text = EXITS.replace("SEED", str(seed)).replace("WANTED", f"{wanted:.4f}%")
+    """Trained once; then the threshold at which no more validation digits are misread than without
+    the exit.
+    """
+    text, choose = EXITS.replace("SEED", str(seed)).split("exit on")
+    model = compiled(text, fresh(seed), checkpoints=KEPT).model
+    model.exits = False
+    wanted = 100 - measured(model)["valid"]
+    text += f"exit on{choose.replace('WANTED', f'{wanted:.4f}%')}"
     return compiled(text, fresh(seed), checkpoints=KEPT)
 
 
