@@ -18,8 +18,6 @@ from .passes.functions import FUNCTIONS
 from .report import frontier
 from .rewrite.apply.cost import said_of_uncounted
 from .rewrite.evidence import artifact, certificate
-from .rewrite.evidence.artifact import behind_in
-from .rewrite.exits.segments import running
 from .rewrite.explain.site_changes import SiteChange, site_changes, timed
 from .rewrite.export.export import export_artifact
 from .rewrite.journal import Applied, Costs, ExitsFitted, Journal, Verdict
@@ -246,8 +244,7 @@ def load(path: str | Path) -> fx.GraphModule | EarlyExit:
     """The model of an artifact folder, on the CPU, in eval mode. Reading it executes nothing from
     the folder.
     """
-    found = load_artifact(Path(path))
-    return running(found.module, behind_in(found.documents))
+    return artifact.running_in(load_artifact(Path(path)))
 
 
 @without_causes

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import lissom
+from lissom.rewrite.evidence.artifact import EXITS
 from lissom.rewrite.journal import Refused
 from lissom.rewrite.runtime.exits import EarlyExit
+from lissom.rewrite.store.folder import save
+from lissom.rewrite.store.values import canonical_json
 
 from .support import Fn
 from .test_exits import TUNE, compiled
@@ -391,3 +394,17 @@ def test_data_without_a_sample() -> None:
     body = f'data empty = sample("none", all)\n{stage} exit on empty until macs(model) <= 99%'
     found = said(lambda: compiled(body, parts(plain), (X[:4],), data=data, metrics={}))
     assert (found.code, found.message) == ("D002", "`empty` holds no sample")
+
+
+@pytest.mark.parametrize("change", ["no rows", "other rows", "too many sizes"])
+def test_what_an_artifact_says_of_its_exits_fits_its_graph(change: str, tmp_path: Path) -> None:
+    result = result_of(plain)
+    behind = result.compiled.behind
+    rows, sizes = dict(behind.rows), set(behind.sizes)
+    if change == "too many sizes":
+        sizes |= set(rows)
+    else:
+        rows = {} if change == "no rows" else {"nothing": True}
+    document = {"rows": rows, "sizes": sorted(sizes), "order": dict(behind.order)}
+    save(result.compiled.model, tmp_path / "made", {EXITS: canonical_json(document)})
+    assert said(lambda: lissom.load(tmp_path / "made")).code == "A025"

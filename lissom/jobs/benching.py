@@ -16,8 +16,7 @@ from torch import nn
 
 from ..grammar.diagnostics import Label, fail
 from ..model_file import ModelFile
-from ..rewrite.evidence.artifact import behind_in, examples_of
-from ..rewrite.exits.segments import running
+from ..rewrite.evidence.artifact import examples_of, running_in
 from ..rewrite.graph.runs import run_model
 from ..rewrite.measure.batches import Taken, batch_size, part
 from ..rewrite.measure.samples import Samples
@@ -56,7 +55,7 @@ def bench(
     is not there, U011 where no batch is as large.
     """
     loaded = load(folder)
-    model = running(loaded.module, behind_in(loaded.documents))
+    model = running_in(loaded)
     given = list(_given(loaded, folder, file, split))
     return [row for size in sizes for row in _of_size(model, given, size, seconds)]
 

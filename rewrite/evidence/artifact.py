@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, fx
 
 from ...grammar.diagnostics import Label, LissomError, fail
 from ...grammar.documents import json_text, sha256
-from ..exits.segments import Behind
+from ..exits.segments import Behind, running
 from ..journal import Verdict, VerdictKind
 from ..measure.compare import outputs
 from ..measure.samples import Example
 from ..measure.twins import KernelFault, faults_text, kernel_faults
 from ..pipeline.compile import Compiled
+from ..runtime.exits import EarlyExit
 from ..store.folder import Loaded, load, save
 from ..store.values import canonical_json, fields, malformed, parse_json
 from .certificate import FORMAT as CERTIFICATE_FORMAT
@@ -58,6 +59,17 @@ def behind_in(documents: Mapping[str, bytes]) -> Behind:
     if not all(known):
         raise malformed("does not list what runs in front of a node", EXITS)
     return Behind(rows, frozenset(map(str, sizes)), order)
+
+
+def running_in(loaded: Loaded) -> fx.GraphModule | EarlyExit:
+    """The model of an artifact as it is run. Raises A025 where what it says of its exits is of
+    another graph.
+    """
+    behind = behind_in(loaded.documents)
+    try:
+        return running(loaded.module, behind)
+    except (KeyError, AssertionError):
+        raise malformed("does not fit the graph beside it", EXITS) from None
 
 
 def plan_of(compiled: Compiled) -> dict[str, Any]:
