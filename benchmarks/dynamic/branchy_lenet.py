@@ -222,4 +222,4 @@ ARMS = {
 }
 
 if __name__ == "__main__":
-    study("branchy_lenet", ARMS, __doc__)
+    study("branchy_lenet", ARMS, __doc__, Path(__file__).resolve().parent / "results")

@@ -108,12 +108,12 @@ def nonzero(model: nn.Module) -> int:
     return sum(int((w != 0).sum()) for w in model.parameters() if w.dim() > 1)
 
 
-def study(name: str, arms: Mapping[str, Arm], text: str | None) -> None:
+def study(name: str, arms: Mapping[str, Arm], text: str | None, results: Path = RESULTS) -> None:
     """Runs every arm for every seed, writes `results/NAME.csv`, prints mean and spread."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(arms), choices=list(arms))
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.csv")
+    parser.add_argument("--out", type=Path, default=results / f"{name}.csv")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = _read(given.out)
