@@ -300,6 +300,28 @@ def test_weights_that_end_as_no_numbers_are_not_kept() -> None:
     assert all(torch.isfinite(p).all() for p in result.model.parameters())
 
 
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_metric_may_call_the_model_by_names(constrained: bool) -> None:
+    """Also while a constraint holds, when the graph runs with other weights than its own."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.net = small()
+
+        def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+            return self.net(x)
+
+    def metric(model: nn.Module, batches: Any) -> float:
+        return float(sum((model(x=x).argmax(1) == y).float().sum() for x, y in batches)) / len(Y)
+
+    stage = 'data calib = sample("train", all)\n'
+    stage += "stage s { once prune_weights(ratio = 50%, budget = 100%) }" if constrained else ""
+    result = tuned(Named().eval(), body=f"{stage} {TUNE}", metrics={"accuracy": metric})
+    assert len(epochs(result)) == 3
+
+
 # -- what belongs to the caller --------------------------------------------------------------------
 
 

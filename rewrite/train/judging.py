@@ -102,9 +102,10 @@ class Deployed(nn.Module):
         super().__init__()
         self.learner, self.taps, self.at = learner, taps, at
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         place = next((w.device for w in self.learner.parameters()), torch.device("cpu"))
-        found = self.learner(*tree_map(lambda x: _to(x, place), args))
+        args, kwargs = tree_map(lambda x: _to(x, place), (args, kwargs))
+        found = self.learner(*args, **kwargs)
         if self.taps:
             found = found[0] if self.at is None else found[1][self.at]
         return tree_map(lambda x: _to(x, torch.device("cpu")), found)

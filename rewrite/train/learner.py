@@ -31,11 +31,11 @@ class Learner(nn.Module):
         self.frozen: tuple[nn.Module, ...] = ()
         self.moved: dict[str, Tensor] = {}
 
-    def forward(self, *args: Any) -> Any:
-        """What the graph gives for positional inputs."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the graph gives."""
         if not self._kept:
-            return self.graph(*args)
-        return functional_call(self.graph, self.weights(), args)
+            return self.graph(*args, **kwargs)
+        return functional_call(self.graph, self.weights(), args, kwargs)
 
     def weights(self) -> dict[str, Tensor]:
         """What the graph computes with in place of its constrained parameters, by every path."""
